@@ -1,0 +1,21 @@
+"""Mistakes of the caller. Numerical trouble is never an exception: it is a status in a row."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something asked for does not exist or makes no sense; the message names it and a way out."""
+
+
+class StoreError(Exception):
+    """A result folder is damaged or cannot be written."""
+
+
+def near_miss(word: str, known: Iterable[str]) -> str:
+    """`. Did you mean 'x'?` where something close is known, else the known words."""
+    words = sorted(map(str, known))
+    close = difflib.get_close_matches(word, words, n=1)
+    return f". Did you mean {close[0]!r}?" if close else f"; known: {', '.join(words)}"

@@ -1,0 +1,18 @@
+"""Exit codes of the command."""
+
+from enum import IntEnum
+
+
+class Exit(IntEnum):
+    """What a command came to. Where several hold, the first of PRECEDENCE is returned."""
+
+    OK = 0  # complete, and every check passes
+    CHECK_FAILED = 1  # a check failed or had no verdict
+    USAGE = 2  # a mistake in the command or the suite
+    INCOMPLETE = 3  # planned cells were not measured
+    NOTHING = 4  # nothing was selected or nothing was checked
+    STORE = 5  # results are damaged or cannot be written
+    INTERRUPTED = 130
+
+
+PRECEDENCE = (Exit.STORE, Exit.USAGE, Exit.INCOMPLETE, Exit.CHECK_FAILED, Exit.NOTHING)

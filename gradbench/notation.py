@@ -1,0 +1,53 @@
+"""The words of gradbench: each coordinate and metric with its symbol and unit, for plots, tables and help."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Word:
+    """How a column is written on an axis."""
+
+    symbol: str
+    words: str
+    unit: str = ""
+    log: bool = False  # spans decades: a logarithmic axis
+
+    @property
+    def axis(self) -> str:
+        """Axis label: words, symbol, unit."""
+        symbol = f" {self.symbol}" if self.symbol else ""
+        return f"{self.words}{symbol} ({self.unit})" if self.unit else f"{self.words}{symbol}"
+
+
+COORDINATES = {
+    "s": Word("$s$", "coupling scale"),
+    "damp": Word("$c$", "damping"),
+    "T1": Word("$T_1$", "free phase", "steps", log=True),
+    "T2": Word("$T_2$", "second phase", "steps", log=True),
+    "beta": Word(r"$\beta$", "nudge", "per unit of cost", log=True),
+    "eps": Word(r"$\varepsilon$", "step size"),
+}
+
+METRICS = {
+    "cosine": Word(r"$\cos$", "global cosine to BPTT"),
+    "cosine_mean": Word(r"$\overline{\cos}$", "mean cosine over parameters"),
+    "cosine_min": Word(r"$\min\,\cos$", "smallest cosine over parameters"),
+    "cosine_attn": Word(r"$\cos_{QKVO}$", "mean cosine of attention"),
+    "norm_ratio": Word(r"$|\hat g|/|g|$", "norm ratio"),
+    "rel_error": Word(r"$|\hat g-g|/|g|$", "relative error", log=True),
+    "sign_agreement": Word("", "sign agreement"),
+    "residual": Word(r"$|G(s^*)-s^*|/|s^*|$", "free residual", log=True),
+    "settled_share": Word("", "share of settled samples"),
+    "force_norm": Word(r"$|F(s^*)|$", "force", log=True),
+    "state_norm": Word(r"$|s^*|$", "state"),
+    "rho": Word(r"$\rho$", "growth of perturbations", "per step"),
+    "antisymmetry": Word(r"$|A|_F/|J|_F$", "antisymmetry of the Jacobian"),
+    "antisymmetry_swirl": Word(r"$|A|_F/|J|_F$", "antisymmetry of the swirl"),
+    "nudge_residual": Word("", "last nudged step per displacement", log=True),
+    "clip_share": Word("", "share of clipped steps"),
+    "energy_monotone": Word("", "energy never rises"),
+    "reference_norm": Word("$|g|$", "norm of the reference gradient", log=True),
+    "seconds": Word("", "time of a cell", "s", log=True),
+}
