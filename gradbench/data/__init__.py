@@ -1,0 +1,92 @@
+"""Images for the systems that look at some.
+
+`fashion_mnist_sample` ships with the package: 1,024 images of Fashion-MNIST, the first 512 of the
+training set and the first 512 of the test set, in that order. `fashion_mnist` is the whole training
+set, through torchvision. Nothing ever stands in for something else: what cannot be had is an error.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gradbench.errors import UserError, near_miss
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Generator, Tensor
+
+FOLDER_VARIABLE = "GRADBENCH_DATA"
+IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+
+
+SHAPES = {  # colours, pixels of a side, number of images
+    "fashion_mnist_sample": (1, 28, 1024),
+    "fashion_mnist": (1, 28, 60_000),
+}
+GIVEN = "given"  # the images come with the call, in `data`
+
+
+def check(dataset: str, ch: int, img: int, batch: int) -> None:
+    """Raise UserError where a batch cannot be drawn: dataset unknown, of other sizes, or too small."""
+    if dataset == GIVEN:
+        return
+    if dataset not in SHAPES:
+        raise UserError(f"dataset = {dataset!r} is not known{near_miss(dataset, SHAPES)}")
+    colours, size, number = SHAPES[dataset]
+    if (ch, img) != (colours, size):
+        raise UserError(f"dataset {dataset!r} has images of {colours} x {size} x {size}, not {ch} x {img} x {img}")
+    if batch > number:
+        raise UserError(f"dataset {dataset!r} has {number} images, fewer than batch = {batch}")
+
+
+def images(dataset: str, batch: int, rng: Generator) -> Tensor:
+    """A batch drawn without replacement: (batch, ch, img, img) in [-1, 1], float64."""
+    import torch
+
+    pixels, _ = load(dataset)
+    chosen = torch.randperm(len(pixels), generator=rng)[:batch]
+    return (torch.from_numpy(pixels)[chosen].double() / 255 - 0.5).div(0.5)[:, None]
+
+
+@lru_cache
+def load(dataset: str) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels (n, 28, 28) and labels (n,) of a dataset, uint8."""
+    return {"fashion_mnist_sample": _sample, "fashion_mnist": _fashion_mnist}[dataset]()
+
+
+def folder() -> Path:
+    """Where full data sets are looked for: $GRADBENCH_DATA, else ~/.cache/gradbench."""
+    return Path(os.environ.get(FOLDER_VARIABLE) or Path.home() / ".cache" / "gradbench")
+
+
+def _sample() -> tuple[np.ndarray, np.ndarray]:
+    import numpy as np
+
+    with (resources.files("gradbench.data") / "fashion_mnist_sample.npz").open("rb") as file, np.load(file) as arrays:
+        return arrays["images"], arrays["labels"]
+
+
+def _fashion_mnist() -> tuple[np.ndarray, np.ndarray]:
+    """The training set. The four files may lie in the data folder itself, or where torchvision keeps them."""
+    from torchvision.datasets import FashionMNIST
+
+    root = folder()
+    raw = root / "FashionMNIST" / "raw"
+    try:
+        raw.mkdir(parents=True, exist_ok=True)
+        for name in IDX_FILES:
+            for file in (root / name, root / f"{name}.gz"):
+                if file.exists() and not (raw / file.name).exists():
+                    (raw / file.name).symlink_to(file.resolve())
+        data = FashionMNIST(str(root), train=True, download=True)  # what is there is not fetched again
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"dataset 'fashion_mnist' is not in {root} and could not be fetched ({error}). Ways out: put "
+            f"{', '.join(f'{name}.gz' for name in IDX_FILES)} into that folder; name another folder in "
+            f"${FOLDER_VARIABLE}; or ask for dataset = 'fashion_mnist_sample', which ships with gradbench"
+        ) from error
+    return data.data.numpy(), data.targets.numpy()

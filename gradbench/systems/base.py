@@ -1,0 +1,163 @@
+"""What a relaxing system must say of itself: shapes, force, cost, and where its state starts.
+
+Tensors carry any number of leading axes before the example axis: a state is `(*, b, n)`, data are
+`(b, ...)` and broadcast against it from the right. Rows of a nudged batch, steps of a trajectory and
+nudge strengths are all such leading axes. `force`, `cost` and `energy` are pure and treat examples
+independently; the registry-wide tests hold every system to that.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Generator, Tensor
+
+    from gradbench.streams import Streams
+
+Params = dict[str, "Tensor"]  # theta: one tensor a name
+Data = dict[str, "Tensor"]  # x: what is clamped
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """Real coordinates of a cell that enter the dynamics, as 0-d tensors."""
+
+    sigma: Tensor  # the grid's `s`: scale of attention (of tanh in toy_cons)
+    damp: Tensor  # c: adds -c z to the force of what relaxes as tokens
+    eps: Tensor  # step size
+
+
+class AbstractSystem(ABC):
+    """A relaxation s <- Pi(s + eps F(s)) with a cost read at its end.
+
+    Final ones are frozen dataclasses whose fields are the system's options: integer and string
+    fields shape the program, float fields may differ between cells that run as one batch.
+    """
+
+    name: ClassVar[str]
+    uses: ClassVar[frozenset[str]] = frozenset({"s", "damp", "T1"})
+    defaults: ClassVar[Mapping[str, Any]]  # coordinates where none is asked for
+    source: ClassVar[str]
+    conservative: ClassVar[bool] = False
+    per_example: ClassVar[frozenset[str]]  # data entries with a leading example axis
+
+    @property
+    @abstractmethod
+    def layout(self) -> dict[str, tuple[int, ...]]:
+        """Blocks of the flat state, in order."""
+
+    @property
+    @abstractmethod
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Parameters by name."""
+
+    @abstractmethod
+    def data_shapes(self, batch: int) -> dict[str, tuple[int, ...]]:
+        """Data by name, entries that only some options draw included."""
+
+    @classmethod
+    @abstractmethod
+    def sizes(cls, params: Params, given: Data) -> dict[str, Any]:
+        """Options that given parameters and data determine."""
+
+    def check(self, batch: int) -> None:
+        """Raise UserError where a batch of data cannot be drawn. Called before anything runs."""
+
+    @abstractmethod
+    def init_params(self, rng: Generator) -> Params:
+        """Draw theta: float64, CPU."""
+
+    @abstractmethod
+    def sample(self, streams: Streams, batch: int) -> Data:
+        """Draw the data of one batch: float64, CPU."""
+
+    @abstractmethod
+    def init_state(self, theta: Params, x: Data) -> Float[Tensor, "b n"]:
+        """s_0. Detached from theta: the engine takes no gradient through it."""
+
+    def context(self, theta: Params, x: Data) -> Params:
+        """What stays constant along a relaxation; part of F, so gradients flow through it."""
+        return {}
+
+    @abstractmethod
+    def force(
+        self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Float[Tensor, "*r b n"]:
+        """F(s)."""
+
+    @abstractmethod
+    def cost(self, theta: Params, x: Data, s: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b"]:
+        """C of each example; the cost of a batch is their sum, in the reference and in every estimate."""
+
+    def project(self, s: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
+        """Pi."""
+        return s
+
+    @property
+    def projects(self) -> bool:
+        """Whether Pi is anything but the identity."""
+        return type(self).project is not AbstractSystem.project
+
+    def split(self, s: Float[Tensor, "*r b n"]) -> dict[str, Tensor]:
+        """Views of the blocks of a flat state."""
+        sizes = [math.prod(shape) for shape in self.layout.values()]
+        parts = s.split(sizes, dim=-1)
+        return {name: part.unflatten(-1, shape) for (name, shape), part in zip(self.layout.items(), parts, strict=True)}
+
+
+class AbstractEnergySystem(AbstractSystem):
+    """F = -dE/ds. A closed-form `force` may override the default and is tested against it."""
+
+    conservative: ClassVar[bool] = True
+
+    @abstractmethod
+    def energy(
+        self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Float[Tensor, "*r b"]:
+        """E of each example."""
+
+    def force(
+        self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Float[Tensor, "*r b n"]:
+        return descent(self.energy, theta, x, context, s, knobs)
+
+
+class AbstractDrivenSystem(AbstractSystem):
+    """F = -dE/ds + swirl: a conservative part and a force that no energy has.
+
+    Only the swirl can make the Jacobian asymmetric, so rules that correct the asymmetry look at it alone.
+    """
+
+    @abstractmethod
+    def energy(
+        self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Float[Tensor, "*r b"]:
+        """E of each example: the conservative part."""
+
+    @abstractmethod
+    def swirl(
+        self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Float[Tensor, "*r b n"]:
+        """The non-conservative part of F."""
+
+    def force(
+        self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Float[Tensor, "*r b n"]:
+        return descent(self.energy, theta, x, context, s, knobs) + self.swirl(theta, x, context, s, knobs)
+
+
+def descent(energy: Any, theta: Params, x: Data, context: Params, s: Tensor, knobs: Knobs) -> Tensor:
+    """-dE/ds by reverse mode, differentiable again in s and theta."""
+    import torch
+
+    with torch.enable_grad():
+        at = s if s.requires_grad else s.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(energy(theta, x, context, at, knobs).sum(), at, create_graph=True)
+    wanted = torch.is_grad_enabled() and (s.requires_grad or any(p.requires_grad for p in theta.values()))
+    return -slope if wanted else -slope.detach()

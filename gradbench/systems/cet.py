@@ -1,0 +1,244 @@
+"""Convergent energy transformers: tokens z and a reconstruction y that relax together.
+
+E_rest = 2 |z|^2 - <enc(xbar) + benc + bpos, z> - sum relu(z Wmem)^2
+         + 1/2 |y|^2 - <dec(y), z> - <bdec, y>  + 1/2 c |z|^2
+with xbar the image outside its mask, enc and dec convolutions whose stride is the patch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, final
+
+from gradbench import data
+from gradbench.errors import UserError
+from gradbench.streams import normal
+from gradbench.systems.attention import attend, heads, merge
+from gradbench.systems.base import AbstractDrivenSystem, AbstractEnergySystem, AbstractSystem, Data, Knobs, Params
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Generator, Tensor
+
+    from gradbench.streams import Streams
+
+
+@dataclass(frozen=True)
+class _Cet(AbstractSystem):
+    """Shapes, data, start, cost and the attention-free part of both transformers.
+
+    C = 1/2 sum mask (y - x)^2: the reconstruction error of what was hidden.
+    """
+
+    per_example: ClassVar[frozenset[str]] = frozenset({"x", "mask"})
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "s": 1.0, "damp": 0.0, "T1": 100, "T2": 15, "beta": 0.02, "eps": 0.2, "batch": 64
+    }  # fmt: skip
+
+    img: int = 28  # pixels of a side
+    ch: int = 1  # colours
+    patch: int = 7  # pixels of a patch's side, and the stride
+    D: int = 64  # width of a token
+    heads: int = 4  # H
+    dh: int = 16  # h, width of a head
+    mem: int = 128  # M, memories
+    gamma: float = 0.25  # inverse temperature of the energy attention
+    mask_ratio: float = 0.5  # share of patches that is hidden
+    dataset: str = "fashion_mnist_sample"
+    benc_std: float = 0.0
+    bpos_std: float = 0.0
+    bdec_std: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.img % self.patch:
+            raise UserError(f"{self.name}: img = {self.img} is not a multiple of patch = {self.patch}")
+
+    def check(self, batch: int) -> None:
+        data.check(self.dataset, self.ch, self.img, batch)
+
+    @property
+    def side(self) -> int:
+        """Patches along a side; N = side^2."""
+        return self.img // self.patch
+
+    @property
+    def layout(self) -> dict[str, tuple[int, ...]]:
+        return {"z": (self.side**2, self.D), "y": (self.ch, self.img, self.img)}
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        kernel = (self.D, self.ch, self.patch, self.patch)
+        return {
+            "Wenc": kernel,
+            "benc": (self.D,),
+            "bpos": (self.side**2, self.D),
+            "Wdec": kernel,
+            "bdec": (self.ch,),
+            "Wmem": (self.D, self.mem),
+            "WQ": (self.heads, self.dh, self.D),
+            "WK": (self.heads, self.dh, self.D),
+        }
+
+    def data_shapes(self, batch: int) -> dict[str, tuple[int, ...]]:
+        return {"x": (batch, self.ch, self.img, self.img), "mask": (batch, self.ch, self.img, self.img)}
+
+    @classmethod
+    def sizes(cls, params: Params, given: Data) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        if "x" in given:
+            found |= {"ch": given["x"].shape[-3], "img": given["x"].shape[-1], "dataset": data.GIVEN}
+        if "Wenc" in params:
+            found |= {"D": params["Wenc"].shape[0], "patch": params["Wenc"].shape[-1]}
+        if "WQ" in params:
+            found |= {"heads": params["WQ"].shape[0], "dh": params["WQ"].shape[1]}
+        if "Wmem" in params:
+            found |= {"mem": params["Wmem"].shape[-1]}
+        return found
+
+    def init_params(self, rng: Generator) -> Params:
+        token = 1 / math.sqrt(self.D)
+        std = {
+            "Wenc": 0.5 * math.sqrt(2 / (self.ch * self.patch**2)),  # half of Kaiming's
+            "Wdec": 0.5 * math.sqrt(2 / (self.ch * self.patch**2)),
+            "benc": self.benc_std,
+            "bpos": self.bpos_std,
+            "bdec": self.bdec_std,
+            "Wmem": 0.3 * token,  # small: keeps the energy bounded below
+            "WQ": token,
+            "WK": token,
+            "WV": token,
+            "WO": 1 / math.sqrt(self.heads * self.dh),
+        }
+        return {name: normal(rng, shape, std[name]) for name, shape in self.shapes.items()}
+
+    def sample(self, streams: Streams, batch: int) -> Data:
+        import torch
+
+        patches = self.side**2
+        hidden = torch.rand((batch, patches), generator=streams["mask"], dtype=torch.float64).argsort(-1)
+        mask = torch.zeros((batch, patches), dtype=torch.float64)
+        mask.scatter_(-1, hidden[:, : round(self.mask_ratio * patches)], 1.0)
+        mask = mask.unflatten(-1, (1, self.side, self.side)).expand(-1, self.ch, -1, -1)
+        x = {} if self.dataset == data.GIVEN else {"x": data.images(self.dataset, batch, streams["data"])}
+        return x | {"mask": mask.repeat_interleave(self.patch, -1).repeat_interleave(self.patch, -2)}
+
+    def init_state(self, theta: Params, x: Data) -> Float[Tensor, "b n"]:
+        seen = x["x"] * (1 - x["mask"])
+        z = token_norm(self._patches(seen) @ theta["Wenc"].flatten(1).mT)
+        return self._join(z, seen)
+
+    def context(self, theta: Params, x: Data) -> Params:
+        seen = self._patches(x["x"] * (1 - x["mask"]))
+        return {"input": seen @ theta["Wenc"].flatten(1).mT + theta["benc"] + theta["bpos"]}
+
+    def cost(self, theta: Params, x: Data, s: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b"]:
+        return 0.5 * (x["mask"] * (self.split(s)["y"] - x["x"]).square()).sum((-3, -2, -1))
+
+    def _patches(self, y: Float[Tensor, "*b ch img img"]) -> Float[Tensor, "*b N P"]:
+        cut = y.unflatten(-1, (self.side, self.patch)).unflatten(-3, (self.side, self.patch))
+        return cut.movedim((-4, -2), (-5, -4)).flatten(-3).flatten(-3, -2)
+
+    def _image(self, p: Float[Tensor, "*b N P"]) -> Float[Tensor, "*b ch img img"]:
+        cut = p.unflatten(-1, (self.ch, self.patch, self.patch)).unflatten(-4, (self.side, self.side))
+        return cut.movedim((-5, -4), (-4, -2)).flatten(-2).flatten(-3, -2)
+
+    def _join(self, z: Tensor, y: Tensor) -> Tensor:
+        import torch
+
+        return torch.cat((z.flatten(-2), y.flatten(-3)), -1)
+
+    def _rest_energy(self, theta: Params, context: Params, z: Tensor, y: Tensor, knobs: Knobs) -> Tensor:
+        decoded = self._patches(y) @ theta["Wdec"].flatten(1).mT
+        tokens = (2 + 0.5 * knobs.damp) * z.square() - (context["input"] + decoded) * z
+        memory = (z @ theta["Wmem"]).relu().square()
+        pixels = 0.5 * y.square() - theta["bdec"][:, None, None] * y
+        return tokens.sum((-2, -1)) - memory.sum((-2, -1)) + pixels.sum((-3, -2, -1))
+
+    def _rest_force(self, theta: Params, context: Params, z: Tensor, y: Tensor, knobs: Knobs) -> tuple[Tensor, Tensor]:
+        Wdec = theta["Wdec"].flatten(1)
+        memory = (z @ theta["Wmem"]).relu() @ theta["Wmem"].mT
+        force_z = context["input"] + self._patches(y) @ Wdec.mT + 2 * memory - (4 + knobs.damp) * z
+        force_y = self._image(z @ Wdec) + theta["bdec"][:, None, None] - y
+        return force_z, force_y
+
+    def _heads(self, z: Tensor, W: Tensor) -> Tensor:
+        return heads(z @ W.flatten(0, 1).mT, self.heads)
+
+
+@final
+@dataclass(frozen=True)
+class CetEnergy(_Cet, AbstractEnergySystem):
+    """Transformer whose attention is a gradient: the conservative control.
+
+    E = E_rest - (sigma / gamma) sum_{h,m} logsumexp_n(gamma q_m . k_n),   F = -dE/ds
+    """
+
+    name: ClassVar[str] = "cet_energy"
+    source: ClassVar[str] = "Hoier, Kerjan & Scellier 2026 (CET); Hoover et al. 2023 (energy attention)"
+
+    def energy(
+        self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Float[Tensor, "*r b"]:
+        part = self.split(s)
+        z, y = part["z"], part["y"]
+        q, k = self._heads(z, theta["WQ"]), self._heads(z, theta["WK"])
+        attention = (self.gamma * (q @ k.mT)).logsumexp(-1).sum((-2, -1)) / self.gamma
+        return self._rest_energy(theta, context, z, y, knobs) - knobs.sigma * attention
+
+    def force(
+        self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Float[Tensor, "*r b n"]:
+        part = self.split(s)
+        z, y = part["z"], part["y"]
+        force_z, force_y = self._rest_force(theta, context, z, y, knobs)
+        q, k = self._heads(z, theta["WQ"]), self._heads(z, theta["WK"])
+        weight = (self.gamma * (q @ k.mT)).softmax(-1)
+        # every token is pulled as a query (to the keys it attends to) and as a key (by its queries)
+        pull = merge(weight @ k) @ theta["WQ"].flatten(0, 1) + merge(weight.mT @ q) @ theta["WK"].flatten(0, 1)
+        return self._join(force_z + knobs.sigma * pull, force_y)
+
+
+@final
+@dataclass(frozen=True)
+class CetReal(_Cet, AbstractDrivenSystem):
+    """Transformer with ordinary attention, whose free value and output matrices no energy generates.
+
+    F_z = -dE_rest/dz + sigma WO concat_h softmax(q k^T / sqrt(h)) v,   F_y = -dE_rest/dy
+    """
+
+    name: ClassVar[str] = "cet_real"
+    source: ClassVar[str] = "CET with transformer attention; Scurria et al. 2026, arXiv:2602.03670"
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return super().shapes | {"WV": (self.heads, self.dh, self.D), "WO": (self.D, self.heads * self.dh)}
+
+    def energy(
+        self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Float[Tensor, "*r b"]:
+        part = self.split(s)
+        return self._rest_energy(theta, context, part["z"], part["y"], knobs)
+
+    def swirl(
+        self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Float[Tensor, "*r b n"]:
+        part = self.split(s)
+        return self._join(self._attention(theta, part["z"], knobs), part["y"].new_zeros(part["y"].shape))
+
+    def force(
+        self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Float[Tensor, "*r b n"]:
+        part = self.split(s)
+        force_z, force_y = self._rest_force(theta, context, part["z"], part["y"], knobs)
+        return self._join(force_z + self._attention(theta, part["z"], knobs), force_y)
+
+    def _attention(self, theta: Params, z: Tensor, knobs: Knobs) -> Tensor:
+        q, k, v = (self._heads(z, theta[w]) for w in ("WQ", "WK", "WV"))
+        return knobs.sigma * (merge(attend(q, k, v)) @ theta["WO"].mT)
+
+
+def token_norm(z: Float[Tensor, "*b N D"]) -> Float[Tensor, "*b N D"]:
+    """(z - mean) / (std + 1e-5) of each token over its width, with the population's std."""
+    return (z - z.mean(-1, keepdim=True)) / (z.std(-1, correction=0, keepdim=True) + 1e-5)

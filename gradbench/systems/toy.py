@@ -1,0 +1,152 @@
+"""The two toys: tokens pulled to a bias, coupled by a conservative or by a non-conservative force."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, final
+
+from gradbench.streams import normal
+from gradbench.systems.attention import attend, heads, merge
+from gradbench.systems.base import AbstractDrivenSystem, AbstractEnergySystem, AbstractSystem, Data, Knobs, Params
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Generator, Tensor
+
+    from gradbench.streams import Streams
+
+
+@dataclass(frozen=True)
+class _Toy(AbstractSystem):
+    """Start, data and cost of both toys.
+
+    C = 1/2 |flat(s) R - target|^2 / b with a fixed random readout R.
+    """
+
+    per_example: ClassVar[frozenset[str]] = frozenset({"x0", "target", "drive"})
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "s": 1.0, "damp": 0.0, "T1": 120, "T2": 30, "beta": 0.02, "eps": 0.2, "batch": 8
+    }  # fmt: skip
+
+    N: int = 8  # tokens
+    D: int = 32  # width of a token
+    out: int = 16  # width of the readout
+    bias_std: float = 0.0  # of b; with neither bias nor drive the state collapses to 0 or leaves a saddle
+    drive_std: float = 0.0  # of a fixed input to every token; > 0 gives WQ and WK a gradient
+
+    @property
+    def layout(self) -> dict[str, tuple[int, ...]]:
+        return {"z": (self.N, self.D)}
+
+    def data_shapes(self, batch: int) -> dict[str, tuple[int, ...]]:
+        tokens = (batch, self.N, self.D)
+        return {"x0": tokens, "R": (self.N * self.D, self.out), "target": (batch, self.out), "drive": tokens}
+
+    @classmethod
+    def sizes(cls, params: Params, given: Data) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        if "x0" in given:
+            found |= {"N": given["x0"].shape[-2], "D": given["x0"].shape[-1]}
+        elif "b" in params:
+            found |= {"D": params["b"].shape[-1]}
+        if "R" in given:
+            found |= {"out": given["R"].shape[-1]}
+        return found
+
+    def init_params(self, rng: Generator) -> Params:
+        scale = 1 / math.sqrt(self.D)
+        return {n: normal(rng, shape, self.bias_std if n == "b" else scale) for n, shape in self.shapes.items()}
+
+    def sample(self, streams: Streams, batch: int) -> Data:
+        rng, n = streams["data"], self.N * self.D
+        data = {
+            "x0": normal(rng, (batch, self.N, self.D), 0.1),
+            "R": normal(rng, (n, self.out), 1 / math.sqrt(n)),
+            "target": normal(rng, (batch, self.out)),
+        }
+        if self.drive_std > 0:
+            data["drive"] = normal(rng, (batch, self.N, self.D), self.drive_std)
+        return data
+
+    def init_state(self, theta: Params, x: Data) -> Float[Tensor, "b n"]:
+        return x["x0"].flatten(-2)
+
+    def context(self, theta: Params, x: Data) -> Params:
+        return {"input": theta["b"] + x["drive"] if "drive" in x else theta["b"]}
+
+    def cost(self, theta: Params, x: Data, s: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b"]:
+        return 0.5 * (s @ x["R"] - x["target"]).square().sum(-1) / s.shape[-2]
+
+    def _well(self, context: Params, z: Tensor, knobs: Knobs) -> Tensor:
+        """Energy of the pull to the input, with damping: 1/2 (1 + c) |z|^2 - <input, z>."""
+        return (0.5 * (1 + knobs.damp) * z.square() - context["input"] * z).sum((-2, -1))
+
+
+@final
+@dataclass(frozen=True)
+class ToyCons(_Toy, AbstractEnergySystem):
+    """Conservative toy: the control on which naive and asymmetric EP must agree.
+
+    F = -z + b + sigma tanh(z S) S^T - c z,   E = 1/2 (1 + c) |z|^2 - <b, z> - sigma sum log cosh(z S)
+    """
+
+    name: ClassVar[str] = "toy_cons"
+    source: ClassVar[str] = "Hopfield-type energy with tied weights"
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"S": (self.D, self.D), "b": (self.D,)}
+
+    def energy(
+        self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Float[Tensor, "*r b"]:
+        z = self.split(s)["z"]
+        h = z @ theta["S"]
+        log_cosh = h.logaddexp(-h) - math.log(2)
+        return self._well(context, z, knobs) - knobs.sigma * log_cosh.sum((-2, -1))
+
+    def force(
+        self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Float[Tensor, "*r b n"]:
+        z = self.split(s)["z"]
+        pull = (z @ theta["S"]).tanh() @ theta["S"].mT
+        return (context["input"] - (1 + knobs.damp) * z + knobs.sigma * pull).flatten(-2)
+
+
+@final
+@dataclass(frozen=True)
+class ToyNoncons(_Toy, AbstractDrivenSystem):
+    """Non-conservative toy: attention with a free value matrix, which no energy generates.
+
+    F = -z + b + sigma attn(z) WO - c z,   attn = softmax(q k^T / sqrt(h)) v in H heads
+    """
+
+    name: ClassVar[str] = "toy_noncons"
+    source: ClassVar[str] = "transformer attention as a force; Scurria et al. 2026, arXiv:2602.03670"
+
+    heads: int = 4  # H
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        square = (self.D, self.D)
+        return {"WQ": square, "WK": square, "WV": square, "WO": square, "b": (self.D,)}
+
+    def energy(
+        self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Float[Tensor, "*r b"]:
+        return self._well(context, self.split(s)["z"], knobs)
+
+    def swirl(
+        self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Float[Tensor, "*r b n"]:
+        z = self.split(s)["z"]
+        q, k, v = (heads(z @ theta[w], self.heads) for w in ("WQ", "WK", "WV"))
+        return (knobs.sigma * (merge(attend(q, k, v)) @ theta["WO"])).flatten(-2)
+
+    def force(
+        self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Float[Tensor, "*r b n"]:
+        well = context["input"] - (1 + knobs.damp) * self.split(s)["z"]
+        return well.flatten(-2) + self.swirl(theta, x, context, s, knobs)
