@@ -1,0 +1,5 @@
+"""Gradient estimators. The registry finds every module here: add one file to add an estimator."""
+
+from gradbench.listing import listing
+
+listing(__name__)

@@ -1,0 +1,44 @@
+"""Asymmetric equilibrium propagation: EP whose nudged phase moves with the transposed Jacobian."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, final
+
+from gradbench.estimators.base import AbstractEstimator, AbstractPhase, Reading, Snapshot
+from gradbench.estimators.ep import SIGNS, Clip, Nudge, NudgedPhase, vector_field
+
+if TYPE_CHECKING:
+    from gradbench.trajectory import Trajectory
+
+
+@final
+@dataclass(frozen=True)
+class Aep(AbstractEstimator):
+    """Equilibrium propagation for non-conservative systems.
+
+    nudged   s <- Pi(s + eps (F(s) - b dC/ds - 2 A (s - s*))), A = (J - J^T)/2 frozen at s*
+    estimate <a, dF/dtheta(s*)>, a = (s_- - s_+) / 2 beta
+    Valid for any J; needs both phases converged and stable. Error O(beta^2) centred, O(beta) one-sided.
+    `clip` caps the correction at the norm of the force; it costs fidelity wherever it acts, because at
+    the corrected fixed point the two are equal.
+    """
+
+    name: ClassVar[str] = "aep"
+    uses: ClassVar[frozenset[str]] = frozenset({"T2", "beta"})
+    source: ClassVar[str] = "Scurria, Vanden Abeele, Mognetti & Massar 2026, arXiv:2602.03670"
+    exact_when: ClassVar[str] = "any J(s*), T2 -> inf, beta -> 0, no clip"
+
+    nudge: Nudge = "centred"
+    clip: Clip = "none"
+
+    @property
+    def bias_order(self) -> int | None:  # type: ignore[override]
+        return None if self.clip != "none" else 2 if self.nudge == "centred" else 1
+
+    @property
+    def phase(self) -> AbstractPhase:
+        return NudgedPhase(SIGNS[self.nudge], asymmetric=True, clip=self.clip)
+
+    def read(self, free: Trajectory, snapshot: Snapshot, betas: tuple[float, ...]) -> Reading:
+        return vector_field(self.nudge, free, snapshot, betas)

@@ -1,0 +1,94 @@
+"""What a gradient rule is: a second phase of growing depth, and a readout of it.
+
+Rules that need the same second phase return equal phases, and the engine runs it once for all of
+them. beta and T2 are never options of a rule, so that one pass can serve every value of both.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+    from gradbench.systems.base import AbstractSystem, Params
+    from gradbench.trajectory import Trajectory
+
+
+@dataclass(frozen=True)
+class Count:
+    """Evaluations on one batch of examples."""
+
+    force: int = 0
+    jvp: int = 0
+    vjp: int = 0
+
+    def __add__(self, other: Count) -> Count:
+        return Count(self.force + other.force, self.jvp + other.jvp, self.vjp + other.vjp)
+
+    def __mul__(self, times: int) -> Count:
+        return Count(self.force * times, self.jvp * times, self.vjp * times)
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """A second phase at one depth. Axes: i over T1, j over beta."""
+
+    depth: int | None  # T2; None where the depth is T1 itself
+    evidence: dict[str, Float[Tensor, "i j"]] = field(default_factory=dict)
+    gradient: list[Params] | None = None  # reverse phase: by T1
+    nudged: Float[Tensor, "i j k b n"] | None = None  # nudged phase: by T1, beta, sign
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """An estimate at one depth, by T1 and by beta (one column where the rule has no beta)."""
+
+    depth: int | None
+    gradient: list[list[Params]]
+    credit: Float[Tensor, "i j b n"] | None  # the state adjoint that the rule stands in for
+    evidence: dict[str, Float[Tensor, "i j"]]
+
+
+class AbstractPhase(ABC):
+    """A second phase. Final ones are frozen dataclasses: equal ones run once."""
+
+    @abstractmethod
+    def run(self, free: Trajectory, depths: tuple[int, ...], betas: tuple[float, ...]) -> Iterator[Snapshot]:
+        """Run once to the largest depth, from s* of every T1, and stop at each depth."""
+
+    @abstractmethod
+    def count(self, T1: int, depth: int | None) -> Count:
+        """Evaluations that one cell of this phase needs by itself, after its free phase."""
+
+
+class AbstractEstimator(ABC):
+    """A gradient rule. Final ones are frozen dataclasses of their options."""
+
+    name: ClassVar[str]
+    uses: ClassVar[frozenset[str]]  # of {"T2", "beta"}
+    source: ClassVar[str]
+    exact_when: ClassVar[str]  # in words; the registry-wide tests hold a rule to it
+    bias_order: int | None  # of the error in beta, where exact; None: no beta or no such claim
+
+    @property
+    @abstractmethod
+    def phase(self) -> AbstractPhase:
+        """The second phase that this rule reads."""
+
+    @abstractmethod
+    def read(self, free: Trajectory, snapshot: Snapshot, betas: tuple[float, ...]) -> Reading:
+        """The estimate at one depth."""
+
+    def skip(self, system: type[AbstractSystem]) -> str | None:
+        """Why the rule does not apply to a system, or None."""
+        return None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options as plain values."""
+        return dict(vars(self))

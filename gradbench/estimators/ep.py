@@ -1,0 +1,162 @@
+"""Equilibrium propagation: the response of the fixed point to a nudge along the cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, final
+
+from gradbench.estimators.base import AbstractEstimator, AbstractPhase, Count, Reading, Snapshot
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+    from gradbench.systems.base import AbstractSystem
+    from gradbench.trajectory import Trajectory
+
+Nudge = Literal["centred", "positive", "negative"]
+Clip = Literal["none", "batch", "sample"]
+SIGNS: dict[str, tuple[int, ...]] = {"centred": (1, -1), "positive": (1,), "negative": (-1,)}
+
+
+@final
+@dataclass(frozen=True)
+class NudgedPhase(AbstractPhase):
+    """s <- Pi(s + eps (F(s) - b dC/ds - correction)) from s*, b = +-beta, for every beta at once.
+
+    With `asymmetric`, correction = gain 2 A (s - s*), A = (J - J^T)/2 frozen at s*: near s* the
+    nudged state then moves with J^T in place of J. `clip` caps the correction at the norm of the
+    force before the nudge (gain <= 1), by row over the whole batch or by sample.
+    """
+
+    signs: tuple[int, ...]
+    asymmetric: bool = False
+    clip: Clip = "none"
+
+    def run(self, free: Trajectory, depths: tuple[int, ...], betas: tuple[float, ...]) -> Iterator[Snapshot]:
+        import torch
+
+        field, eps = free.field, free.field.knobs.eps
+        start = free.ends[:, None, None]
+        s = start.expand(-1, len(betas), len(self.signs), -1, -1).clone()
+        nudge = start.new_tensor([[[[b * sign]] for sign in self.signs] for b in betas])
+        skew = field.swirl_at(s) if self.asymmetric else None
+        clipped = torch.zeros_like(s[..., 0, 0])  # share of samples, summed over steps
+        bound = 0 * clipped
+        for step in range(1, max(depths) + 1):
+            with torch.no_grad():
+                force = field.force(s)
+                push = force - nudge * field.cost_slope(s)
+                if skew is not None:
+                    correction = 2 * skew.antisym(s - start)
+                    gain = self._gain(field.system, force, correction)
+                    clipped += (gain < 1).to(s).mean((-2, -1))
+                    push = push - gain * correction
+                before, s = s, field.project(s + eps * push)
+                bound = torch.maximum(bound, s.flatten(-2).norm(dim=-1))
+            if step in depths:
+                moved = (s - start).flatten(-2).norm(dim=-1)
+                residual = (s - before).flatten(-2).norm(dim=-1) / moved
+                evidence = {"nudge_residual": residual.amax(-1), "nudge_norm": bound.amax(-1)}
+                if self.clip != "none":
+                    evidence["clip_share"] = clipped.mean(-1) / step
+                yield Snapshot(step, evidence, nudged=s)
+
+    def _gain(self, system: AbstractSystem, force: Tensor, correction: Tensor) -> Tensor:
+        if self.clip == "none":
+            return force.new_ones((1, 1))
+        # the correction lives on the tokens; other blocks would only loosen the cap
+        force_z, correction_z = (system.split(v)["z"].flatten(-2) for v in (force, correction))
+        axes = (-2, -1) if self.clip == "batch" else (-1,)
+        limit = force_z.norm(dim=axes, keepdim=True) + 1e-8
+        return (limit / correction_z.norm(dim=axes, keepdim=True)).clamp(max=1.0)
+
+    def count(self, T1: int, depth: int | None) -> Count:
+        assert depth is not None
+        products = 1 if self.asymmetric else 0
+        return Count(force=1, jvp=products, vjp=products) * (depth * len(self.signs))
+
+
+def displacement(
+    nudge: Nudge, s_star: Float[Tensor, "i b n"], nudged: Float[Tensor, "i j k b n"], betas: tuple[float, ...]
+) -> Float[Tensor, "i j b n"]:
+    """Credit a of a nudged phase, with the sign of the backprop gradient.
+
+    centred (s_- - s_+) / 2 beta,  positive (s* - s_+) / beta,  negative (s_- - s*) / beta
+    """
+    beta = nudged.new_tensor(betas)[:, None, None]
+    if nudge == "centred":
+        return (nudged[:, :, 1] - nudged[:, :, 0]) / (2 * beta)
+    moved = nudged[:, :, 0] - s_star[:, None]
+    return -moved / beta if nudge == "positive" else moved / beta
+
+
+def vector_field(nudge: Nudge, free: Trajectory, snapshot: Snapshot, betas: tuple[float, ...]) -> Reading:
+    """Estimate <a, dF/dtheta(s*)> + dC/dtheta(s*)."""
+    assert snapshot.nudged is not None
+    credit = displacement(nudge, free.ends, snapshot.nudged, betas)
+    gradient = [
+        [{n: g + direct[n] for n, g in pull(a).items()} for a in credit[i]]
+        for i, (pull, direct) in enumerate(zip(free.pulls, free.cost_grads, strict=True))
+    ]
+    return Reading(snapshot.depth, gradient, credit, snapshot.evidence)
+
+
+def energy_contrast(nudge: Nudge, free: Trajectory, snapshot: Snapshot, betas: tuple[float, ...]) -> Reading:
+    """Estimate (dE/dtheta|_upper - dE/dtheta|_lower) / (b_upper - b_lower) + dC/dtheta(s*).
+
+    centred (+beta, -beta),  positive (+beta, 0),  negative (0, -beta)
+    """
+    assert snapshot.nudged is not None
+    gradient = []
+    for i, direct in enumerate(free.cost_grads):
+        at_rest = {} if nudge == "centred" else free.field.energy_grads(free.ends[i])
+        row = []
+        for states, beta in zip(snapshot.nudged[i], betas, strict=True):
+            nudged = [free.field.energy_grads(s) for s in states]
+            ends = {"centred": nudged, "positive": [*nudged, at_rest], "negative": [at_rest, *nudged]}
+            upper, lower = ends[nudge]
+            width = 2 * beta if nudge == "centred" else beta
+            row.append({n: (upper[n] - lower[n]) / width + direct[n] for n in direct})
+        gradient.append(row)
+    return Reading(snapshot.depth, gradient, displacement(nudge, free.ends, snapshot.nudged, betas), snapshot.evidence)
+
+
+@final
+@dataclass(frozen=True)
+class Ep(AbstractEstimator):
+    """Equilibrium propagation.
+
+    nudged   s <- Pi(s + eps (F(s) - b dC/ds)), b = +beta and -beta from s*, T2 steps
+    estimate vector_field     <a, dF/dtheta(s*)>, a = (s_- - s_+) / 2 beta
+             energy_contrast  (dE/dtheta|s_+ - dE/dtheta|s_-) / 2 beta
+    Valid where J(s*) is symmetric; on a non-conservative force this is naive EP, whose bias no beta
+    removes. Error O(beta^2) centred, O(beta) one-sided. The readouts differ at the same order.
+    """
+
+    name: ClassVar[str] = "ep"
+    uses: ClassVar[frozenset[str]] = frozenset({"T2", "beta"})
+    source: ClassVar[str] = (
+        "Scellier & Bengio 2017; Scellier et al. 2018 (vector field); Laborieux et al. 2021 (centred)"
+    )
+    exact_when: ClassVar[str] = "J(s*) = J(s*)^T, T2 -> inf, beta -> 0"
+
+    nudge: Nudge = "centred"
+    readout: Literal["vector_field", "energy_contrast"] = "vector_field"
+
+    @property
+    def bias_order(self) -> int:  # type: ignore[override]
+        return 2 if self.nudge == "centred" else 1
+
+    @property
+    def phase(self) -> AbstractPhase:
+        return NudgedPhase(SIGNS[self.nudge])
+
+    def skip(self, system: type[AbstractSystem]) -> str | None:
+        needs_energy = self.readout == "energy_contrast" and not system.conservative
+        return f"the energy contrast needs an energy, which {system.name} has not" if needs_energy else None
+
+    def read(self, free: Trajectory, snapshot: Snapshot, betas: tuple[float, ...]) -> Reading:
+        readout = vector_field if self.readout == "vector_field" else energy_contrast
+        return readout(self.nudge, free, snapshot, betas)

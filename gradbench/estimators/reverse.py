@@ -1,0 +1,79 @@
+"""Reverse mode through the relaxation: the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, final
+
+from gradbench.estimators.base import AbstractEstimator, AbstractPhase, Count, Reading, Snapshot
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gradbench.systems.base import Params
+    from gradbench.trajectory import Trajectory
+
+# rows of one parameter pull: large enough for full products, small enough to stay out of the way
+PULL_ELEMENTS = 2**21
+
+
+@final
+@dataclass(frozen=True)
+class ReversePhase(AbstractPhase):
+    """a_t = p_t + eps J(s_t)^T p_t,  p_t = Pi'(u_t)^T a_{t+1},  from a_T1 = dC/ds
+
+    One sweep serves every T1: going backwards in time, the row of a T1 joins at its own end. The
+    gradient eps sum_t <p_t, dF/dtheta(s_t)> is pulled afterwards, over many steps in one product.
+    """
+
+    def run(self, free: Trajectory, depths: tuple[int, ...], betas: tuple[float, ...]) -> Iterator[Snapshot]:
+        import torch
+
+        field, eps = free.field, free.field.knobs.eps
+        a = free.cost_slope.clone()
+        credits = a.new_empty((free.T1s[-1], *a.shape))  # p_t, by step and T1; rows before their T1 only
+        for t in reversed(range(free.T1s[-1])):
+            first = sum(t >= T1 for T1 in free.T1s)
+            s = free.states[t].expand_as(a[first:])
+            with torch.no_grad():
+                u = s + eps * field.force(s) if field.system.projects else s
+            p = field.project_vjp(u, a[first:])
+            credits[t, first:] = p
+            a[first:] = p + eps * field.at(s).vjp(p)
+        yield Snapshot(None, gradient=[self._pull(free, i, credits[:T1, i]) for i, T1 in enumerate(free.T1s)])
+
+    def _pull(self, free: Trajectory, i: int, p: Tensor) -> Params:
+        eps = free.field.knobs.eps
+        rows = max(1, PULL_ELEMENTS // p[0].numel())
+        total = dict(free.cost_grads[i])
+        for t in range(0, len(p), rows):
+            part = free.field.pull(free.states[t : t + rows][: len(p) - t], eps * p[t : t + rows])
+            total = {name: total[name] + part[name] for name in total}
+        return total
+
+    def count(self, T1: int, depth: int | None) -> Count:
+        return Count(vjp=T1)
+
+
+@final
+@dataclass(frozen=True)
+class Bptt(AbstractEstimator):
+    """Backpropagation through time: reverse mode through the T1 steps of the deployed relaxation.
+
+    Exact for the cost after T1 steps, whether or not these reach a fixed point. It is the reference.
+    """
+
+    name: ClassVar[str] = "bptt"
+    uses: ClassVar[frozenset[str]] = frozenset()
+    source: ClassVar[str] = "Rumelhart, Hinton & Williams 1986; Werbos 1990"
+    exact_when: ClassVar[str] = "always"
+    bias_order = None
+
+    @property
+    def phase(self) -> AbstractPhase:
+        return ReversePhase()
+
+    def read(self, free: Trajectory, snapshot: Snapshot, betas: tuple[float, ...]) -> Reading:
+        assert snapshot.gradient is not None
+        return Reading(None, [[g] for g in snapshot.gradient], None, snapshot.evidence)
