@@ -1,0 +1,1 @@
+"""Evidence about the free state that a gradient was measured at."""

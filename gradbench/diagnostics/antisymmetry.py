@@ -1,0 +1,29 @@
+"""How far a Jacobian is from symmetric."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+    from gradbench.field import Linear
+
+
+def antisymmetry(linear: Linear, probes: Float[Tensor, "p *r b n"]) -> tuple[Float[Tensor, "*r"], Float[Tensor, "*r"]]:
+    """|A|_F / |J|_F with its standard error, by Hutchinson: |M|_F^2 = E |M v|^2 over v ~ N(0, I).
+
+    0 for a gradient force, 1 for a skew one. `linear` is taken at states that repeat along the probe axis.
+    The error is the jackknife's over the probes, of which a single one moves by +-20 %.
+    """
+    Jv, Jtv = linear.jvp(probes), linear.vjp(probes)
+    skew = (0.5 * (Jv - Jtv)).double().square().sum((-2, -1))
+    full = Jv.double().square().sum((-2, -1))
+    p = len(probes)
+    ratio = (skew.sum(0) / full.sum(0)).sqrt()
+    leave_one_out = ((skew.sum(0) - skew) / (full.sum(0) - full)).sqrt()
+    error = ((p - 1) / p * (leave_one_out - leave_one_out.mean(0)).square().sum(0)).sqrt()
+    return ratio, torch.where(ratio == 0, torch.zeros_like(ratio), error)
