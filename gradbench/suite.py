@@ -1,0 +1,272 @@
+"""Suite files: what to measure, over which grids, and what must hold. TOML, strictly checked.
+
+Every mistake is a `UserError` that names the file, the key and the nearest known word.
+"""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import ErrorDetails
+
+from gradbench.errors import UserError, near_miss
+from gradbench.notation import METRICS
+from gradbench.status import Status, Thresholds
+
+SUITES = Path("suites")
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{value!r} is not a number")
+    if not math.isfinite(value):
+        raise ValueError(f"{value!r} is not finite")
+    return float(value)
+
+
+def _whole(value: Any) -> int:
+    if _number(value) != int(value):
+        raise ValueError(f"{value!r} is not a whole number")
+    return int(value)
+
+
+def _expand(value: Any) -> list[Any]:
+    """A scalar, a list, {linspace = [start, stop, n]} or {logspace = [exponent, exponent, n]}."""
+    if not isinstance(value, dict):
+        values = value if isinstance(value, list) else [value]
+    else:
+        if len(value) != 1 or (kind := next(iter(value))) not in ("linspace", "logspace"):
+            raise ValueError(f"a range is {{linspace = [start, stop, n]}} or {{logspace = ...}}, not {value!r}")
+        if not isinstance(value[kind], list) or len(value[kind]) != 3:
+            raise ValueError(f"{kind} takes [start, stop, n]")
+        start, stop, n = _number(value[kind][0]), _number(value[kind][1]), _whole(value[kind][2])
+        if n < 2:
+            raise ValueError(f"{kind} takes at least 2 points")
+        values = [start + (stop - start) * i / (n - 1) for i in range(n)]
+        if kind == "logspace":
+            values = [float(f"{10**v:.12g}") for v in values]
+    if not values:
+        raise ValueError("the list is empty: nothing would run")
+    return values
+
+
+def _once(values: list[Any]) -> tuple[Any, ...]:
+    for i, value in enumerate(values):
+        if value in values[:i]:
+            raise ValueError(f"{value!r} stands there twice")
+    return tuple(values)
+
+
+def _floats(value: Any) -> tuple[float, ...]:
+    return _once([_number(v) for v in _expand(value)])
+
+
+def _ints(value: Any) -> tuple[int, ...]:
+    return _once([_whole(v) for v in _expand(value)])
+
+
+def _strings(value: Any) -> tuple[Any, ...]:
+    return _once(value if isinstance(value, list) else [value])
+
+
+def _choices(value: Any) -> tuple[tuple[str, dict[str, tuple[Any, ...]]], ...]:
+    """Names, or tables of a name and options; a list or a range as an option makes a grid of it."""
+    chosen = []
+    for entry in _expand(value) if not isinstance(value, dict) else [value]:
+        table = {"name": entry} if isinstance(entry, str) else entry
+        if not isinstance(table, dict) or not isinstance(table.get("name"), str):
+            raise ValueError(f"{entry!r} is neither a name nor a table with a name")
+        options = {k: _once(_expand(v)) for k, v in table.items() if k != "name"}
+        chosen.append((table["name"], options))
+    return _once(chosen)
+
+
+Floats = Annotated[tuple[float, ...], BeforeValidator(_floats)]
+Ints = Annotated[tuple[int, ...], BeforeValidator(_ints)]
+Choices = Annotated[tuple[tuple[str, dict[str, tuple[Any, ...]]], ...], BeforeValidator(_choices)]
+Dtype = Literal["float32", "float64"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Grid(_Strict):
+    """A product of lists. What is left out takes the system's default."""
+
+    system: Choices
+    estimator: Choices
+    s: Floats | None = None  # coupling scale sigma
+    damp: Floats | None = None  # damping c
+    T1: Ints | None = None  # free steps
+    T2: Ints | None = None  # depth of the second phase
+    beta: Floats | None = None  # nudge, > 0
+    eps: Floats | None = None  # step size, > 0
+    seed: Ints = (0,)
+    dtype: Annotated[tuple[Dtype, ...], BeforeValidator(_strings)] = ("float32",)
+    batch: int | None = Field(None, ge=1, strict=True)
+
+    @field_validator("T1", "T2", "beta", "eps", "seed")
+    @classmethod
+    def _positive(cls, values: tuple[float, ...] | None, info: ValidationInfo) -> tuple[float, ...] | None:
+        least = {"T1": 1, "T2": 1, "seed": 0}.get(str(info.field_name))
+        for value in values or ():
+            if least is None and value <= 0:
+                raise ValueError(f"{value!r} is not positive")
+            if least is not None and value < least:
+                raise ValueError(f"{value!r} is below {least}")
+        return values
+
+
+Coordinate = Literal["s", "damp", "T1", "T2", "beta", "eps", "seed", "dtype", "batch"]
+Extreme = Literal["min", "max"]
+Reduction = Literal["min", "max", "mean", "median"]
+
+
+class Check(_Strict):
+    """A claim about cells of a run. No matching cell, or a NaN among them, is no verdict: a failure."""
+
+    name: str
+    where: dict[str, Any] = {}  # column or option = value, or a list of values
+    metric: str | None = None
+    min: float | None = None
+    max: float | None = None
+    at: dict[Coordinate, Extreme] = {}  # keep the rows at the smallest or largest value of a coordinate
+    reduce: dict[Coordinate, Reduction] = {}  # then reduce the metric over coordinates, in this order
+    against: str | None = None  # the metric becomes its difference to this estimator at equal coordinates
+    status: Status | None = None  # every matching cell has it
+
+    @field_validator("metric")
+    @classmethod
+    def _measured(cls, metric: str | None) -> str | None:
+        if metric is not None and metric not in METRICS:
+            raise ValueError(f"{metric!r} is not a metric{near_miss(metric, METRICS)}")
+        return metric
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Check:
+        if self.status is None and (self.metric is None or (self.min is None and self.max is None)):
+            raise ValueError("a check needs a metric with min or max, or a status")
+        if self.status is not None and (self.metric or self.at or self.reduce or self.against):
+            raise ValueError("a check of a status takes no metric, at, reduce or against")
+        return self
+
+
+class Suite(_Strict):
+    """A suite file."""
+
+    name: str
+    about: str
+    grid: tuple[Grid, ...]
+    check: tuple[Check, ...] = ()
+    thresholds: dict[str, Any] = {}
+    allow_incomplete: StrictBool = False  # error and oom rows do not make the run incomplete
+
+    @field_validator("grid", mode="before")
+    @classmethod
+    def _some(cls, grids: Any) -> Any:
+        if not isinstance(grids, list) or not grids:
+            raise ValueError("a suite needs at least one [[grid]]")
+        return grids
+
+    @field_validator("thresholds")
+    @classmethod
+    def _known(cls, values: dict[str, Any]) -> dict[str, Any]:
+        defaults = {f.name: getattr(Thresholds(), f.name) for f in fields(Thresholds)}
+        for key, value in values.items():
+            if key not in defaults:
+                raise ValueError(f"{key!r} is not a threshold{near_miss(key, defaults)}")
+            wanted = defaults[key]
+            parts = value.values() if isinstance(wanted, dict) and isinstance(value, dict) else [value]
+            for part in parts:
+                _whole(part) if isinstance(wanted, int) else _number(part)
+            if isinstance(wanted, dict) and (not isinstance(value, dict) or set(value) - set(wanted)):
+                raise ValueError(f"{key} takes a table of {', '.join(wanted)}")
+        return values
+
+    def decide(self) -> Thresholds:
+        """The thresholds: the suite's own over the defaults."""
+        own = dict(self.thresholds)
+        if "live" in own:
+            own["live"] = Thresholds().live | own["live"]
+        return Thresholds(**own)
+
+
+def find(suite: str) -> Path:
+    """The file of a suite given as a path or as the name of a shipped one."""
+    path = Path(suite)
+    if path.suffix == ".toml" or path.exists():
+        if not path.is_file():
+            others = [str(p) for p in path.parent.glob("*.toml")] if path.parent.is_dir() else []
+            raise UserError(f"suite {suite!r} does not exist{near_miss(suite, others) if others else ''}")
+        return path
+    shipped = {p.stem: p for p in SUITES.glob("*.toml")}
+    if suite not in shipped:
+        hint = near_miss(suite, shipped) if shipped else f"; there is no folder {SUITES}/ here"
+        raise UserError(f"suite {suite!r} does not exist{hint}")
+    return shipped[suite]
+
+
+def about(path: Path) -> str:
+    """The one sentence that a suite file says of itself."""
+    try:
+        return str(tomllib.loads(path.read_text()).get("about", ""))
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        return f"unreadable: {error}"
+
+
+def load(path: Path, overrides: dict[str, Any] | None = None) -> Suite:
+    """Read and check a suite file, with some keys of every grid replaced."""
+    try:
+        with path.open("rb") as file:
+            content = tomllib.load(file)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path}: not TOML: {error}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    grids = content.get("grid")
+    if overrides and isinstance(grids, list):
+        content["grid"] = [grid | overrides for grid in grids]
+    return parse({"name": path.stem} | content, str(path))
+
+
+def parse(content: dict[str, Any], where: str) -> Suite:
+    """Check the content of a suite; `where` names its file in errors."""
+    try:
+        return Suite(**content)
+    except ValidationError as error:
+        raise UserError("\n".join(f"{where}: {_explain(e)}" for e in error.errors())) from None
+
+
+_MODELS: dict[str, type[BaseModel]] = {"grid": Grid, "check": Check}
+
+
+def _explain(error: ErrorDetails) -> str:
+    """One line: the key as a user would look it up, what is wrong, the near miss."""
+    # a path ends at the last name the user wrote: what follows are pydantic's own branch names
+    place = [part for part in error["loc"] if isinstance(part, int) or part.isidentifier()]
+    key = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in place).lstrip(".")
+    if error["type"] == "extra_forbidden":
+        model = _MODELS.get(str(place[0]), Suite) if len(place) > 1 else Suite
+        return f"{key}: unknown key{near_miss(str(place[-1]), model.model_fields)}"
+    if error["type"] == "missing":
+        return f"{key}: missing"
+    if error["type"] == "literal_error":
+        return f"{key} = {error['input']!r} is not a choice; known: {error['ctx']['expected']}"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{key}: {message}"
