@@ -1,0 +1,1 @@
+"""How problems are run: one definition of every system and rule, on several paths."""

@@ -1,0 +1,26 @@
+"""Which device to run on, and what it is."""
+
+from __future__ import annotations
+
+import torch
+
+from gradbench.errors import UserError, near_miss
+
+
+def resolve(name: str) -> str:
+    """`auto` is CUDA where there is one. Raises UserError for what this machine has not."""
+    kind = name.partition(":")[0]
+    if kind not in ("auto", "cpu", "cuda"):
+        raise UserError(f"device = {name!r} is not known{near_miss(name, ('auto', 'cpu', 'cuda'))}")
+    if kind == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device = {name!r}: torch {torch.__version__} sees no CUDA device here; use cpu or auto")
+    return name
+
+
+def describe(device: str) -> str:
+    """The name of the processor that did the work."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} threads"

@@ -1,0 +1,91 @@
+"""What a measured cell is: its status, its evidence, its comparison, as one flat row."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from gradbench import registry
+from gradbench.metrics import UNDEFINED, Comparison
+from gradbench.plan import Cell, cell_count
+from gradbench.status import Status, Thresholds
+
+if TYPE_CHECKING:
+    from gradbench.diagnostics.certificate import Certificate
+    from gradbench.systems.base import Params
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What is known of one cell."""
+
+    cell: Cell
+    problem: str
+    status: Status
+    reason: str
+    certificate: Certificate
+    comparison: Comparison | None  # None: the free phase diverged, so there is nothing to estimate at
+    evidence: dict[str, float]  # of the second phase
+    estimate: Params | None
+    reference: Params | None
+    seconds: float
+    peak_memory: int
+
+    def row(self) -> dict[str, Any]:
+        """The cell as a record of tables.schema."""
+        row = coordinates(self.cell) | {"problem": self.problem, "status": str(self.status), "reason": self.reason}
+        count = cell_count(self.cell)
+        row |= {"n_force": count.force, "n_jvp": count.jvp, "n_vjp": count.vjp}
+        row |= {"seconds": self.seconds, "peak_memory": self.peak_memory}
+        row |= {
+            name: value for name, value in vars(self.certificate).items() if name not in ("scale", "shrink", "escape")
+        }
+        row |= {name: self.evidence[name] for name in ("nudge_residual", "clip_share") if name in self.evidence}
+        c = self.comparison
+        whole = c.whole if c else UNDEFINED
+        row |= {f.name: getattr(whole, f.name) for f in fields(whole) if f.name != "reason"}
+        for name in ("cosine_mean", "cosine_min", "cosine_attn"):
+            row[name] = getattr(c, name) if c else math.nan
+        row["worst"] = c.worst if c else ""
+        row["params"] = [{"param": name, **asdict(p)} for name, p in c.params.items()] if c else []
+        return row
+
+
+def coordinates(cell: Cell) -> dict[str, Any]:
+    """The coordinates of a cell as columns."""
+    return asdict(cell) | {
+        "cell": cell.key,
+        "system_label": registry.label(cell.system, cell.system_options, "system"),
+        "estimator_label": registry.label(cell.estimator, cell.estimator_options, "estimator"),
+        "dataset": json.loads(cell.system_options).get("dataset"),
+    }
+
+
+def unmeasured(cell: Cell, status: Status, reason: str, problem: str | None = None) -> dict[str, Any]:
+    """The row of a cell that has no measurement: skipped, error, oom."""
+    return coordinates(cell) | {"problem": problem, "status": str(status), "reason": reason, "params": []}
+
+
+def judge(
+    certificate: Certificate, comparison: Comparison | None, evidence: dict[str, float], at: Thresholds
+) -> tuple[Status, str]:
+    """The status of a measured cell, with the number that decided it."""
+    free = certificate.status(at)
+    if free is not Status.SETTLED or comparison is None:
+        return free, _FREE_REASONS[free].format(**vars(certificate))
+    bound = at.divergence * certificate.scale
+    if not evidence.get("nudge_norm", 0.0) <= bound:
+        return Status.NUDGE_DIVERGED, f"|s| reached {evidence['nudge_norm']:.1e} in the nudged phase"
+    if comparison.whole.reason.startswith("the reference"):
+        return Status.UNDEFINED, comparison.whole.reason
+    return Status.SETTLED, comparison.whole.reason
+
+
+_FREE_REASONS = {
+    Status.DIVERGED: "|s| / |s_0| reached {escape:.1e}",
+    Status.COLLAPSED: "|s*| / |s_0| = {shrink:.1e} and still shrinking (residual {residual:.1e})",
+    Status.UNSETTLED: "{settled_share:.0%} of the samples settled, residual {residual:.1e}",
+    Status.UNSTABLE: "perturbations of s* grow by {rho:.4f} a step",
+}

@@ -1,0 +1,51 @@
+"""From coordinates to tensors: parameters, data and knobs of one problem, the same on every device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+
+from gradbench.errors import UserError, near_miss
+from gradbench.field import Field
+from gradbench.streams import Streams
+from gradbench.systems.base import Knobs
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gradbench.plan import Problem
+
+
+def build(
+    problem: Problem,
+    device: str,
+    params: Mapping[str, Tensor] | None = None,
+    data: Mapping[str, Tensor] | None = None,
+) -> Field:
+    """Draw theta and x on the CPU in float64, put given tensors in their place, cast and move."""
+    point, system, streams = problem.point, problem.system, Streams(problem.point.seed)
+    theta = system.init_params(streams["params"])
+    x = system.sample(streams, point.batch)
+    theta |= _fitting(params or {}, system.shapes, f"params of {point.system}")
+    x |= _fitting(data or {}, system.data_shapes(point.batch), f"data of {point.system}")
+    if "x" not in x and "x" in system.data_shapes(point.batch):
+        raise UserError(f"data of {point.system}: x is missing, and dataset = 'given' draws none")
+    dtype = getattr(torch, point.dtype)
+
+    def move(tensor: Tensor) -> Tensor:
+        return tensor.detach().to(device, dtype) if tensor.is_floating_point() else tensor.detach().to(device)
+
+    scalars = [torch.tensor(0.0 if v is None else v, dtype=dtype) for v in (point.s, point.damp, point.eps)]
+    knobs = Knobs(*(v.to(device) for v in scalars))
+    return Field(system, {n: move(p) for n, p in theta.items()}, {n: move(v) for n, v in x.items()}, knobs)
+
+
+def _fitting(given: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], what: str) -> dict[str, Tensor]:
+    for name, value in given.items():
+        if name not in shapes:
+            raise UserError(f"{what}: {name!r} is not known{near_miss(name, shapes)}")
+        if tuple(value.shape) != shapes[name]:
+            raise UserError(f"{what}: {name} has shape {tuple(value.shape)}, expected {shapes[name]}")
+    return dict(given)
