@@ -1,0 +1,196 @@
+"""The command line. Data on stdout, talk on stderr; nothing heavy is imported before it is needed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gradbench.errors import StoreError, UserError
+from gradbench.exit import Exit
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="How faithful is a gradient estimator to backpropagation through time?",
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+Out = Annotated[Path, typer.Option(help="Folder of results.")]
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="Path, id, prefix of an id, suite, or latest.")]
+SuiteName = Annotated[str, typer.Argument(metavar="SUITE", help="Name of a shipped suite, or a TOML file.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=V,...", help="Replace a key of every grid.")]
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+@app.command("list")
+def list_(as_json: Json = False) -> None:
+    """Systems, estimators and suites."""
+    from gradbench import registry, suite
+
+    items = {
+        "systems": [(n, _summary(c)) for n, c in registry.systems().items()],
+        "estimators": [(n, f"{_summary(c)} Exact when: {c.exact_when}.") for n, c in registry.estimators().items()],
+        "suites": [(p.stem, suite.about(p)) for p in sorted(suite.SUITES.glob("*.toml"))],
+    }
+    if as_json:
+        print(json.dumps({kind: dict(rows) for kind, rows in items.items()}, indent=1))
+        return
+    for kind, rows in items.items():
+        print(f"{kind}")
+        for name, text in rows:
+            print(f"  {name:<14} {text}")
+    _say("next: gradbench show NAME, gradbench plan SUITE")
+
+
+@app.command()
+def show(name: str, as_json: Json = False) -> None:
+    """A system or an estimator: definition, options, defaults, source."""
+    from dataclasses import fields
+
+    from gradbench import registry
+    from gradbench.errors import near_miss
+
+    known: dict[str, Any] = {**registry.systems(), **registry.estimators()}
+    if name not in known:
+        raise UserError(f"{name!r} is neither a system nor an estimator{near_miss(name, known)}")
+    cls = known[name]
+    options = {f.name: f.default for f in fields(cls)}
+    facts: dict[str, Any] = {"name": name, "definition": _definition(cls), "options": options, "source": cls.source}
+    facts["uses"] = sorted(cls.uses)
+    if name in registry.systems():
+        facts |= {"conservative": cls.conservative, "defaults": dict(cls.defaults), "parameters": cls().shapes}
+    else:
+        facts |= {"exact_when": cls.exact_when, "bias_order": cls().bias_order}
+    if as_json:
+        print(json.dumps(facts, indent=1))
+        return
+    print(f"{name}\n\n{facts.pop('definition')}\n")
+    for key, value in facts.items():
+        text = ", ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else value
+        print(f"{key:<13} {', '.join(text) if isinstance(text, list) else text}")
+
+
+@app.command("plan")
+def plan_(suite: SuiteName, set_: Set = None, as_json: Json = False) -> None:
+    """What a suite would do: cells, problems, families, evaluations, skips. Runs nothing."""
+    from gradbench.runner import prepare
+
+    loaded, planned = prepare(suite, _overrides(set_))
+    if as_json:
+        print(json.dumps(planned.to_json(), indent=1))
+        return
+    print(f"{planned.suite}: {loaded.about}")
+    for name, text in planned.summary.items():
+        print(f"  {name:<20} {text}")
+    for reason, n in planned.skip_reasons.most_common():
+        print(f"  {'skipped':<20} {n:,}: {reason}")
+    _say(f"next: gradbench run {suite}")
+
+
+@app.command()
+def run(
+    suite: SuiteName,
+    out: Out = Path("results"),
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    dtype: Annotated[str | None, typer.Option(help="float32 or float64, in every grid.")] = None,
+    set_: Set = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew, even where a run could be gone on with.")] = False,
+) -> None:
+    """Run a suite, or go on with it where it was cut off."""
+    from gradbench.progress import told
+    from gradbench.runner import run as execute
+
+    overrides = _overrides(set_) | ({"dtype": dtype} if dtype else {})
+    with told() as watch:
+        done = execute(suite, out=out, device=device, overrides=overrides, fresh=fresh, watch=watch)
+    statuses = done.cells["status"].value_counts()
+    for status, n in statuses.items():
+        print(f"  {status:<16} {n:,}")
+    print(done.folder)
+    incomplete = int(sum(n for s, n in statuses.items() if s in ("error", "oom")))
+    if incomplete and not done.claims["allow_incomplete"]:
+        rows = done.cells
+        first = rows[rows["status"].isin(["error", "oom"])].iloc[0]
+        _say(f"{incomplete} cells were not measured; first: {first['reason']}")
+        raise typer.Exit(Exit.INCOMPLETE)
+
+
+@app.command()
+def check(run: RunName = "latest", out: Out = Path("results"), as_json: Json = False) -> None:
+    """Evaluate the checks of a run; the last line is its verdict."""
+    from gradbench.tables import runs
+    from gradbench.tables.verdict import judge
+
+    found = runs.find(run, out)
+    verdict = judge(found)
+    if as_json:
+        print(json.dumps(verdict.to_json(), indent=1))
+    else:
+        for finding in verdict.findings:
+            print(f"  {finding.result.upper():<5} {finding.name}  [{finding.cells} cells]  {finding.detail}")
+        print(f"{verdict.line}  {found.folder / 'verdict.json'}")
+    raise typer.Exit(verdict.code)
+
+
+@app.command()
+def plot(run: RunName = "latest", out: Out = Path("results")) -> None:
+    """Draw the figures of a run as SVG and PNG."""
+    from gradbench import plots
+    from gradbench.tables import runs
+
+    found = runs.find(run, out)
+    for path in plots.draw(found):
+        print(path)
+
+
+def _summary(cls: type) -> str:
+    return (cls.__doc__ or "").partition("\n")[0]
+
+
+def _definition(cls: type) -> str:
+    import inspect
+
+    return inspect.getdoc(cls) or ""
+
+
+def _overrides(pairs: list[str] | None) -> dict[str, Any]:
+    """`beta=0.1,0.2` as keys of a grid; values are TOML, and bare words are strings."""
+    import tomllib
+
+    overrides: dict[str, Any] = {}
+    for pair in pairs or ():
+        key, equals, text = pair.partition("=")
+        if not equals:
+            raise UserError(f"--set {pair!r}: expected KEY=VALUE")
+        for attempt in (f"v = {text}", f"v = [{text}]"):
+            try:
+                overrides[key] = tomllib.loads(attempt)["v"]
+                break
+            except tomllib.TOMLDecodeError:
+                continue
+        else:
+            overrides[key] = text.split(",")
+    return overrides
+
+
+def main() -> None:
+    """Entry point: every failure is one line and an exit code."""
+    try:
+        app()
+    except UserError as error:
+        _say(f"gradbench: {error}. Nothing was run.")
+        sys.exit(Exit.USAGE)
+    except StoreError as error:
+        _say(f"gradbench: {error}")
+        sys.exit(Exit.STORE)
+    except KeyboardInterrupt:
+        _say("gradbench: interrupted; what was measured is kept, run the same command to go on")
+        sys.exit(Exit.INTERRUPTED)

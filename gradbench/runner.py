@@ -1,0 +1,201 @@
+"""Running a suite into a folder: plan, environment, problems one after the other, tables.
+
+A run that was cut off is gone on with when the same suite is run again by the same code on the same
+kind of device; otherwise a new run begins. Nothing measured is ever mixed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from gradbench import plan as planning
+from gradbench import registry
+from gradbench import suite as suites
+from gradbench.errors import UserError
+from gradbench.plan import Plan, Problem
+from gradbench.status import Status
+from gradbench.tables import runs
+from gradbench.tables.store import Run
+
+# parts of the package that decide no number
+_NOT_MEASURED = ("plots", "cli.py", "progress.py", "tables", "runner.py")
+
+
+@dataclass
+class Progress:
+    """How far a run is; weights are evaluations, so that a long problem counts for more."""
+
+    cells: int
+    weight: int
+    kept: int = 0  # cells that an earlier start had finished
+    done: int = 0
+    done_weight: int = 0
+    statuses: Counter[str] = field(default_factory=Counter)
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def eta(self) -> float | None:
+        """Seconds left, once something is done."""
+        elapsed = time.monotonic() - self.began
+        return elapsed * (self.weight - self.done_weight) / self.done_weight if self.done_weight else None
+
+
+Watch = Callable[[Progress], None]
+
+
+def run(
+    suite: str,
+    *,
+    out: str | Path = "results",
+    device: str = "auto",
+    overrides: dict[str, Any] | None = None,
+    fresh: bool = False,
+    watch: Watch | None = None,
+) -> Run:
+    """Run a suite, or go on with it where it was cut off; the folder of the run.
+
+    `overrides` replaces keys of every grid. Raises UserError before anything runs, StoreError where the
+    results cannot be written.
+    """
+    loaded, planned = prepare(suite, overrides)
+    from gradbench.engine import device as devices
+
+    device = devices.resolve(device)
+    env = environment(planned, device)
+    folder = Path(out) / "runs" / loaded.name
+    target = None if fresh else runs.matching(folder, env["identity"])
+    if target is None:
+        target = Run(folder / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{env['identity'][:4]}")
+        target.start(planned.to_json(), env)
+    target.claim(loaded.model_dump(mode="json", include={"check", "allow_incomplete"}))
+    runs.point(folder, target)
+    execute(target, planned, device, watch or (lambda progress: None))
+    return target
+
+
+def prepare(suite: str, overrides: dict[str, Any] | None = None) -> tuple[suites.Suite, Plan]:
+    """Read and plan a suite, with keys of every grid replaced."""
+    path = suites.find(suite)
+    loaded = suites.load(path, overrides)
+    planned = planning.plan(loaded, str(path))
+    if not overrides:  # on a part of the grid some checks may have nothing to look at
+        planned.verify(loaded.check, str(path))
+    return loaded, planned
+
+
+def execute(target: Run, planned: Plan, device: str, watch: Watch) -> None:
+    """Measure what has no record yet, then write the tables."""
+    from gradbench.engine.outcome import unmeasured
+    from gradbench.engine.precision import ieee_float32
+
+    finished = {key for key in target.done() if not _to_retry(target, key)}
+    waiting = [p for p in planned.problems if p.key not in finished]
+    progress = Progress(len(planned.cells), sum(_weight(p) for p in waiting))
+    for problem in planned.problems:
+        if problem.key in finished:
+            progress.kept += len(problem.cells)
+            progress.statuses.update(target.record(problem.key)["status"].to_pylist())
+    watch(progress)
+    with ieee_float32():
+        for problem in waiting:
+            rows = _measure(problem, planned, device)
+            target.keep(problem.key, rows)
+            progress.done += len(rows)
+            progress.done_weight += _weight(problem)
+            progress.statuses.update(row["status"] for row in rows)
+            watch(progress)
+    target.compact(unmeasured(cell, Status.SKIPPED, reason) for cell, reason in planned.skipped)
+
+
+def _measure(problem: Problem, planned: Plan, device: str) -> list[dict[str, Any]]:
+    """Rows of a problem. What goes wrong inside becomes their status; a mistake of the user is raised."""
+    import torch
+
+    from gradbench.engine import eager
+    from gradbench.engine.outcome import unmeasured
+    from gradbench.engine.problem import build
+
+    try:
+        return [o.row() for o in eager.solve(problem, build(problem, device), planned.thresholds)]
+    except UserError:
+        raise
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        status, reason = Status.OOM, str(error).partition("\n")[0] or "out of memory"
+    except Exception as error:
+        status, reason = Status.ERROR, f"{type(error).__name__}: {error}"
+    return [unmeasured(cell, status, reason, problem.key) for cell in problem.cells]
+
+
+def _weight(problem: Problem) -> int:
+    cost = problem.cost
+    return cost.force + 3 * cost.vjp + 3 * cost.jvp
+
+
+def _to_retry(target: Run, key: str) -> bool:
+    statuses: Iterable[str] = target.record(key)["status"].to_pylist()
+    return any(Status(s).incomplete for s in statuses)
+
+
+def environment(planned: Plan, device: str) -> dict[str, Any]:
+    """Where and with what a run is made; `identity` is equal for runs whose records may be mixed."""
+    import numpy
+    import torch
+
+    from gradbench.engine import device as devices
+    from gradbench.engine.precision import FLAGS
+
+    source = source_digest()
+    fixed = [planned.key, device.partition(":")[0], devices.describe(device), torch.__version__, source]
+    return {
+        "identity": hashlib.sha256(json.dumps(fixed).encode()).hexdigest()[:16],
+        "source": source,
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": None if (changed := _git("status", "--porcelain")) is None else bool(changed),
+        "device": device,
+        "processor": devices.describe(device),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda if device.startswith("cuda") else None,
+        "numpy": numpy.__version__,
+        "platform": platform.platform(),
+        "flags": FLAGS,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": sys.argv,
+    }
+
+
+def source_digest() -> str:
+    """Digest of all code and data that decide a number: the package, and whatever plugins registered."""
+    package = Path(__file__).parent
+    files = [p for p in sorted(package.rglob("*")) if p.suffix in (".py", ".npz")]
+    own = [p for p in files if p.relative_to(package).parts[0] not in _NOT_MEASURED]
+    registered = {c.__module__ for c in (*registry.systems().values(), *registry.estimators().values())}
+    foreign = [importlib.import_module(m).__file__ for m in sorted(registered) if not m.startswith("gradbench.")]
+    digest = hashlib.sha256()
+    for path in (*own, *(Path(f) for f in foreign if f)):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _git(*arguments: str) -> str | None:
+    """What git says of the checkout that the package lies in; None outside of one."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    tracked = ["ls-files", "--error-unmatch", "__init__.py"]  # not so inside somebody else's checkout
+    try:
+        for command in (tracked, arguments):
+            answer = subprocess.run([*git, *command], capture_output=True, text=True, check=True, timeout=10).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.strip()

@@ -1,0 +1,123 @@
+"""Do the claims of a suite hold in a run? Reads the `cells` table only.
+
+A check that matches no cell, meets a NaN or lacks a partner has no verdict, and no verdict is a failure:
+a gate that cannot see anything must not pass.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from gradbench.selection import IDENTITY, matches
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from gradbench.suite import Check
+
+Result = Literal["pass", "fail", "none"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What became of one check."""
+
+    name: str
+    result: Result
+    cells: int  # that matched
+    detail: str  # the number that decided, and where
+    cell: str = ""  # content key of the worst cell
+
+    @property
+    def passed(self) -> bool:
+        """No verdict is not passed."""
+        return self.result == "pass"
+
+
+def evaluate(check: Check, cells: pd.DataFrame) -> Finding:
+    """One check against the cells of a run."""
+    rows = _where(cells, check.where)
+    if rows.empty:
+        return Finding(check.name, "none", 0, "no cell matches")
+    if check.status is not None:
+        wrong = rows[rows["status"] != check.status]
+        if wrong.empty:
+            return Finding(check.name, "pass", len(rows), f"all {len(rows)} cells are {check.status}")
+        worst = wrong.iloc[0]
+        detail = (
+            f"{len(wrong)} of {len(rows)} cells are not {check.status}; first {worst['status']} at {_where_is(worst)}"
+        )
+        return Finding(check.name, "fail", len(rows), detail, worst["cell"])
+    assert check.metric is not None
+    values = _at(rows, check.at, check.reduce)
+    if check.against is not None:
+        others = {k: v for k, v in check.where.items() if k in cells.columns} | {"estimator": check.against}
+        values = _difference(values, _at(_where(cells, others), check.at, check.reduce), check.metric)
+    metric = values[check.metric].astype(float)
+    if metric.isna().any():
+        worst = values[metric.isna()].iloc[0]
+        detail = f"{int(metric.isna().sum())} of {len(metric)} values are undefined; first at {_where_is(worst)}"
+        return Finding(check.name, "none", len(rows), detail, worst["cell"])
+    for coordinate, how in check.reduce.items():
+        values = _reduce(values, coordinate, how, check.metric)
+    return _bounded(check, values, len(rows))
+
+
+def _bounded(check: Check, values: pd.DataFrame, matched: int) -> Finding:
+    metric = values[check.metric].astype(float)
+    what = f"{check.metric} - that of {check.against}" if check.against else str(check.metric)
+    ends = [(check.min, metric.idxmin(), operator.lt, "<", ">="), (check.max, metric.idxmax(), operator.gt, ">", "<=")]
+    details, beyond = [], []
+    for bound, row, outside, bad, good in ends:
+        if bound is None:
+            continue
+        extreme, worst = float(metric[row]), values.loc[row]
+        details.append(
+            f"{what} {extreme:.6g} {bad if outside(extreme, bound) else good} {bound:g} at {_where_is(worst)}"
+        )
+        beyond += [worst["cell"]] if outside(extreme, bound) else []
+    return Finding(check.name, "fail" if beyond else "pass", matched, "; ".join(details), next(iter(beyond), ""))
+
+
+def _where(cells: pd.DataFrame, where: Mapping[str, Any]) -> pd.DataFrame:
+    """Rows that match; skipped ones never do unless asked for, since they have no metrics."""
+    keep = [matches(row, where) for row in cells.to_dict("records")]
+    rows = cells[keep]
+    return rows if "status" in where else rows[rows["status"] != "skipped"]
+
+
+def _groups(values: pd.DataFrame, without: set[str]) -> Any:
+    keys = [c for c in IDENTITY if c not in without]
+    return values.groupby(keys, dropna=False, sort=False)
+
+
+def _at(rows: pd.DataFrame, at: Mapping[Any, str], reduced: Mapping[Any, str]) -> pd.DataFrame:
+    for coordinate, end in at.items():
+        extreme = _groups(rows, {*at, *reduced})[coordinate].transform(end)
+        rows = rows[rows[coordinate] == extreme]
+    return rows
+
+
+def _difference(mine: pd.DataFrame, other: pd.DataFrame, metric: str) -> pd.DataFrame:
+    keys = [c for c in IDENTITY if c != "estimator_label"]
+    partner = other.drop_duplicates(keys)[[*keys, metric]]
+    joined = mine.merge(partner, on=keys, how="left", suffixes=("", "_other"))
+    joined[metric] = joined[metric] - joined[f"{metric}_other"]
+    return joined
+
+
+def _reduce(values: pd.DataFrame, coordinate: str, how: str, metric: str) -> pd.DataFrame:
+    groups = _groups(values, {coordinate})[metric]
+    if how in ("min", "max"):
+        return values.loc[groups.idxmin() if how == "min" else groups.idxmax()]
+    reduced = values.copy()
+    reduced[metric] = groups.transform(how)
+    return reduced.loc[groups.head(1).index]
+
+
+def _where_is(row: Any) -> str:
+    point = [f"{c}={row[c]:g}" for c in ("s", "damp", "T1", "T2", "beta", "seed") if row[c] == row[c]]
+    return " ".join((row["system_label"], "/", row["estimator_label"], *point))

@@ -1,0 +1,82 @@
+"""The explicit Arrow schema of the result tables.
+
+`cells` has one row a planned cell, `params` one row a (cell, parameter). A record on disk is a `cells`
+table whose rows carry their parameters as a nested list, so that a cell and its parameters are written
+together or not at all. Null: does not apply. NaN: applies and is undefined, with a reason.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+VERSION = 1
+
+_S, _F, _I, _B = pa.string(), pa.float64(), pa.int64(), pa.bool_()
+
+COORDINATES = {
+    "cell": _S,  # content key
+    "problem": _S,  # content key of the problem that it was part of; null if skipped
+    "system": _S,
+    "system_options": _S,  # canonical JSON
+    "system_label": _S,  # name and options that differ from the defaults
+    "estimator": _S,
+    "estimator_options": _S,
+    "estimator_label": _S,
+    "s": _F,
+    "damp": _F,
+    "T1": _I,
+    "T2": _I,
+    "beta": _F,
+    "eps": _F,
+    "seed": _I,
+    "dtype": _S,
+    "batch": _I,
+    "dataset": _S,
+}
+
+OUTCOME = {
+    "status": _S,
+    "reason": _S,
+    "cosine": _F,
+    "cosine_mean": _F,
+    "cosine_min": _F,
+    "cosine_attn": _F,
+    "worst": _S,  # parameter with the smallest cosine
+    "norm_ratio": _F,
+    "rel_error": _F,
+    "sign_agreement": _F,
+    "reference_norm": _F,
+    "residual": _F,
+    "settled_share": _F,
+    "force_norm": _F,
+    "state_norm": _F,
+    "rho": _F,
+    "antisymmetry": _F,
+    "antisymmetry_se": _F,
+    "antisymmetry_swirl": _F,
+    "antisymmetry_swirl_se": _F,
+    "energy_monotone": _B,
+    "nudge_residual": _F,
+    "clip_share": _F,
+    "n_force": _I,  # evaluations that the cell needs by itself, free phase included, reference excluded
+    "n_jvp": _I,
+    "n_vjp": _I,
+    "seconds": _F,  # of its problem, shared evenly among the problem's cells
+    "peak_memory": _I,  # bytes, of the device while its problem ran
+}
+
+PARAM = {
+    "param": _S,
+    "cosine": _F,
+    "norm_ratio": _F,
+    "rel_error": _F,
+    "sign_agreement": _F,
+    "reference_norm": _F,
+    "reason": _S,  # why the cosine is undefined
+}
+
+METADATA = {b"gradbench.schema": str(VERSION).encode()}
+
+CELLS = pa.schema({**COORDINATES, **OUTCOME}, metadata=METADATA)
+PARAMS = pa.schema({"cell": _S, **PARAM}, metadata=METADATA)
+RECORD = pa.schema({**COORDINATES, **OUTCOME, "params": pa.list_(pa.struct(PARAM))}, metadata=METADATA)
