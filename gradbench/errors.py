@@ -17,5 +17,6 @@ class StoreError(Exception):
 def near_miss(word: str, known: Iterable[str]) -> str:
     """`. Did you mean 'x'?` where something close is known, else the known words."""
     words = sorted(map(str, known))
-    close = difflib.get_close_matches(word, words, n=1)
-    return f". Did you mean {close[0]!r}?" if close else f"; known: {', '.join(words)}"
+    lower = {w.lower(): w for w in words}
+    close = difflib.get_close_matches(word.lower(), lower, n=1)
+    return f". Did you mean {lower[close[0]]!r}?" if close else f"; known: {', '.join(words)}"

@@ -1,0 +1,82 @@
+"""Images: the embedded sample, the full set from a folder, and no silent stand-in."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from gradbench import data
+from gradbench.errors import UserError
+from gradbench.streams import Streams
+
+
+def test_the_sample_is_512_training_and_512_test_images_with_every_class() -> None:
+    pixels, labels = data.load("fashion_mnist_sample")
+    assert pixels.shape == (1024, 28, 28)
+    assert pixels.dtype == np.uint8
+    for half in (labels[:512], labels[512:]):
+        assert set(half.tolist()) == set(range(10))
+    assert pixels[0].sum() > 0
+    assert labels[:3].tolist() == [9, 0, 0]  # the training set begins with an ankle boot and two T-shirts
+    assert labels[512:515].tolist() == [9, 2, 1]  # the test set with a boot, a pullover and trousers
+
+
+def test_images_are_scaled_drawn_without_replacement_and_repeatable() -> None:
+    x = data.images("fashion_mnist_sample", 1024, Streams(0)["data"])
+    assert (x.shape, x.dtype) == ((1024, 1, 28, 28), torch.float64)
+    assert (float(x.min()), float(x.max())) == (-1.0, 1.0)
+    pixels = torch.from_numpy(data.load("fashion_mnist_sample")[0]).double()
+    assert float(x.sum()) == pytest.approx(float((pixels / 127.5 - 1).sum()))
+    assert torch.equal(x[:5], data.images("fashion_mnist_sample", 5, Streams(0)["data"]))
+    assert not torch.equal(x[:5], data.images("fashion_mnist_sample", 5, Streams(1)["data"]))
+
+
+@pytest.fixture
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(data.FOLDER_VARIABLE, str(tmp_path))
+    data.load.cache_clear()
+    return tmp_path
+
+
+def write_idx(path: Path, values: np.ndarray) -> None:
+    header = struct.pack(">HBB", 0, 8, values.ndim) + struct.pack(f">{values.ndim}I", *values.shape)
+    with gzip.open(path, "wb") as file:
+        file.write(header + values.tobytes())
+
+
+def test_without_files_or_network_the_full_set_is_an_error_that_names_the_ways_out(
+    empty_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torchvision = pytest.importorskip("torchvision")
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(torchvision.datasets.mnist, "download_and_extract_archive", refuse)
+    with pytest.raises(UserError) as error:
+        data.load("fashion_mnist")
+    for way_out in (str(empty_folder), data.FOLDER_VARIABLE, "train-images-idx3-ubyte.gz", "fashion_mnist_sample"):
+        assert way_out in str(error.value)
+
+
+def test_files_that_lie_in_the_data_folder_are_used_without_network(
+    empty_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torchvision = pytest.importorskip("torchvision")
+    rng = np.random.default_rng(0)
+    made = {}
+    for part, number in (("train", 12), ("t10k", 4)):
+        made[part] = rng.integers(0, 256, (number, 28, 28), dtype=np.uint8)
+        write_idx(empty_folder / f"{part}-images-idx3-ubyte.gz", made[part])
+        write_idx(empty_folder / f"{part}-labels-idx1-ubyte.gz", np.arange(number, dtype=np.uint8) % 10)
+    # the made files have other digests than the published ones; what is under test is that they are found
+    monkeypatch.setattr(torchvision.datasets.utils, "check_integrity", lambda path, md5=None: Path(path).is_file())
+    pixels, labels = data.load("fashion_mnist")
+    data.load.cache_clear()
+    np.testing.assert_array_equal(pixels, made["train"])
+    assert labels.tolist() == [*range(10), 0, 1]

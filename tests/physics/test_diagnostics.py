@@ -1,0 +1,176 @@
+"""Evidence about the free state, held against dense linear algebra and against states that are known."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import SYSTEMS, live_field, random_like
+
+from gradbench import measure, registry
+from gradbench.diagnostics.antisymmetry import antisymmetry
+from gradbench.diagnostics.certificate import Certificate, certify
+from gradbench.diagnostics.spectrum import growth
+from gradbench.engine.outcome import judge
+from gradbench.field import Linear
+from gradbench.metrics import compare
+from gradbench.status import Status, Thresholds
+from gradbench.trajectory import relax
+
+SETTLED = Certificate(
+    residual=1e-9, settled_share=1.0, force_norm=1e-8, state_norm=1.0, scale=1.0, shrink=1.0, escape=1.0, rho=0.9,
+    antisymmetry=0.1, antisymmetry_se=0.01, antisymmetry_swirl=0.7, antisymmetry_swirl_se=0.01, energy_monotone=None,
+)  # fmt: skip
+ONES = {"a": torch.ones(3, dtype=torch.float64)}
+
+
+def linear(M: torch.Tensor, rows: int = 1) -> Linear:
+    return Linear(lambda s: s @ M.mT, torch.zeros(rows, 1, len(M), dtype=M.dtype))
+
+
+def test_growth_of_a_rotation_is_its_modulus_where_the_rayleigh_quotient_is_blind() -> None:
+    """A skew-dominated map with rho = 1.22 whose symmetric part alone would read 0.9."""
+    M = torch.tensor([[0.9, 0.83], [-0.83, 0.9]], dtype=torch.float64)
+    v = torch.randn(1, 1, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert float(growth(linear(M), v, 60)[0]) == pytest.approx(math.hypot(0.9, 0.83), rel=1e-12)
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_growth_tends_to_the_spectral_radius(name: str) -> None:
+    field = live_field(name, batch=1)
+    s = relax(field, (400,)).ends
+    J = torch.autograd.functional.jacobian(lambda s: field.step(s[None, None])[0, 0], s[0, 0])
+    rho = float(torch.linalg.eigvals(J).abs().max())
+    assert float(growth(field.step_at(s), random_like(s), 400)[0]) == pytest.approx(rho, rel=1e-2)
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_antisymmetry_agrees_with_the_dense_jacobian_within_its_error(name: str) -> None:
+    field = live_field(name, batch=1)
+    s = relax(field, (400,)).ends
+    J = torch.autograd.functional.jacobian(lambda s: field.force(s[None, None])[0, 0], s[0, 0])
+    exact = float((0.5 * (J - J.mT)).norm() / J.norm())
+    probes = random_like(s.expand(64, *s.shape))
+    ratio, error = antisymmetry(field.at(s.expand_as(probes)), probes)
+    assert abs(float(ratio) - exact) <= 4 * float(error) + 1e-13
+    assert float(error) <= 0.2 * exact + 1e-13
+
+
+def test_antisymmetry_is_1_for_a_skew_map_and_0_for_a_symmetric_one() -> None:
+    M = torch.randn(5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    probes = torch.randn(8, 1, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    for map_, expected in ((M - M.mT, 1.0), (M + M.mT, 0.0)):
+        ratio, error = antisymmetry(linear(map_, 8), probes)
+        assert float(ratio) == pytest.approx(expected, abs=1e-12)
+        assert float(error) < 1e-12
+
+
+def test_the_error_of_the_antisymmetry_is_that_of_repeated_draws() -> None:
+    M = torch.randn(6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    rng = torch.Generator().manual_seed(1)
+    draws = [antisymmetry(linear(M, 8), torch.randn(8, 1, 6, dtype=M.dtype, generator=rng)) for _ in range(300)]
+    spread = float(torch.stack([ratio for ratio, _ in draws]).std())
+    quoted = float(torch.stack([error for _, error in draws]).mean())
+    assert quoted == pytest.approx(spread, rel=0.3)
+
+
+@pytest.mark.parametrize(
+    ("change", "status"),
+    [
+        ({}, Status.SETTLED),
+        ({"rho": 1.0005}, Status.SETTLED),
+        ({"rho": 1.01}, Status.UNSTABLE),
+        ({"settled_share": 0.9}, Status.UNSETTLED),
+        ({"settled_share": 0.9, "rho": 1.5}, Status.UNSETTLED),
+        ({"shrink": 1e-3, "residual": 5e-2, "settled_share": 0.0}, Status.COLLAPSED),
+        ({"shrink": 1e-3, "residual": 1e-12}, Status.SETTLED),
+        ({"shrink": 0.0, "residual": math.nan}, Status.COLLAPSED),
+        ({"shrink": 1e-30, "residual": 0.0}, Status.COLLAPSED),
+        ({"escape": 1e4, "shrink": 0.0}, Status.DIVERGED),
+        ({"escape": math.inf}, Status.DIVERGED),
+        ({"escape": math.nan}, Status.DIVERGED),
+        ({"rho": math.nan}, Status.UNSTABLE),
+    ],
+)
+def test_status_of_a_free_phase(change: dict[str, float], status: Status) -> None:
+    assert replace(SETTLED, **change).status(Thresholds()) is status
+
+
+@pytest.mark.parametrize(
+    ("rho", "nudge_norm", "reference", "status"),
+    [
+        (0.9, 1.0, 1.0, Status.SETTLED),
+        (0.9, 1e9, 1.0, Status.NUDGE_DIVERGED),
+        (0.9, math.nan, 1.0, Status.NUDGE_DIVERGED),
+        (0.9, 1.0, 0.0, Status.UNDEFINED),
+        (0.9, 1.0, math.nan, Status.UNDEFINED),
+        (1.5, math.nan, 0.0, Status.UNSTABLE),
+        (0.9, math.nan, 0.0, Status.NUDGE_DIVERGED),
+    ],
+)
+def test_status_of_a_cell_follows_the_precedence(
+    rho: float, nudge_norm: float, reference: float, status: Status
+) -> None:
+    (comparison,) = compare([ONES], {"a": reference * ONES["a"]}, 1e-12)
+    found, reason = judge(replace(SETTLED, rho=rho), comparison, {"nudge_norm": nudge_norm}, Thresholds())
+    assert found is status
+    assert bool(reason) is (status is not Status.SETTLED)
+
+
+def test_regimes_that_are_known() -> None:
+    """The table of measured facts: what diverges, collapses, is unsettled, or settles."""
+    small = {"D": 32, "heads": 2, "mem": 48}
+    known = [
+        ("cet_energy", {}, {"s": 1.0, "damp": 0.0, "T1": 400, "batch": 4}, Status.DIVERGED),
+        ("cet_energy", small, {"s": 0.5, "damp": 0.0, "T1": 400, "batch": 4}, Status.SETTLED),
+        ("cet_real", small, {"s": 1.0, "damp": 0.0, "T1": 400, "batch": 4}, Status.SETTLED),
+        ("cet_real", small, {"s": 1.0, "damp": 0.0, "T1": 20, "batch": 4}, Status.UNSETTLED),
+        ("toy_noncons", {"drive_std": 1.0}, {"damp": 3.0, "T1": 300}, Status.SETTLED),
+        ("toy_noncons", {}, {"damp": 1.0, "T1": 300}, Status.COLLAPSED),
+        ("toy_noncons", {}, {"damp": 1.0, "T1": 4000, "dtype": "float32"}, Status.COLLAPSED),
+    ]
+    for system, options, coordinates, status in known:
+        m = measure(system, "bptt", system_options=options, **{"dtype": "float64"} | coordinates)
+        assert m.status is status, (system, coordinates, m.reason)
+
+
+def test_an_unstable_fixed_point_is_named() -> None:
+    """toy_cons without bias rests at s = 0 if it starts there; a tiny push shows rho > 1."""
+    x0 = 1e-7 * torch.randn(8, 8, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    field = live_field("toy_cons")
+    assert field.system.conservative
+    m = measure("toy_cons", "bptt", data={"x0": x0}, T1=1, dtype="float64")
+    assert m.row["rho"] > 1.1
+
+
+def test_energy_never_rises_on_the_way_down_and_is_seen_to_rise() -> None:
+    for eps, monotone in ((0.2, True), (0.9, False)):  # beyond 2 / (1 + c) every step overshoots
+        certificates = certify(relax(live_field("toy_cons", eps=eps, damp=3.0), (5,)), Thresholds(), 0)
+        assert certificates[0].energy_monotone is monotone
+    assert certify(relax(live_field("toy_noncons"), (5,)), Thresholds(), 0)[0].energy_monotone is None
+
+
+def test_a_relaxation_that_starts_at_zero_is_not_diverged() -> None:
+    x0 = torch.zeros(2, 3, 8, dtype=torch.float64)
+    options = {"bias_std": 0.3, "drive_std": 1.0}
+    m = measure(
+        "toy_noncons", "bptt", data={"x0": x0}, system_options={**options, "heads": 2}, damp=3.0, dtype="float64"
+    )
+    assert m.status is Status.SETTLED
+
+
+def test_the_certificate_is_that_of_each_T1_alone() -> None:
+    field = live_field("cet_real")
+    together = certify(relax(field, (5, 50)), Thresholds(), 0)
+    for T1, shared in zip((5, 50), together, strict=True):
+        (alone,) = certify(relax(field, (T1,)), Thresholds(), 0)
+        evidence = {n: v for n, v in vars(alone).items() if n != "energy_monotone"}
+        assert {n: getattr(shared, n) for n in evidence} == pytest.approx(evidence, rel=1e-7, nan_ok=True)
+
+
+def test_every_system_has_a_live_point() -> None:
+    for name in registry.systems():
+        (certificate,) = certify(relax(live_field(name), (800,)), Thresholds(), 0)
+        assert certificate.status(Thresholds()) is Status.SETTLED, name

@@ -1,0 +1,233 @@
+"""What every registered estimator promises: its exactness, its order in beta, its sharing."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from conftest import ESTIMATORS, SYSTEMS, gap, live_field, random_like, whole_gap
+
+from gradbench import registry
+from gradbench.estimators.base import AbstractEstimator
+from gradbench.estimators.reverse import Bptt
+from gradbench.field import Field
+from gradbench.systems.base import Params
+from gradbench.trajectory import Trajectory, relax
+
+LIVE_TOY = {"T1": 300, "T2": 100}
+
+
+def live_toy(seed: int) -> Field:
+    """The live toy at its full size with zero bias: driven, damped, settled to round-off."""
+    from gradbench.engine.problem import build
+    from gradbench.plan import plan
+    from gradbench.suite import parse
+
+    grid = {"system": {"name": "toy_noncons", "drive_std": 1.0}, "estimator": "bptt", "damp": 3.0}
+    content = {"name": "test", "about": "", "grid": [grid | {"seed": seed, "dtype": "float64"}]}
+    return build(plan(parse(content, "test")).problems[0], "cpu")
+
+
+def estimates(
+    rule: AbstractEstimator, free: Trajectory, depths: tuple[int, ...], betas: tuple[float, ...]
+) -> dict[tuple[int | None, int, int], Params]:
+    """Gradients by depth, index of T1 and index of beta."""
+    return {
+        (reading.depth, i, j): gradient
+        for snapshot in rule.phase.run(free, depths, betas)
+        for reading in [rule.read(free, snapshot, betas)]
+        for i, row in enumerate(reading.gradient)
+        for j, gradient in enumerate(row)
+    }
+
+
+def estimate(rule: AbstractEstimator, free: Trajectory, depth: int, beta: float) -> Params:
+    (gradient,) = estimates(rule, free, (depth,), (beta,)).values()
+    return gradient
+
+
+def reference(free: Trajectory) -> Params:
+    (gradient,) = estimates(Bptt(), free, (), ()).values()
+    return gradient
+
+
+def slope(errors: dict[float, float]) -> float:
+    """Of log error against log beta, by least squares."""
+    x, y = ([math.log(v) for v in values] for values in (errors.keys(), errors.values()))
+    mx, my = sum(x) / len(x), sum(y) / len(y)
+    return sum((a - mx) * (b - my) for a, b in zip(x, y, strict=True)) / sum((a - mx) ** 2 for a in x)
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_bptt_equals_unrolled_autograd(name: str) -> None:
+    field = live_field(name)
+    theta = {n: p.clone().requires_grad_() for n, p in field.theta.items()}
+    context = field.system.context(theta, field.x)
+    s = field.init_state()
+    for _ in range(12):
+        s = field.system.project(s + field.knobs.eps * field.system.force(theta, field.x, context, s, field.knobs))
+    unrolled = torch.autograd.grad(field.system.cost(theta, field.x, s).sum(), list(theta.values()))
+    assert gap(reference(relax(field, (12,))), dict(zip(theta, unrolled, strict=True))) < 1e-12
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_bptt_agrees_with_central_differences_of_the_relaxed_cost(name: str) -> None:
+    field, h = live_field(name), 1e-5
+    gradient = reference(relax(field, (12,)))
+    d = {n: random_like(p, seed=i) for i, (n, p) in enumerate(field.theta.items())}
+    start = field.init_state()
+
+    def cost(step: float) -> float:
+        moved = Field(field.system, {n: p + step * d[n] for n, p in field.theta.items()}, field.x, field.knobs)
+        s = start  # s_0 takes no part in the gradient
+        for _ in range(12):
+            s = moved.step(s)
+        return float(moved.cost(s).sum())
+
+    numeric = (cost(h) - cost(-h)) / (2 * h)
+    assert sum(float((gradient[n] * d[n]).sum()) for n in d) == pytest.approx(numeric, rel=1e-7)
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_one_sweep_serves_every_T1(name: str) -> None:
+    field = live_field(name)
+    shared = estimates(Bptt(), relax(field, (3, 7, 20)), (), ())
+    for i, T1 in enumerate((3, 7, 20)):
+        assert gap(shared[None, i, 0], reference(relax(field, (T1,)))) < 1e-12
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize("rule", [n for n in ESTIMATORS if registry.estimators()[n].uses])
+def test_one_pass_serves_every_T1_depth_and_beta(name: str, rule: str) -> None:
+    field, built = live_field(name), registry.estimator(rule)
+    shared = estimates(built, relax(field, (10, 40)), (2, 5, 9), (0.01, 0.3))
+    for (depth, i, j), gradient in shared.items():
+        assert depth is not None
+        alone = estimate(built, relax(field, ((10, 40)[i],)), depth, (0.01, 0.3)[j])
+        assert whole_gap(gradient, alone) < 1e-10
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize(
+    "rule",
+    [registry.estimator("ep"), registry.estimator("ep", {"readout": "energy_contrast"}), registry.estimator("aep")],
+    ids=["ep", "ep-energy_contrast", "aep"],
+)
+def test_every_rule_tends_to_bptt_where_it_claims_to_be_exact(name: str, rule: AbstractEstimator) -> None:
+    system = registry.systems()[name]
+    if rule.skip(system) is not None:
+        pytest.skip(str(rule.skip(system)))
+    free = relax(live_field(name), (1500,))
+    error = whole_gap(estimate(rule, free, 800, 1e-3), reference(free))
+    exact = system.conservative or "any J" in rule.exact_when
+    assert error < 1e-4 if exact else error > 1e-3
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_aep_error_falls_as_beta_squared_and_one_sided_as_beta(seed: int) -> None:
+    free = relax(live_toy(seed), (LIVE_TOY["T1"],))
+    exact = reference(free)
+    betas = (0.1, 0.01, 0.001)
+    for nudge, order in (("centred", 2.0), ("positive", 1.0), ("negative", 1.0)):
+        rule = registry.estimator("aep", {"nudge": nudge})
+        found = estimates(rule, free, (LIVE_TOY["T2"],), betas)
+        errors = {beta: whole_gap(found[LIVE_TOY["T2"], 0, j], exact) for j, beta in enumerate(betas)}
+        assert slope(errors) == pytest.approx(order, abs=0.1), (nudge, errors)
+        assert rule.bias_order == order
+        if nudge == "centred":
+            assert errors[0.001] <= 1e-8
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_naive_ep_is_biased_and_no_beta_helps(seed: int) -> None:
+    free = relax(live_toy(seed), (LIVE_TOY["T1"],))
+    exact, betas = reference(free), (0.1, 0.01, 0.001)
+    found = estimates(registry.estimator("ep"), free, (LIVE_TOY["T2"],), betas)
+    errors = [whole_gap(found[LIVE_TOY["T2"], 0, j], exact) for j in range(len(betas))]
+    assert min(errors) > 0.25
+    assert max(errors) / min(errors) < 1.01
+
+
+def test_aep_equals_ep_on_a_settled_conservative_toy() -> None:
+    field = live_field("toy_cons", batch=4)
+    free = relax(field, (2000,))
+    assert float((field.step(free.ends) - free.ends).norm()) < 1e-12
+    ep, aep = (estimate(registry.estimator(n), free, 120, 0.02) for n in ("ep", "aep"))
+    assert whole_gap(aep, ep) < 1e-10
+    assert whole_gap(ep, reference(free)) > 1e-8  # a finite nudge leaves an error: the two agree on more than zero
+
+
+def test_nudged_phase_with_the_correction_moves_by_the_transposed_jacobian() -> None:
+    """-delta / beta after k steps tends to eps sum_{j<k} (I + eps J^T)^j g, here with a dense J."""
+    field = live_field("toy_noncons", batch=1)
+    free = relax(field, (500,))
+    s, eps, g = free.ends[0], float(field.knobs.eps), free.cost_slope[0, 0]
+    J = torch.autograd.functional.jacobian(lambda s: field.force(s[None])[0], s[0])
+    a, term = torch.zeros_like(g), g.clone()
+    for _ in range(7):
+        a, term = a + eps * term, term + eps * J.mT @ term
+    rule = registry.estimator("aep")
+    (snapshot,) = rule.phase.run(free, (7,), (1e-4,))
+    credit = rule.read(free, snapshot, (1e-4,)).credit
+    assert credit is not None
+    torch.testing.assert_close(credit[0, 0, 0], a, rtol=1e-6, atol=1e-9)
+
+
+def test_readouts_of_ep_differ_at_second_order() -> None:
+    free = relax(live_field("toy_cons"), (2000,))
+    differences = {}
+    for beta in (0.3, 0.1, 0.03):
+        field_readout = estimate(registry.estimator("ep"), free, 400, beta)
+        contrast = estimate(registry.estimator("ep", {"readout": "energy_contrast"}), free, 400, beta)
+        differences[beta] = whole_gap(contrast, field_readout)
+    assert slope(differences) == pytest.approx(2.0, abs=0.1)
+
+
+@pytest.mark.parametrize(("clip", "couples"), [("none", False), ("sample", False), ("batch", True)])
+def test_only_the_batch_clip_lets_one_example_touch_another(clip: str, couples: bool) -> None:
+    """The credit of the first two examples, with and without a third whose cost is much larger."""
+    rule, credits = registry.estimator("aep", {"clip": clip}), []
+    full = live_field("cet_real", batch=3)
+    for batch in (2, 3):
+        x = {n: v[:batch] for n, v in full.x.items()}
+        x["mask"] = x["mask"] * torch.tensor([1.0, 1.0, 9.0])[:batch, None, None, None]
+        free = relax(Field(full.system, full.theta, x, full.knobs), (500,))
+        (snapshot,) = rule.phase.run(free, (60,), (0.02,))
+        credit = rule.read(free, snapshot, (0.02,)).credit
+        assert credit is not None
+        credits.append(credit[0, 0, :2])
+    difference = float((credits[0] - credits[1]).norm() / credits[0].norm())
+    assert difference > 1e-6 if couples else difference < 1e-10
+
+
+@pytest.mark.parametrize("clip", ["batch", "sample"])
+def test_clip_share_counts_the_steps_that_were_clipped(clip: str) -> None:
+    free = relax(live_field("cet_real"), (500,))
+    first, last = registry.estimator("aep", {"clip": clip}).phase.run(free, (1, 60), (0.02,))
+    assert float(first.evidence["clip_share"]) == 0  # the first step starts at s*, where the correction is zero
+    assert 0 < float(last.evidence["clip_share"]) < 1  # on approach, correction and force become equal
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_counts_are_what_one_cell_evaluates(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gradbench.field import Linear
+
+    seen = {"jvp": 0, "vjp": 0}
+    for product in seen:
+        original = getattr(Linear, product)
+
+        def counted(self: Linear, v: torch.Tensor, product: str = product, original=original) -> torch.Tensor:
+            seen[product] += len(v.reshape(-1, *v.shape[-2:]))  # rows share one call
+            return original(self, v)
+
+        monkeypatch.setattr(Linear, product, counted)
+    for rule_name in ESTIMATORS:
+        rule = registry.estimator(rule_name)
+        free = relax(live_field(name), (6,))
+        seen.update(jvp=0, vjp=0)
+        depths, betas = ((4,) if "T2" in rule.uses else ()), ((0.1,) if "beta" in rule.uses else ())
+        for _ in rule.phase.run(free, depths, betas):
+            pass
+        promised = rule.phase.count(6, depths[0] if depths else None)
+        assert seen == {"jvp": promised.jvp, "vjp": promised.vjp}, rule_name
