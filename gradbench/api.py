@@ -84,9 +84,11 @@ def measure(
         "dtype": dtype,
         "batch": batches.pop() if batches else batch,
     }
-    asked = plan(parse({"name": "measure", "about": "one cell", "grid": [grid]}, "measure"), "measure")
+    asked = plan(parse({"name": "measure", "about": "one cell", "grid": [grid]}, "measure"), "measure", data)
     if asked.skipped:
         raise UserError(f"measure: {asked.skipped[0][1]}")
+    if len(asked.cells) != 1:
+        raise UserError(f"measure: compares one cell, and these lists make {len(asked.cells)}; use a suite")
     (problem,) = asked.problems
     with ieee_float32():
         field = build(problem, resolve(device), params, data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +14,6 @@ from gradbench.errors import StoreError, UserError
 from gradbench.exit import Exit
 
 app = typer.Typer(
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     help="How faithful is a gradient estimator to backpropagation through time?",
@@ -21,9 +21,12 @@ app = typer.Typer(
 
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 Out = Annotated[Path, typer.Option(help="Folder of results.")]
-RunName = Annotated[str, typer.Argument(metavar="RUN", help="Path, id, prefix of an id, suite, or latest.")]
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="Path, id, prefix of an id, suite, suite/id, or latest.")]
 SuiteName = Annotated[str, typer.Argument(metavar="SUITE", help="Name of a shipped suite, or a TOML file.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=V,...", help="Replace a key of every grid.")]
+
+
+USAGE_ERROR: Any = typer.BadParameter.__base__  # the parent of all that typer says of a command line
 
 
 def _say(text: str) -> None:
@@ -108,18 +111,22 @@ def run(
     from gradbench.progress import told
     from gradbench.runner import run as execute
 
-    overrides = _overrides(set_) | ({"dtype": dtype} if dtype else {})
+    overrides = _overrides([*(set_ or ()), *([f"dtype={dtype}"] if dtype else ())])
     with told() as watch:
         done = execute(suite, out=out, device=device, overrides=overrides, fresh=fresh, watch=watch)
     statuses = done.cells["status"].value_counts()
     for status, n in statuses.items():
         print(f"  {status:<16} {n:,}")
     print(done.folder)
+    if not done.plan["cells"]:
+        _say("gradbench: every cell of this suite is skipped: nothing was measured")
+        raise typer.Exit(Exit.NOTHING)
     incomplete = int(sum(n for s, n in statuses.items() if s in ("error", "oom")))
     if incomplete and not done.claims["allow_incomplete"]:
         rows = done.cells
         first = rows[rows["status"].isin(["error", "oom"])].iloc[0]
-        _say(f"{incomplete} cells were not measured; first: {first['reason']}")
+        _say(f"{incomplete} of {len(rows)} cells were not measured; first: {first['reason']}")
+        _say("next: the same command tries them again")
         raise typer.Exit(Exit.INCOMPLETE)
 
 
@@ -168,8 +175,10 @@ def _overrides(pairs: list[str] | None) -> dict[str, Any]:
     overrides: dict[str, Any] = {}
     for pair in pairs or ():
         key, equals, text = pair.partition("=")
-        if not equals:
+        if not (key and equals and text):
             raise UserError(f"--set {pair!r}: expected KEY=VALUE")
+        if key in overrides:
+            raise UserError(f"--set {pair!r}: {key} is set twice")
         for attempt in (f"v = {text}", f"v = [{text}]"):
             try:
                 overrides[key] = tomllib.loads(attempt)["v"]
@@ -181,16 +190,40 @@ def _overrides(pairs: list[str] | None) -> dict[str, Any]:
     return overrides
 
 
-def main() -> None:
-    """Entry point: every failure is one line and an exit code."""
+def _sentence(text: str) -> str:
+    return text if text.endswith((".", "?")) else f"{text}."
+
+
+def _code(arguments: list[str]) -> int:
     try:
-        app()
+        code = app(arguments, standalone_mode=False) or Exit.OK
     except UserError as error:
-        _say(f"gradbench: {error}. Nothing was run.")
-        sys.exit(Exit.USAGE)
+        _say(f"gradbench: {_sentence(str(error))} Nothing was run.")
+        code = Exit.USAGE
+    except USAGE_ERROR as error:
+        _say(f"gradbench: {_sentence(error.format_message())} See: gradbench --help")
+        code = Exit.USAGE
     except StoreError as error:
         _say(f"gradbench: {error}")
-        sys.exit(Exit.STORE)
-    except KeyboardInterrupt:
+        code = Exit.STORE
+    except OSError as error:  # of stdout: the store has errors of its own
+        _say(f"gradbench: {error.strerror}")
+        code = Exit.STORE
+    except (KeyboardInterrupt, typer.Abort):
+        code = Exit.INTERRUPTED
+    if code == Exit.INTERRUPTED:
         _say("gradbench: interrupted; what was measured is kept, run the same command to go on")
-        sys.exit(Exit.INTERRUPTED)
+    return int(code)
+
+
+def main() -> None:
+    """Entry point: every failure is one line and an exit code."""
+    code = _code(sys.argv[1:] or ["--help"])
+    try:
+        print(end="", flush=True)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the exit would try it again
+        if not isinstance(error, BrokenPipeError):  # a reader that leaves, as `head` does, needs no telling
+            _say(f"gradbench: {error.strerror}")
+            code = Exit.STORE
+    sys.exit(code)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class UserError(Exception):
@@ -12,6 +13,15 @@ class UserError(Exception):
 
 class StoreError(Exception):
     """A result folder is damaged or cannot be written."""
+
+
+@contextmanager
+def placed(where: str) -> Iterator[None]:
+    """Put the file and the key before the message of a UserError."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def near_miss(word: str, known: Iterable[str]) -> str:

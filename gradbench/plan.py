@@ -9,21 +9,19 @@ import hashlib
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, cached_property
 from typing import Any
 
 from gradbench import registry
-from gradbench.errors import UserError, near_miss
+from gradbench.errors import UserError, near_miss, placed
 from gradbench.estimators.base import AbstractEstimator, AbstractPhase, Count
 from gradbench.estimators.reverse import ReversePhase
 from gradbench.selection import keys, matches
 from gradbench.status import Thresholds
 from gradbench.suite import Check, Grid, Suite
 from gradbench.systems.base import AbstractSystem
-
-MEASURED = ("status", "system_label", "estimator_label")  # columns of `where` that a plan does not know
 
 
 @dataclass(frozen=True)
@@ -48,6 +46,14 @@ class Cell:
     def key(self) -> str:
         """Content key: equal cells have equal keys in every run, whatever planned them."""
         return _digest(asdict(self))
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Its system and estimator as people read them."""
+        return {
+            "system_label": registry.label(self.system, self.system_options, "system"),
+            "estimator_label": registry.label(self.estimator, self.estimator_options, "estimator"),
+        }
 
     @property
     def problem(self) -> Cell:
@@ -94,8 +100,8 @@ class Problem:
 
     @cached_property
     def key(self) -> str:
-        """Content key."""
-        return _digest([c.key for c in self.cells])
+        """Content key: equal for equal cells in any order, so that a reordered suite finds its records."""
+        return _digest(sorted(c.key for c in self.cells))
 
     @cached_property
     def system(self) -> AbstractSystem:
@@ -185,18 +191,21 @@ class Plan:
 
     def verify(self, checks: Iterable[Check], where: str) -> None:
         """Raise UserError for a check that could never have a verdict: an unknown key, or no planned cell."""
-        cells = [vars(cell) for cell in self.cells]
+        cells = [asdict(cell) | cell.labels for cell in self.cells]
+        known = {"status", *(k for cell in cells for k in keys(cell))}
+        rules = {cell[k] for cell in cells for k in ("estimator", "estimator_label")}
         for i, check in enumerate(checks):
             place = f"{where}: check[{i}] {check.name!r}"
-            planned = {k: v for k, v in check.where.items() if k not in MEASURED}
-            known = {*MEASURED, *(k for cell in cells for k in keys(cell))}
-            for key in planned:
+            for key in check.where:
                 if key not in known:
                     raise UserError(
                         f"{place}: where.{key} is neither a coordinate nor an option{near_miss(key, known)}"
                     )
+            planned = {k: v for k, v in check.where.items() if k != "status"}  # the one that a plan cannot know
             if not any(matches(cell, planned) for cell in cells):
                 raise UserError(f"{place}: where matches none of {len(cells):,} planned cells")
+            if check.against is not None and check.against not in rules:
+                raise UserError(f"{place}: against = {check.against!r} is not planned{near_miss(check.against, rules)}")
 
     @property
     def summary(self) -> dict[str, str]:
@@ -228,14 +237,17 @@ class Plan:
         }
 
 
-def plan(suite: Suite, where: str = "suite") -> Plan:
-    """Plan a suite. Raises UserError for unknown names and options; `where` names the file in it."""
+def plan(suite: Suite, where: str = "suite", given: Collection[str] = ()) -> Plan:
+    """Plan a suite. Raises UserError for unknown names and options; `where` names the file in it.
+
+    `given` names data that come with the call and need not be drawn.
+    """
     cells: dict[Cell, None] = {}
     skipped: dict[Cell, str] = {}
     points = folded = repeated = 0
     for i, grid in enumerate(suite.grid):
         own: dict[Cell, str | None] = {}
-        for cell, reason in _points(grid, f"{where}: grid[{i}]"):
+        for cell, reason in _points(grid, f"{where}: grid[{i}]", given):
             points += 1
             folded += cell in own
             own[cell] = reason
@@ -245,7 +257,7 @@ def plan(suite: Suite, where: str = "suite") -> Plan:
     return Plan(suite.name, tuple(cells), tuple(skipped.items()), points, folded, repeated, suite.decide())
 
 
-def _points(grid: Grid, where: str) -> Iterator[tuple[Cell, str | None]]:
+def _points(grid: Grid, where: str, given: Collection[str]) -> Iterator[tuple[Cell, str | None]]:
     pairs = itertools.product(
         _instances(grid.system, registry.system, f"{where}.system"),
         _instances(grid.estimator, registry.estimator, f"{where}.estimator"),
@@ -253,7 +265,8 @@ def _points(grid: Grid, where: str) -> Iterator[tuple[Cell, str | None]]:
     for system, estimator in pairs:
         used, default = system.uses | estimator.uses, system.defaults
         batch = grid.batch or default["batch"]
-        system.check(batch)
+        with placed(f"{where}.system"):
+            system.check(batch, given)
         reason = estimator.skip(type(system))
         axes = [
             grid.s or (default["s"],),

@@ -9,16 +9,17 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import math
 import pkgutil
 import types
 import typing
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, ClassVar, Literal, get_args, get_origin
 
-from gradbench.errors import UserError, near_miss
+from gradbench.errors import UserError, near_miss, placed
 from gradbench.estimators.base import AbstractEstimator
 from gradbench.systems.base import AbstractSystem
 
@@ -70,9 +71,16 @@ def _found(kind: str, base: type) -> dict[str, Any]:
     package = importlib.import_module(f"gradbench.{kind}")
     modules = [importlib.import_module(f"{package.__name__}.{m.name}") for m in pkgutil.iter_modules(package.__path__)]
     classes = [c for m in modules for c in vars(m).values() if inspect.isclass(c) and c.__module__ == m.__name__]
-    plugins = [point.load() for point in entry_points(group=f"gradbench.{kind}")]
+    plugins = [_loaded(point) for point in entry_points(group=f"gradbench.{kind}")]
     named = {c.name: c for c in [*plugins, *classes] if issubclass(c, base) and not inspect.isabstract(c)}
     return dict(sorted(named.items()))
+
+
+def _loaded(point: EntryPoint) -> Any:
+    try:
+        return point.load()
+    except Exception as error:  # whatever somebody else's package raises
+        raise UserError(f"plugin {point.value!r} of {point.group} cannot be loaded: {error}") from error
 
 
 def _build(kind: str, name: str, known: Mapping[str, Any], options: Mapping[str, Any], where: str) -> Any:
@@ -89,7 +97,8 @@ def _build(kind: str, name: str, known: Mapping[str, Any], options: Mapping[str,
     if missing:
         raise UserError(f"{where}: {kind} {name!r} needs {', '.join(missing)}")
     # 1 and 1.0 are one option value, and must be one cell
-    return cls(**{k: float(v) if allowed[k] is float else v for k, v in options.items()})
+    with placed(where):
+        return cls(**{k: float(v) if allowed[k] is float else v for k, v in options.items()})
 
 
 def _check_type(where: str, value: Any, wanted: Any) -> None:
@@ -101,4 +110,8 @@ def _check_type(where: str, value: Any, wanted: Any) -> None:
     if isinstance(accepted, types.GenericAlias | type(ClassVar)):
         raise TypeError(f"option {where} has a type that no suite can write: {wanted}")
     if isinstance(value, bool) is not (wanted is bool) or not isinstance(value, accepted):
-        raise UserError(f"{where} = {value!r} is a {type(value).__name__}, not a {wanted.__name__}")
+        raise UserError(f"{where} = {value!r} is a {type(value).__name__}; expected: {wanted.__name__}")
+    if wanted is int and not 1 <= value < 2**31:  # counts and sizes, all of them
+        raise UserError(f"{where} = {value!r} is no size: it is not between 1 and 2**31 - 1")
+    if wanted is float and not abs(value) < math.inf:
+        raise UserError(f"{where} = {value!r} is not finite")

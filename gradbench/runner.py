@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +23,7 @@ from typing import Any
 from gradbench import plan as planning
 from gradbench import registry
 from gradbench import suite as suites
-from gradbench.errors import UserError
+from gradbench.errors import StoreError, UserError
 from gradbench.plan import Plan, Problem
 from gradbench.status import Status
 from gradbench.tables import runs
@@ -71,13 +71,16 @@ def run(
     """
     loaded, planned = prepare(suite, overrides)
     from gradbench.engine import device as devices
+    from gradbench.engine.problem import build
 
     device = devices.resolve(device)
     env = environment(planned, device)
+    for problem in {(p.point.system_options, p.point.batch): p for p in planned.problems}.values():
+        build(problem, "cpu")  # data that cannot be had are missed now, not in the middle of a run
     folder = Path(out) / "runs" / loaded.name
     target = None if fresh else runs.matching(folder, env["identity"])
     if target is None:
-        target = Run(folder / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{env['identity'][:4]}")
+        target = runs.new(folder, f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{env['identity'][:4]}")
         target.start(planned.to_json(), env)
     target.claim(loaded.model_dump(mode="json", include={"check", "allow_incomplete"}))
     runs.point(folder, target)
@@ -100,13 +103,12 @@ def execute(target: Run, planned: Plan, device: str, watch: Watch) -> None:
     from gradbench.engine.outcome import unmeasured
     from gradbench.engine.precision import ieee_float32
 
-    finished = {key for key in target.done() if not _to_retry(target, key)}
+    finished = _finished(target)
     waiting = [p for p in planned.problems if p.key not in finished]
     progress = Progress(len(planned.cells), sum(_weight(p) for p in waiting))
-    for problem in planned.problems:
-        if problem.key in finished:
-            progress.kept += len(problem.cells)
-            progress.statuses.update(target.record(problem.key)["status"].to_pylist())
+    for statuses in finished.values():
+        progress.kept += len(statuses)
+        progress.statuses.update(statuses)
     watch(progress)
     with ieee_float32():
         for problem in waiting:
@@ -131,10 +133,11 @@ def _measure(problem: Problem, planned: Plan, device: str) -> list[dict[str, Any
         return [o.row() for o in eager.solve(problem, build(problem, device), planned.thresholds)]
     except UserError:
         raise
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        status, reason = Status.OOM, str(error).partition("\n")[0] or "out of memory"
     except Exception as error:
-        status, reason = Status.ERROR, f"{type(error).__name__}: {error}"
+        # on the CPU torch says so in a RuntimeError
+        full = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+        status = Status.OOM if full else Status.ERROR
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
     return [unmeasured(cell, status, reason, problem.key) for cell in problem.cells]
 
 
@@ -143,9 +146,18 @@ def _weight(problem: Problem) -> int:
     return cost.force + 3 * cost.vjp + 3 * cost.jvp
 
 
-def _to_retry(target: Run, key: str) -> bool:
-    statuses: Iterable[str] = target.record(key)["status"].to_pylist()
-    return any(Status(s).incomplete for s in statuses)
+def _finished(target: Run) -> dict[str, list[str]]:
+    """Statuses of the problems that need no measurement; damaged records are set aside, which stderr is told."""
+    finished: dict[str, list[str]] = {}
+    for key in sorted(target.done()):
+        try:
+            statuses = target.record(key)["status"].to_pylist()
+        except StoreError as error:
+            print(f"gradbench: {error}; set aside as {target.set_aside(key)}, to be measured again", file=sys.stderr)
+            continue
+        if not any(Status(s).incomplete for s in statuses):
+            finished[key] = statuses
+    return finished
 
 
 def environment(planned: Plan, device: str) -> dict[str, Any]:

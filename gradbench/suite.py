@@ -6,6 +6,9 @@ Every mistake is a `UserError` that names the file, the key and the nearest know
 from __future__ import annotations
 
 import math
+import os.path
+import re
+import sys
 import tomllib
 from dataclasses import fields
 from pathlib import Path
@@ -29,19 +32,24 @@ from gradbench.notation import METRICS
 from gradbench.status import Status, Thresholds
 
 SUITES = Path("suites")
+LARGEST = 2**63 - 1  # of a whole number: what a table can hold
 
 
 def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{value!r} is not a number")
-    if not math.isfinite(value):
+    if not abs(value) < math.inf:
         raise ValueError(f"{value!r} is not finite")
+    if abs(value) > sys.float_info.max:  # whole numbers of TOML have no end
+        raise ValueError("a number of more than 300 digits")
     return float(value)
 
 
 def _whole(value: Any) -> int:
-    if _number(value) != int(value):
+    if not _number(value).is_integer():
         raise ValueError(f"{value!r} is not a whole number")
+    if abs(value) > LARGEST:
+        raise ValueError(f"{value!r} is above {LARGEST}")
     return int(value)
 
 
@@ -55,11 +63,14 @@ def _expand(value: Any) -> list[Any]:
         if not isinstance(value[kind], list) or len(value[kind]) != 3:
             raise ValueError(f"{kind} takes [start, stop, n]")
         start, stop, n = _number(value[kind][0]), _number(value[kind][1]), _whole(value[kind][2])
-        if n < 2:
-            raise ValueError(f"{kind} takes at least 2 points")
+        if not 2 <= n <= 100_000:
+            raise ValueError(f"{kind} takes 2 to 100,000 points, not {n:,}")
+        if kind == "logspace" and max(abs(start), abs(stop)) > 300:
+            raise ValueError("logspace takes exponents of ten from -300 to 300")
         values = [start + (stop - start) * i / (n - 1) for i in range(n)]
         if kind == "logspace":
-            values = [float(f"{10**v:.12g}") for v in values]
+            values = [float(f"{10.0**v:.12g}") for v in values]
+        values = [int(v) if v == int(v) else v for v in values]  # so that a range also serves options that count
     if not values:
         raise ValueError("the list is empty: nothing would run")
     return values
@@ -81,7 +92,7 @@ def _ints(value: Any) -> tuple[int, ...]:
 
 
 def _strings(value: Any) -> tuple[Any, ...]:
-    return _once(value if isinstance(value, list) else [value])
+    return _once(_expand(value))
 
 
 def _choices(value: Any) -> tuple[tuple[str, dict[str, tuple[Any, ...]]], ...]:
@@ -99,6 +110,7 @@ def _choices(value: Any) -> tuple[tuple[str, dict[str, tuple[Any, ...]]], ...]:
 Floats = Annotated[tuple[float, ...], BeforeValidator(_floats)]
 Ints = Annotated[tuple[int, ...], BeforeValidator(_ints)]
 Choices = Annotated[tuple[tuple[str, dict[str, tuple[Any, ...]]], ...], BeforeValidator(_choices)]
+Number = Annotated[float, BeforeValidator(_number)]
 Dtype = Literal["float32", "float64"]
 
 
@@ -119,7 +131,7 @@ class Grid(_Strict):
     eps: Floats | None = None  # step size, > 0
     seed: Ints = (0,)
     dtype: Annotated[tuple[Dtype, ...], BeforeValidator(_strings)] = ("float32",)
-    batch: int | None = Field(None, ge=1, strict=True)
+    batch: int | None = Field(None, ge=1, le=LARGEST, strict=True)
 
     @field_validator("T1", "T2", "beta", "eps", "seed")
     @classmethod
@@ -144,12 +156,23 @@ class Check(_Strict):
     name: str
     where: dict[str, Any] = {}  # column or option = value, or a list of values
     metric: str | None = None
-    min: float | None = None
-    max: float | None = None
+    min: Number | None = None
+    max: Number | None = None
     at: dict[Coordinate, Extreme] = {}  # keep the rows at the smallest or largest value of a coordinate
     reduce: dict[Coordinate, Reduction] = {}  # then reduce the metric over coordinates, in this order
     against: str | None = None  # the metric becomes its difference to this estimator at equal coordinates
     status: Status | None = None  # every matching cell has it
+
+    @field_validator("where")
+    @classmethod
+    def _statuses(cls, where: dict[str, Any]) -> dict[str, Any]:
+        wanted = where.get("status", [])
+        for status in wanted if isinstance(wanted, list) else [wanted]:
+            if status not in list(Status):
+                raise ValueError(f"status = {status!r} is not a status{near_miss(str(status), Status)}")
+        if wanted == [] and "status" in where:
+            raise ValueError("status: the list is empty: nothing would match")
+        return where
 
     @field_validator("metric")
     @classmethod
@@ -164,6 +187,8 @@ class Check(_Strict):
             raise ValueError("a check needs a metric with min or max, or a status")
         if self.status is not None and (self.metric or self.at or self.reduce or self.against):
             raise ValueError("a check of a status takes no metric, at, reduce or against")
+        if self.status is not None and "status" in self.where:
+            raise ValueError("a check of a status that selects by status cannot fail")
         return self
 
 
@@ -177,6 +202,20 @@ class Suite(_Strict):
     thresholds: dict[str, Any] = {}
     allow_incomplete: StrictBool = False  # error and oom rows do not make the run incomplete
 
+    @field_validator("name")
+    @classmethod
+    def _folder(cls, name: str) -> str:
+        if re.search(r"[/\\\x00-\x1f]|^\.|^latest$|^$", name):
+            raise ValueError(f"{name!r} cannot name a folder of runs")
+        return name
+
+    @field_validator("check", mode="before")
+    @classmethod
+    def _listed(cls, checks: Any) -> Any:
+        if not isinstance(checks, list | tuple):
+            raise ValueError("checks are written [[check]]")
+        return checks
+
     @field_validator("grid", mode="before")
     @classmethod
     def _some(cls, grids: Any) -> Any:
@@ -188,16 +227,10 @@ class Suite(_Strict):
     @classmethod
     def _known(cls, values: dict[str, Any]) -> dict[str, Any]:
         defaults = {f.name: getattr(Thresholds(), f.name) for f in fields(Thresholds)}
-        for key, value in values.items():
+        for key in values:
             if key not in defaults:
                 raise ValueError(f"{key!r} is not a threshold{near_miss(key, defaults)}")
-            wanted = defaults[key]
-            parts = value.values() if isinstance(wanted, dict) and isinstance(value, dict) else [value]
-            for part in parts:
-                _whole(part) if isinstance(wanted, int) else _number(part)
-            if isinstance(wanted, dict) and (not isinstance(value, dict) or set(value) - set(wanted)):
-                raise ValueError(f"{key} takes a table of {', '.join(wanted)}")
-        return values
+        return {key: _threshold(key, value, defaults[key]) for key, value in values.items()}
 
     def decide(self) -> Thresholds:
         """The thresholds: the suite's own over the defaults."""
@@ -207,11 +240,27 @@ class Suite(_Strict):
         return Thresholds(**own)
 
 
+def _threshold(key: str, value: Any, default: Any) -> Any:
+    if isinstance(default, dict):
+        if not isinstance(value, dict) or set(value) - set(default):
+            raise ValueError(f"{key} takes a table of {', '.join(default)}")
+        return {part: _threshold(f"{key}.{part}", v, default[part]) for part, v in value.items()}
+    try:
+        number = _whole(value) if isinstance(default, int) else _number(value)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from None
+    least = 1 if isinstance(default, int) else 0
+    if number < least:
+        raise ValueError(f"{key}: {value!r} is below {least}")
+    return number
+
+
 def find(suite: str) -> Path:
     """The file of a suite given as a path or as the name of a shipped one."""
     path = Path(suite)
-    if path.suffix == ".toml" or path.exists():
-        if not path.is_file():
+    there = os.path.isfile(path)  # unlike Path.is_file, False for a name too long for a file
+    if path.suffix == ".toml" or there:
+        if not there:
             others = [str(p) for p in path.parent.glob("*.toml")] if path.parent.is_dir() else []
             raise UserError(f"suite {suite!r} does not exist{near_miss(suite, others) if others else ''}")
         return path
@@ -225,8 +274,8 @@ def find(suite: str) -> Path:
 def about(path: Path) -> str:
     """The one sentence that a suite file says of itself."""
     try:
-        return str(tomllib.loads(path.read_text()).get("about", ""))
-    except (OSError, tomllib.TOMLDecodeError) as error:
+        return str(tomllib.loads(path.read_text("utf-8")).get("about", ""))
+    except (OSError, ValueError) as error:
         return f"unreadable: {error}"
 
 
@@ -235,13 +284,13 @@ def load(path: Path, overrides: dict[str, Any] | None = None) -> Suite:
     try:
         with path.open("rb") as file:
             content = tomllib.load(file)
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # of tomllib, of utf-8, of a number without end
         raise UserError(f"{path}: not TOML: {error}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     grids = content.get("grid")
     if overrides and isinstance(grids, list):
-        content["grid"] = [grid | overrides for grid in grids]
+        content["grid"] = [grid | overrides if isinstance(grid, dict) else grid for grid in grids]
     return parse({"name": path.stem} | content, str(path))
 
 
@@ -250,7 +299,9 @@ def parse(content: dict[str, Any], where: str) -> Suite:
     try:
         return Suite(**content)
     except ValidationError as error:
-        raise UserError("\n".join(f"{where}: {_explain(e)}" for e in error.errors())) from None
+        # what is set for every grid is wrong in every grid, and is said once
+        told = {re.sub(r"^grid\[\d+\]", "grid", line): line for line in map(_explain, reversed(error.errors()))}
+        raise UserError("\n".join(f"{where}: {line}" for line in reversed(told.values()))) from None
 
 
 _MODELS: dict[str, type[BaseModel]] = {"grid": Grid, "check": Check}
@@ -258,15 +309,17 @@ _MODELS: dict[str, type[BaseModel]] = {"grid": Grid, "check": Check}
 
 def _explain(error: ErrorDetails) -> str:
     """One line: the key as a user would look it up, what is wrong, the near miss."""
+    unknown = error["type"] == "extra_forbidden"
     # a path ends at the last name the user wrote: what follows are pydantic's own branch names
-    place = [part for part in error["loc"] if isinstance(part, int) or part.isidentifier()]
-    key = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in place).lstrip(".")
-    if error["type"] == "extra_forbidden":
+    place = [part for part in error["loc"] if unknown or isinstance(part, int) or part.isidentifier()]
+    key = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in place).removeprefix(".")
+    if unknown:
         model = _MODELS.get(str(place[0]), Suite) if len(place) > 1 else Suite
         return f"{key}: unknown key{near_miss(str(place[-1]), model.model_fields)}"
     if error["type"] == "missing":
         return f"{key}: missing"
-    if error["type"] == "literal_error":
-        return f"{key} = {error['input']!r} is not a choice; known: {error['ctx']['expected']}"
+    if error["type"] in ("literal_error", "enum"):
+        known = re.findall(r"'([^']*)'", error["ctx"]["expected"])
+        return f"{key} = {error['input']!r} is not a choice{near_miss(str(error['input']), known)}"
     message = error["msg"].removeprefix("Value error, ")
     return f"{key}: {message}"

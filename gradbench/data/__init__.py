@@ -33,7 +33,7 @@ GIVEN = "given"  # the images come with the call, in `data`
 def check(dataset: str, ch: int, img: int, batch: int) -> None:
     """Raise UserError where a batch cannot be drawn: dataset unknown, of other sizes, or too small."""
     if dataset == GIVEN:
-        return
+        raise UserError("dataset = 'given' draws no images: they come with the call, in data")
     if dataset not in SHAPES:
         raise UserError(f"dataset = {dataset!r} is not known{near_miss(dataset, SHAPES)}")
     colours, size, number = SHAPES[dataset]

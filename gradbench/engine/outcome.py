@@ -7,7 +7,6 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from gradbench import registry
 from gradbench.metrics import UNDEFINED, Comparison
 from gradbench.plan import Cell, cell_count
 from gradbench.status import Status, Thresholds
@@ -57,8 +56,7 @@ def coordinates(cell: Cell) -> dict[str, Any]:
     """The coordinates of a cell as columns."""
     return asdict(cell) | {
         "cell": cell.key,
-        "system_label": registry.label(cell.system, cell.system_options, "system"),
-        "estimator_label": registry.label(cell.estimator, cell.estimator_options, "estimator"),
+        **cell.labels,
         "dataset": json.loads(cell.system_options).get("dataset"),
     }
 

@@ -30,8 +30,6 @@ def build(
     x = system.sample(streams, point.batch)
     theta |= _fitting(params or {}, system.shapes, f"params of {point.system}")
     x |= _fitting(data or {}, system.data_shapes(point.batch), f"data of {point.system}")
-    if "x" not in x and "x" in system.data_shapes(point.batch):
-        raise UserError(f"data of {point.system}: x is missing, and dataset = 'given' draws none")
     dtype = getattr(torch, point.dtype)
 
     def move(tensor: Tensor) -> Tensor:

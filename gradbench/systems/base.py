@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -66,8 +66,8 @@ class AbstractSystem(ABC):
     def sizes(cls, params: Params, given: Data) -> dict[str, Any]:
         """Options that given parameters and data determine."""
 
-    def check(self, batch: int) -> None:
-        """Raise UserError where a batch of data cannot be drawn. Called before anything runs."""
+    def check(self, batch: int, given: Collection[str] = ()) -> None:
+        """Raise UserError where the data that are not given cannot be drawn. Called before anything runs."""
 
     @abstractmethod
     def init_params(self, rng: Generator) -> Params:

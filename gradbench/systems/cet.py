@@ -8,7 +8,7 @@ with xbar the image outside its mask, enc and dec convolutions whose stride is t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
@@ -54,9 +54,12 @@ class _Cet(AbstractSystem):
     def __post_init__(self) -> None:
         if self.img % self.patch:
             raise UserError(f"{self.name}: img = {self.img} is not a multiple of patch = {self.patch}")
+        if not 0 <= self.mask_ratio <= 1:
+            raise UserError(f"{self.name}: mask_ratio = {self.mask_ratio} is not between 0 and 1")
 
-    def check(self, batch: int) -> None:
-        data.check(self.dataset, self.ch, self.img, batch)
+    def check(self, batch: int, given: Collection[str] = ()) -> None:
+        if "x" not in given:
+            data.check(self.dataset, self.ch, self.img, batch)
 
     @property
     def side(self) -> int:

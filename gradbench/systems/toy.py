@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
+from gradbench.errors import UserError
 from gradbench.streams import normal
 from gradbench.systems.attention import attend, heads, merge
 from gradbench.systems.base import AbstractDrivenSystem, AbstractEnergySystem, AbstractSystem, Data, Knobs, Params
@@ -127,6 +128,10 @@ class ToyNoncons(_Toy, AbstractDrivenSystem):
     source: ClassVar[str] = "transformer attention as a force; Scurria et al. 2026, arXiv:2602.03670"
 
     heads: int = 4  # H
+
+    def __post_init__(self) -> None:
+        if self.D % self.heads:
+            raise UserError(f"{self.name}: D = {self.D} is not a multiple of heads = {self.heads}")
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

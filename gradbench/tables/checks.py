@@ -54,15 +54,17 @@ def evaluate(check: Check, cells: pd.DataFrame) -> Finding:
     assert check.metric is not None
     values = _at(rows, check.at, check.reduce)
     if check.against is not None:
-        others = {k: v for k, v in check.where.items() if k in cells.columns} | {"estimator": check.against}
-        values = _difference(values, _at(_where(cells, others), check.at, check.reduce), check.metric)
+        others = _at(_partners(cells, check.where, check.against), check.at, check.reduce)
+        values = _difference(values, others, check.metric)
     metric = values[check.metric].astype(float)
     if metric.isna().any():
         worst = values[metric.isna()].iloc[0]
-        detail = f"{int(metric.isna().sum())} of {len(metric)} values are undefined; first at {_where_is(worst)}"
+        many = f"{int(metric.isna().sum())} of {len(metric)} values are undefined or have no partner"
+        detail = f"{many}; first at {_where_is(worst)}"
         return Finding(check.name, "none", len(rows), detail, worst["cell"])
-    for coordinate, how in check.reduce.items():
-        values = _reduce(values, coordinate, how, check.metric)
+    for i, (coordinate, how) in enumerate(check.reduce.items()):
+        # what is reduced already must not split the groups: the best beta of each seed may be another one
+        values = _reduce(values, {coordinate, *list(check.reduce)[:i]}, how, check.metric)
     return _bounded(check, values, len(rows))
 
 
@@ -85,8 +87,16 @@ def _bounded(check: Check, values: pd.DataFrame, matched: int) -> Finding:
 def _where(cells: pd.DataFrame, where: Mapping[str, Any]) -> pd.DataFrame:
     """Rows that match; skipped ones never do unless asked for, since they have no metrics."""
     keep = [matches(row, where) for row in cells.to_dict("records")]
-    rows = cells[keep]
+    rows = cells.loc[keep]  # rows even where the list is empty
     return rows if "status" in where else rows[rows["status"] != "skipped"]
+
+
+def _partners(cells: pd.DataFrame, where: Mapping[str, Any], against: str) -> pd.DataFrame:
+    """Rows of the estimator to compare with: its label if there is one, since a name may have several."""
+    shared = {k: v for k, v in where.items() if k in cells.columns and not k.startswith("estimator")}
+    rows = _where(cells, shared)
+    exact = rows[rows["estimator_label"] == against]
+    return rows[rows["estimator"] == against] if exact.empty else exact
 
 
 def _groups(values: pd.DataFrame, without: set[str]) -> Any:
@@ -97,20 +107,20 @@ def _groups(values: pd.DataFrame, without: set[str]) -> Any:
 def _at(rows: pd.DataFrame, at: Mapping[Any, str], reduced: Mapping[Any, str]) -> pd.DataFrame:
     for coordinate, end in at.items():
         extreme = _groups(rows, {*at, *reduced})[coordinate].transform(end)
-        rows = rows[rows[coordinate] == extreme]
+        rows = rows[(rows[coordinate] == extreme) | rows[coordinate].isna()]  # null: a coordinate nobody uses
     return rows
 
 
 def _difference(mine: pd.DataFrame, other: pd.DataFrame, metric: str) -> pd.DataFrame:
     keys = [c for c in IDENTITY if c != "estimator_label"]
-    partner = other.drop_duplicates(keys)[[*keys, metric]]
+    partner = other.drop_duplicates(keys, keep=False)[[*keys, metric]]  # of two partners, neither
     joined = mine.merge(partner, on=keys, how="left", suffixes=("", "_other"))
     joined[metric] = joined[metric] - joined[f"{metric}_other"]
     return joined
 
 
-def _reduce(values: pd.DataFrame, coordinate: str, how: str, metric: str) -> pd.DataFrame:
-    groups = _groups(values, {coordinate})[metric]
+def _reduce(values: pd.DataFrame, over: set[str], how: str, metric: str) -> pd.DataFrame:
+    groups = _groups(values, over)[metric]
     if how in ("min", "max"):
         return values.loc[groups.idxmin() if how == "min" else groups.idxmax()]
     reduced = values.copy()

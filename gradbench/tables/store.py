@@ -6,6 +6,8 @@ named by its problem's content key. A run that is cut off keeps every record it 
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import os
 import tempfile
@@ -21,9 +23,13 @@ import pyarrow.parquet as pq
 from gradbench.errors import StoreError
 from gradbench.tables.schema import CELLS, METADATA, PARAMS, RECORD, VERSION
 
+# parquet's checksums cover its pages, and a flipped bit in an offset reads another column: one more covers the file
+BLANK = b"sha256:" + b"0" * 64
+
 
 @contextmanager
-def _guarded(path: Path) -> Iterator[None]:
+def guarded(path: Path) -> Iterator[None]:
+    """Raise StoreError for what the file system refuses."""
     try:
         yield
     except OSError as error:
@@ -32,7 +38,7 @@ def _guarded(path: Path) -> Iterator[None]:
 
 def write(path: Path, fill: Callable[[BinaryIO], object]) -> None:
     """Write a file atomically and durably. Raises StoreError where the folder or the disk refuses."""
-    with _guarded(path):
+    with guarded(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
@@ -59,30 +65,40 @@ def write_json(path: Path, content: Any) -> None:
 
 def read_json(path: Path) -> Any:
     """Read JSON. Raises StoreError where it is missing or torn."""
-    with _guarded(path):
-        text = path.read_text()
+    with guarded(path):
+        content = path.read_bytes()
     try:
-        return json.loads(text)
+        return json.loads(content)
     except ValueError as error:
         raise StoreError(f"{path}: damaged: {error}") from None
 
 
 def write_table(path: Path, table: pa.Table) -> None:
-    """Write parquet atomically, with page checksums."""
-    write(path, lambda file: pq.write_table(table, file, compression="zstd", write_page_checksum=True))
+    """Write parquet atomically, with page checksums, and in the footer the digest of the whole file."""
+    metadata = {**(table.schema.metadata or {}), b"gradbench.seal": BLANK}
+    buffer = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata(metadata), buffer, compression="zstd", write_page_checksum=True)
+    write(path, lambda file: file.write(_sealed(buffer.getvalue())))
 
 
-def read_table(path: Path) -> pa.Table:
-    """Read parquet and verify its checksums and schema version. Raises StoreError for anything else."""
-    with _guarded(path):
-        try:
-            table = pq.read_table(path, page_checksum_verification=True)
-        except (pa.ArrowInvalid, pa.ArrowException) as error:
-            raise StoreError(f"{path}: damaged: {error}") from None
-    version = int((table.schema.metadata or {}).get(b"gradbench.schema", b"0"))
-    if version != VERSION:
+def read_table(path: Path, schema: pa.Schema) -> pa.Table:
+    """Read parquet and verify its seal, schema version and columns. Raises StoreError for anything else."""
+    with guarded(path):
+        content = path.read_bytes()
+    start = content.rfind(BLANK[:7])
+    if start < 0 or _sealed(content.replace(content[start : start + len(BLANK)], BLANK)) != content:
+        raise StoreError(f"{path}: damaged: its digest is not the one that it was written with")
+    table = pq.read_table(pa.BufferReader(content), page_checksum_verification=True)
+    version = (table.schema.metadata or {}).get(b"gradbench.schema", b"none").decode()
+    if version != str(VERSION):
         raise StoreError(f"{path}: schema version {version}, this gradbench reads {VERSION}")
+    if not table.schema.equals(schema):
+        raise StoreError(f"{path}: its columns are not those of schema version {VERSION}")
     return table
+
+
+def _sealed(content: bytes) -> bytes:
+    return content.replace(BLANK, BLANK[:7] + hashlib.sha256(content).hexdigest().encode())
 
 
 class Run:
@@ -134,14 +150,18 @@ class Run:
         """Store the record of a problem."""
         write_table(self._record(problem), pa.Table.from_pylist(rows, schema=RECORD))
 
-    def drop(self, problem: str) -> None:
-        """Forget a record, so that its problem is measured again."""
-        with _guarded(self._record(problem)):
-            self._record(problem).unlink(missing_ok=True)
+    def set_aside(self, problem: str) -> Path:
+        """Rename a damaged record, so that its problem is measured again; where it lies now."""
+        path = self._record(problem)
+        with guarded(path):
+            return path.replace(path.with_suffix(".damaged"))
 
     def record(self, problem: str) -> pa.Table:
-        """The record of a problem."""
-        return read_table(self._record(problem)).cast(RECORD)
+        """The record of a problem. Raises StoreError where it is damaged, or the record of another one."""
+        table = read_table(self._record(problem), RECORD)
+        if set(table["problem"].to_pylist()) != {problem}:
+            raise StoreError(f"{self._record(problem)}: damaged: it is not the record of problem {problem}")
+        return table
 
     def compact(self, extra: Iterable[dict[str, Any]]) -> int:
         """Write the tables from all records and from rows that have none; the number of planned cells without a row.
@@ -165,11 +185,16 @@ class Run:
         return len(planned) - len(there)
 
     @property
+    def tabled(self) -> bool:
+        """Whether its tables have been written; a run that was cut off has records only."""
+        return all((self.folder / name).is_file() for name in ("cells.parquet", "params.parquet"))
+
+    @property
     def cells(self) -> Any:
         """The `cells` table as a pandas frame."""
-        return read_table(self.folder / "cells.parquet").to_pandas()
+        return read_table(self.folder / "cells.parquet", CELLS).to_pandas()
 
     @property
     def params(self) -> Any:
         """The `params` table as a pandas frame."""
-        return read_table(self.folder / "params.parquet").to_pandas()
+        return read_table(self.folder / "params.parquet", PARAMS).to_pandas()

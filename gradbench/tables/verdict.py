@@ -43,6 +43,8 @@ class Verdict:
 
 def judge(run: Run) -> Verdict:
     """Evaluate the checks of a run and store verdict.json. Raises StoreError for damage."""
+    if not run.tabled:
+        run.compact(())
     plan, claims, cells = run.plan, run.claims, run.cells
     planned = len(plan["cells"]) + len(plan["skipped"])
     statuses = Counter(cells["status"].tolist())

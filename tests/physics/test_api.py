@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+import subprocess
+import sys
+from operator import attrgetter
 
 import pytest
 import torch
 
 import gradbench as gb
-from gradbench.engine.precision import ieee_float32
+from gradbench.engine.precision import PARTS
 from gradbench.errors import UserError
 from gradbench.status import Status
 
@@ -65,14 +69,14 @@ def test_sizes_and_batch_come_from_the_data() -> None:
         ({"device": "cdua"}, "Did you mean 'cuda'"),
         ({"estimator_options": {"nudge": "centered"}}, "Did you mean 'centred'"),
         ({"estimator_options": {"readout": "energy_contrast"}}, "needs an energy"),
-        ({"system_options": {"heads": 4.5}}, "not a int"),
+        ({"system_options": {"heads": 4.5}}, "expected: int"),
         ({"system_options": {"patch": 5}}, "multiple of patch"),
         ({"system_options": {"dataset": "fashion"}}, "dataset = 'fashion' is not known"),
         ({"batch": 2000}, "fewer than batch"),
         ({"params": {"Wq": torch.zeros(4, 16, 64)}}, "Did you mean 'WQ'"),
         ({"params": {"WV": torch.zeros(4, 16, 63)}}, "expected (4, 16, 64)"),
         ({"data": {"x": torch.zeros(2, 1, 28, 28), "mask": torch.zeros(3, 1, 28, 28)}}, "disagree"),
-        ({"system_options": {"dataset": "given"}}, "x is missing"),
+        ({"system_options": {"dataset": "given"}}, "draws no images"),
     ],
 )
 def test_mistakes_are_raised_at_once_with_a_way_out(arguments: dict[str, object], message: str) -> None:
@@ -81,18 +85,37 @@ def test_mistakes_are_raised_at_once_with_a_way_out(arguments: dict[str, object]
     assert message in str(error.value)
 
 
-def test_precision_is_set_by_the_engine_and_put_back() -> None:
-    torch.backends.cuda.matmul.allow_tf32 = True
-    torch.backends.cudnn.allow_tf32 = True
-    try:
-        with ieee_float32():
-            assert not torch.backends.cuda.matmul.allow_tf32
-            assert not torch.backends.cudnn.allow_tf32
-            assert torch.get_float32_matmul_precision() == "highest"
-        assert torch.backends.cuda.matmul.allow_tf32
-        assert torch.backends.cudnn.allow_tf32
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = False
+def switches() -> list[object]:
+    older = [
+        torch.backends.cuda.matmul.allow_tf32,
+        torch.backends.cudnn.allow_tf32,
+        torch.get_float32_matmul_precision(),
+    ]
+    return older + [attrgetter(name)(torch.backends).fp32_precision for name in PARTS]
+
+
+@pytest.mark.parametrize("set_by_caller", ["nothing", "allow_tf32", "medium", "fp32_precision"])
+def test_precision_is_set_by_the_engine_and_put_back(set_by_caller: str) -> None:
+    """In a process of its own: torch refuses to read switches after some orders of setting them."""
+    lines = {
+        "nothing": "",
+        "allow_tf32": "torch.backends.cuda.matmul.allow_tf32 = True",
+        "medium": "torch.set_float32_matmul_precision('medium')",
+        "fp32_precision": "torch.backends.cuda.matmul.fp32_precision = 'ieee'",
+    }
+    source = f"""
+import torch
+from operator import attrgetter
+from gradbench.engine.precision import PARTS, ieee_float32
+{inspect.getsource(switches)}
+{lines[set_by_caller]}
+before = switches()
+with ieee_float32():
+    assert switches() == [False, False, "highest"] + ["ieee"] * len(PARTS), switches()
+assert switches() == before, (before, switches())
+"""
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_same_call_gives_the_same_numbers() -> None:

@@ -1,0 +1,275 @@
+"""Checks and verdicts: what passes, what fails, and what cannot be said, on tables small enough to read."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from gradbench.exit import Exit
+from gradbench.suite import Check
+from gradbench.tables.checks import evaluate
+from gradbench.tables.schema import CELLS
+from gradbench.tables.store import Run
+from gradbench.tables.verdict import judge
+
+POINT = {"s": 1.0, "damp": 0.0, "T1": 10, "T2": 4, "beta": 0.1, "eps": 0.2, "seed": 0, "dtype": "float32", "batch": 2}
+
+
+def cell(estimator: str = "ep", cosine: float | None = 0.9, **other: Any) -> dict[str, Any]:
+    label = other.pop("label", estimator)
+    options = {"system_options": '{"N": 2}', "estimator_options": '{"nudge": "centred"}'}
+    names = {"system": "toy", "system_label": "toy", "estimator": estimator, "estimator_label": label}
+    row = {**POINT, **options, **names, "status": "settled", "cosine": cosine, **other}
+    return {"cell": "/".join(str(row[k]) for k in ("system", "estimator_label", *POINT)), **row}
+
+
+def frame(*cells: dict[str, Any]) -> pd.DataFrame:
+    return CELLS.empty_table().from_pylist(list(cells), schema=CELLS).to_pandas()
+
+
+def result(cells: pd.DataFrame, **check: Any) -> str:
+    return evaluate(Check(name="c", **({"metric": "cosine"} if "status" not in check else {}), **check), cells).result
+
+
+@pytest.mark.parametrize(
+    ("bounds", "expected"),
+    [
+        ({"min": 0.5}, "pass"),
+        ({"min": 0.6}, "fail"),
+        ({"max": 0.9}, "pass"),
+        ({"max": 0.8}, "fail"),
+        ({"min": 0.5, "max": 0.9}, "pass"),
+        ({"min": 0.6, "max": 0.9}, "fail"),
+        ({"min": 0.5, "max": 0.8}, "fail"),
+    ],
+)
+def test_bounds_hold_for_every_cell_and_include_their_ends(bounds: dict[str, float], expected: str) -> None:
+    assert result(frame(cell(cosine=0.5), cell(cosine=0.9, seed=1)), **bounds) == expected
+
+
+def test_a_finding_names_the_number_the_place_and_the_worst_cell() -> None:
+    cells = frame(cell(cosine=0.9), cell(cosine=0.3, seed=1), cell(cosine=0.4, seed=2))
+    found = evaluate(Check(name="c", metric="cosine", min=0.5), cells)
+    assert (found.cells, found.cell) == (3, cells["cell"][1])
+    for word in ("cosine 0.3 < 0.5", "toy / ep", "seed=1"):
+        assert word in found.detail
+
+
+@pytest.mark.parametrize(
+    ("where", "n"),
+    [
+        ({}, 3),
+        ({"estimator": "ep"}, 2),
+        ({"estimator": ["ep", "aep"]}, 3),
+        ({"beta": 0.1}, 2),
+        ({"beta": 0.1 * (1 + 1e-12)}, 2),
+        ({"T2": 4.0}, 3),
+        ({"N": 2}, 3),
+        ({"nudge": "centred"}, 3),
+        ({"status": "unsettled"}, 1),
+        ({"seed": [0, 1], "status": "settled"}, 2),
+    ],
+)
+def test_where_selects_by_column_option_and_status(where: dict[str, Any], n: int) -> None:
+    cells = frame(cell(), cell(beta=0.2, status="unsettled"), cell("aep"))
+    assert evaluate(Check(name="c", metric="cosine", min=0.0, where=where), cells).cells == n
+
+
+@pytest.mark.parametrize("value", [math.nan, None])
+@pytest.mark.parametrize("reduce", [{}, {"seed": "max"}, {"seed": "mean"}])
+def test_an_undefined_value_is_no_verdict_even_where_a_reduction_would_hide_it(value: Any, reduce: Any) -> None:
+    cells = frame(cell(), cell(cosine=value, seed=1))
+    assert result(cells, min=0.5, reduce=reduce) == "none"
+    assert result(cells, max=1.0, reduce=reduce) == "none"
+
+
+@pytest.mark.parametrize(
+    "check",
+    [{"min": 0.0}, {"status": "settled"}, {"min": 0, "at": {"T2": "max"}}, {"min": 0, "reduce": {"seed": "max"}}],
+)
+def test_no_matching_cell_is_no_verdict(check: dict[str, Any]) -> None:
+    assert result(frame(), **check) == "none"
+    assert result(frame(cell("aep")), **check, where={"estimator": "ep"}) == "none"
+    assert result(frame(cell(status="skipped", cosine=None)), **check) == "none"
+
+
+def test_skipped_cells_do_not_spoil_a_check() -> None:
+    assert result(frame(cell(), cell(seed=1, status="skipped", cosine=None)), min=0.5) == "pass"
+    assert result(frame(cell(), cell(seed=1, status="skipped", cosine=None)), status="settled") == "pass"
+
+
+@pytest.mark.parametrize("status", ["error", "oom", "diverged"])
+def test_a_cell_that_was_not_measured_is_no_verdict(status: str) -> None:
+    assert result(frame(cell(), cell(seed=1, status=status, cosine=None)), min=0.5) == "none"
+
+
+def test_a_status_check_wants_every_matching_cell_in_it() -> None:
+    cells = frame(cell(), cell("aep", status="diverged"))
+    assert result(cells, status="settled") == "fail"
+    assert result(cells, status="settled", where={"estimator": "ep"}) == "pass"
+    assert result(cells, status="diverged", where={"estimator": "aep"}) == "pass"
+
+
+def test_at_keeps_the_rows_at_the_end_of_a_coordinate_in_every_group() -> None:
+    cells = frame(cell(T2=2, cosine=0.1), cell(T2=4), cell("aep", T2=2, cosine=0.2), cell("aep", T2=8))
+    assert result(cells, min=0.9, at={"T2": "max"}) == "pass"
+    assert result(cells, max=0.2, at={"T2": "min"}) == "pass"
+    assert result(cells, min=0.9) == "fail"
+
+
+def test_at_two_coordinates_is_the_corner() -> None:
+    cells = frame(*(cell(T1=a, T2=b, cosine=a * b / 100) for a in (5, 10) for b in (2, 4)))
+    assert result(cells, min=0.4, max=0.4, at={"T1": "max", "T2": "max"}) == "pass"
+    assert result(cells, min=0.2, max=0.2, at={"T1": "max", "T2": "min"}) == "pass"
+
+
+def test_at_keeps_cells_that_have_no_such_coordinate() -> None:
+    cells = frame(cell(T2=2, cosine=0.1), cell(T2=4), cell("bptt", T2=None, beta=None, cosine=0.2))
+    assert result(cells, min=0.5, at={"T2": "max"}) == "fail"
+    assert result(cells, min=0.1, at={"T2": "max"}, where={"estimator": "bptt"}) == "pass"
+
+
+def test_a_null_coordinate_is_a_group_of_its_own() -> None:
+    null = {"T2": None, "beta": None}
+    cells = frame(*(cell("bptt", T1 / 100 + seed, T1=T1, seed=seed, **null) for T1 in (5, 10) for seed in (0, 1)))
+    assert result(cells, min=0.1, max=1.1, at={"T1": "max"}) == "pass"
+    assert result(cells, min=0.1, at={"T1": "max"}, reduce={"seed": "min"}) == "pass"
+    assert result(cells, min=0.61, at={"T1": "max"}, reduce={"seed": "mean"}) == "fail"
+
+
+@pytest.mark.parametrize(
+    ("how", "value"), [("min", 0.2), ("max", 0.9), ("mean", pytest.approx(0.5)), ("median", pytest.approx(0.4))]
+)
+def test_a_reduction_is_what_it_says(how: str, value: float) -> None:
+    cells = frame(*(cell(seed=i, cosine=c) for i, c in enumerate((0.9, 0.2, 0.4))))
+    found = evaluate(Check(name="c", metric="cosine", min=-1.0, reduce={"seed": how}), cells)
+    assert float(found.detail.split()[1]) == value
+
+
+def test_reductions_follow_one_another_and_what_is_reduced_no_longer_splits() -> None:
+    # the best beta is another one for each seed: 0.9 and 0.7, whose mean is 0.8
+    values = {(0, 0.1): 0.9, (0, 0.2): 0.1, (1, 0.1): 0.2, (1, 0.2): 0.7}
+    cells = frame(*(cell(seed=seed, beta=beta, cosine=c) for (seed, beta), c in values.items()))
+    assert result(cells, min=0.79, max=0.81, reduce={"beta": "max", "seed": "mean"}) == "pass"
+    assert result(cells, min=0.54, max=0.56, reduce={"seed": "mean", "beta": "max"}) == "pass"  # (0.9 + 0.2) / 2
+
+
+def test_a_reduction_does_not_mix_estimators() -> None:
+    cells = frame(cell(cosine=0.9), cell("aep", cosine=0.1))
+    assert result(cells, min=0.5, reduce={"seed": "max", "beta": "max"}) == "fail"
+
+
+def test_against_is_the_difference_to_the_partner_at_equal_coordinates() -> None:
+    cells = frame(cell("aep"), cell("ep", 0.6), cell("aep", 0.8, beta=0.2), cell("ep", 0.7, beta=0.2))
+    where = {"estimator": "aep"}
+    assert result(cells, where=where, against="ep", min=0.0999, max=0.301) == "pass"
+    assert result(cells, where=where, against="ep", min=0.2) == "fail"
+    assert result(cells, where=where, against="ep", min=0.2999, reduce={"beta": "max"}) == "pass"
+
+
+def test_against_uses_the_same_where_and_at_for_both() -> None:
+    cells = frame(cell("aep"), cell("ep", 0.6), cell("aep", 0.1, T2=2), cell("ep", 0.6, T2=2))
+    assert result(cells, where={"estimator": "aep"}, against="ep", min=0.29, at={"T2": "max"}) == "pass"
+
+
+@pytest.mark.parametrize("other", ["ep nudge=positive", "ep"])
+def test_against_a_label_is_that_rule_and_no_other_of_its_name(other: str) -> None:
+    cells = frame(cell("aep"), cell("ep", 0.1), cell("ep", 0.8, label="ep nudge=positive"))
+    expected = {"ep": 0.8, "ep nudge=positive": 0.1}[other]
+    bounds = {"min": expected - 1e-9, "max": expected + 1e-9}
+    assert result(cells, where={"estimator": "aep"}, against=other, **bounds) == "pass"
+    assert result(cells, where={"estimator_label": "aep"}, against=other, **bounds) == "pass"
+
+
+def test_a_partner_that_is_not_unique_is_no_verdict() -> None:
+    cells = frame(cell("aep"), cell("ep", 0.1, label="ep nudge=positive"), cell("ep", 0.8, label="ep nudge=negative"))
+    assert result(cells, where={"estimator": "aep"}, against="ep", min=-1.0) == "none"
+
+
+GOOD = frame(
+    *(cell("aep", 0.99, seed=seed, T2=T2) for seed in (0, 1) for T2 in (2, 4)),
+    *(cell("ep", 0.5, seed=seed, T2=T2) for seed in (0, 1) for T2 in (2, 4)),
+)
+CLAIM: dict[str, Any] = {"where": {"estimator": "aep", "status": "settled"}, "min": 0.1, "against": "ep"}
+MUTATIONS = {
+    "a value that became NaN": lambda df: df.assign(cosine=df["cosine"].where(df.index != 3, math.nan)),
+    "a renamed estimator": lambda df: df.replace({"estimator": {"aep": "eap"}}),
+    "an emptied table": lambda df: df.iloc[:0],
+    "a flipped sign": lambda df: df.assign(cosine=df["cosine"].where(df.index != 2, -df["cosine"])),
+    "a missing partner": lambda df: df.drop(index=5),
+    "all partners missing": lambda df: df[df["estimator"] == "aep"],
+    "a partner elsewhere": lambda df: df.assign(beta=df["beta"].where(df.index != 6, 0.3)),
+    "partners that swapped values": lambda df: df.assign(cosine=df["cosine"].to_numpy()[::-1]),
+    "a status that changed": lambda df: df.assign(status="unsettled"),
+}
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS)
+@pytest.mark.parametrize("more", [{}, {"at": {"T2": "min"}, "reduce": {"seed": "min"}}, {"reduce": {"T2": "min"}}])
+def test_no_mutation_of_the_table_passes(mutation: str, more: dict[str, Any]) -> None:
+    if "at" in more and mutation in ("a value that became NaN", "a missing partner"):
+        more = more | {"at": {"T2": "max"}}  # look where the mutation is
+    assert result(GOOD, **CLAIM, **more) == "pass"
+    assert result(MUTATIONS[mutation](GOOD.copy()), **CLAIM, **more) != "pass"
+
+
+def stored(
+    folder: Path, rows: list[dict[str, Any]], checks: list[dict[str, Any]], planned: int = 0, **more: Any
+) -> Run:
+    run = Run(folder / "run")
+    names = [r["cell"] for r in rows] + [f"missing {i}" for i in range(planned - len(rows))]
+    run.start({"cells": [{"cell": n} for n in names], "skipped": [], "problems": ["p"]}, {})
+    run.claim({"check": checks, "allow_incomplete": False, **more})
+    run.keep("p", [r | {"problem": "p", "params": []} for r in rows])
+    run.compact(())
+    return run
+
+
+PASS = {"name": "a", "metric": "cosine", "min": 0.5}
+FAIL = {"name": "b", "metric": "cosine", "min": 0.95}
+NONE = {"name": "c", "metric": "cosine", "min": 0.5, "where": {"estimator": "nobody"}}
+ERROR = cell(seed=1, status="error", cosine=None)
+
+
+@pytest.mark.parametrize(
+    ("rows", "checks", "more", "code"),
+    [
+        ([cell()], [PASS], {}, Exit.OK),
+        ([cell()], [PASS, FAIL], {}, Exit.CHECK_FAILED),
+        ([cell()], [PASS, NONE], {}, Exit.CHECK_FAILED),
+        ([cell()], [], {}, Exit.NOTHING),
+        ([cell()], [PASS], {"planned": 2}, Exit.INCOMPLETE),
+        ([cell()], [FAIL], {"planned": 2}, Exit.INCOMPLETE),
+        ([cell()], [], {"planned": 2}, Exit.INCOMPLETE),
+        ([cell(), ERROR], [PASS | {"where": {"seed": 0}}], {}, Exit.INCOMPLETE),
+        ([cell(), ERROR], [PASS | {"where": {"seed": 0}}], {"allow_incomplete": True}, Exit.OK),
+        ([cell(), ERROR], [PASS], {"allow_incomplete": True}, Exit.CHECK_FAILED),
+    ],
+)
+def test_the_exit_code_follows_the_precedence(tmp_path: Path, rows: Any, checks: Any, more: Any, code: Exit) -> None:
+    assert judge(stored(tmp_path, rows, checks, **more)).code == code
+
+
+def test_the_stored_verdict_says_what_the_line_says(tmp_path: Path) -> None:
+    run = stored(tmp_path, [cell(), cell("aep")], [PASS, FAIL], planned=3)
+    verdict = judge(run)
+    kept = json.loads((run.folder / "verdict.json").read_text())
+    passed = sum(f["result"] == "pass" for f in kept["findings"])
+    assert kept == json.loads(json.dumps(verdict.to_json()))
+    assert verdict.line == (
+        f"VERDICT {kept['verdict']} ({kept['code']})  {passed} of {len(kept['findings'])} checks, "
+        f"{kept['present']} of {kept['planned']} cells"
+    )
+    assert verdict.line == "VERDICT incomplete (3)  1 of 2 checks, 2 of 3 cells"
+
+
+def test_a_run_that_was_cut_off_is_judged_on_its_records_and_is_incomplete(tmp_path: Path) -> None:
+    run = stored(tmp_path, [cell()], [PASS], planned=2)
+    (run.folder / "params.parquet").unlink()
+    (run.folder / "cells.parquet").unlink()
+    assert judge(run).line == "VERDICT incomplete (3)  1 of 1 checks, 1 of 2 cells"

@@ -1,0 +1,45 @@
+"""What is imported when: asking and planning need no torch, and reading tables needs no engine."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HEAVY = ("torch", "torchvision", "numpy", "pandas", "pyarrow", "matplotlib", "seaborn")
+
+
+def imported(code: str) -> set[str]:
+    """Modules that a fresh interpreter holds after it has run a piece of code."""
+    told = f"import sys\n{code}\nprint('|'.join(sys.modules), file=sys.stderr)"
+    return set(
+        subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True).stderr.split("|")
+    )
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["list"], ["show", "aep"], ["show", "cet_real"], ["run", "--help"]])
+def test_asking_imports_nothing_heavy(arguments: list[str]) -> None:
+    code = f"from gradbench.cli import app\napp({arguments}, standalone_mode=False)"
+    assert not imported(code) & set(HEAVY)
+
+
+def test_planning_imports_no_torch() -> None:
+    code = "from gradbench.cli import app\napp(['plan', 'suites/aep.toml'], standalone_mode=False)"
+    assert not imported(code) & {"torch", "torchvision", "matplotlib", "seaborn"}
+
+
+def test_importing_gradbench_touches_neither_torch_nor_the_disk() -> None:
+    assert not imported("import gradbench; gradbench.systems(); gradbench.estimators()") & set(HEAVY)
+
+
+def test_reading_tables_and_judging_them_imports_no_torch(tmp_path: Path) -> None:
+    assert "torch" not in imported("import gradbench.tables.verdict, gradbench.tables.runs, gradbench.tables.store")
+
+
+def test_gradbench_has_no_other_name() -> None:
+    import gradbench
+
+    with pytest.raises(AttributeError, match="'mesure'"):
+        gradbench.mesure  # noqa: B018

@@ -1,0 +1,324 @@
+"""Running: a run that is cut off goes on, nothing is measured twice, and nothing measured is ever mixed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+import gradbench
+from gradbench import runner
+from gradbench.engine import eager
+from gradbench.errors import StoreError, UserError
+from gradbench.runner import Progress
+from gradbench.tables import runs
+from gradbench.tables.store import Run, read_json
+
+COST_OF_TIME = ["seconds", "peak_memory"]
+PROBLEMS = 6  # of the tiny suite
+
+
+@pytest.fixture
+def solved(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Keys of the problems that are measured while a test runs."""
+    keys: list[str] = []
+    solve = eager.solve
+    monkeypatch.setattr(eager, "solve", lambda problem, *rest: (keys.append(problem.key), solve(problem, *rest))[1])
+    return keys
+
+
+def run(suite: Path, **more: Any) -> Run:
+    return gradbench.run(str(suite), **({"out": suite.parent / "results", "device": "cpu"} | more))
+
+
+def same(a: Run, b: Run) -> None:
+    pd.testing.assert_frame_equal(a.cells.drop(columns=COST_OF_TIME), b.cells.drop(columns=COST_OF_TIME))
+    pd.testing.assert_frame_equal(a.params, b.params)
+
+
+def interrupt_after(problems: int) -> Callable[[Progress], None]:
+    calls = iter(range(problems + 1))
+
+    def watch(progress: Progress) -> None:
+        if next(calls) == problems:
+            raise KeyboardInterrupt
+
+    return watch
+
+
+@pytest.mark.parametrize("after", [0, 1, 5])
+def test_an_interrupted_run_goes_on_and_gives_the_tables_of_one_that_was_not(
+    write_suite: Any, solved: list[str], after: int
+) -> None:
+    suite = write_suite()
+    with pytest.raises(KeyboardInterrupt):
+        run(suite, watch=interrupt_after(after))
+    assert len(solved) == after
+    done = run(suite)
+    assert len(solved) == len(set(solved)) == PROBLEMS
+    same(done, run(suite, out=suite.parent / "other"))
+    assert len(list((suite.parent / "results" / "runs" / "tiny").glob("*/plan.json"))) == 1
+
+
+def test_a_finished_run_measures_nothing_again(write_suite: Any, solved: list[str]) -> None:
+    suite = write_suite()
+    first = run(suite)
+    before = first.cells
+    seen: list[Progress] = []
+    again = run(suite, watch=seen.append)
+    assert again.folder == first.folder
+    assert len(solved) == PROBLEMS
+    assert (seen[0].kept, seen[0].weight, sum(seen[0].statuses.values())) == (60, 0, 60)
+    pd.testing.assert_frame_equal(before, again.cells)
+
+
+def test_progress_counts_every_cell_once(write_suite: Any) -> None:
+    seen: list[tuple[int, int, int]] = []
+    run(write_suite(), watch=lambda p: seen.append((p.done, p.done_weight, sum(p.statuses.values()))))
+    assert [s[0] for s in seen] == [0, 10, 20, 30, 40, 50, 60]
+    assert [s[2] for s in seen] == [s[0] for s in seen]
+
+
+def test_progress_ends_at_its_own_weight(write_suite: Any) -> None:
+    seen: list[Progress] = []
+    run(write_suite(), watch=seen.append)
+    assert seen[-1].done_weight == seen[-1].weight > 0
+    assert seen[-1].eta == 0
+
+
+def test_a_run_whose_suite_was_reordered_goes_on(write_suite: Any, solved: list[str]) -> None:
+    suite = write_suite()
+    with pytest.raises(KeyboardInterrupt):
+        run(suite, watch=interrupt_after(2))
+    write_suite(base=suite.read_text().replace("[0, 1, 2]", "[2, 1, 0]").replace("[5, 10]", "[10, 5]"))
+    done = run(suite)
+    assert len(solved) == PROBLEMS
+    assert len(done.cells) == 60
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("beta = 0.1", "beta = 0.2"), ("seed = [0, 1, 2]", "seed = [0, 1]"), ("", "\n[thresholds]\nresidual = 0.5\n")],
+)
+def test_another_plan_is_another_run(write_suite: Any, before: str, after: str) -> None:
+    suite = write_suite()
+    text = suite.read_text()
+    first = run(suite)
+    suite.write_text(text.replace(before, after) if before else text + after)
+    assert run(suite).folder != first.folder
+
+
+def test_another_check_is_the_same_run_with_the_new_claims(write_suite: Any, solved: list[str]) -> None:
+    first = run(write_suite())
+    second = run(write_suite('\n[[check]]\nname = "c"\nstatus = "settled"\n'))
+    assert second.folder == first.folder
+    assert [c["name"] for c in second.claims["check"]] == ["c"]
+    assert len(solved) == PROBLEMS
+
+
+def test_other_source_is_another_run(write_suite: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    suite = write_suite()
+    first = run(suite)
+    monkeypatch.setattr(runner, "source_digest", lambda: "another")
+    assert run(suite).folder != first.folder
+
+
+def test_another_processor_is_another_run(write_suite: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gradbench.engine import device
+
+    suite = write_suite()
+    first = run(suite)
+    monkeypatch.setattr(device, "describe", lambda name: "CPU of somebody else")
+    assert run(suite).folder != first.folder
+
+
+def test_the_source_digest_covers_what_decides_a_number_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    real = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda self: (read.append(self.name), real(self))[1])
+    runner.source_digest()
+    assert {"cet.py", "toy.py", "ep.py", "aep.py", "reverse.py", "eager.py", "field.py", "metrics.py"} <= set(read)
+    assert {"streams.py", "plan.py", "fashion_mnist_sample.npz"} <= set(read)
+    assert not {"cli.py", "runner.py", "progress.py", "store.py"} & set(read)
+
+
+def test_fresh_makes_a_new_run_even_within_a_second(write_suite: Any, solved: list[str]) -> None:
+    suite = write_suite()
+    folders = [run(suite, fresh=True, overrides={"seed": 0}).folder for _ in range(3)]
+    assert len(set(folders)) == 3
+    assert len(solved) == 6
+    assert runs.find("latest", suite.parent / "results").folder == folders[-1]
+    assert runs.find(folders[0].name, suite.parent / "results").folder == folders[0]
+
+
+@pytest.mark.parametrize(
+    ("failure", "status"),
+    [
+        (RuntimeError("the third failed"), "error"),
+        (torch.OutOfMemoryError("CUDA out of memory\nmore"), "oom"),
+        (MemoryError(), "oom"),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"), "oom"),
+        (FloatingPointError("x"), "error"),
+    ],
+)
+def test_what_goes_wrong_in_a_problem_is_a_status_and_is_tried_again(
+    write_suite: Any, monkeypatch: pytest.MonkeyPatch, failure: Exception, status: str
+) -> None:
+    suite, solve, keys = write_suite(), eager.solve, []
+
+    def broken(problem: Any, *rest: Any) -> Any:
+        keys.append(problem.key)
+        if len(keys) == 3:
+            raise failure
+        return solve(problem, *rest)
+
+    monkeypatch.setattr(eager, "solve", broken)
+    first = run(suite)
+    bad = first.cells[first.cells["status"] == status]
+    assert bad["problem"].tolist() == [keys[2]] * 10
+    assert len(first.cells) == 60
+    assert bad["reason"].str.len().min() > 0
+    assert bad["cosine"].isna().all()
+    again = run(suite)
+    assert keys[6:] == [keys[2]]
+    same(again, run(suite, out=suite.parent / "other"))
+
+
+def test_a_mistake_of_the_user_during_a_run_is_raised(write_suite: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(*args: Any) -> Any:
+        raise UserError("no such data")
+
+    monkeypatch.setattr(eager, "solve", wrong)
+    with pytest.raises(UserError, match="no such data"):
+        run(write_suite())
+
+
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "swapped"])
+def test_a_damaged_record_is_set_aside_said_and_measured_again(
+    write_suite: Any, solved: list[str], capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    suite = write_suite()
+    first = run(suite)
+    before = first.cells
+    path, other = sorted((first.folder / "records").iterdir())[:2]
+    content = path.read_bytes()
+    bad = {"flipped": content[:500] + bytes([content[500] ^ 4]) + content[501:], "truncated": content[:100]}
+    path.write_bytes(bad.get(damage, other.read_bytes()))
+    again = run(suite)
+    assert solved[PROBLEMS:] == [path.stem]
+    pd.testing.assert_frame_equal(before.drop(columns=COST_OF_TIME), again.cells.drop(columns=COST_OF_TIME))
+    assert path.with_suffix(".damaged").read_bytes() == bad.get(damage, other.read_bytes())
+    assert path.with_suffix(".damaged").name in capsys.readouterr().err
+
+
+def test_a_run_folder_that_is_deleted_halfway_is_a_store_error_and_the_next_run_begins_anew(write_suite: Any) -> None:
+    suite = write_suite()
+    folders: list[Path] = []
+
+    def watch(progress: Progress) -> None:
+        if progress.done == 20:
+            (folder,) = (suite.parent / "results" / "runs" / "tiny").glob("2*")
+            folders.append(folder)
+            shutil.rmtree(folder)
+
+    with pytest.raises(StoreError):
+        run(suite, watch=watch)
+    assert len(run(suite).cells) == 60
+
+
+def test_results_below_a_file_are_a_store_error_and_nothing_is_measured(write_suite: Any, solved: list[str]) -> None:
+    suite = write_suite()
+    (suite.parent / "file").write_text("")
+    with pytest.raises(StoreError, match="file"):
+        run(suite, out=suite.parent / "file")
+    assert solved == []
+
+
+def test_skipped_cells_are_rows_with_a_reason_and_no_metric(write_suite: Any) -> None:
+    contrast = '\n[[grid]]\nsystem = "toy_noncons"\nestimator = { name = "ep", readout = "energy_contrast" }\n'
+    cells = run(write_suite(contrast)).cells
+    (skipped,) = cells[cells["status"] == "skipped"].to_dict("records")
+    assert "needs an energy" in skipped["reason"]
+    assert pd.isna(skipped["cosine"])
+    assert len(cells) == 61
+
+
+def test_nothing_is_written_before_a_mistake_is_found(write_suite: Any) -> None:
+    suite = write_suite('\n[[check]]\nname = "c"\nstatus = "settled"\nwhere = { estimator = "eqprop" }\n')
+    for more in ({}, {"overrides": {"betta": 1}}, {"overrides": {"beta": 0}}, {"device": "gpu"}):
+        with pytest.raises(UserError):
+            run(suite, **({"overrides": {"seed": 0}} | more if more else {}))
+    assert not (suite.parent / "results").exists()
+
+
+def test_the_environment_says_where_and_with_what(write_suite: Any) -> None:
+    done = run(write_suite())
+    env = read_json(done.folder / "env.json")
+    assert env["torch"] == torch.__version__
+    assert env["device"] == "cpu"
+    assert set(env["flags"]["fp32_precision"].values()) == {"ieee"}
+    assert len(env["identity"]) == 16
+
+
+def slow(suite: Path, out: Path) -> subprocess.Popen[str]:
+    """A run in a process of its own that takes its time over every problem."""
+    code = (
+        "import sys, time, gradbench; from gradbench.engine import eager; solve = eager.solve\n"
+        "eager.solve = lambda *a: (time.sleep(0.3), solve(*a))[1]\n"
+        "gradbench.run(sys.argv[1], out=sys.argv[2], device='cpu')"
+    )
+    return subprocess.Popen([sys.executable, "-c", code, str(suite), str(out)], stderr=subprocess.PIPE, text=True)
+
+
+def records(out: Path) -> int:
+    return len(list(out.glob("runs/tiny/*/records/*.parquet")))
+
+
+def test_a_run_that_is_killed_goes_on(write_suite: Any, solved: list[str]) -> None:
+    suite = write_suite()
+    out = suite.parent / "results"
+    process = slow(suite, out)
+    deadline = time.monotonic() + 60
+    while records(out) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    kept = records(out)
+    assert 2 <= kept < PROBLEMS
+    done = run(suite)
+    assert len(solved) == PROBLEMS - kept
+    same(done, run(suite, out=suite.parent / "other"))
+
+
+def test_two_runs_of_one_suite_at_once_do_no_harm(write_suite: Any) -> None:
+    suite = write_suite()
+    out = suite.parent / "results"
+    both = [slow(suite, out) for _ in range(2)]
+    for process in both:
+        assert process.communicate(timeout=120)[1] == ""
+        assert process.returncode == 0
+    same(runs.find("tiny", out), run(suite, out=suite.parent / "other"))
+
+
+def test_measure_compares_one_cell_and_says_so_of_a_list() -> None:
+    with pytest.raises(UserError, match="one cell, and these lists make 2"):
+        gradbench.measure("toy_cons", "ep", T1=[5, 10])  # type: ignore[arg-type]
+
+
+def test_a_plugin_that_cannot_be_loaded_is_named() -> None:
+    from importlib.metadata import EntryPoint
+
+    from gradbench import registry
+
+    with pytest.raises(UserError, match=r"plugin 'nowhere:X' of gradbench\.systems cannot be loaded"):
+        registry._loaded(EntryPoint("x", "nowhere:X", "gradbench.systems"))

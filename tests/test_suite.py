@@ -1,0 +1,260 @@
+"""Suite files: what they mean, and every mistake in one of them is a UserError that names file, key and near miss."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gradbench import suite as suites
+from gradbench.errors import UserError
+from gradbench.plan import plan
+from gradbench.suite import Suite, parse
+
+GRID = {"system": "toy_cons", "estimator": "ep"}
+
+
+def suite(*grids: dict, **rest: object) -> Suite:
+    return parse({"name": "x", "about": "", "grid": list(grids), **rest}, "x.toml")
+
+
+def mistake(content: dict) -> str:
+    with pytest.raises(UserError) as caught:
+        plan(parse({"name": "x", "about": "", **content}, "x.toml"), "x.toml")
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("betta", 0.1, "Did you mean 'beta'"),
+        ("foo-bar", 1, "unknown key; known"),
+        ("beta", 0.0, "0.0 is not positive"),
+        ("beta", -0.1, "not positive"),
+        ("eps", 0.0, "not positive"),
+        ("beta", [], "empty"),
+        ("seed", [], "empty"),
+        ("dtype", [], "empty"),
+        ("system", [], "empty"),
+        ("estimator", [], "empty"),
+        ("beta", [0.1, 0.1], "twice"),
+        ("T1", [10, 10.0], "twice"),
+        ("dtype", ["float32", "float32"], "twice"),
+        ("system", ["toy_cons", "toy_cons"], "twice"),
+        ("estimator", [{"name": "ep", "nudge": ["centred", "centred"]}], "twice"),
+        ("T1", 2.5, "2.5 is not a whole number"),
+        ("T1", 0, "below 1"),
+        ("T2", 0, "below 1"),
+        ("seed", -1, "below 0"),
+        ("seed", 2**63, "above"),
+        ("T1", 10**400, "digits"),
+        ("beta", 10**400, "digits"),
+        ("beta", float("nan"), "not finite"),
+        ("beta", float("inf"), "not finite"),
+        ("T1", True, "True is not a number"),
+        ("damp", "1.0", "'1.0' is not a number"),
+        ("damp", {"linspace": [0, 1]}, "[start, stop, n]"),
+        ("damp", {"linspace": [0, 1, 1]}, "points"),
+        ("damp", {"linspace": [0, 1, 10**9]}, "points"),
+        ("damp", {"linspace": [0, 1, 2.5]}, "whole number"),
+        ("damp", {"geomspace": [0, 1, 3]}, "linspace"),
+        ("beta", {"logspace": [0, 400, 3]}, "exponents"),
+        ("T1", {"linspace": [1, 2, 3]}, "1.5 is not a whole number"),
+        ("batch", 0, "greater than or equal to 1"),
+        ("batch", True, "batch"),
+        ("batch", 2**63, "batch"),
+        ("dtype", "float23", "Did you mean 'float32'"),
+        ("dtype", "bfloat16", "dtype"),
+        ("system", 3, "neither a name nor a table"),
+        ("system", {"N": 3}, "neither a name nor a table"),
+        ("system", "toy_con", "Did you mean 'toy_cons'"),
+        ("system", "Toy_Cons", "Did you mean 'toy_cons'"),
+        ("estimator", "eqprop", "known: "),
+        ("estimator", {"name": "ep", "nugde": "centred"}, "Did you mean 'nudge'"),
+        ("estimator", {"name": "ep", "nudge": "centered"}, "Did you mean 'centred'"),
+        ("estimator", {"name": "ep", "nudge": True}, "not a choice"),
+        ("system", {"name": "toy_cons", "N": 2.5}, "expected: int"),
+        ("system", {"name": "toy_cons", "N": True}, "expected: int"),
+        ("system", {"name": "toy_cons", "N": 0}, "no size"),
+        ("system", {"name": "cet_real", "patch": 0}, "no size"),
+        ("system", {"name": "toy_cons", "bias_std": "1"}, "expected: float"),
+        ("system", {"name": "toy_cons", "bias_std": float("nan")}, "not finite"),
+        ("system", {"name": "toy_cons", "N": []}, "empty"),
+        ("system", {"name": "cet_real", "dataset": "mnist"}, "dataset = 'mnist' is not known"),
+        ("system", {"name": "cet_real", "img": 32}, "32 is not a multiple of patch"),
+    ],
+)
+def test_a_mistake_in_a_grid_names_file_key_and_way_out(key: str, value: object, words: str) -> None:
+    message = mistake({"grid": [GRID | {key: value}]})
+    assert message.startswith("x.toml: grid[0]")
+    assert key.partition("-")[0] in message
+    assert words in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("check", "words"),
+    [
+        ({"metrik": "cosine"}, "unknown key. Did you mean 'metric'"),
+        ({"metric": "cosin", "min": 0.9}, "Did you mean 'cosine'"),
+        ({"metric": "cosine"}, "min or max"),
+        ({}, "min or max"),
+        ({"metric": "cosine", "min": "0.9"}, "not a number"),
+        ({"metric": "cosine", "min": True}, "not a number"),
+        ({"metric": "cosine", "min": float("nan")}, "not finite"),
+        ({"metric": "cosine", "min": float("-inf")}, "not finite"),
+        ({"metric": "cosine", "min": 0, "at": {"T3": "max"}}, "T3"),
+        ({"metric": "cosine", "min": 0, "at": {"T2": "biggest"}}, "known: max, min"),
+        ({"metric": "cosine", "min": 0, "reduce": {"beta": "mena"}}, "Did you mean 'mean'"),
+        ({"status": "setled"}, "Did you mean 'settled'"),
+        ({"status": "settled", "metric": "cosine"}, "takes no metric"),
+        ({"status": "settled", "where": {"status": "settled"}}, "cannot fail"),
+        ({"metric": "cosine", "min": 0, "where": {"status": "setled"}}, "Did you mean 'settled'"),
+        ({"metric": "cosine", "min": 0, "where": {"status": []}}, "empty"),
+        ({"name": 3, "status": "settled"}, "string"),
+    ],
+)
+def test_a_mistake_in_a_check_names_file_key_and_way_out(check: dict, words: str) -> None:
+    message = mistake({"grid": [GRID], "check": [{"name": "c", **check}]})
+    assert message.startswith("x.toml: check[0]")
+    assert words in message
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"gird": []}, "gird: unknown key. Did you mean 'grid'"),
+        ({"foo-bar": 1}, "foo-bar: unknown key"),
+        ({"grid": []}, "at least one [[grid]]"),
+        ({"grid": GRID}, "at least one [[grid]]"),
+        ({"grid": [3]}, "grid[0]"),
+        ({"grid": [{"system": "toy_cons"}]}, "grid[0].estimator: missing"),
+        ({"check": {"name": "c"}}, "[[check]]"),
+        ({"about": 3}, "about"),
+        ({"allow_incomplete": 1}, "allow_incomplete"),
+        ({"thresholds": {"residuel": 1e-3}}, "Did you mean 'residual'"),
+        ({"thresholds": {"residual": -1}}, "residual: -1 is below 0"),
+        ({"thresholds": {"residual": True}}, "residual: True is not a number"),
+        ({"thresholds": {"residual": float("nan")}}, "not finite"),
+        ({"thresholds": {"probes": 0}}, "probes: 0 is below 1"),
+        ({"thresholds": {"probes": 2.5}}, "whole number"),
+        ({"thresholds": {"live": 1e-8}}, "live takes a table"),
+        ({"thresholds": {"live": {"float16": 1e-8}}}, "live takes a table"),
+        ({"thresholds": {"live": {"float32": "x"}}}, "live.float32"),
+        ({"name": "a/b"}, "cannot name a folder"),
+        ({"name": ".."}, "cannot name a folder"),
+        ({"name": "latest"}, "cannot name a folder"),
+        ({"name": ""}, "cannot name a folder"),
+    ],
+)
+def test_a_mistake_at_the_top_names_file_key_and_way_out(content: dict, words: str) -> None:
+    message = mistake({"grid": [GRID], **content})
+    assert message.startswith("x.toml: ")
+    assert words in message
+
+
+def test_every_mistake_is_told_and_one_of_every_grid_once() -> None:
+    lines = mistake({"grid": [GRID | {"betta": 1}, GRID | {"betta": 1, "T1": 0}]}).splitlines()
+    assert len(lines) == 2
+    assert "betta" in lines[0] + lines[1]
+    assert "T1" in lines[0] + lines[1]
+
+
+@pytest.mark.parametrize("text", [b"a = ", b"\xff\xfe", b"seed = 1" + b"0" * 5000, b"a = 1\na = 2\n"])
+def test_a_file_that_is_not_toml_is_a_user_error(tmp_path: Path, text: bytes) -> None:
+    path = tmp_path / "x.toml"
+    path.write_bytes(text)
+    with pytest.raises(UserError, match=r"x\.toml: not TOML"):
+        suites.load(path)
+    assert isinstance(suites.about(path), str)  # `list` goes on
+
+
+@pytest.mark.parametrize("name", ["smok", "suites/smok.toml", "no/such/folder.toml", "x" * 5000, "suites", "a\0b", ""])
+def test_a_suite_that_does_not_exist_is_a_user_error(name: str) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        suites.find(name)
+
+
+def test_a_misspelt_suite_names_the_near_miss() -> None:
+    with pytest.raises(UserError, match="Did you mean 'smoke'"):
+        suites.find("smok")
+
+
+def test_a_folder_of_the_name_of_a_shipped_suite_does_not_hide_it(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "suites").mkdir()
+    (tmp_path / "suites" / "aep.toml").touch()
+    (tmp_path / "aep").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert suites.find("aep") == Path("suites/aep.toml")
+
+
+def test_every_shipped_suite_plans_and_its_checks_can_have_a_verdict() -> None:
+    for path in suites.SUITES.glob("*.toml"):
+        loaded = suites.load(path)
+        planned = plan(loaded, str(path))
+        planned.verify(loaded.check, str(path))
+        assert planned.cells
+        assert loaded.name == path.stem
+
+
+@pytest.mark.parametrize(
+    ("key", "written", "values"),
+    [
+        ("damp", {"linspace": [0, 1, 5]}, (0.0, 0.25, 0.5, 0.75, 1.0)),
+        ("beta", {"logspace": [-3, 0, 4]}, (0.001, 0.01, 0.1, 1.0)),
+        ("T1", {"linspace": [10, 50, 5]}, (10, 20, 30, 40, 50)),
+        ("T2", {"logspace": [0, 2, 3]}, (1, 10, 100)),
+        ("T1", 100.0, (100,)),
+        ("s", 2, (2.0,)),
+        ("s", [-1.0, 0.0], (-1.0, 0.0)),
+    ],
+)
+def test_a_range_is_the_list_that_it_stands_for(key: str, written: object, values: tuple) -> None:
+    read = getattr(suite(GRID | {key: written}).grid[0], key)
+    assert read == values
+    assert [type(v) for v in read] == [type(v) for v in values]
+
+
+@given(st.integers(1, 10**6), st.integers(1, 1000), st.integers(2, 20))
+def test_an_integer_range_has_its_ends_and_equal_steps(start: int, step: int, n: int) -> None:
+    stop = start + step * (n - 1)
+    assert tuple(range(start, stop + 1, step)) == suite(GRID | {"T1": {"linspace": [start, stop, n]}}).grid[0].T1
+
+
+def test_a_range_in_an_option_makes_a_grid_of_it() -> None:
+    one = suite(GRID | {"system": {"name": "toy_cons", "N": {"linspace": [2, 8, 4]}, "bias_std": [0, 0.5]}})
+    assert len(plan(one).cells) == 8
+
+
+def test_several_grids_are_their_union() -> None:
+    a, b = GRID | {"beta": [0.1, 0.2]}, GRID | {"beta": [0.2, 0.3]}
+    assert [c.beta for c in plan(suite(a, b)).cells] == [0.1, 0.2, 0.3]
+
+
+@pytest.mark.parametrize("name", ["toy_cons", "toy_noncons", "cet_energy", "cet_real"])
+def test_missing_coordinates_take_the_defaults_of_the_system(name: str) -> None:
+    from gradbench import registry
+
+    (cell,) = plan(suite({"system": name, "estimator": "ep"})).cells
+    defaults = registry.systems()[name].defaults
+    assert {k: getattr(cell, k) for k in defaults} == dict(defaults)
+    assert (cell.seed, cell.dtype) == (0, "float32")
+
+
+def test_thresholds_replace_single_defaults_and_keep_their_types() -> None:
+    decided = suite(GRID, thresholds={"growth_steps": 30.0, "live": {"float32": 1e-6}}).decide()
+    assert decided.growth_steps == 30
+    assert isinstance(decided.growth_steps, int)
+    assert decided.live == {"float32": 1e-6, "float64": 1e-12}
+
+
+def test_overrides_replace_a_key_of_every_grid(write_suite) -> None:
+    loaded = suites.load(write_suite('\n[[grid]]\nsystem = "toy_cons"\nestimator = "ep"\n'), {"beta": [0.5]})
+    assert [g.beta for g in loaded.grid] == [(0.5,), (0.5,)]
+
+
+def test_overrides_of_a_file_whose_grids_are_no_tables_are_a_user_error(write_suite) -> None:
+    with pytest.raises(UserError, match=r"grid\[0\]"):
+        suites.load(write_suite('about = ""\ngrid = [1, 2]', base=""), {"beta": 1})
