@@ -1,0 +1,186 @@
+"""Figures: drawn from stored tables, the same whoever draws them, honest about what has not settled."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from matplotlib.collections import PathCollection
+from matplotlib.colors import to_rgba
+
+from gradbench import plots
+from gradbench.errors import StoreError
+from gradbench.plots import figures, hold, look
+from gradbench.plots.antisymmetry_vs_error import antisymmetry_vs_error
+from gradbench.plots.cosine_sweeps import cosine_vs_beta, cosine_vs_damp, cosine_vs_T1
+from gradbench.plots.figures import FIGURES
+from gradbench.plots.map_s_damp import map_s_damp
+from gradbench.plots.params import params
+from gradbench.plots.residual_vs_cosine import residual_vs_cosine
+from gradbench.plots.scale import cosine_at, nines
+from gradbench.status import Status
+from gradbench.tables.schema import CELLS, PARAMS
+from gradbench.tables.store import Run
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+ERROR = {"ep": 0.4, "aep": 1e-5, "aep clip=batch": 1e-4}
+
+
+def _cell(number: int, label: str, s: float, damp: float, T1: int, T2: int, beta: float, seed: int) -> dict:
+    name = label.partition(" ")[0]
+    status = Status.DIVERGED if s > 2 and damp == 0 else Status.UNSETTLED if T1 < 100 else Status.SETTLED
+    cosine = float("nan") if status is Status.DIVERGED else 1 - ERROR[label] * (1 + seed) * (1 + s) * beta
+    row = dict.fromkeys(CELLS.names) | {"cell": f"{number:x}", "problem": "p", "system": "toy", "system_label": "toy"}
+    row |= {"estimator": name, "estimator_label": label, "dtype": "float32", "batch": 8, "eps": 0.2}
+    row |= {"s": s, "damp": damp, "T1": T1, "T2": T2, "beta": beta, "seed": seed, "status": status.value}
+    row |= dict.fromkeys(("cosine", "cosine_mean", "cosine_min"), cosine)
+    return row | {"residual": 1e-2 if T1 < 100 else 0.0, "antisymmetry": 0.05 * s}
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict]:
+    points = [(s, c, 100, 20, 0.02, 0) for s, c in itertools.product((0.5, 1.0, 4.0), (0.0, 1.0))]
+    points += [(1.0, 0.0, T1, 20, beta, seed) for T1, beta, seed in itertools.product((50, 100), (0.02, 0.1), (0, 1))]
+    points = list(dict.fromkeys(points))
+    return [_cell(i, label, *p) for i, (label, p) in enumerate(itertools.product(ERROR, points))]
+
+
+@pytest.fixture(scope="module")
+def cells(rows: list[dict]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=CELLS.names).astype({"cosine_attn": float})
+
+
+def _params(cosine: dict[str, float], row: dict) -> list[dict]:
+    return [dict.fromkeys(PARAMS.names) | {"cell": row["cell"], "param": p, "cosine": c} for p, c in cosine.items()]
+
+
+@pytest.fixture
+def run(tmp_path: Path, rows: list[dict]) -> Run:
+    run = Run(tmp_path / "run")
+    planned = [{"cell": row["cell"]} for row in rows]
+    thresholds = {"residual": 1e-4}
+    plan = {"suite": "toy", "cells": planned, "skipped": [], "problems": ["p"], "thresholds": thresholds}
+    run.start(plan, {"commit": "0123456789abcdef"})
+    run.keep("p", [row | {"params": _params({"W": row["cosine"], "b": float("nan")}, row)} for row in rows])
+    run.compact([])
+    return run
+
+
+def _markers(figure: object) -> list[PathCollection]:
+    found = [c for ax in figure.axes for c in ax.collections if isinstance(c, PathCollection)]  # type: ignore[attr-defined]
+    return [c for c in found if len(c.get_offsets())]
+
+
+def test_every_figure_is_drawn_from_a_stored_run_and_redrawn_to_the_same_bytes(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = plots.draw(run)
+    missing = {"cosine_vs_T2"}  # one T2 only: nothing to show
+    assert {p.name for p in drawn} == {f"{name}.{kind}" for name in FIGURES.keys() - missing for kind in ("svg", "png")}
+    before = {path: path.read_bytes() for path in drawn}
+    assert all(before.values())
+    again = {"cosine_vs_s", "map_s_damp", "params"}  # one of each kind of panel
+    monkeypatch.setattr(figures, "FIGURES", {name: FIGURES[name] for name in again})
+    assert {path.stem: path.read_bytes() == before[path] for path in plots.draw(run)} == dict.fromkeys(again, True)
+    assert {p.name for p in (run.folder / "plots").iterdir()} == {p.name for p in drawn}  # no temporary file is left
+
+
+def test_a_folder_that_refuses_is_a_store_error(run: Run) -> None:
+    (run.folder / "plots").write_text("in the way")
+    with pytest.raises(StoreError, match="plots"):
+        plots.draw(run)
+
+
+def test_settled_cells_are_filled_and_all_others_hollow(cells: pd.DataFrame) -> None:
+    for figure in (cosine_vs_T1(cells), residual_vs_cosine(cells, 1e-4)):
+        markers = _markers(figure)
+        hollow = [c for c in markers if not len(c.get_facecolor())]
+        filled = [c for c in markers if len(c.get_facecolor())]
+        xs = [{float(x) for c in kind for x in c.get_offsets()[:, 0]} for kind in (hollow, filled)]
+        assert xs in ([{50.0}, {100.0}], [{1e-2}, {1e-12}])  # T1, residual
+
+
+def test_no_cell_with_a_cosine_is_dropped_and_the_others_are_counted(cells: pd.DataFrame) -> None:
+    figure = residual_vs_cosine(cells, 1e-4)
+    assert figure is not None
+    absent = int(cells["cosine"].isna().sum())
+    assert sum(len(c.get_offsets()) for c in _markers(figure)) == len(cells) - absent > 0
+    assert f"No cosine: {absent} cells ({absent} diverged)" in " ".join(figure.texts[0].get_text().split())
+
+
+def test_lines_join_settled_medians_only(cells: pd.DataFrame) -> None:
+    figure = cosine_vs_T1(cells)
+    assert figure is not None
+    joined = {x for line in figure.axes[0].lines for x in line.get_xdata() if line.get_linestyle() != "None"}
+    assert list(joined) == [pytest.approx(100)]
+
+
+def test_a_colour_belongs_to_the_name_whatever_is_beside_it(cells: pd.DataFrame) -> None:
+    backwards = cells[::-1]
+    alone = cells[cells["estimator_label"] == "aep"]
+    plugin = cells.assign(estimator="mine", estimator_label="mine")
+    assert look.styles(cells) == look.styles(backwards)
+    assert look.styles(alone)["aep"] == look.styles(cells)["aep"]
+    assert look.styles(cells)["aep clip=batch"].colour == look.styles(cells)["aep"].colour
+    assert look.styles(pd.concat([plugin, cells]))["mine"] == look.styles(plugin)["mine"]
+    used = {tuple(c.get_edgecolor()[0][:3]) for c in _markers(cosine_vs_T1(alone)) if not len(c.get_facecolor())}
+    assert used == {to_rgba(look.COLOURS["aep"])[:3]}
+
+
+def test_a_number_that_is_no_evidence_is_hatched_and_not_coloured(cells: pd.DataFrame) -> None:
+    figure = map_s_damp(cells)
+    assert figure is not None
+    status, ep = figure.axes[:2]
+    assert sorted(t.get_text() for t in status.texts) == ["diverged"] + ["settled"] * 5
+    assert [(p.get_x(), p.get_y()) for p in ep.patches if p.get_hatch()] == [(0, 0)]  # damp 0, largest s on top
+    assert ep.collections[0].get_array().mask.sum() == 1
+
+
+def test_an_undefined_parameter_is_named(cells: pd.DataFrame, rows: list[dict]) -> None:
+    found = [p for row in rows for p in _params({"W": 0.9, "b": float("nan")}, row)]
+    figure = params(cells, pd.DataFrame(found))
+    assert figure is not None
+    assert [t.get_text() for t in figure.axes[0].texts] == ["undefined"] * 2  # ep, aep
+    assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["W", "b"]
+
+
+def test_the_held_point_is_written_above_its_row(cells: pd.DataFrame) -> None:
+    (title,) = hold.by_system(cells, free=("damp",))
+    assert all(part in title for part in ("toy", "1", "100", "20", "0.02", "float32"))
+    figure = cosine_vs_damp(cells)
+    assert figure is not None
+    assert figure.subfigs[0].get_suptitle() == title
+
+
+def test_float64_is_drawn_beside_float32_along_beta_alone(cells: pd.DataFrame) -> None:
+    both = pd.concat([cells, cells.assign(dtype="float64")])
+    assert len(_markers(cosine_vs_beta(both))) == 2 * len(_markers(cosine_vs_beta(cells)))
+    assert len(_markers(cosine_vs_T1(both))) == len(_markers(cosine_vs_T1(cells)))
+
+
+def test_nothing_to_show_is_no_figure(cells: pd.DataFrame) -> None:
+    one = cells[(cells["s"] == 1) & (cells["damp"] == 0) & (cells["T1"] == 100) & (cells["beta"] == 0.02)]
+    lost = cells.assign(cosine=float("nan"), cosine_min=float("nan"), status="diverged")
+    for figure in (cosine_vs_T1, cosine_vs_beta, cosine_vs_damp, map_s_damp):
+        assert figure(one) is None
+    assert residual_vs_cosine(lost, 1e-4) is None
+    assert antisymmetry_vs_error(lost) is None
+    assert cosine_vs_T1(lost) is None
+
+
+def test_the_cosine_scale_is_monotone_and_inverts() -> None:
+    cosines = [-1, -0.3, 0, 0.5, 0.9, 0.99, 0.9999, 1 - 1e-7]
+    assert list(nines(cosines)) == sorted(nines(cosines))
+    assert cosine_at(nines(cosines)) == pytest.approx(cosines, abs=1e-12)
+    assert cosine_at(2) == pytest.approx(0.99)
+
+
+def test_importing_plots_loads_neither_torch_nor_pandas() -> None:
+    code = "import sys, gradbench.plots; print({'torch', 'pandas', 'matplotlib', 'seaborn'} & sys.modules.keys())"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.strip() == "set()"
