@@ -1,0 +1,88 @@
+"""The same physics on CUDA: same draws, same statuses, same gradients. Skipped where there is no GPU."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+import gradbench as gb
+from gradbench import registry
+from gradbench.engine.precision import ieee_float32
+from gradbench.engine.problem import build
+from gradbench.plan import plan
+from gradbench.suite import parse
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")]
+
+SYSTEMS = list(registry.systems())
+LIVE = {"toy_cons": {"bias_std": 1.0}, "toy_noncons": {"drive_std": 1.0}}
+DAMP = {"toy_cons": 3.0, "toy_noncons": 3.0}  # the transformers overshoot at damp = 3, eps = 0.2
+
+
+def options(name: str) -> dict[str, float]:
+    return LIVE.get(name, {})
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_cpu_and_cuda_draw_the_same_parameters_data_and_masks(name: str, dtype: str) -> None:
+    grid = {"system": {"name": name, **options(name)}, "estimator": "bptt", "batch": 4, "dtype": dtype}
+    (problem,) = plan(parse({"name": "t", "about": "", "grid": [grid]}, "t")).problems
+    cpu, cuda = build(problem, "cpu"), build(problem, "cuda")
+    for ours, theirs in ((cpu.theta, cuda.theta), (cpu.x, cuda.x)):
+        assert ours.keys() == theirs.keys()
+        assert all(theirs[n].is_cuda and torch.equal(ours[n], theirs[n].cpu()) for n in ours)
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize("rule", ["bptt", "ep", "aep"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-9), ("float32", 2e-3)])
+def test_cpu_and_cuda_agree_on_settled_cells(name: str, rule: str, dtype: str, tolerance: float) -> None:
+    """float32: the nudge divides round-off by beta, so estimates agree to the noise floor only."""
+    cell = {
+        "damp": DAMP.get(name, 1.0),
+        "T1": 600,
+        "T2": 40,
+        "beta": 0.05,
+        "batch": 4,
+        "dtype": dtype,
+        "system_options": options(name),
+    }
+    cpu, cuda = (gb.measure(name, rule, device=device, **cell) for device in ("cpu", "cuda"))
+    assert cpu.status == cuda.status == "settled"
+    assert cpu.reference is not None
+    for mine, theirs in ((cpu.reference, cuda.reference), (cpu.estimate, cuda.estimate)):
+        assert mine is not None
+        assert theirs is not None
+        flat = [torch.cat([g[n].double().cpu().flatten() for n in mine]) for g in (mine, theirs)]
+        assert float((flat[0] - flat[1]).norm() / flat[0].norm()) < tolerance
+    assert cuda.row["rho"] == pytest.approx(cpu.row["rho"], rel=1e-3)
+    assert cuda.row["antisymmetry"] == pytest.approx(cpu.row["antisymmetry"], rel=1e-3, abs=1e-6)
+
+
+def test_a_diverged_cell_is_diverged_on_both() -> None:
+    for device in ("cpu", "cuda"):
+        m = gb.measure("cet_energy", "ep", s=1.0, damp=0.0, T1=400, batch=4, device=device)
+        assert m.status == "diverged"
+        assert math.isnan(m.cosine)
+
+
+def test_products_are_ieee_float32_whatever_the_caller_had_set() -> None:
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        rng = torch.Generator().manual_seed(0)
+        a = torch.randn(512, 512, generator=rng)
+        exact = a.double() @ a.double()
+        with ieee_float32():
+            error = float(((a.cuda() @ a.cuda()).cpu().double() - exact).norm() / exact.norm())
+        assert error < 1e-6  # TF32 would leave 3e-4
+        assert torch.backends.cuda.matmul.allow_tf32
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def test_peak_memory_is_that_of_the_device() -> None:
+    m = gb.measure("cet_real", "bptt", T1=20, batch=4, device="cuda")
+    assert 0 < m.row["peak_memory"] < 2**32
