@@ -154,6 +154,7 @@ def plot(run: RunName = "latest", out: Out = Path("results")) -> None:
     from gradbench.tables import runs
 
     found = runs.find(run, out)
+    _say(f"drawing {found.folder}")
     for path in plots.draw(found):
         print(path)
 
