@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gradbench import registry
-from gradbench.engine import eager
 from gradbench.engine.device import resolve
 from gradbench.engine.precision import ieee_float32
 from gradbench.engine.problem import build
+from gradbench.engine.solve import solve
 from gradbench.errors import UserError
 from gradbench.plan import plan
 from gradbench.suite import parse
@@ -92,7 +92,7 @@ def measure(
     (problem,) = asked.problems
     with ieee_float32():
         field = build(problem, resolve(device), params, data)
-        (outcome,) = eager.solve(problem, field, asked.thresholds)
+        (outcome,) = solve([problem], field, asked.thresholds)
     return _measurement(outcome)
 
 

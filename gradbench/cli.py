@@ -105,6 +105,7 @@ def run(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     dtype: Annotated[str | None, typer.Option(help="float32 or float64, in every grid.")] = None,
     set_: Set = None,
+    engine: Annotated[str, typer.Option(help="auto, eager (a problem at a time) or batched.")] = "auto",
     fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew, even where a run could be gone on with.")] = False,
 ) -> None:
     """Run a suite, or go on with it where it was cut off."""
@@ -113,7 +114,7 @@ def run(
 
     overrides = _overrides([*(set_ or ()), *([f"dtype={dtype}"] if dtype else ())])
     with told() as watch:
-        done = execute(suite, out=out, device=device, overrides=overrides, fresh=fresh, watch=watch)
+        done = execute(suite, out=out, device=device, overrides=overrides, engine=engine, fresh=fresh, watch=watch)
     statuses = done.cells["status"].value_counts()
     for status, n in statuses.items():
         print(f"  {status:<16} {n:,}")

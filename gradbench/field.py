@@ -7,7 +7,7 @@ several nudge strengths, both signs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -77,11 +77,22 @@ class Field:
     x: Data
     knobs: Knobs
 
+    def _lifted(self, function: Callable[..., Tensor], theta: Params, context: Params, s: Tensor) -> Tensor:
+        return function(theta, self.x, context, s, self.knobs)
+
+    def _context(self, theta: Params) -> Params:
+        return self.system.context(theta, self.x)
+
     @cached_property
     def context(self) -> Params:
         """What stays constant along a relaxation."""
         with torch.no_grad():
-            return self.system.context(self.theta, self.x)
+            return self._context(self.theta)
+
+    @property
+    def step_size(self) -> Tensor:
+        """eps, against states."""
+        return self.knobs.eps
 
     def init_state(self) -> Float[Tensor, "b n"]:
         """s_0."""
@@ -90,17 +101,17 @@ class Field:
 
     def force(self, s: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
         """F(s)."""
-        return self.system.force(self.theta, self.x, self.context, s, self.knobs)
+        return self._lifted(self.system.force, self.theta, self.context, s)
 
     def swirl(self, s: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
         """The part of F that may be no gradient: all of it where the system declares no energy."""
         if isinstance(self.system, AbstractDrivenSystem):
-            return self.system.swirl(self.theta, self.x, self.context, s, self.knobs)
+            return self._lifted(self.system.swirl, self.theta, self.context, s)
         return self.force(s)
 
     def step(self, s: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
         """G(s) = Pi(s + eps F(s))."""
-        return self.project(s + self.knobs.eps * self.force(s))
+        return self.project(s + self.step_size * self.force(s))
 
     def project(self, u: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
         """Pi(u)."""
@@ -130,11 +141,14 @@ class Field:
         """E of each example. Only conservative systems have one."""
         if not isinstance(self.system, AbstractEnergySystem):
             raise TypeError(f"{self.system.name} has no energy")
-        return self.system.energy(self.theta, self.x, self.context, s, self.knobs)
+        return self._lifted(self.system.energy, self.theta, self.context, s)
 
     def cost(self, s: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b"]:
         """C of each example."""
-        return self.system.cost(self.theta, self.x, s)
+        return self._lifted(self._cost, self.theta, self.context, s)
+
+    def _cost(self, theta: Params, x: Data, context: Params, s: Tensor, knobs: Knobs) -> Tensor:
+        return self.system.cost(theta, x, s)
 
     def cost_slope(self, s: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
         """dC/ds."""
@@ -144,33 +158,80 @@ class Field:
 
     def cost_grads(self, s: Float[Tensor, "*r b n"]) -> Params:
         """dC/dtheta at fixed s: what a cost with parameters adds to every estimate."""
-        return self._grads(lambda theta, context: self.system.cost(theta, self.x, s))
+        return self._grads(lambda theta, context: self._lifted(self._cost, theta, context, s))
 
     def energy_grads(self, s: Float[Tensor, "*r b n"]) -> Params:
         """dE/dtheta at fixed s."""
         system = self.system
         if not isinstance(system, AbstractEnergySystem):
             raise TypeError(f"{system.name} has no energy")
-        return self._grads(lambda theta, context: system.energy(theta, self.x, context, s, self.knobs))
+        return self._grads(lambda theta, context: self._lifted(system.energy, theta, context, s))
 
     def pull(self, s: Float[Tensor, "*r b n"], a: Float[Tensor, "*r b n"]) -> Params:
         """d<a, F(s)>/dtheta at fixed s and a."""
-        return self._grads(lambda theta, context: a * self.system.force(theta, self.x, context, s, self.knobs))
+        return self._grads(lambda theta, context: a * self._lifted(self.system.force, theta, context, s))
 
     def pull_at(self, s: Float[Tensor, "*r b n"]) -> Callable[[Tensor], Params]:
         """a -> d<a, F(s)>/dtheta from one recorded evaluation, for many credits at one state."""
         with torch.enable_grad():
             theta = _leaves(self.theta)
-            force = self.system.force(theta, self.x, self.system.context(theta, self.x), s, self.knobs)
+            force = self._lifted(self.system.force, theta, self._context(theta), s)
         return lambda a: _named(theta, grad(force, list(theta.values()), a, retain_graph=True, allow_unused=True))
 
     def _grads(self, scalar: Callable[[Params, Params], Tensor]) -> Params:
         with torch.enable_grad():
             theta = _leaves(self.theta)
-            total = scalar(theta, self.system.context(theta, self.x)).sum()
+            total = scalar(theta, self._context(theta)).sum()
             if not total.requires_grad:  # no parameter enters
                 return {name: torch.zeros_like(p) for name, p in self.theta.items()}
             return _named(theta, grad(total, list(theta.values()), allow_unused=True))
+
+
+@dataclass(frozen=True, eq=False)
+class Stack(Field):
+    """Fields of one shape as one: theta, data and knobs carry a leading cell axis c.
+
+    States are `(*r, c, b, n)` and gradients `(c, ...)`: what a rule does with the rows of one cell it does
+    with the rows of all, and no cell sees another.
+    """
+
+    @classmethod
+    def of(cls, fields: Sequence[Field]) -> Stack:
+        """Stack fields whose systems differ in float options only. Raises ValueError for other systems."""
+        systems = {f.system for f in fields}
+        if len(systems) != 1:
+            raise ValueError(f"a stack holds cells of one system, not {systems}")
+        first = fields[0]
+        theta = {n: torch.stack([f.theta[n] for f in fields]) for n in first.theta}
+        x = {n: torch.stack([f.x[n] for f in fields]) for n in first.x}
+        columns = zip(*(vars(f.knobs).values() for f in fields), strict=True)
+        return cls(first.system, theta, x, Knobs(*(torch.stack(column) for column in columns)))
+
+    def _lifted(self, function: Callable[..., Tensor], theta: Params, context: Params, s: Tensor) -> Tensor:
+        """A function of (theta, x, context, s, knobs) of one cell, over all of them.
+
+        The row axes go first under vmap, so that each cell sees the `(*r, b, n)` that its system is written for.
+        """
+        knobs = vars(self.knobs)
+
+        def one(theta: Params, x: Data, context: Params, s: Tensor, knobs: dict[str, Tensor]) -> Tensor:
+            return function(theta, x, context, s, Knobs(**knobs))
+
+        rows = s.ndim - 3  # axes before the cells'
+        return torch.func.vmap(one, in_dims=(0, 0, 0, rows, 0), out_dims=rows)(theta, self.x, context, s, knobs)
+
+    def _context(self, theta: Params) -> Params:
+        return torch.func.vmap(self.system.context)(theta, self.x)
+
+    def init_state(self) -> Float[Tensor, "c b n"]:
+        """s_0 of every cell."""
+        with torch.no_grad():
+            return torch.func.vmap(self.system.init_state)(self.theta, self.x)
+
+    @property
+    def step_size(self) -> Float[Tensor, "c 1 1"]:
+        """eps of every cell, against states."""
+        return self.knobs.eps[:, None, None]
 
 
 def _leaves(theta: Params) -> Params:

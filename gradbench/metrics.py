@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 
 if TYPE_CHECKING:
+    from jaxtyping import Float
     from torch import Tensor
 
     from gradbench.systems.base import Params
@@ -69,33 +69,37 @@ def _mean(values: list[float]) -> float:
     return sum(values) / len(values) if values else math.nan
 
 
-def compare(estimates: Sequence[Params], reference: Params, live: float) -> list[Comparison]:
-    """Compare several estimates with one reference.
+def compare(estimate: Params, reference: Params, live: float) -> Comparison:
+    """Compare one estimate with its reference.
 
-    `live`: a parameter whose reference norm is below this share of the global one has no cosine. Signs
-    are compared where |reference| exceeds 16 units of round-off of its largest entry.
+    `live`: a parameter whose reference norm is below this share of the global one has no cosine.
     """
-    sums = torch.stack([_sums([e[n] for e in estimates], r) for n, r in reference.items()]).cpu()  # (P, 6, j)
-    comparisons = []
-    for j in range(len(estimates)):
-        whole = _similarity(sums[:, :, j].sum(0).tolist(), 0.0, "the reference")
-        params = {
-            name: _similarity(sums[p, :, j].tolist(), live * whole.reference_norm, f"the reference of {name}")
-            for p, name in enumerate(reference)
-        }
-        comparisons.append(Comparison(whole, params))
-    return comparisons
+    sums = tally(estimate, reference, stacked=False)[..., 0].tolist()
+    return comparison(dict(zip(reference, sums, strict=True)), live)
 
 
-def _sums(estimates: list[Tensor], reference: Tensor) -> Tensor:
-    """<e, r>, |e|^2, |r|^2, |e - r|^2, signs agreeing, signs compared: (6, j)."""
-    e = torch.stack([x.flatten() for x in estimates]).double()
-    r = reference.flatten().double()
-    noise = 16 * torch.finfo(reference.dtype).eps * r.abs().max()
-    heard = r.abs() > noise
-    agree = (e.sign() == r.sign()) & heard
-    terms = (e @ r, e.square().sum(-1), r.square().sum().expand(len(e)), (e - r).square().sum(-1))
-    return torch.stack((*terms, agree.sum(-1), heard.sum().expand(len(e))))
+def tally(estimate: Params, reference: Params, stacked: bool) -> Float[Tensor, "P 6 c"]:
+    """<e, r>, |e|^2, |r|^2, |e - r|^2, signs that agree, signs compared: by parameter and cell, in float64.
+
+    Signs are compared where |reference| exceeds 16 units of round-off of its largest entry.
+    """
+    rows = []
+    for name, r in reference.items():
+        e, r = (g.flatten(1) if stacked else g.flatten()[None] for g in (estimate[name], r))
+        noise = 16 * torch.finfo(r.dtype).eps * r.abs().amax(-1, keepdim=True)
+        heard = r.abs() > noise
+        agree = (e.sign() == r.sign()) & heard
+        e, r = e.double(), r.double()
+        terms = (e * r, e.square(), r.square(), (e - r).square(), agree.double(), heard.double())
+        rows.append(torch.stack([term.sum(-1) for term in terms]))
+    return torch.stack(rows)
+
+
+def comparison(sums: dict[str, list[float]], live: float) -> Comparison:
+    """The readings of one estimate, from its tallies by parameter."""
+    whole = _similarity([sum(term) for term in zip(*sums.values(), strict=True)], 0.0, "the reference")
+    floor = live * whole.reference_norm
+    return Comparison(whole, {n: _similarity(row, floor, f"the reference of {n}") for n, row in sums.items()})
 
 
 def _similarity(sums: list[float], floor: float, what: str) -> Similarity:

@@ -131,8 +131,7 @@ class Problem:
     def shape(self) -> tuple[Any, ...]:
         """Equal for problems that can run as one batch: same program, same shapes."""
         loops = tuple((p.phase, p.T1s, p.depths, len(p.betas)) for p in (self.reverse, *self.passes))
-        shared = (self.point.system, self.point.batch, self.point.dtype, loops)
-        return (*shared, registry.shape_options(self.system))
+        return (self.point.system, self.point.system_options, self.point.batch, self.point.dtype, loops)
 
     @property
     def cost(self) -> Count:

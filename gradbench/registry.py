@@ -57,15 +57,6 @@ def label(name: str, options: str, kind: Literal["system", "estimator"]) -> str:
     return " ".join([name, *changed])
 
 
-def shape_options(item: AbstractSystem) -> tuple[tuple[str, Any], ...]:
-    """The options that shape a program; the others, floats, may differ inside one batch of problems."""
-    return tuple(
-        (f.name, getattr(item, f.name))
-        for f in fields(item)  # type: ignore[arg-type]
-        if not isinstance(getattr(item, f.name), float)
-    )
-
-
 @cache
 def _found(kind: str, base: type) -> dict[str, Any]:
     package = importlib.import_module(f"gradbench.{kind}")

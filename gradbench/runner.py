@@ -23,11 +23,13 @@ from typing import Any
 from gradbench import plan as planning
 from gradbench import registry
 from gradbench import suite as suites
-from gradbench.errors import StoreError, UserError
+from gradbench.errors import StoreError, UserError, near_miss
 from gradbench.plan import Plan, Problem
 from gradbench.status import Status
 from gradbench.tables import runs
 from gradbench.tables.store import Run
+
+ENGINES = ("auto", "eager", "batched")
 
 # parts of the package that decide no number
 _NOT_MEASURED = ("plots", "cli.py", "progress.py", "tables", "runner.py")
@@ -61,19 +63,22 @@ def run(
     out: str | Path = "results",
     device: str = "auto",
     overrides: dict[str, Any] | None = None,
+    engine: str = "auto",
     fresh: bool = False,
     watch: Watch | None = None,
 ) -> Run:
     """Run a suite, or go on with it where it was cut off; the folder of the run.
 
-    `overrides` replaces keys of every grid. Raises UserError before anything runs, StoreError where the
-    results cannot be written.
+    `overrides` replaces keys of every grid; `engine` is auto, eager (a problem at a time) or batched. Raises
+    UserError before anything runs, StoreError where the results cannot be written.
     """
     loaded, planned = prepare(suite, overrides)
     from gradbench.engine import device as devices
     from gradbench.engine.problem import build
 
     device = devices.resolve(device)
+    if engine not in ENGINES:
+        raise UserError(f"engine = {engine!r} is not known{near_miss(engine, ENGINES)}")
     env = environment(planned, device)
     for problem in {(p.point.system_options, p.point.batch): p for p in planned.problems}.values():
         build(problem, "cpu")  # data that cannot be had are missed now, not in the middle of a run
@@ -84,7 +89,7 @@ def run(
         target.start(planned.to_json(), env)
     target.claim(loaded.model_dump(mode="json", include={"check", "allow_incomplete"}))
     runs.point(folder, target)
-    execute(target, planned, device, watch or (lambda progress: None))
+    execute(target, planned, device, engine, watch or (lambda progress: None))
     return target
 
 
@@ -98,8 +103,9 @@ def prepare(suite: str, overrides: dict[str, Any] | None = None) -> tuple[suites
     return loaded, planned
 
 
-def execute(target: Run, planned: Plan, device: str, watch: Watch) -> None:
+def execute(target: Run, planned: Plan, device: str, engine: str, watch: Watch) -> None:
     """Measure what has no record yet, then write the tables."""
+    from gradbench.engine.batched import packs
     from gradbench.engine.outcome import unmeasured
     from gradbench.engine.precision import ieee_float32
 
@@ -111,34 +117,46 @@ def execute(target: Run, planned: Plan, device: str, watch: Watch) -> None:
         progress.statuses.update(statuses)
     watch(progress)
     with ieee_float32():
-        for problem in waiting:
-            rows = _measure(problem, planned, device)
-            target.keep(problem.key, rows)
-            progress.done += len(rows)
-            progress.done_weight += _weight(problem)
-            progress.statuses.update(row["status"] for row in rows)
+        for pack in packs(waiting, device, engine):
+            for problem, rows in _measure(pack, planned, device):
+                target.keep(problem.key, rows)
+                progress.done += len(rows)
+                progress.done_weight += _weight(problem)
+                progress.statuses.update(row["status"] for row in rows)
             watch(progress)
     target.compact(unmeasured(cell, Status.SKIPPED, reason) for cell, reason in planned.skipped)
 
 
-def _measure(problem: Problem, planned: Plan, device: str) -> list[dict[str, Any]]:
-    """Rows of a problem. What goes wrong inside becomes their status; a mistake of the user is raised."""
+def _measure(pack: Sequence[Problem], planned: Plan, device: str) -> Iterator[tuple[Problem, list[dict[str, Any]]]]:
+    """Rows of every problem of a pack. A pack that fails is halved, so that what goes wrong costs one problem.
+
+    There it becomes the status of the problem's cells; a mistake of the user is raised.
+    """
     import torch
 
-    from gradbench.engine import eager
+    from gradbench.engine import batched
     from gradbench.engine.outcome import unmeasured
-    from gradbench.engine.problem import build
 
     try:
-        return [o.row() for o in eager.solve(problem, build(problem, device), planned.thresholds)]
+        outcomes = batched.measure(pack, device, planned.thresholds)
     except UserError:
         raise
     except Exception as error:
+        if len(pack) > 1:
+            yield from _measure(pack[: len(pack) // 2], planned, device)
+            yield from _measure(pack[len(pack) // 2 :], planned, device)
+            return
         # on the CPU torch says so in a RuntimeError
         full = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
         status = Status.OOM if full else Status.ERROR
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-    return [unmeasured(cell, status, reason, problem.key) for cell in problem.cells]
+        yield pack[0], [unmeasured(cell, status, reason, pack[0].key) for cell in pack[0].cells]
+        return
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for outcome in outcomes:
+        rows.setdefault(outcome.problem, []).append(outcome.row())
+    for problem in pack:
+        yield problem, rows[problem.key]
 
 
 def _weight(problem: Problem) -> int:

@@ -27,7 +27,7 @@ class Trajectory:
     """
 
     field: Field
-    states: Float[Tensor, "T+1 b n"]  # s_0 ... s_T
+    states: Float[Tensor, "T+1 *c b n"]  # s_0 ... s_T
     T1s: tuple[int, ...]
     _views: dict[tuple[int, ...], Trajectory] = dataclasses.field(default_factory=dict)
 
@@ -40,12 +40,12 @@ class Trajectory:
         return self._views[T1s]
 
     @cached_property
-    def ends(self) -> Float[Tensor, "i b n"]:
+    def ends(self) -> Float[Tensor, "i *c b n"]:
         """s* of every T1."""
         return self.states[list(self.T1s)]
 
     @cached_property
-    def cost_slope(self) -> Float[Tensor, "i b n"]:
+    def cost_slope(self) -> Float[Tensor, "i *c b n"]:
         """g = dC/ds at s*."""
         return self.field.cost_slope(self.ends)
 

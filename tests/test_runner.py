@@ -18,7 +18,7 @@ import torch
 
 import gradbench
 from gradbench import runner
-from gradbench.engine import eager
+from gradbench.engine import batched
 from gradbench.errors import StoreError, UserError
 from gradbench.runner import Progress
 from gradbench.tables import runs
@@ -32,8 +32,10 @@ PROBLEMS = 6  # of the tiny suite
 def solved(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Keys of the problems that are measured while a test runs."""
     keys: list[str] = []
-    solve = eager.solve
-    monkeypatch.setattr(eager, "solve", lambda problem, *rest: (keys.append(problem.key), solve(problem, *rest))[1])
+    measure = batched.measure
+    monkeypatch.setattr(
+        batched, "measure", lambda pack, *rest: (keys.extend(p.key for p in pack), measure(pack, *rest))[1]
+    )
     return keys
 
 
@@ -147,7 +149,7 @@ def test_the_source_digest_covers_what_decides_a_number_and_nothing_else(monkeyp
     real = Path.read_bytes
     monkeypatch.setattr(Path, "read_bytes", lambda self: (read.append(self.name), real(self))[1])
     runner.source_digest()
-    assert {"cet.py", "toy.py", "ep.py", "aep.py", "reverse.py", "eager.py", "field.py", "metrics.py"} <= set(read)
+    assert {"cet.py", "toy.py", "ep.py", "aep.py", "reverse.py", "solve.py", "field.py", "metrics.py"} <= set(read)
     assert {"streams.py", "plan.py", "fashion_mnist_sample.npz"} <= set(read)
     assert not {"cli.py", "runner.py", "progress.py", "store.py"} & set(read)
 
@@ -174,15 +176,15 @@ def test_fresh_makes_a_new_run_even_within_a_second(write_suite: Any, solved: li
 def test_what_goes_wrong_in_a_problem_is_a_status_and_is_tried_again(
     write_suite: Any, monkeypatch: pytest.MonkeyPatch, failure: Exception, status: str
 ) -> None:
-    suite, solve, keys = write_suite(), eager.solve, []
+    suite, measure, keys = write_suite(), batched.measure, []
 
-    def broken(problem: Any, *rest: Any) -> Any:
-        keys.append(problem.key)
+    def broken(pack: Any, *rest: Any) -> Any:
+        keys.extend(p.key for p in pack)
         if len(keys) == 3:
             raise failure
-        return solve(problem, *rest)
+        return measure(pack, *rest)
 
-    monkeypatch.setattr(eager, "solve", broken)
+    monkeypatch.setattr(batched, "measure", broken)
     first = run(suite)
     bad = first.cells[first.cells["status"] == status]
     assert bad["problem"].tolist() == [keys[2]] * 10
@@ -194,11 +196,33 @@ def test_what_goes_wrong_in_a_problem_is_a_status_and_is_tried_again(
     same(again, run(suite, out=suite.parent / "other"))
 
 
+def test_a_pack_that_fails_is_halved_until_one_problem_is_left(
+    write_suite: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite, measure, sizes = write_suite(), batched.measure, []
+    bad = runner.prepare(str(suite))[1].problems[4].key
+
+    def full(pack: Any, *rest: Any) -> Any:
+        sizes.append(len(pack))
+        if bad in {p.key for p in pack}:
+            raise torch.OutOfMemoryError("full")
+        return measure(pack, *rest)
+
+    monkeypatch.setattr(batched, "measure", full)
+    cells = run(suite, engine="batched").cells
+    assert max(sizes) > 1
+    assert set(cells.loc[cells["status"] == "oom", "problem"]) == {bad}
+    assert len(cells) == 60
+    monkeypatch.setattr(batched, "measure", measure)
+    other = run(suite, out=suite.parent / "other", engine="batched").cells
+    assert run(suite).cells["cell"].tolist() == other["cell"].tolist()
+
+
 def test_a_mistake_of_the_user_during_a_run_is_raised(write_suite: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(*args: Any) -> Any:
         raise UserError("no such data")
 
-    monkeypatch.setattr(eager, "solve", wrong)
+    monkeypatch.setattr(batched, "measure", wrong)
     with pytest.raises(UserError, match="no such data"):
         run(write_suite())
 
@@ -273,8 +297,8 @@ def test_the_environment_says_where_and_with_what(write_suite: Any) -> None:
 def slow(suite: Path, out: Path) -> subprocess.Popen[str]:
     """A run in a process of its own that takes its time over every problem."""
     code = (
-        "import sys, time, gradbench; from gradbench.engine import eager; solve = eager.solve\n"
-        "eager.solve = lambda *a: (time.sleep(0.3), solve(*a))[1]\n"
+        "import sys, time, gradbench; from gradbench.engine import batched; solve = batched.measure\n"
+        "batched.measure = lambda *a: (time.sleep(0.3), solve(*a))[1]\n"
         "gradbench.run(sys.argv[1], out=sys.argv[2], device='cpu')"
     )
     return subprocess.Popen([sys.executable, "-c", code, str(suite), str(out)], stderr=subprocess.PIPE, text=True)

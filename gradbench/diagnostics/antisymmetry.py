@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 def antisymmetry(linear: Linear, probes: Float[Tensor, "p *r b n"]) -> tuple[Float[Tensor, "*r"], Float[Tensor, "*r"]]:
     """|A|_F / |J|_F with its standard error, by Hutchinson: |M|_F^2 = E |M v|^2 over v ~ N(0, I).
 
-    0 for a gradient force, 1 for a skew one. `linear` is taken at states that repeat along the probe axis.
-    The error is the jackknife's over the probes, of which a single one moves by +-20 %.
+    0 for a gradient force, 1 for a skew one. The error is the jackknife's over the probes, of which a
+    single one moves by +-20 %.
     """
-    Jv, Jtv = linear.jvp(probes), linear.vjp(probes)
-    skew = (0.5 * (Jv - Jtv)).double().square().sum((-2, -1))
-    full = Jv.double().square().sum((-2, -1))
+    products = [(linear.jvp(v), linear.vjp(v)) for v in probes]
+    skew = torch.stack([(0.5 * (Jv - Jtv)).double().square().sum((-2, -1)) for Jv, Jtv in products])
+    full = torch.stack([Jv.double().square().sum((-2, -1)) for Jv, _ in products])
     p = len(probes)
     ratio = (skew.sum(0) / full.sum(0)).sqrt()
     leave_one_out = ((skew.sum(0) - skew) / (full.sum(0) - full)).sqrt()

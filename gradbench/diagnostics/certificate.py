@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +16,7 @@ from gradbench.streams import Streams, normal
 from gradbench.systems.base import AbstractDrivenSystem, AbstractEnergySystem
 
 if TYPE_CHECKING:
+    from jaxtyping import Float
     from torch import Tensor
 
     from gradbench.trajectory import Trajectory
@@ -31,12 +33,12 @@ class Certificate:
     scale: float  # |s_0|, or |s_1| of a relaxation that starts at 0
     shrink: float  # |s*| / scale
     escape: float  # largest |s_t| / scale up to T1
-    rho: float  # growth of perturbations, the spectral radius of J_G
-    antisymmetry: float
-    antisymmetry_se: float
-    antisymmetry_swirl: float
-    antisymmetry_swirl_se: float
     energy_monotone: bool | None  # None: no energy
+    rho: float = math.nan  # growth of perturbations, the spectral radius of J_G
+    antisymmetry: float = math.nan
+    antisymmetry_se: float = math.nan
+    antisymmetry_swirl: float = math.nan
+    antisymmetry_swirl_se: float = math.nan
 
     def status(self, at: Thresholds) -> Status:
         """What the free phase came to; SETTLED leaves the word to the second phase."""
@@ -52,67 +54,77 @@ class Certificate:
         return Status.SETTLED
 
 
-def certify(free: Trajectory, thresholds: Thresholds, seed: int) -> list[Certificate]:
-    """One certificate a T1. The expensive parts are taken at states that have not diverged, in one batch."""
-    norms = free.states.flatten(1).double().norm(dim=-1)
-    scale = norms[0] if norms[0] > 0 else norms[1]
-    ratio = (norms / scale).nan_to_num(nan=0.0) if scale == 0 else norms / scale
-    escape = [float(ratio[: T1 + 1].nan_to_num(nan=math.inf).max()) for T1 in free.T1s]
+def certify(free: Trajectory, thresholds: Thresholds, seeds: Sequence[int]) -> list[list[Certificate]]:
+    """A certificate for every T1 and every cell of a stack, whose `seeds` draw the probes.
+
+    What needs the Jacobian is taken only at T1 where at least one cell has not diverged.
+    """
+    norms = _norm(free.states)
+    scale = torch.where(norms[0] > 0, norms[0], norms[1])
+    ratio = torch.where(scale > 0, norms / scale, norms)
+    escape = torch.stack([ratio[: T1 + 1].nan_to_num(nan=math.inf).amax(0) for T1 in free.T1s])
     with torch.no_grad():
         moved = free.field.step(free.ends) - free.ends
         force = free.field.force(free.ends)
-    residual = _ratio(moved.flatten(1), free.ends.flatten(1))
-    by_sample = _ratio(moved, free.ends)
-    settled = (by_sample <= thresholds.residual).double().mean(-1)
-    monotone = _monotone(free, thresholds)
-    live = tuple(T1 for T1, e in zip(free.T1s, escape, strict=True) if e <= thresholds.divergence)
-    linear = dict(zip(live, _linear(free.at(live), thresholds, seed), strict=True)) if live else {}
-    return [
-        Certificate(
-            residual=float(residual[i]),
-            settled_share=float(settled[i]),
-            force_norm=float(force[i].double().norm()),
-            state_norm=float(norms[T1]),
-            scale=float(scale),
-            shrink=float(ratio[T1]),
-            escape=escape[i],
-            energy_monotone=monotone[i],
-            **linear.get(T1, _UNMEASURED),
+    by_sample = moved.double().norm(dim=-1) / free.ends.double().norm(dim=-1)
+    ends = list(free.T1s)
+    evidence = {
+        "residual": _norm(moved) / norms[ends],
+        "settled_share": (by_sample <= thresholds.residual).double().mean(-1),
+        "force_norm": _norm(force),
+        "state_norm": norms[ends],
+        "scale": scale.expand_as(norms[ends]),
+        "shrink": ratio[ends],
+        "escape": escape,
+    }
+    if isinstance(free.field.system, AbstractEnergySystem):
+        evidence["energy_monotone"] = _monotone(free, thresholds)
+    live = (escape <= thresholds.divergence).reshape(len(ends), -1).any(-1).tolist()
+    if any(live):
+        rows = [i for i, alive in enumerate(live) if alive]
+        for name, value in _linear(free.at(tuple(ends[i] for i in rows)), thresholds, seeds).items():
+            evidence[name] = torch.full_like(norms[ends], math.nan).index_copy(0, _index(rows, value), value)
+    columns = {name: value.reshape(len(ends), -1).tolist() for name, value in evidence.items()}
+    defaults = {"energy_monotone": None}
+    diverged = {f.name: math.nan for f in fields(Certificate) if f.name in _LINEAR}
+    certificates = []
+    for i in range(len(ends)):
+        row = [defaults | {name: column[i][c] for name, column in columns.items()} for c in range(len(seeds))]
+        certificates.append(
+            [Certificate(**(v | diverged if not v["escape"] <= thresholds.divergence else v)) for v in row]
         )
-        for i, T1 in enumerate(free.T1s)
-    ]
+    return certificates
 
 
-_UNMEASURED = dict.fromkeys(
-    ("rho", "antisymmetry", "antisymmetry_se", "antisymmetry_swirl", "antisymmetry_swirl_se"), math.nan
-)
+_LINEAR = ("rho", "antisymmetry", "antisymmetry_se", "antisymmetry_swirl", "antisymmetry_swirl_se")
 
 
-def _ratio(part: Tensor, whole: Tensor) -> Tensor:
-    return part.double().norm(dim=-1) / whole.double().norm(dim=-1)
+def _norm(s: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r"]:
+    return s.flatten(-2).double().norm(dim=-1)
 
 
-def _linear(free: Trajectory, thresholds: Thresholds, seed: int) -> list[dict[str, float]]:
+def _index(rows: list[int], like: Tensor) -> Tensor:
+    return torch.tensor(rows, device=like.device)
+
+
+def _linear(free: Trajectory, thresholds: Thresholds, seeds: Sequence[int]) -> dict[str, Tensor]:
     field, ends = free.field, free.ends
-    draw = normal(Streams(seed)["probes"], (thresholds.probes + 1, *ends.shape[1:]))
-    probes = draw.to(ends)[:, None].expand(-1, *ends.shape)
+    shape = (thresholds.probes + 1, *ends.shape[-2:])
+    draws = torch.stack([normal(Streams(seed)["probes"], shape) for seed in seeds], 1)
+    probes = (draws if ends.ndim == 4 else draws[:, 0]).to(ends)[:, None].expand(-1, *ends.shape)
     measured = {"rho": growth(field.step_at(ends), probes[-1], thresholds.growth_steps)}
-    repeated = ends.expand(thresholds.probes, *ends.shape)
     # where there is no swirl the whole force stands for it, and a column of its own would say nothing new
     parts = {"antisymmetry": field.at}
     if isinstance(field.system, AbstractDrivenSystem):
         parts["antisymmetry_swirl"] = field.swirl_at
     for name, at in parts.items():
-        measured[name], measured[f"{name}_se"] = antisymmetry(at(repeated), probes[:-1])
-    return [_UNMEASURED | {name: float(value[i]) for name, value in measured.items()} for i in range(len(ends))]
+        measured[name], measured[f"{name}_se"] = antisymmetry(at(ends), probes[:-1])
+    return {name: value.double() for name, value in measured.items()}
 
 
-def _monotone(free: Trajectory, thresholds: Thresholds) -> list[bool | None]:
+def _monotone(free: Trajectory, thresholds: Thresholds) -> Tensor:
     """Whether the summed energy never rises by more than the threshold on the way to each T1."""
-    if not isinstance(free.field.system, AbstractEnergySystem):
-        return [None] * len(free.T1s)
     with torch.no_grad():
-        energy = torch.stack([free.field.energy(s).double().sum() for s in free.states])
-    allowed = thresholds.energy_rise * energy[:-1].abs()
-    falls = (energy.diff() <= allowed).tolist()  # a NaN is no fall
-    return [all(falls[:T1]) for T1 in free.T1s]
+        energy = torch.stack([free.field.energy(s).double().sum(-1) for s in free.states])
+    falls = energy.diff(dim=0) <= thresholds.energy_rise * energy[:-1].abs()  # a NaN is no fall
+    return torch.stack([falls[:T1].all(0) for T1 in free.T1s])

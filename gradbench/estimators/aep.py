@@ -9,6 +9,9 @@ from gradbench.estimators.base import AbstractEstimator, AbstractPhase, Reading,
 from gradbench.estimators.ep import SIGNS, Clip, Nudge, NudgedPhase, vector_field
 
 if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
     from gradbench.trajectory import Trajectory
 
 
@@ -40,5 +43,5 @@ class Aep(AbstractEstimator):
     def phase(self) -> AbstractPhase:
         return NudgedPhase(SIGNS[self.nudge], asymmetric=True, clip=self.clip)
 
-    def read(self, free: Trajectory, snapshot: Snapshot, betas: tuple[float, ...]) -> Reading:
+    def read(self, free: Trajectory, snapshot: Snapshot, betas: Float[Tensor, "j *c"]) -> Reading:
         return vector_field(self.nudge, free, snapshot, betas)

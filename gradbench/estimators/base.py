@@ -36,12 +36,12 @@ class Count:
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """A second phase at one depth. Axes: i over T1, j over beta."""
+    """A second phase at one depth. Axes: i over T1, j over beta, and c, of the cells, where these are stacked."""
 
     depth: int | None  # T2; None where the depth is T1 itself
-    evidence: dict[str, Float[Tensor, "i j"]] = field(default_factory=dict)
+    evidence: dict[str, Float[Tensor, "i j *c"]] = field(default_factory=dict)
     gradient: list[Params] | None = None  # reverse phase: by T1
-    nudged: Float[Tensor, "i j k b n"] | None = None  # nudged phase: by T1, beta, sign
+    nudged: Float[Tensor, "i j k *c b n"] | None = None  # nudged phase: by T1, beta, sign
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,16 +50,19 @@ class Reading:
 
     depth: int | None
     gradient: list[list[Params]]
-    credit: Float[Tensor, "i j b n"] | None  # the state adjoint that the rule stands in for
-    evidence: dict[str, Float[Tensor, "i j"]]
+    credit: Float[Tensor, "i j *c b n"] | None  # the state adjoint that the rule stands in for
+    evidence: dict[str, Float[Tensor, "i j *c"]]
 
 
 class AbstractPhase(ABC):
     """A second phase. Final ones are frozen dataclasses: equal ones run once."""
 
     @abstractmethod
-    def run(self, free: Trajectory, depths: tuple[int, ...], betas: tuple[float, ...]) -> Iterator[Snapshot]:
-        """Run once to the largest depth, from s* of every T1, and stop at each depth."""
+    def run(self, free: Trajectory, depths: tuple[int, ...], betas: Float[Tensor, "j *c"]) -> Iterator[Snapshot]:
+        """Run once to the largest depth, from s* of every T1, and stop at each depth.
+
+        Every problem of a stack has its own betas, but as many as the others.
+        """
 
     @abstractmethod
     def count(self, T1: int, depth: int | None) -> Count:
@@ -81,7 +84,7 @@ class AbstractEstimator(ABC):
         """The second phase that this rule reads."""
 
     @abstractmethod
-    def read(self, free: Trajectory, snapshot: Snapshot, betas: tuple[float, ...]) -> Reading:
+    def read(self, free: Trajectory, snapshot: Snapshot, betas: Float[Tensor, "j *c"]) -> Reading:
         """The estimate at one depth."""
 
     def skip(self, system: type[AbstractSystem]) -> str | None:

@@ -34,13 +34,13 @@ class NudgedPhase(AbstractPhase):
     asymmetric: bool = False
     clip: Clip = "none"
 
-    def run(self, free: Trajectory, depths: tuple[int, ...], betas: tuple[float, ...]) -> Iterator[Snapshot]:
+    def run(self, free: Trajectory, depths: tuple[int, ...], betas: Float[Tensor, "j *c"]) -> Iterator[Snapshot]:
         import torch
 
-        field, eps = free.field, free.field.knobs.eps
+        field, eps = free.field, free.field.step_size
         start = free.ends[:, None, None]
-        s = start.expand(-1, len(betas), len(self.signs), -1, -1).clone()
-        nudge = start.new_tensor([[[[b * sign]] for sign in self.signs] for b in betas])
+        s = start.repeat_interleave(len(betas), 1).repeat_interleave(len(self.signs), 2)
+        nudge = torch.stack([sign * betas for sign in self.signs], 1)[..., None, None]
         skew = field.swirl_at(s) if self.asymmetric else None
         clipped = torch.zeros_like(s[..., 0, 0])  # share of samples, summed over steps
         bound = 0 * clipped
@@ -58,9 +58,9 @@ class NudgedPhase(AbstractPhase):
             if step in depths:
                 moved = (s - start).flatten(-2).norm(dim=-1)
                 residual = (s - before).flatten(-2).norm(dim=-1) / moved
-                evidence = {"nudge_residual": residual.amax(-1), "nudge_norm": bound.amax(-1)}
+                evidence = {"nudge_residual": residual.amax(2), "nudge_norm": bound.amax(2)}
                 if self.clip != "none":
-                    evidence["clip_share"] = clipped.mean(-1) / step
+                    evidence["clip_share"] = clipped.mean(2) / step
                 yield Snapshot(step, evidence, nudged=s)
 
     def _gain(self, system: AbstractSystem, force: Tensor, correction: Tensor) -> Tensor:
@@ -79,20 +79,20 @@ class NudgedPhase(AbstractPhase):
 
 
 def displacement(
-    nudge: Nudge, s_star: Float[Tensor, "i b n"], nudged: Float[Tensor, "i j k b n"], betas: tuple[float, ...]
-) -> Float[Tensor, "i j b n"]:
+    nudge: Nudge, s_star: Float[Tensor, "i *c b n"], nudged: Float[Tensor, "i j k *c b n"], betas: Float[Tensor, "j *c"]
+) -> Float[Tensor, "i j *c b n"]:
     """Credit a of a nudged phase, with the sign of the backprop gradient.
 
     centred (s_- - s_+) / 2 beta,  positive (s* - s_+) / beta,  negative (s_- - s*) / beta
     """
-    beta = nudged.new_tensor(betas)[:, None, None]
+    beta = betas[..., None, None]
     if nudge == "centred":
         return (nudged[:, :, 1] - nudged[:, :, 0]) / (2 * beta)
     moved = nudged[:, :, 0] - s_star[:, None]
     return -moved / beta if nudge == "positive" else moved / beta
 
 
-def vector_field(nudge: Nudge, free: Trajectory, snapshot: Snapshot, betas: tuple[float, ...]) -> Reading:
+def vector_field(nudge: Nudge, free: Trajectory, snapshot: Snapshot, betas: Float[Tensor, "j *c"]) -> Reading:
     """Estimate <a, dF/dtheta(s*)> + dC/dtheta(s*)."""
     assert snapshot.nudged is not None
     credit = displacement(nudge, free.ends, snapshot.nudged, betas)
@@ -103,7 +103,7 @@ def vector_field(nudge: Nudge, free: Trajectory, snapshot: Snapshot, betas: tupl
     return Reading(snapshot.depth, gradient, credit, snapshot.evidence)
 
 
-def energy_contrast(nudge: Nudge, free: Trajectory, snapshot: Snapshot, betas: tuple[float, ...]) -> Reading:
+def energy_contrast(nudge: Nudge, free: Trajectory, snapshot: Snapshot, betas: Float[Tensor, "j *c"]) -> Reading:
     """Estimate (dE/dtheta|_upper - dE/dtheta|_lower) / (b_upper - b_lower) + dC/dtheta(s*).
 
     centred (+beta, -beta),  positive (+beta, 0),  negative (0, -beta)
@@ -118,9 +118,13 @@ def energy_contrast(nudge: Nudge, free: Trajectory, snapshot: Snapshot, betas: t
             ends = {"centred": nudged, "positive": [*nudged, at_rest], "negative": [at_rest, *nudged]}
             upper, lower = ends[nudge]
             width = 2 * beta if nudge == "centred" else beta
-            row.append({n: (upper[n] - lower[n]) / width + direct[n] for n in direct})
+            row.append({n: _per_cell(upper[n] - lower[n], width) + direct[n] for n in direct})
         gradient.append(row)
     return Reading(snapshot.depth, gradient, displacement(nudge, free.ends, snapshot.nudged, betas), snapshot.evidence)
+
+
+def _per_cell(gradient: Float[Tensor, "*c ..."], width: Float[Tensor, "*c"]) -> Tensor:
+    return gradient / width.reshape(*width.shape, *[1] * (gradient.ndim - width.ndim))
 
 
 @final
@@ -157,6 +161,6 @@ class Ep(AbstractEstimator):
         needs_energy = self.readout == "energy_contrast" and not system.conservative
         return f"the energy contrast needs an energy, which {system.name} has not" if needs_energy else None
 
-    def read(self, free: Trajectory, snapshot: Snapshot, betas: tuple[float, ...]) -> Reading:
+    def read(self, free: Trajectory, snapshot: Snapshot, betas: Float[Tensor, "j *c"]) -> Reading:
         readout = vector_field if self.readout == "vector_field" else energy_contrast
         return readout(self.nudge, free, snapshot, betas)

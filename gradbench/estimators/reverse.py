@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, ClassVar, final
 from gradbench.estimators.base import AbstractEstimator, AbstractPhase, Count, Reading, Snapshot
 
 if TYPE_CHECKING:
+    from jaxtyping import Float
     from torch import Tensor
 
-    from gradbench.systems.base import Params
     from gradbench.trajectory import Trajectory
 
 # rows of one parameter pull: large enough for full products, small enough to stay out of the way
@@ -27,30 +27,30 @@ class ReversePhase(AbstractPhase):
     gradient eps sum_t <p_t, dF/dtheta(s_t)> is pulled afterwards, over many steps in one product.
     """
 
-    def run(self, free: Trajectory, depths: tuple[int, ...], betas: tuple[float, ...]) -> Iterator[Snapshot]:
+    def run(self, free: Trajectory, depths: tuple[int, ...], betas: Float[Tensor, "j *c"]) -> Iterator[Snapshot]:
         import torch
 
-        field, eps = free.field, free.field.knobs.eps
+        field, eps = free.field, free.field.step_size
         a = free.cost_slope.clone()
-        credits = a.new_empty((free.T1s[-1], *a.shape))  # p_t, by step and T1; rows before their T1 only
-        for t in reversed(range(free.T1s[-1])):
-            first = sum(t >= T1 for T1 in free.T1s)
-            s = free.states[t].expand_as(a[first:])
-            with torch.no_grad():
-                u = s + eps * field.force(s) if field.system.projects else s
-            p = field.project_vjp(u, a[first:])
-            credits[t, first:] = p
-            a[first:] = p + eps * field.at(s).vjp(p)
-        yield Snapshot(None, gradient=[self._pull(free, i, credits[:T1, i]) for i, T1 in enumerate(free.T1s)])
-
-    def _pull(self, free: Trajectory, i: int, p: Tensor) -> Params:
-        eps = free.field.knobs.eps
-        rows = max(1, PULL_ELEMENTS // p[0].numel())
-        total = dict(free.cost_grads[i])
-        for t in range(0, len(p), rows):
-            part = free.field.pull(free.states[t : t + rows][: len(p) - t], eps * p[t : t + rows])
-            total = {name: total[name] + part[name] for name in total}
-        return total
+        total = [dict(direct) for direct in free.cost_grads]
+        span = max(1, PULL_ELEMENTS // a[0].numel())  # steps of one pull
+        for stop in range(free.T1s[-1], 0, -span):
+            start = max(0, stop - span)
+            credits = a.new_empty((stop - start, *a.shape))  # p_t, by step and T1
+            for t in reversed(range(start, stop)):
+                first = sum(t >= T1 for T1 in free.T1s)
+                s = free.states[t].expand_as(a[first:])
+                with torch.no_grad():
+                    u = s + eps * field.force(s) if field.system.projects else s
+                p = field.project_vjp(u, a[first:])
+                credits[t - start, first:] = p
+                a[first:] = p + eps * field.at(s).vjp(p)
+            for i, T1 in enumerate(free.T1s):
+                steps = min(stop, T1) - start
+                if steps > 0:
+                    part = field.pull(free.states[start : start + steps], eps * credits[:steps, i])
+                    total[i] = {name: g + part[name] for name, g in total[i].items()}
+        yield Snapshot(None, gradient=total)
 
     def count(self, T1: int, depth: int | None) -> Count:
         return Count(vjp=T1)
@@ -74,6 +74,6 @@ class Bptt(AbstractEstimator):
     def phase(self) -> AbstractPhase:
         return ReversePhase()
 
-    def read(self, free: Trajectory, snapshot: Snapshot, betas: tuple[float, ...]) -> Reading:
+    def read(self, free: Trajectory, snapshot: Snapshot, betas: Float[Tensor, "j *c"]) -> Reading:
         assert snapshot.gradient is not None
         return Reading(None, [[g] for g in snapshot.gradient], None, snapshot.evidence)

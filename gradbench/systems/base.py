@@ -153,11 +153,7 @@ class AbstractDrivenSystem(AbstractSystem):
 
 
 def descent(energy: Any, theta: Params, x: Data, context: Params, s: Tensor, knobs: Knobs) -> Tensor:
-    """-dE/ds by reverse mode, differentiable again in s and theta."""
+    """-dE/ds by reverse mode, differentiable again in s and theta, and under vmap."""
     import torch
 
-    with torch.enable_grad():
-        at = s if s.requires_grad else s.detach().requires_grad_()
-        (slope,) = torch.autograd.grad(energy(theta, x, context, at, knobs).sum(), at, create_graph=True)
-    wanted = torch.is_grad_enabled() and (s.requires_grad or any(p.requires_grad for p in theta.values()))
-    return -slope if wanted else -slope.detach()
+    return -torch.func.grad(lambda s: energy(theta, x, context, s, knobs).sum())(s)

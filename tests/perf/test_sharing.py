@@ -6,9 +6,9 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from gradbench.engine import eager
 from gradbench.engine.precision import ieee_float32
 from gradbench.engine.problem import build
+from gradbench.engine.solve import solve as measure
 from gradbench.plan import Plan, Problem, plan
 from gradbench.suite import parse
 
@@ -30,7 +30,7 @@ def grid(batch: int) -> Plan:
 
 def solve(planned: Plan, problems: tuple[Problem, ...]) -> dict[str, float]:
     with ieee_float32():
-        outcomes = [o for p in problems for o in eager.solve(p, build(p, DEVICE), planned.thresholds)]
+        outcomes = [o for p in problems for o in measure([p], build(p, DEVICE), planned.thresholds)]
     if DEVICE == "cuda":
         torch.cuda.synchronize()
     return {o.cell.key: o.row()["cosine"] for o in outcomes}

@@ -33,10 +33,11 @@ def estimates(
     rule: AbstractEstimator, free: Trajectory, depths: tuple[int, ...], betas: tuple[float, ...]
 ) -> dict[tuple[int | None, int, int], Params]:
     """Gradients by depth, index of T1 and index of beta."""
+    nudges = free.states.new_tensor(betas)
     return {
         (reading.depth, i, j): gradient
-        for snapshot in rule.phase.run(free, depths, betas)
-        for reading in [rule.read(free, snapshot, betas)]
+        for snapshot in rule.phase.run(free, depths, nudges)
+        for reading in [rule.read(free, snapshot, nudges)]
         for i, row in enumerate(reading.gradient)
         for j, gradient in enumerate(row)
     }
@@ -168,8 +169,8 @@ def test_nudged_phase_with_the_correction_moves_by_the_transposed_jacobian() -> 
     for _ in range(7):
         a, term = a + eps * term, term + eps * J.mT @ term
     rule = registry.estimator("aep")
-    (snapshot,) = rule.phase.run(free, (7,), (1e-4,))
-    credit = rule.read(free, snapshot, (1e-4,)).credit
+    (snapshot,) = rule.phase.run(free, (7,), free.states.new_tensor([1e-4]))
+    credit = rule.read(free, snapshot, free.states.new_tensor([1e-4])).credit
     assert credit is not None
     torch.testing.assert_close(credit[0, 0, 0], a, rtol=1e-6, atol=1e-9)
 
@@ -193,8 +194,8 @@ def test_only_the_batch_clip_lets_one_example_touch_another(clip: str, couples: 
         x = {n: v[:batch] for n, v in full.x.items()}
         x["mask"] = x["mask"] * torch.tensor([1.0, 1.0, 9.0])[:batch, None, None, None]
         free = relax(Field(full.system, full.theta, x, full.knobs), (500,))
-        (snapshot,) = rule.phase.run(free, (60,), (0.02,))
-        credit = rule.read(free, snapshot, (0.02,)).credit
+        (snapshot,) = rule.phase.run(free, (60,), free.states.new_tensor([0.02]))
+        credit = rule.read(free, snapshot, free.states.new_tensor([0.02])).credit
         assert credit is not None
         credits.append(credit[0, 0, :2])
     difference = float((credits[0] - credits[1]).norm() / credits[0].norm())
@@ -204,7 +205,7 @@ def test_only_the_batch_clip_lets_one_example_touch_another(clip: str, couples: 
 @pytest.mark.parametrize("clip", ["batch", "sample"])
 def test_clip_share_counts_the_steps_that_were_clipped(clip: str) -> None:
     free = relax(live_field("cet_real"), (500,))
-    first, last = registry.estimator("aep", {"clip": clip}).phase.run(free, (1, 60), (0.02,))
+    first, last = registry.estimator("aep", {"clip": clip}).phase.run(free, (1, 60), free.states.new_tensor([0.02]))
     assert float(first.evidence["clip_share"]) == 0  # the first step starts at s*, where the correction is zero
     assert 0 < float(last.evidence["clip_share"]) < 1  # on approach, correction and force become equal
 
@@ -226,7 +227,10 @@ def test_counts_are_what_one_cell_evaluates(name: str, monkeypatch: pytest.Monke
         rule = registry.estimator(rule_name)
         free = relax(live_field(name), (6,))
         seen.update(jvp=0, vjp=0)
-        depths, betas = ((4,) if "T2" in rule.uses else ()), ((0.1,) if "beta" in rule.uses else ())
+        depths, betas = (
+            ((4,) if "T2" in rule.uses else ()),
+            free.states.new_tensor([0.1] if "beta" in rule.uses else []),
+        )
         for _ in rule.phase.run(free, depths, betas):
             pass
         promised = rule.phase.count(6, depths[0] if depths else None)

@@ -7,13 +7,13 @@ import math
 import pytest
 import torch
 
-from gradbench.metrics import compare
+from gradbench.metrics import compare, comparison, tally
 
 REFERENCE = {"WQ": torch.tensor([3.0, 4.0]), "b": torch.tensor([0.0, 2.0, -1.0])}
 
 
 def one(estimate: dict[str, torch.Tensor], live: float = 1e-8):
-    return compare([estimate], REFERENCE, live)[0]
+    return compare(estimate, REFERENCE, live)
 
 
 def test_an_estimate_equal_to_the_reference_is_perfect() -> None:
@@ -46,7 +46,7 @@ def test_whole_and_parameters_agree_with_torch() -> None:
 
 def test_a_dead_parameter_has_no_cosine_and_a_reason() -> None:
     reference = REFERENCE | {"WK": torch.tensor([1e-12, 0.0])}
-    (c,) = compare([reference], reference, 1e-8)
+    c = compare(reference, reference, 1e-8)
     assert math.isnan(c.params["WK"].cosine)
     assert "floor" in c.params["WK"].reason
     assert c.cosine_min == pytest.approx(1)
@@ -56,7 +56,7 @@ def test_zero_and_broken_gradients_are_undefined_not_perfect() -> None:
     zero = {n: 0 * g for n, g in REFERENCE.items()}
     assert "estimate is zero" in one(zero).whole.reason
     assert math.isnan(one(zero).whole.cosine)
-    (c,) = compare([REFERENCE], zero, 1e-8)
+    c = compare(REFERENCE, zero, 1e-8)
     assert "zero" in c.whole.reason
     assert math.isnan(c.whole.cosine)
     broken = REFERENCE | {"b": torch.tensor([math.nan, 0, 0])}
@@ -67,19 +67,22 @@ def test_zero_and_broken_gradients_are_undefined_not_perfect() -> None:
 def test_tiny_gradients_keep_their_cosine() -> None:
     """Where a clamped cosine reads 0: a direction is a direction at any norm."""
     tiny = {n: 1e-30 * g.double() for n, g in REFERENCE.items()}
-    (c,) = compare([tiny], tiny, 1e-12)
+    c = compare(tiny, tiny, 1e-12)
     assert c.whole.cosine == pytest.approx(1)
 
 
 def test_signs_below_the_noise_floor_do_not_count() -> None:
     reference = {"a": torch.tensor([1.0, 1e-9])}
-    (c,) = compare([{"a": torch.tensor([1.0, -1e-9])}], reference, 1e-8)
+    c = compare({"a": torch.tensor([1.0, -1e-9])}, reference, 1e-8)
     assert c.whole.sign_agreement == 1
 
 
-def test_many_estimates_are_compared_as_each_alone() -> None:
+def test_stacked_cells_are_compared_as_each_alone() -> None:
     rng = torch.Generator().manual_seed(0)
-    estimates = [{n: torch.randn(g.shape, generator=rng) for n, g in REFERENCE.items()} for _ in range(4)]
-    together = compare(estimates, REFERENCE, 1e-8)
-    for estimate, c in zip(estimates, together, strict=True):
-        assert one(estimate).whole.cosine == pytest.approx(c.whole.cosine, rel=1e-14)
+    stacks = [{n: torch.randn((4, *g.shape), generator=rng) for n, g in REFERENCE.items()} for _ in range(2)]
+    sums = tally(*stacks, stacked=True)
+    for c in range(4):
+        alone = compare(*({n: g[c] for n, g in stack.items()} for stack in stacks), 1e-8)
+        together = comparison(dict(zip(REFERENCE, sums[..., c].tolist(), strict=True)), 1e-8)
+        assert together.whole.cosine == pytest.approx(alone.whole.cosine, rel=1e-14)
+        assert together.params["b"].rel_error == pytest.approx(alone.params["b"].rel_error, rel=1e-14)

@@ -1,0 +1,162 @@
+"""The batched path against the eager one, over the registry: same statuses, same numbers, nobody disturbed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import LIVE, SYSTEMS, gap, live_field, random_like
+
+from gradbench import registry
+from gradbench.engine import batched
+from gradbench.engine.outcome import Outcome
+from gradbench.engine.problem import build
+from gradbench.engine.solve import solve
+from gradbench.field import Stack
+from gradbench.plan import Plan, Problem, plan
+from gradbench.status import Thresholds
+from gradbench.suite import parse
+
+RULES = [
+    "bptt",
+    "ep",
+    {"name": "ep", "nudge": ["positive", "negative"]},
+    {"name": "ep", "readout": "energy_contrast"},
+    {"name": "aep", "clip": ["none", "batch", "sample"]},
+]
+
+
+def family(name: str, dtype: str = "float64") -> Plan:
+    """Six problems of one shape: other knobs, other seeds, other betas would be other families."""
+    options = {k: v for k, v in LIVE.get(name, {}).items() if k != "damp"}
+    grid = {
+        "system": {"name": name, **options},
+        "estimator": RULES,
+        "s": [0.3, 0.6, 0.9],
+        "damp": LIVE.get(name, {}).get("damp", 1.0),
+        "T1": [5, 120],
+        "T2": [3, 20],
+        "beta": [0.02, 0.2],
+        "seed": [0, 1],
+        "batch": 2,
+        "dtype": dtype,
+    }
+    return plan(parse({"name": "t", "about": "", "grid": [grid]}, "t"))
+
+
+def rows(outcomes: Sequence[Outcome]) -> dict[str, dict[str, object]]:
+    unlike = ("seconds", "peak_memory", "params", "worst")  # the worst of perfect parameters is round-off's choice
+    return {o.cell.key: {k: v for k, v in o.row().items() if k not in unlike} for o in outcomes}
+
+
+def eager(problems: Sequence[Problem]) -> dict[str, dict[str, object]]:
+    return rows([o for p in problems for o in solve([p], build(p, "cpu"), Thresholds())])
+
+
+def agree(a: dict[str, dict[str, object]], b: dict[str, dict[str, object]], rel: float, floor: float) -> None:
+    assert a.keys() == b.keys()
+    for key, row in a.items():
+        numbers = {k: v for k, v in row.items() if isinstance(v, float)}
+        assert {k: v for k, v in b[key].items() if k in numbers} == pytest.approx(
+            numbers, rel=rel, abs=floor, nan_ok=True
+        )
+        assert {k: v for k, v in b[key].items() if k not in numbers and k != "reason"} == {
+            k: v for k, v in row.items() if k not in numbers and k != "reason"
+        }
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_stacked_and_single_agree_in_float64(name: str) -> None:
+    problems = family(name).problems
+    assert len({p.shape for p in problems}) == 1
+    agree(eager(problems), rows(batched.measure(problems, "cpu", Thresholds())), rel=1e-9, floor=1e-11)
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_a_stack_offers_what_its_fields_offer(name: str) -> None:
+    fields = [live_field(name, seed=seed, eps=eps) for seed, eps in ((0, 0.1), (1, 0.2), (0, 0.3))]
+    stack = Stack.of(fields)
+    s = torch.stack([f.init_state() + 0.3 * random_like(f.init_state(), seed=i) for i, f in enumerate(fields)])
+    a = random_like(s, seed=7)
+    two = torch.stack((s, 2 * s))  # a row axis before the cells'
+    for function in ("force", "swirl", "step", "cost", "cost_slope", "project"):
+        expected = [torch.stack([getattr(f, function)(r[c]) for r in two]) for c, f in enumerate(fields)]
+        torch.testing.assert_close(
+            getattr(stack, function)(two), torch.stack(expected, 1), rtol=1e-11, atol=1e-12, msg=function
+        )
+    for at in ("at", "swirl_at", "step_at"):
+        for product in ("jvp", "vjp"):
+            ours = getattr(getattr(stack, at)(s), product)(a)
+            each = [getattr(getattr(f, at)(s[c]), product)(a[c]) for c, f in enumerate(fields)]
+            torch.testing.assert_close(ours, torch.stack(each), rtol=1e-10, atol=1e-12)
+    pulls = (stack.pull(s, a), stack.pull_at(s)(a))
+    for c, f in enumerate(fields):
+        for pulled in pulls:
+            assert gap({n: g[c] for n, g in pulled.items()}, f.pull(s[c], a[c])) < 1e-11
+
+
+def test_a_diverged_cell_changes_no_other() -> None:
+    grid = {"system": {"name": "cet_energy", "D": 32, "heads": 2, "mem": 48}, "estimator": ["ep", "aep"]}
+    grid |= {"s": [0.4, 4.0, 0.5], "damp": 0.5, "T1": [40, 300], "T2": 10, "beta": 0.02, "batch": 2, "dtype": "float64"}
+    problems = plan(parse({"name": "t", "about": "", "grid": [grid]}, "t")).problems
+    together = rows(batched.measure(problems, "cpu", Thresholds()))
+    assert {r["status"] for r in together.values() if r["s"] == 4.0 and r["T1"] == 300} == {"diverged"}
+    healthy = [p for p in problems if p.point.s != 4.0]
+    alone = rows(batched.measure(healthy, "cpu", Thresholds()))
+    agree(alone, {k: v for k, v in together.items() if k in alone}, rel=1e-12, floor=1e-14)
+    agree(eager(problems), together, rel=1e-9, floor=1e-11)
+
+
+def test_order_and_packing_change_nothing() -> None:
+    problems = family("toy_noncons").problems
+    whole = rows(batched.measure(problems, "cpu", Thresholds()))
+    for cut in ([problems[::-1]], [problems[:1], problems[1:]], [problems[i::3] for i in range(3)]):
+        agree(whole, rows([o for p in cut for o in batched.measure(p, "cpu", Thresholds())]), rel=1e-10, floor=1e-12)
+
+
+def test_packs_hold_every_problem_once_and_fit_the_budget() -> None:
+    problems = [*family("toy_noncons").problems, *family("toy_cons").problems, *family("toy_cons", "float32").problems]
+    one = max(batched.footprint(p) for p in problems)
+    for budget in (1, 2 * one, 10**12):
+        cut = list(batched.packs(problems, "cpu", budget))
+        assert sorted(p.key for pack in cut for p in pack) == sorted(p.key for p in problems)
+        assert all(len({p.shape for p in pack}) == 1 for pack in cut)
+        assert all(len(pack) == 1 or sum(map(batched.footprint, pack)) <= budget for pack in cut)
+
+
+def test_cells_of_other_systems_do_not_stack() -> None:
+    with pytest.raises(ValueError, match="one system"):
+        Stack.of([live_field("toy_cons"), live_field("toy_noncons")])
+
+
+def test_a_problem_may_want_fewer_points_than_its_neighbours() -> None:
+    """Two grids whose union is no product: what one problem of a stack does not want is not reported for it."""
+    base = {
+        "system": {"name": "toy_cons", "N": 2, "D": 4, "drive_std": 1.0},
+        "estimator": "ep",
+        "damp": 3.0,
+        "dtype": "float64",
+    }
+    grids = [
+        base | {"seed": [0, 1], "T1": [10, 20], "T2": [2, 4], "beta": [0.1, 0.2]},
+        base | {"seed": 2, "T1": 10, "T2": [2, 4], "beta": 0.1},
+        base | {"seed": 2, "T1": 20, "T2": [2, 4], "beta": 0.2},
+    ]
+    problems = plan(parse({"name": "t", "about": "", "grid": grids}, "t")).problems
+    assert len({p.shape for p in problems}) == 1
+    outcomes = batched.measure(problems, "cpu", Thresholds())
+    assert sorted(o.cell.key for o in outcomes) == sorted(c.key for p in problems for c in p.cells)
+    agree(eager(problems), rows(outcomes), rel=1e-9, floor=1e-11)
+
+
+def test_options_of_every_estimator_are_covered_here() -> None:
+    named = {rule if isinstance(rule, str) else rule["name"] for rule in RULES}
+    assert named == set(registry.estimators())
+
+
+def test_problems_of_one_shape_differ_in_knobs_only() -> None:
+    first, *others = family("cet_real").problems
+    for other in others:
+        assert replace(other.point, s=first.point.s, seed=first.point.seed) == first.point
