@@ -1,11 +1,15 @@
-"""What the harness tests share: suites of toy problems that take milliseconds."""
+"""What all tests share: one thread for tiny tensors, and suites of toy problems that take milliseconds."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+# before torch is imported, here or in a process that a test starts: on tiny tensors threads only wait for each other
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 TINY = """
 about = "Two toys, three seeds: six problems in milliseconds."
