@@ -13,8 +13,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 from torch.autograd import grad
 
+from gradbench.capture import Captured
 from gradbench.systems.base import (
     AbstractDrivenSystem,
     AbstractEnergySystem,
@@ -26,7 +28,9 @@ from gradbench.systems.base import (
 
 if TYPE_CHECKING:
     from jaxtyping import Float
-    from torch import Tensor
+
+
+Step = Callable[..., tuple[Tensor, ...]]
 
 
 class Linear:
@@ -93,6 +97,18 @@ class Field:
     def step_size(self) -> Tensor:
         """eps, against states."""
         return self.knobs.eps
+
+    def repeated(self, function: Step, *examples: Tensor) -> Step:
+        """The same function, made for being called many times on tensors of these shapes.
+
+        What it returns may be overwritten by the next call.
+        """
+        return function
+
+    def frozen(self, at: Callable[[Tensor], Linear], s: Tensor) -> Callable[[], Linear]:
+        """A linearisation at a fixed state, for use inside of a `repeated` function."""
+        linear = at(s)
+        return lambda: linear
 
     def init_state(self) -> Float[Tensor, "b n"]:
         """s_0."""
@@ -227,6 +243,14 @@ class Stack(Field):
         """s_0 of every cell."""
         with torch.no_grad():
             return torch.func.vmap(self.system.init_state)(self.theta, self.x)
+
+    def repeated(self, function: Step, *examples: Tensor) -> Step:
+        """On CUDA a recorded graph: launches, not arithmetic, are what a step of a stack costs."""
+        return Captured(function, *examples) if examples[0].is_cuda else function
+
+    def frozen(self, at: Callable[[Tensor], Linear], s: Tensor) -> Callable[[], Linear]:
+        """On CUDA recorded anew in every call, since a graph cannot hold a backward pass of another."""
+        return (lambda: at(s)) if s.is_cuda else super().frozen(at, s)
 
     @property
     def step_size(self) -> Float[Tensor, "c 1 1"]:

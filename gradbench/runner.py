@@ -118,7 +118,7 @@ def execute(target: Run, planned: Plan, device: str, engine: str, watch: Watch) 
     watch(progress)
     with ieee_float32():
         for pack in packs(waiting, device, engine):
-            for problem, rows in _measure(pack, planned, device):
+            for problem, rows in _measure(pack, planned, device, engine):
                 target.keep(problem.key, rows)
                 progress.done += len(rows)
                 progress.done_weight += _weight(problem)
@@ -127,7 +127,9 @@ def execute(target: Run, planned: Plan, device: str, engine: str, watch: Watch) 
     target.compact(unmeasured(cell, Status.SKIPPED, reason) for cell, reason in planned.skipped)
 
 
-def _measure(pack: Sequence[Problem], planned: Plan, device: str) -> Iterator[tuple[Problem, list[dict[str, Any]]]]:
+def _measure(
+    pack: Sequence[Problem], planned: Plan, device: str, engine: str
+) -> Iterator[tuple[Problem, list[dict[str, Any]]]]:
     """Rows of every problem of a pack. A pack that fails is halved, so that what goes wrong costs one problem.
 
     There it becomes the status of the problem's cells; a mistake of the user is raised.
@@ -138,13 +140,13 @@ def _measure(pack: Sequence[Problem], planned: Plan, device: str) -> Iterator[tu
     from gradbench.engine.outcome import unmeasured
 
     try:
-        outcomes = batched.measure(pack, device, planned.thresholds)
+        outcomes = batched.measure(pack, device, planned.thresholds, engine)
     except UserError:
         raise
     except Exception as error:
         if len(pack) > 1:
-            yield from _measure(pack[: len(pack) // 2], planned, device)
-            yield from _measure(pack[len(pack) // 2 :], planned, device)
+            yield from _measure(pack[: len(pack) // 2], planned, device, engine)
+            yield from _measure(pack[len(pack) // 2 :], planned, device, engine)
             return
         # on the CPU torch says so in a RuntimeError
         full = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

@@ -66,7 +66,7 @@ def relax(field: Field, T1s: tuple[int, ...]) -> Trajectory:
     states = s.new_empty((max(T1s) + 1, *s.shape))
     states[0] = s
     with torch.no_grad():
+        step = field.repeated(lambda s: (field.step(s),), s)
         for t in range(max(T1s)):
-            s = field.step(s)
-            states[t + 1] = s
+            (states[t + 1],) = step(states[t])
     return Trajectory(field, states, tuple(sorted(T1s)))

@@ -112,7 +112,9 @@ def _linear(free: Trajectory, thresholds: Thresholds, seeds: Sequence[int]) -> d
     shape = (thresholds.probes + 1, *ends.shape[-2:])
     draws = torch.stack([normal(Streams(seed)["probes"], shape) for seed in seeds], 1)
     probes = (draws if ends.ndim == 4 else draws[:, 0]).to(ends)[:, None].expand(-1, *ends.shape)
-    measured = {"rho": growth(field.step_at(ends), probes[-1], thresholds.growth_steps)}
+    frozen = field.frozen(field.step_at, ends)
+    product = field.repeated(lambda v: (frozen().jvp(v),), probes[-1])
+    measured = {"rho": growth(lambda v: product(v)[0], probes[-1], thresholds.growth_steps)}
     # where there is no swirl the whole force stands for it, and a column of its own would say nothing new
     parts = {"antisymmetry": field.at}
     if isinstance(field.system, AbstractDrivenSystem):

@@ -22,10 +22,14 @@ SHARE = 0.8  # of the free memory of a GPU
 RECORDED = 32
 
 
-def measure(problems: Sequence[Problem], device: str, thresholds: Thresholds) -> list[Outcome]:
-    """Measure problems of one shape as one stack. Raises torch.OutOfMemoryError where they do not fit."""
+def measure(problems: Sequence[Problem], device: str, thresholds: Thresholds, engine: str = "batched") -> list[Outcome]:
+    """Measure problems of one shape. Raises torch.OutOfMemoryError where they do not fit.
+
+    Eager is one problem in plain torch; a stack may hold one problem, too, and is captured on CUDA.
+    """
     fields = [build(problem, device) for problem in problems]
-    return solve(problems, fields[0] if len(fields) == 1 else Stack.of(fields), thresholds)
+    alone = engine == "eager" or (len(fields) == 1 and not device.startswith("cuda"))
+    return solve(problems, fields[0] if alone else Stack.of(fields), thresholds)
 
 
 def packs(

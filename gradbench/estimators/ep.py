@@ -41,27 +41,31 @@ class NudgedPhase(AbstractPhase):
         start = free.ends[:, None, None]
         s = start.repeat_interleave(len(betas), 1).repeat_interleave(len(self.signs), 2)
         nudge = torch.stack([sign * betas for sign in self.signs], 1)[..., None, None]
-        skew = field.swirl_at(s) if self.asymmetric else None
-        clipped = torch.zeros_like(s[..., 0, 0])  # share of samples, summed over steps
-        bound = 0 * clipped
-        for step in range(1, max(depths) + 1):
+        skew = field.frozen(field.swirl_at, start.expand_as(s)) if self.asymmetric else None
+
+        def advance(s: Tensor) -> tuple[Tensor, ...]:
             with torch.no_grad():
                 force = field.force(s)
                 push = force - nudge * field.cost_slope(s)
+                clipped = torch.zeros_like(s[..., 0, 0])
                 if skew is not None:
-                    correction = 2 * skew.antisym(s - start)
+                    correction = 2 * skew().antisym(s - start)
                     gain = self._gain(field.system, force, correction)
-                    clipped += (gain < 1).to(s).mean((-2, -1))
+                    clipped = clipped + (gain < 1).to(s).mean((-2, -1))  # share of samples
                     push = push - gain * correction
-                before, s = s, field.project(s + eps * push)
-                bound = torch.maximum(bound, s.flatten(-2).norm(dim=-1))
-            if step in depths:
-                moved = (s - start).flatten(-2).norm(dim=-1)
-                residual = (s - before).flatten(-2).norm(dim=-1) / moved
+                ahead = field.project(s + eps * push)
+            return ahead, (ahead - s).flatten(-2).norm(dim=-1), ahead.flatten(-2).norm(dim=-1), clipped
+
+        step, (clipped, bound) = field.repeated(advance, s), torch.zeros(2, *s.shape[:-2]).to(s)
+        for depth in range(1, max(depths) + 1):
+            s, moved, norm, acted = step(s)
+            bound, clipped = torch.maximum(bound, norm), clipped + acted
+            if depth in depths:
+                residual = moved / (s - start).flatten(-2).norm(dim=-1)
                 evidence = {"nudge_residual": residual.amax(2), "nudge_norm": bound.amax(2)}
                 if self.clip != "none":
-                    evidence["clip_share"] = clipped.mean(2) / step
-                yield Snapshot(step, evidence, nudged=s)
+                    evidence["clip_share"] = clipped.mean(2) / depth
+                yield Snapshot(depth, evidence, nudged=s.clone())
 
     def _gain(self, system: AbstractSystem, force: Tensor, correction: Tensor) -> Tensor:
         if self.clip == "none":

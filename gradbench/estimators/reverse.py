@@ -34,21 +34,25 @@ class ReversePhase(AbstractPhase):
         a = free.cost_slope.clone()
         total = [dict(direct) for direct in free.cost_grads]
         span = max(1, PULL_ELEMENTS // a[0].numel())  # steps of one pull
+
+        def back(s: Tensor, a: Tensor) -> tuple[Tensor, ...]:
+            s = s.expand_as(a)
+            with torch.no_grad():
+                u = s + eps * field.force(s) if field.system.projects else s
+            p = field.project_vjp(u, a)
+            return p, p + eps * field.at(s).vjp(p)
+
+        steps = {first: field.repeated(back, free.states[0], a[first:]) for first in range(len(free.T1s))}
         for stop in range(free.T1s[-1], 0, -span):
             start = max(0, stop - span)
             credits = a.new_empty((stop - start, *a.shape))  # p_t, by step and T1
             for t in reversed(range(start, stop)):
                 first = sum(t >= T1 for T1 in free.T1s)
-                s = free.states[t].expand_as(a[first:])
-                with torch.no_grad():
-                    u = s + eps * field.force(s) if field.system.projects else s
-                p = field.project_vjp(u, a[first:])
-                credits[t - start, first:] = p
-                a[first:] = p + eps * field.at(s).vjp(p)
+                credits[t - start, first:], a[first:] = steps[first](free.states[t], a[first:])
             for i, T1 in enumerate(free.T1s):
-                steps = min(stop, T1) - start
-                if steps > 0:
-                    part = field.pull(free.states[start : start + steps], eps * credits[:steps, i])
+                number = min(stop, T1) - start
+                if number > 0:
+                    part = field.pull(free.states[start : start + number], eps * credits[:number, i])
                     total[i] = {name: g + part[name] for name, g in total[i].items()}
         yield Snapshot(None, gradient=total)
 

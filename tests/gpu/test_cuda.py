@@ -9,8 +9,11 @@ import torch
 
 import gradbench as gb
 from gradbench import registry
+from gradbench.capture import Captured
+from gradbench.engine import batched
 from gradbench.engine.precision import ieee_float32
 from gradbench.engine.problem import build
+from gradbench.field import Linear
 from gradbench.plan import plan
 from gradbench.suite import parse
 
@@ -86,3 +89,53 @@ def test_products_are_ieee_float32_whatever_the_caller_had_set() -> None:
 def test_peak_memory_is_that_of_the_device() -> None:
     m = gb.measure("cet_real", "bptt", T1=20, batch=4, device="cuda")
     assert 0 < m.row["peak_memory"] < 2**32
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-8), ("float32", 2e-3)])
+def test_captured_stacks_agree_with_the_eager_cpu(name: str, dtype: str, tolerance: float) -> None:
+    """Every rule, several T1, T2, beta and seeds through recorded graphs, a diverging neighbour included."""
+    grid = {
+        "system": {"name": name, **options(name)},
+        "estimator": ["bptt", "ep", {"name": "aep", "clip": ["none", "batch", "sample"]}],
+        "s": [0.5, 1.0, 40.0],
+        "damp": DAMP.get(name, 1.0),
+        "T1": [30, 300],
+        "T2": [5, 25],
+        "beta": [0.02, 0.2],
+        "seed": [0, 1],
+        "batch": 2,
+        "dtype": dtype,
+    }
+    planned = plan(parse({"name": "t", "about": "", "grid": [grid]}, "t"))
+    with ieee_float32():
+        (pack,) = batched.packs(planned.problems, "cuda")
+        stacked = {o.cell.key: o for o in batched.measure(pack, "cuda", planned.thresholds)}
+        alone = [o for p in pack for o in batched.measure([p], "cpu", planned.thresholds, "eager")]
+    assert stacked.keys() == {o.cell.key for o in alone}
+    settled = [o for o in alone if o.status == "settled"]
+    assert len(settled) >= 40
+    for o in alone:
+        assert stacked[o.cell.key].status == o.status, o.cell
+    for o in settled:
+        assert o.comparison is not None
+        theirs = stacked[o.cell.key].comparison
+        assert theirs is not None
+        assert theirs.whole.cosine == pytest.approx(o.comparison.whole.cosine, abs=tolerance)
+        assert theirs.whole.norm_ratio == pytest.approx(o.comparison.whole.norm_ratio, rel=tolerance)
+
+
+def test_a_captured_function_follows_its_inputs() -> None:
+    W = torch.randn(8, 8, device="cuda", dtype=torch.float64, generator=torch.Generator("cuda").manual_seed(0))
+    examples = [torch.randn(3, 8, device="cuda", dtype=torch.float64) for _ in range(3)]
+
+    def function(s: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        linear = Linear(lambda s: (s @ W).tanh(), s)
+        return linear.vjp(s), linear.jvp(s)
+
+    captured = Captured(function, examples[0])
+    for s in examples:
+        for ours, expected in zip(captured(s), function(s), strict=True):
+            torch.testing.assert_close(ours, expected)
+    W.mul_(0.5)  # parameters are read where they lie
+    torch.testing.assert_close(captured(examples[1])[0], function(examples[1])[0])

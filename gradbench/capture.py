@@ -1,0 +1,40 @@
+"""Functions recorded as CUDA graphs: a step of hundreds of small launches becomes one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+WARM_UPS = 2  # handles, workspaces and cached constants come to be outside of the recording
+
+
+class Captured:
+    """A function of tensors that reads nothing else that changes, replayed at one launch a call.
+
+    Its outputs are overwritten by the next call. Derivatives that it takes must be recorded inside of it:
+    a backward pass runs on the stream of its forward pass, and only the recording's own is captured.
+    """
+
+    def __init__(self, function: Callable[..., tuple[Tensor, ...]], *examples: Tensor) -> None:
+        self._inputs = [example.detach().clone() for example in examples]
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UPS):
+                function(*self._inputs)
+        torch.cuda.current_stream().wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, stream=stream):
+            self._outputs = function(*self._inputs)
+
+    def __call__(self, *values: Tensor) -> tuple[Tensor, ...]:
+        """The outputs for these inputs, of the shapes of the examples."""
+        for own, value in zip(self._inputs, values, strict=True):
+            own.copy_(value)
+        self._graph.replay()
+        return self._outputs
