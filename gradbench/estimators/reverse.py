@@ -1,4 +1,4 @@
-"""Reverse mode through the relaxation: the reference."""
+"""Reverse mode through the relaxation: the reference, and its truncations."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ class ReversePhase(AbstractPhase):
     """a_t = p_t + eps J(s_t)^T p_t,  p_t = Pi'(u_t)^T a_{t+1},  from a_T1 = dC/ds
 
     One sweep serves every T1: going backwards in time, the row of a T1 joins at its own end. The
-    gradient eps sum_t <p_t, dF/dtheta(s_t)> is pulled afterwards, over many steps in one product.
+    gradient eps sum_t <p_t, dF/dtheta(s_t)> is pulled afterwards, over many steps in one product, and
+    its partial sums over the last steps are the truncations at every depth.
     """
 
     def run(self, free: Trajectory, depths: tuple[int, ...], betas: tuple[float, ...]) -> Iterator[Snapshot]:
@@ -41,19 +42,27 @@ class ReversePhase(AbstractPhase):
             p = field.project_vjp(u, a[first:])
             credits[t, first:] = p
             a[first:] = p + eps * field.at(s).vjp(p)
-        yield Snapshot(None, gradient=[self._pull(free, i, credits[:T1, i]) for i, T1 in enumerate(free.T1s)])
+        sums = [self._pull(free, i, credits[:T1, i], depths) for i, T1 in enumerate(free.T1s)]
+        for depth in (*depths, None):
+            yield Snapshot(depth, gradient=[by_depth[depth] for by_depth in sums])
 
-    def _pull(self, free: Trajectory, i: int, p: Tensor) -> Params:
+    def _pull(self, free: Trajectory, i: int, p: Tensor, depths: tuple[int, ...]) -> dict[int | None, Params]:
+        """Gradient over the last steps by their number; None: over all. Depths ascend."""
         eps = free.field.knobs.eps
         rows = max(1, PULL_ELEMENTS // p[0].numel())
-        total = dict(free.cost_grads[i])
-        for t in range(0, len(p), rows):
-            part = free.field.pull(free.states[t : t + rows][: len(p) - t], eps * p[t : t + rows])
-            total = {name: total[name] + part[name] for name in total}
-        return total
+        total, end = dict(free.cost_grads[i]), len(p)
+        sums: dict[int | None, Params] = {}
+        for depth in (*depths, None):
+            start = 0 if depth is None else max(0, len(p) - depth)
+            for t in range(start, end, rows):
+                steps = slice(t, min(t + rows, end))
+                part = free.field.pull(free.states[steps], eps * p[steps])
+                total = {name: total[name] + part[name] for name in total}
+            sums[depth], end = total, start
+        return sums
 
     def count(self, T1: int, depth: int | None) -> Count:
-        return Count(vjp=T1)
+        return Count(vjp=T1 if depth is None else depth)
 
 
 @final
@@ -75,5 +84,35 @@ class Bptt(AbstractEstimator):
         return ReversePhase()
 
     def read(self, free: Trajectory, snapshot: Snapshot, betas: tuple[float, ...]) -> Reading:
-        assert snapshot.gradient is not None
-        return Reading(None, [[g] for g in snapshot.gradient], None, snapshot.evidence)
+        return _swept(snapshot)
+
+
+@final
+@dataclass(frozen=True)
+class Tbptt(AbstractEstimator):
+    """Truncated backpropagation through time: reverse mode through the last T2 of the T1 steps.
+
+    estimate eps sum_{T1 - T2 <= t < T1} <p_t, dF/dtheta(s_t)>, p_t as in backpropagation through time
+    Exact for T2 = T1. At a fixed point it is the adjoint with T2 terms, and what is left out falls as rho^T2.
+    """
+
+    name: ClassVar[str] = "tbptt"
+    uses: ClassVar[frozenset[str]] = frozenset({"T2"})
+    source: ClassVar[str] = "Williams & Peng 1990; Hoier, Kerjan & Scellier 2026 (last T2 steps of a relaxation)"
+    exact_when: ClassVar[str] = "T2 = T1, or s* a fixed point and T2 -> inf"
+    bias_order = None
+
+    @property
+    def phase(self) -> AbstractPhase:
+        return ReversePhase()
+
+    def skip_cell(self, T1: int, T2: int) -> str | None:
+        return "T2 > T1: there are fewer steps than tbptt is to go back" if T2 > T1 else None
+
+    def read(self, free: Trajectory, snapshot: Snapshot, betas: tuple[float, ...]) -> Reading:
+        return _swept(snapshot)
+
+
+def _swept(snapshot: Snapshot) -> Reading:
+    assert snapshot.gradient is not None
+    return Reading(snapshot.depth, [[g] for g in snapshot.gradient], None, snapshot.evidence)
