@@ -82,7 +82,8 @@ class Pass:
     @property
     def cost(self) -> Count:
         """Evaluations on one batch of examples: each T1 and beta is a row of its own."""
-        depth = max(self.depths, default=None)
+        # the sweep that gives the references goes to its end, whatever is read on the way
+        depth = None if self.phase == ReversePhase() else max(self.depths)
         rows = (self.phase.count(T1, depth) * max(1, len(self.betas)) for T1 in self.T1s)
         return sum(rows, Count())
 
@@ -294,7 +295,7 @@ def _points(grid: Grid, where: str, given: Collection[str]) -> Iterator[tuple[Ce
                     dtype=dtype,
                     batch=batch,
                 ),
-                reason,
+                reason or estimator.skip_cell(T1, T2),
             )
 
 

@@ -63,7 +63,8 @@ def _found(kind: str, base: type) -> dict[str, Any]:
     modules = [importlib.import_module(f"{package.__name__}.{m.name}") for m in pkgutil.iter_modules(package.__path__)]
     classes = [c for m in modules for c in vars(m).values() if inspect.isclass(c) and c.__module__ == m.__name__]
     plugins = [_loaded(point) for point in entry_points(group=f"gradbench.{kind}")]
-    named = {c.name: c for c in [*plugins, *classes] if issubclass(c, base) and not inspect.isabstract(c)}
+    final = [c for c in [*plugins, *classes] if issubclass(c, base) and not inspect.isabstract(c)]
+    named = {c.name: c for c in final if not c.__name__.startswith("_")}  # a private one is a part of others
     return dict(sorted(named.items()))
 
 

@@ -82,6 +82,15 @@ def test_a_pair_that_does_not_go_together_is_skipped_with_its_reason() -> None:
     assert len(p.cells) == 3
 
 
+def test_a_truncation_deeper_than_the_relaxation_is_skipped_and_a_longer_adjoint_is_not() -> None:
+    p = planned({"system": TOY, "estimator": ["tbptt", "adjoint"], "T1": [5, 10], "T2": [5, 10]})
+    assert [(c.estimator, c.T1, c.T2) for c, _ in p.skipped] == [("tbptt", 5, 10)]
+    assert p.skip_reasons == {"T2 > T1: there are fewer steps than tbptt is to go back": 1}
+    assert len(p.cells) == 3 + 4
+    # the sweep goes back all of 5 + 10 steps for the references; the adjoint has two rows of 10 terms
+    assert p.problems[0].cost == Count(force=10, vjp=15 + 20)
+
+
 @given(st.lists(GRIDS, min_size=1, max_size=2))
 @settings(max_examples=50, deadline=None)
 def test_the_plan_is_the_union_of_the_products_with_unused_coordinates_blanked(grids: list[dict[str, Any]]) -> None:

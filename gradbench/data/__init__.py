@@ -3,6 +3,9 @@
 `fashion_mnist_sample` ships with the package: 1,024 images of Fashion-MNIST, the first 512 of the
 training set and the first 512 of the test set, in that order. `fashion_mnist` is the whole training
 set, through torchvision. Nothing ever stands in for something else: what cannot be had is an error.
+
+Grey images of 28 x 28 are given as they are, or, to a system that asks for ch x 32 x 32, *shown in a
+frame*: two pixels of background (-1, black) on every side, and the same picture in each of ch colours.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ SHAPES = {  # colours, pixels of a side, number of images
     "fashion_mnist_sample": (1, 28, 1024),
     "fashion_mnist": (1, 28, 60_000),
 }
+FRAME = 2  # pixels of background on each side of a framed image
 GIVEN = "given"  # the images come with the call, in `data`
 
 
@@ -37,19 +41,24 @@ def check(dataset: str, ch: int, img: int, batch: int) -> None:
     if dataset not in SHAPES:
         raise UserError(f"dataset = {dataset!r} is not known{near_miss(dataset, SHAPES)}")
     colours, size, number = SHAPES[dataset]
-    if (ch, img) != (colours, size):
-        raise UserError(f"dataset {dataset!r} has images of {colours} x {size} x {size}, not {ch} x {img} x {img}")
+    if (ch, img) != (colours, size) and img != (framed := size + 2 * FRAME):
+        raise UserError(
+            f"dataset {dataset!r} has images of {colours} x {size} x {size}, shown also as ch x {framed} x {framed}, "
+            f"not {ch} x {img} x {img}"
+        )
     if batch > number:
         raise UserError(f"dataset {dataset!r} has {number} images, fewer than batch = {batch}")
 
 
-def images(dataset: str, batch: int, rng: Generator) -> Tensor:
-    """A batch drawn without replacement: (batch, ch, img, img) in [-1, 1], float64."""
+def images(dataset: str, ch: int, img: int, batch: int, rng: Generator) -> Tensor:
+    """A batch drawn without replacement: (batch, ch, img, img) in [-1, 1], float64; framed where img says so."""
     import torch
 
     pixels, _ = load(dataset)
     chosen = torch.randperm(len(pixels), generator=rng)[:batch]
-    return (torch.from_numpy(pixels)[chosen].double() / 255 - 0.5).div(0.5)[:, None]
+    x = (torch.from_numpy(pixels)[chosen].double() / 255 - 0.5).div(0.5)[:, None]
+    frame = (img - x.shape[-1]) // 2
+    return torch.nn.functional.pad(x, (frame,) * 4, value=-1.0).repeat(1, ch, 1, 1)
 
 
 @lru_cache

@@ -22,7 +22,8 @@ class Aep(AbstractEstimator):
 
     nudged   s <- Pi(s + eps (F(s) - b dC/ds - 2 A (s - s*))), A = (J - J^T)/2 frozen at s*
     estimate <a, dF/dtheta(s*)>, a = (s_- - s_+) / 2 beta
-    Valid for any J; needs both phases converged and stable. Error O(beta^2) centred, O(beta) one-sided.
+    Valid for any J and symmetric Pi'; needs both phases converged and stable.
+    Error O(beta^2) centred, O(beta) one-sided.
     `clip` caps the correction at the norm of the force; it costs fidelity wherever it acts, because at
     the corrected fixed point the two are equal.
     """

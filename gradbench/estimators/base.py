@@ -41,6 +41,7 @@ class Snapshot:
     depth: int | None  # T2; None where the depth is T1 itself
     evidence: dict[str, Float[Tensor, "i j *c"]] = field(default_factory=dict)
     gradient: list[Params] | None = None  # reverse phase: by T1
+    credit: Float[Tensor, "i *c b n"] | None = None  # adjoint phase: by T1
     nudged: Float[Tensor, "i j k *c b n"] | None = None  # nudged phase: by T1, beta, sign
 
 
@@ -52,6 +53,15 @@ class Reading:
     gradient: list[list[Params]]
     credit: Float[Tensor, "i j *c b n"] | None  # the state adjoint that the rule stands in for
     evidence: dict[str, Float[Tensor, "i j *c"]]
+
+
+def along(free: Trajectory, snapshot: Snapshot, credit: Float[Tensor, "i j *c b n"]) -> Reading:
+    """Estimate <a, dF/dtheta(s*)> + dC/dtheta(s*) for the credit a of every T1 and beta."""
+    gradient = [
+        [{n: g + direct[n] for n, g in pull(a).items()} for a in row]
+        for row, pull, direct in zip(credit, free.pulls, free.cost_grads, strict=True)
+    ]
+    return Reading(snapshot.depth, gradient, credit, snapshot.evidence)
 
 
 class AbstractPhase(ABC):
@@ -89,6 +99,10 @@ class AbstractEstimator(ABC):
 
     def skip(self, system: type[AbstractSystem]) -> str | None:
         """Why the rule does not apply to a system, or None."""
+        return None
+
+    def skip_cell(self, T1: int, T2: int) -> str | None:
+        """Why there is nothing to read at this T1 and T2, or None."""
         return None
 
     @property

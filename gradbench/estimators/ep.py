@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, final
 
-from gradbench.estimators.base import AbstractEstimator, AbstractPhase, Count, Reading, Snapshot
+from gradbench.estimators.base import AbstractEstimator, AbstractPhase, Count, Reading, Snapshot, along
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -99,12 +99,7 @@ def displacement(
 def vector_field(nudge: Nudge, free: Trajectory, snapshot: Snapshot, betas: Float[Tensor, "j *c"]) -> Reading:
     """Estimate <a, dF/dtheta(s*)> + dC/dtheta(s*)."""
     assert snapshot.nudged is not None
-    credit = displacement(nudge, free.ends, snapshot.nudged, betas)
-    gradient = [
-        [{n: g + direct[n] for n, g in pull(a).items()} for a in credit[i]]
-        for i, (pull, direct) in enumerate(zip(free.pulls, free.cost_grads, strict=True))
-    ]
-    return Reading(snapshot.depth, gradient, credit, snapshot.evidence)
+    return along(free, snapshot, displacement(nudge, free.ends, snapshot.nudged, betas))
 
 
 def energy_contrast(nudge: Nudge, free: Trajectory, snapshot: Snapshot, betas: Float[Tensor, "j *c"]) -> Reading:
@@ -139,8 +134,9 @@ class Ep(AbstractEstimator):
     nudged   s <- Pi(s + eps (F(s) - b dC/ds)), b = +beta and -beta from s*, T2 steps
     estimate vector_field     <a, dF/dtheta(s*)>, a = (s_- - s_+) / 2 beta
              energy_contrast  (dE/dtheta|s_+ - dE/dtheta|s_-) / 2 beta
-    Valid where J(s*) is symmetric; on a non-conservative force this is naive EP, whose bias no beta
-    removes. Error O(beta^2) centred, O(beta) one-sided. The readouts differ at the same order.
+    Valid where J(s*) is symmetric, and Pi' too: the displacement of a projected state contains Pi' already,
+    and the plain readout is right. On a non-conservative force this is naive EP, whose bias no beta removes. Error
+    O(beta^2) centred, O(beta) one-sided. The readouts differ at the same order.
     """
 
     name: ClassVar[str] = "ep"

@@ -1,4 +1,4 @@
-"""Reverse mode through the relaxation: the reference."""
+"""Reverse mode through the relaxation: the reference, and its truncations."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ class ReversePhase(AbstractPhase):
     """a_t = p_t + eps J(s_t)^T p_t,  p_t = Pi'(u_t)^T a_{t+1},  from a_T1 = dC/ds
 
     One sweep serves every T1: going backwards in time, the row of a T1 joins at its own end. The
-    gradient eps sum_t <p_t, dF/dtheta(s_t)> is pulled afterwards, over many steps in one product.
+    gradient eps sum_t <p_t, dF/dtheta(s_t)> is pulled afterwards, over many steps in one product, and
+    its partial sums over the last steps are the truncations at every depth.
     """
 
     def run(self, free: Trajectory, depths: tuple[int, ...], betas: Float[Tensor, "j *c"]) -> Iterator[Snapshot]:
@@ -43,6 +44,7 @@ class ReversePhase(AbstractPhase):
             return p, p + eps * field.at(s).vjp(p)
 
         steps = {first: field.repeated(back, free.states[0], a[first:]) for first in range(len(free.T1s))}
+        truncated: dict[tuple[int, int], Params] = {}  # by depth and T1
         for stop in range(free.T1s[-1], 0, -span):
             start = max(0, stop - span)
             credits = a.new_empty((stop - start, *a.shape))  # p_t, by step and T1
@@ -50,14 +52,20 @@ class ReversePhase(AbstractPhase):
                 first = sum(t >= T1 for T1 in free.T1s)
                 credits[t - start, first:], a[first:] = steps[first](free.states[t], a[first:])
             for i, T1 in enumerate(free.T1s):
-                number = min(stop, T1) - start
-                if number > 0:
-                    part = field.pull(free.states[start : start + number], eps * credits[:number, i])
+                end = min(stop, T1)
+                cuts = {start, *(T1 - depth for depth in depths)}
+                for cut in sorted((t for t in cuts if start <= t < end), reverse=True):
+                    part = field.pull(free.states[cut:end], eps * credits[cut - start : end - start, i])
                     total[i] = {name: g + part[name] for name, g in total[i].items()}
+                    truncated[T1 - cut, T1], end = total[i], cut
+        for depth in depths:
+            yield Snapshot(
+                depth, gradient=[truncated.get((depth, T1), g) for T1, g in zip(free.T1s, total, strict=True)]
+            )
         yield Snapshot(None, gradient=total)
 
     def count(self, T1: int, depth: int | None) -> Count:
-        return Count(vjp=T1)
+        return Count(vjp=T1 if depth is None else depth)
 
 
 @final
@@ -79,5 +87,35 @@ class Bptt(AbstractEstimator):
         return ReversePhase()
 
     def read(self, free: Trajectory, snapshot: Snapshot, betas: Float[Tensor, "j *c"]) -> Reading:
-        assert snapshot.gradient is not None
-        return Reading(None, [[g] for g in snapshot.gradient], None, snapshot.evidence)
+        return _swept(snapshot)
+
+
+@final
+@dataclass(frozen=True)
+class Tbptt(AbstractEstimator):
+    """Truncated backpropagation through time: reverse mode through the last T2 of the T1 steps.
+
+    estimate eps sum_{T1 - T2 <= t < T1} <p_t, dF/dtheta(s_t)>, p_t as in backpropagation through time
+    Exact for T2 = T1. At a fixed point it is the adjoint with T2 terms, and what is left out falls as rho^T2.
+    """
+
+    name: ClassVar[str] = "tbptt"
+    uses: ClassVar[frozenset[str]] = frozenset({"T2"})
+    source: ClassVar[str] = "Williams & Peng 1990; Hoier, Kerjan & Scellier 2026 (last T2 steps of a relaxation)"
+    exact_when: ClassVar[str] = "T2 = T1, or s* a fixed point and T2 -> inf"
+    bias_order = None
+
+    @property
+    def phase(self) -> AbstractPhase:
+        return ReversePhase()
+
+    def skip_cell(self, T1: int, T2: int) -> str | None:
+        return "T2 > T1: there are fewer steps than tbptt is to go back" if T2 > T1 else None
+
+    def read(self, free: Trajectory, snapshot: Snapshot, betas: Float[Tensor, "j *c"]) -> Reading:
+        return _swept(snapshot)
+
+
+def _swept(snapshot: Snapshot) -> Reading:
+    assert snapshot.gradient is not None
+    return Reading(snapshot.depth, [[g] for g in snapshot.gradient], None, snapshot.evidence)

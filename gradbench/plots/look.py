@@ -26,8 +26,8 @@ WIDTH = 9.0  # inches: at a print width of 7, and as a PNG of 900 pixels, 9 poin
 GREY = "0.35"
 
 # Okabe & Ito 2008: told apart under every common colour blindness. The reserve is Tol's muted scheme.
-COLOURS = {"ep": "#D55E00", "aep": "#0072B2", "bptt": "#000000", "adjoint": "#009E73"}
-RESERVE = ("#CC79A7", "#882255", "#999933", "#44AA99", "#332288", "#AA4499", "#117733", "#E69F00")
+COLOURS = {"ep": "#D55E00", "aep": "#0072B2", "bptt": "#000000", "adjoint": "#009E73", "tbptt": "#E69F00"}
+RESERVE = ("#CC79A7", "#882255", "#999933", "#44AA99", "#332288", "#AA4499", "#117733")
 
 # told apart in grey; the naive rule is large, so that it shows under a rule that agrees with it
 MARKERS = {"ep": ("s", 6.5), "aep": ("o", 4.0)}

@@ -1,8 +1,10 @@
 """Convergent energy transformers: tokens z and a reconstruction y that relax together.
 
-E_rest = 2 |z|^2 - <enc(xbar) + benc + bpos, z> - sum relu(z Wmem)^2
+E_rest = w |z|^2 - <enc(xbar) + benc + bpos, z> - sum relu(z Wmem)^2
          + 1/2 |y|^2 - <dec(y), z> - <bdec, y>  + 1/2 c |z|^2
-with xbar the image outside its mask, enc and dec convolutions whose stride is the patch.
+with xbar the image outside its mask, enc and dec convolutions whose stride is the patch, and w = 2, or 1/2
+where a projection holds the tokens of `cet`. Two attentions, a gradient and the usual one, each with and
+without the projection Pi = token_norm on z and the identity on y.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Cet(AbstractSystem):
-    """Shapes, data, start, cost and the attention-free part of both transformers.
+    """Shapes, data, start, cost and the attention-free part of all four transformers.
 
     C = 1/2 sum mask (y - x)^2: the reconstruction error of what was hidden.
     """
@@ -36,6 +38,8 @@ class _Cet(AbstractSystem):
     defaults: ClassVar[Mapping[str, Any]] = {
         "s": 1.0, "damp": 0.0, "T1": 100, "T2": 15, "beta": 0.02, "eps": 0.2, "batch": 64
     }  # fmt: skip
+    well: ClassVar[float] = 2.0  # w, the weight of |z|^2
+    mem_std: ClassVar[float] = 0.3  # of Wmem, in units of 1/sqrt(D); small: keeps the energy bounded below
 
     img: int = 28  # pixels of a side
     ch: int = 1  # colours
@@ -108,7 +112,7 @@ class _Cet(AbstractSystem):
             "benc": self.benc_std,
             "bpos": self.bpos_std,
             "bdec": self.bdec_std,
-            "Wmem": 0.3 * token,  # small: keeps the energy bounded below
+            "Wmem": self.mem_std * token,
             "WQ": token,
             "WK": token,
             "WV": token,
@@ -124,7 +128,11 @@ class _Cet(AbstractSystem):
         mask = torch.zeros((batch, patches), dtype=torch.float64)
         mask.scatter_(-1, hidden[:, : round(self.mask_ratio * patches)], 1.0)
         mask = mask.unflatten(-1, (1, self.side, self.side)).expand(-1, self.ch, -1, -1)
-        x = {} if self.dataset == data.GIVEN else {"x": data.images(self.dataset, batch, streams["data"])}
+        x = (
+            {}
+            if self.dataset == data.GIVEN
+            else {"x": data.images(self.dataset, self.ch, self.img, batch, streams["data"])}
+        )
         return x | {"mask": mask.repeat_interleave(self.patch, -1).repeat_interleave(self.patch, -2)}
 
     def init_state(self, theta: Params, x: Data) -> Float[Tensor, "b n"]:
@@ -154,7 +162,7 @@ class _Cet(AbstractSystem):
 
     def _rest_energy(self, theta: Params, context: Params, z: Tensor, y: Tensor, knobs: Knobs) -> Tensor:
         decoded = self._patches(y) @ theta["Wdec"].flatten(1).mT
-        tokens = (2 + 0.5 * knobs.damp) * z.square() - (context["input"] + decoded) * z
+        tokens = (self.well + 0.5 * knobs.damp) * z.square() - (context["input"] + decoded) * z
         memory = (z @ theta["Wmem"]).relu().square()
         pixels = 0.5 * y.square() - theta["bdec"][:, None, None] * y
         return tokens.sum((-2, -1)) - memory.sum((-2, -1)) + pixels.sum((-3, -2, -1))
@@ -162,7 +170,7 @@ class _Cet(AbstractSystem):
     def _rest_force(self, theta: Params, context: Params, z: Tensor, y: Tensor, knobs: Knobs) -> tuple[Tensor, Tensor]:
         Wdec = theta["Wdec"].flatten(1)
         memory = (z @ theta["Wmem"]).relu() @ theta["Wmem"].mT
-        force_z = context["input"] + self._patches(y) @ Wdec.mT + 2 * memory - (4 + knobs.damp) * z
+        force_z = context["input"] + self._patches(y) @ Wdec.mT + 2 * memory - (2 * self.well + knobs.damp) * z
         force_y = self._image(z @ Wdec) + theta["bdec"][:, None, None] - y
         return force_z, force_y
 
@@ -170,16 +178,22 @@ class _Cet(AbstractSystem):
         return heads(z @ W.flatten(0, 1).mT, self.heads)
 
 
-@final
 @dataclass(frozen=True)
-class CetEnergy(_Cet, AbstractEnergySystem):
-    """Transformer whose attention is a gradient: the conservative control.
+class _Projected(_Cet):
+    """s <- Pi(s + eps F(s)): tokens keep mean 0 and standard deviation 1. Pi' is symmetric.
 
-    E = E_rest - (sigma / gamma) sum_{h,m} logsumexp_n(gamma q_m . k_n),   F = -dE/ds
+    What pulls a token along itself is taken back by Pi, so w and damping decide the length of a step, not
+    the fixed point; past eps (2 w + c) = 1 they turn every token around.
     """
 
-    name: ClassVar[str] = "cet_energy"
-    source: ClassVar[str] = "Hoier, Kerjan & Scellier 2026 (CET); Hoover et al. 2023 (energy attention)"
+    def project(self, s: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
+        part = self.split(s)
+        return self._join(token_norm(part["z"]), part["y"])
+
+
+@dataclass(frozen=True)
+class _EnergyAttention(_Cet, AbstractEnergySystem):
+    """E = E_rest - (sigma / gamma) sum_{h,m} logsumexp_n(gamma q_m . k_n),   F = -dE/ds."""
 
     def energy(
         self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"], knobs: Knobs
@@ -203,16 +217,9 @@ class CetEnergy(_Cet, AbstractEnergySystem):
         return self._join(force_z + knobs.sigma * pull, force_y)
 
 
-@final
 @dataclass(frozen=True)
-class CetReal(_Cet, AbstractDrivenSystem):
-    """Transformer with ordinary attention, whose free value and output matrices no energy generates.
-
-    F_z = -dE_rest/dz + sigma WO concat_h softmax(q k^T / sqrt(h)) v,   F_y = -dE_rest/dy
-    """
-
-    name: ClassVar[str] = "cet_real"
-    source: ClassVar[str] = "CET with transformer attention; Scurria et al. 2026, arXiv:2602.03670"
+class _RealAttention(_Cet, AbstractDrivenSystem):
+    """F_z = -dE_rest/dz + sigma WO concat_h softmax(q k^T / sqrt(h)) v,   F_y = -dE_rest/dy."""
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -240,6 +247,70 @@ class CetReal(_Cet, AbstractDrivenSystem):
     def _attention(self, theta: Params, z: Tensor, knobs: Knobs) -> Tensor:
         q, k, v = (self._heads(z, theta[w]) for w in ("WQ", "WK", "WV"))
         return knobs.sigma * (merge(attend(q, k, v)) @ theta["WO"].mT)
+
+
+@final
+@dataclass(frozen=True)
+class Cet(_Projected, _EnergyAttention):
+    """Convergent energy transformer: energy attention, tokens projected after every step.
+
+    E = E_rest - (sigma / gamma) sum_{h,m} logsumexp_n(gamma q_m . k_n),   F = -dE/ds,   w = 1/2
+    Pi = token_norm on z. With zero biases the hidden tokens are all alike and may rest on a saddle;
+    bpos_std > 0 tells them apart.
+    """
+
+    name: ClassVar[str] = "cet"
+    source: ClassVar[str] = "Hoier, Kerjan & Scellier 2026 (CET)"
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "s": 1.0, "damp": 0.0, "T1": 30, "T2": 5, "beta": 0.1, "eps": 0.5, "batch": 128
+    }  # fmt: skip
+    well: ClassVar[float] = 0.5
+    mem_std: ClassVar[float] = 1.0
+
+    img: int = 32
+    ch: int = 3
+    patch: int = 8
+    D: int = 128
+    dh: int = 32
+    mem: int = 256
+
+
+@final
+@dataclass(frozen=True)
+class CetEnergy(_EnergyAttention):
+    """Transformer whose attention is a gradient: the conservative control.
+
+    E = E_rest - (sigma / gamma) sum_{h,m} logsumexp_n(gamma q_m . k_n),   F = -dE/ds
+    """
+
+    name: ClassVar[str] = "cet_energy"
+    source: ClassVar[str] = "Hoier, Kerjan & Scellier 2026 (CET); Hoover et al. 2023 (energy attention)"
+
+
+@final
+@dataclass(frozen=True)
+class CetReal(_RealAttention):
+    """Transformer with ordinary attention, whose free value and output matrices no energy generates.
+
+    F_z = -dE_rest/dz + sigma WO concat_h softmax(q k^T / sqrt(h)) v,   F_y = -dE_rest/dy
+    """
+
+    name: ClassVar[str] = "cet_real"
+    source: ClassVar[str] = "CET with transformer attention; Scurria et al. 2026, arXiv:2602.03670"
+
+
+@final
+@dataclass(frozen=True)
+class CetProjected(_Projected, _RealAttention):
+    """Transformer with ordinary attention, tokens projected after every step.
+
+    F_z = -dE_rest/dz + sigma WO concat_h softmax(q k^T / sqrt(h)) v,   F_y = -dE_rest/dy
+    Pi = token_norm on z. Large sigma leaves no fixed point.
+    """
+
+    name: ClassVar[str] = "cet_projected"
+    source: ClassVar[str] = "CET with transformer attention under the token norm"
+    defaults: ClassVar[Mapping[str, Any]] = {**_Cet.defaults, "T1": 120, "batch": 32}
 
 
 def token_norm(z: Float[Tensor, "*b N D"]) -> Float[Tensor, "*b N D"]:

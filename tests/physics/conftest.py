@@ -20,6 +20,8 @@ LIVE = {
     "toy_noncons": {"N": 3, "D": 8, "heads": 2, "out": 5, "drive_std": 1.0, "bias_std": 0.3, "damp": 3.0},
     "cet_energy": {"D": 16, "heads": 2, "dh": 4, "mem": 12, "patch": 14, "bpos_std": 0.3, "damp": 1.0},
     "cet_real": {"D": 16, "heads": 2, "dh": 4, "mem": 12, "patch": 14, "bpos_std": 0.3, "damp": 1.0},
+    "cet": {"img": 28, "ch": 1, "patch": 14, "D": 16, "heads": 2, "dh": 4, "mem": 12, "bpos_std": 0.3, "damp": 1.0},
+    "cet_projected": {"D": 16, "heads": 2, "dh": 4, "mem": 12, "patch": 14, "bpos_std": 1.0, "damp": 1.0},
 }
 
 

@@ -21,6 +21,8 @@ from gradbench.suite import parse
 
 RULES = [
     "bptt",
+    "tbptt",
+    {"name": "adjoint", "projection": ["kept", "dropped"]},
     "ep",
     {"name": "ep", "nudge": ["positive", "negative"]},
     {"name": "ep", "readout": "energy_contrast"},

@@ -27,13 +27,32 @@ def test_the_sample_is_512_training_and_512_test_images_with_every_class() -> No
 
 
 def test_images_are_scaled_drawn_without_replacement_and_repeatable() -> None:
-    x = data.images("fashion_mnist_sample", 1024, Streams(0)["data"])
+    x = data.images("fashion_mnist_sample", 1, 28, 1024, Streams(0)["data"])
     assert (x.shape, x.dtype) == ((1024, 1, 28, 28), torch.float64)
     assert (float(x.min()), float(x.max())) == (-1.0, 1.0)
     pixels = torch.from_numpy(data.load("fashion_mnist_sample")[0]).double()
     assert float(x.sum()) == pytest.approx(float((pixels / 127.5 - 1).sum()))
-    assert torch.equal(x[:5], data.images("fashion_mnist_sample", 5, Streams(0)["data"]))
-    assert not torch.equal(x[:5], data.images("fashion_mnist_sample", 5, Streams(1)["data"]))
+    assert torch.equal(x[:5], data.images("fashion_mnist_sample", 1, 28, 5, Streams(0)["data"]))
+    assert not torch.equal(x[:5], data.images("fashion_mnist_sample", 1, 28, 5, Streams(1)["data"]))
+
+
+def test_images_are_framed_by_background_and_shown_in_every_colour_where_32_pixels_are_asked_for() -> None:
+    plain = data.images("fashion_mnist_sample", 1, 28, 5, Streams(0)["data"])
+    framed = data.images("fashion_mnist_sample", 3, 32, 5, Streams(0)["data"])
+    assert framed.shape == (5, 3, 32, 32)
+    assert torch.equal(framed[..., 2:30, 2:30], plain.expand(-1, 3, -1, -1))
+    frame = framed.clone()
+    frame[..., 2:30, 2:30] = -1
+    assert torch.equal(frame, torch.full_like(frame, -1))
+
+
+@pytest.mark.parametrize(("ch", "img"), [(3, 28), (1, 30), (3, 64), (1, 14)])
+def test_any_other_size_is_an_error_that_names_those_there_are(ch: int, img: int) -> None:
+    data.check("fashion_mnist_sample", 1, 28, 8)
+    for colours in (1, 3):
+        data.check("fashion_mnist_sample", colours, 32, 8)
+    with pytest.raises(UserError, match=f"1 x 28 x 28, shown also as ch x 32 x 32, not {ch} x {img} x {img}"):
+        data.check("fashion_mnist_sample", ch, img, 8)
 
 
 @pytest.fixture

@@ -1,0 +1,79 @@
+"""The adjoint of a fixed point: implicit differentiation, by its Neumann series."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, final
+
+from gradbench.estimators.base import AbstractEstimator, AbstractPhase, Count, Reading, Snapshot, along
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+    from gradbench.trajectory import Trajectory
+
+Projection = Literal["kept", "dropped"]
+
+
+@final
+@dataclass(frozen=True)
+class AdjointPhase(AbstractPhase):
+    """a <- J_G^T a = p + eps J^T p,  p = Pi'^T a,  from a = dC/ds, all at s*
+
+    The credit eps sum p over the terms so far serves every depth. Dropped: Pi' = 1.
+    """
+
+    projection: Projection = "kept"
+
+    def run(self, free: Trajectory, depths: tuple[int, ...], betas: Float[Tensor, "j *c"]) -> Iterator[Snapshot]:
+        import torch
+
+        field, eps, a = free.field, free.field.step_size, free.cost_slope
+        with torch.no_grad():
+            u = free.ends + eps * field.force(free.ends)
+        linear = field.frozen(field.at, free.ends)
+
+        def back(a: Tensor) -> tuple[Tensor, ...]:
+            p = field.project_vjp(u, a) if self.projection == "kept" else a
+            return p, p + eps * linear().vjp(p)
+
+        step, total = field.repeated(back, a), torch.zeros_like(a)
+        for term in range(1, max(depths) + 1):
+            p, a = step(a)
+            total = total + p
+            if term in depths:
+                yield Snapshot(term, credit=eps * total)
+
+    def count(self, T1: int, depth: int | None) -> Count:
+        assert depth is not None
+        return Count(vjp=depth)
+
+
+@final
+@dataclass(frozen=True)
+class Adjoint(AbstractEstimator):
+    """Adjoint of the fixed point of the projected step map, by its Neumann series.
+
+    terms    a = sum_{j<T2} (J_G^T)^j dC/ds, J_G^T = (I + eps J^T) Pi'^T, J at s* and Pi' at s* + eps F(s*)
+    estimate eps <Pi'^T a, dF/dtheta(s*)>
+    Valid at a stable fixed point, for any J and Pi'; what is left out falls as rho^T2. `projection = "dropped"`
+    takes Pi' = 1 throughout: an ablation, wrong wherever the system projects.
+    """
+
+    name: ClassVar[str] = "adjoint"
+    uses: ClassVar[frozenset[str]] = frozenset({"T2"})
+    source: ClassVar[str] = "Almeida 1987; Pineda 1987; Bai, Kolter & Koltun 2019 (implicit differentiation)"
+    exact_when: ClassVar[str] = "any J(s*), s* a fixed point, T2 -> inf"
+    bias_order = None
+
+    projection: Projection = "kept"
+
+    @property
+    def phase(self) -> AbstractPhase:
+        return AdjointPhase(self.projection)
+
+    def read(self, free: Trajectory, snapshot: Snapshot, betas: Float[Tensor, "j *c"]) -> Reading:
+        assert snapshot.credit is not None
+        return along(free, snapshot, snapshot.credit[:, None])
