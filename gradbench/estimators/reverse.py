@@ -97,6 +97,7 @@ class Tbptt(AbstractEstimator):
 
     estimate eps sum_{T1 - T2 <= t < T1} <p_t, dF/dtheta(s_t)>, p_t as in backpropagation through time
     Exact for T2 = T1. At a fixed point it is the adjoint with T2 terms, and what is left out falls as rho^T2.
+    T1 steps without and T2 more with a graph, as CET is trained, are tbptt of T1 + T2 steps.
     """
 
     name: ClassVar[str] = "tbptt"

@@ -183,7 +183,7 @@ class _Projected(_Cet):
     """s <- Pi(s + eps F(s)): tokens keep mean 0 and standard deviation 1. Pi' is symmetric.
 
     What pulls a token along itself is taken back by Pi, so w and damping decide the length of a step, not
-    the fixed point; past eps (2 w + c) = 1 they turn every token around.
+    the fixed point; beyond eps (2 w + c) = 1 a step turns what is left of a token around.
     """
 
     def project(self, s: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:

@@ -20,7 +20,12 @@ from gradbench.suite import parse
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")]
 
 SYSTEMS = list(registry.systems())
-LIVE = {"toy_cons": {"bias_std": 1.0}, "toy_noncons": {"drive_std": 1.0}}
+LIVE = {
+    "toy_cons": {"bias_std": 1.0},
+    "toy_noncons": {"drive_std": 1.0},
+    "cet": {"bpos_std": 3.0},
+    "cet_projected": {"bpos_std": 1.0},
+}
 DAMP = {"toy_cons": 3.0, "toy_noncons": 3.0}  # the transformers overshoot at damp = 3, eps = 0.2
 
 
@@ -40,7 +45,7 @@ def test_cpu_and_cuda_draw_the_same_parameters_data_and_masks(name: str, dtype: 
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
-@pytest.mark.parametrize("rule", ["bptt", "ep", "aep"])
+@pytest.mark.parametrize("rule", ["bptt", "ep", "aep", "tbptt", "adjoint"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-9), ("float32", 2e-3)])
 def test_cpu_and_cuda_agree_on_settled_cells(name: str, rule: str, dtype: str, tolerance: float) -> None:
     """float32: the nudge divides round-off by beta, so estimates agree to the noise floor only."""
