@@ -10,7 +10,9 @@ frame*: two pixels of background (-1, black) on every side, and the same picture
 
 from __future__ import annotations
 
+import gzip
 import os
+import zlib
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -80,22 +82,35 @@ def _sample() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _fashion_mnist() -> tuple[np.ndarray, np.ndarray]:
-    """The training set. The four files may lie in the data folder itself, or where torchvision keeps them."""
+    """The training set. The four files may lie in the data folder itself, or where torchvision keeps them.
+
+    They are unpacked here: torchvision takes packed files only with the digests of its own source, and
+    copies of the same images are packed in many ways.
+    """
     from torchvision.datasets import FashionMNIST
 
     root = folder()
-    raw = root / "FashionMNIST" / "raw"
     try:
-        raw.mkdir(parents=True, exist_ok=True)
-        for name in IDX_FILES:
-            for file in (root / name, root / f"{name}.gz"):
-                if file.exists() and not (raw / file.name).exists():
-                    (raw / file.name).symlink_to(file.resolve())
-        data = FashionMNIST(str(root), train=True, download=True)  # what is there is not fetched again
-    except (OSError, RuntimeError) as error:
+        there = [_unpacked(name, root) for name in IDX_FILES]
+        data = FashionMNIST(str(root), train=True, download=not all(there))
+    except (OSError, EOFError, zlib.error, RuntimeError) as error:
+        why = str(error).partition("\n")[0].rstrip(":")
         raise UserError(
-            f"dataset 'fashion_mnist' is not in {root} and could not be fetched ({error}). Ways out: put "
+            f"dataset 'fashion_mnist' is not in {root} and could not be fetched ({why}). Ways out: put "
             f"{', '.join(f'{name}.gz' for name in IDX_FILES)} into that folder; name another folder in "
             f"${FOLDER_VARIABLE}; or ask for dataset = 'fashion_mnist_sample', which ships with gradbench"
         ) from error
     return data.data.numpy(), data.targets.numpy()
+
+
+def _unpacked(name: str, root: Path) -> bool:
+    """Whether a file is where torchvision reads it, after putting it there if the folder holds it elsewhere."""
+    raw = root / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True, exist_ok=True)
+    for source in (root / name, root / f"{name}.gz", raw / f"{name}.gz"):
+        if source.exists() and not (raw / name).exists():
+            with (gzip.open if source.suffix == ".gz" else open)(source, "rb") as packed:
+                content = packed.read()
+            (raw / f".{name}").write_bytes(content)
+            (raw / f".{name}").replace(raw / name)
+    return (raw / name).exists()

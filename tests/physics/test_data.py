@@ -93,9 +93,21 @@ def test_files_that_lie_in_the_data_folder_are_used_without_network(
         made[part] = rng.integers(0, 256, (number, 28, 28), dtype=np.uint8)
         write_idx(empty_folder / f"{part}-images-idx3-ubyte.gz", made[part])
         write_idx(empty_folder / f"{part}-labels-idx1-ubyte.gz", np.arange(number, dtype=np.uint8) % 10)
-    # the made files have other digests than the published ones; what is under test is that they are found
-    monkeypatch.setattr(torchvision.datasets.utils, "check_integrity", lambda path, md5=None: Path(path).is_file())
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("nothing is to be fetched")
+
+    monkeypatch.setattr(torchvision.datasets.mnist, "download_and_extract_archive", refuse)
     pixels, labels = data.load("fashion_mnist")
     data.load.cache_clear()
     np.testing.assert_array_equal(pixels, made["train"])
     assert labels.tolist() == [*range(10), 0, 1]
+
+
+def test_a_truncated_file_is_an_error_and_leaves_nothing_behind(empty_folder: Path) -> None:
+    pytest.importorskip("torchvision")
+    packed = gzip.compress(b"x" * 1000)
+    (empty_folder / "train-images-idx3-ubyte.gz").write_bytes(packed[: len(packed) // 2])
+    with pytest.raises(UserError, match="could not be fetched"):
+        data.load("fashion_mnist")
+    assert not list((empty_folder / "FashionMNIST" / "raw").iterdir())
