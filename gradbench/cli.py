@@ -12,6 +12,7 @@ import typer
 
 from gradbench.errors import StoreError, UserError
 from gradbench.exit import Exit
+from gradbench.status import Status
 
 app = typer.Typer(
     add_completion=False,
@@ -117,7 +118,7 @@ def run(
         done = execute(suite, out=out, device=device, overrides=overrides, engine=engine, fresh=fresh, watch=watch)
     statuses = done.cells["status"].value_counts()
     for status, n in statuses.items():
-        print(f"  {status:<16} {n:,}")
+        print(f"  {status:<16} {n:<7,} {Status(status).prose}")
     print(done.folder)
     if not done.plan["cells"]:
         _say("gradbench: every cell of this suite is skipped: nothing was measured")

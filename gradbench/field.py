@@ -137,10 +137,6 @@ class Field:
         """Pi'(u)^T a."""
         return Linear(self.project, u).vjp(a) if self.system.projects else a
 
-    def project_jvp(self, u: Float[Tensor, "*r b n"], v: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
-        """Pi'(u) v."""
-        return Linear(self.project, u).jvp(v) if self.system.projects else v
-
     def at(self, s: Float[Tensor, "*r b n"]) -> Linear:
         """J of the force at s."""
         return Linear(self.force, s)

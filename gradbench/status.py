@@ -26,11 +26,6 @@ class Status(StrEnum):
         return _PROSE[self]
 
     @property
-    def evidence(self) -> bool:
-        """Whether a cosine under this status says something about the estimator."""
-        return self is Status.SETTLED
-
-    @property
     def incomplete(self) -> bool:
         """Whether the cell was asked for and not measured."""
         return self in (Status.ERROR, Status.OOM)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -104,8 +104,3 @@ class AbstractEstimator(ABC):
     def skip_cell(self, T1: int, T2: int) -> str | None:
         """Why there is nothing to read at this T1 and T2, or None."""
         return None
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Options as plain values."""
-        return dict(vars(self))
