@@ -14,9 +14,6 @@ if TYPE_CHECKING:
 
     from gradbench.trajectory import Trajectory
 
-# rows of one parameter pull: large enough for full products, small enough to stay out of the way
-PULL_ELEMENTS = 2**21
-
 
 @final
 @dataclass(frozen=True)
@@ -33,8 +30,7 @@ class ReversePhase(AbstractPhase):
 
         field, eps = free.field, free.field.step_size
         a = free.cost_slope.clone()
-        total = [dict(direct) for direct in free.cost_grads]
-        span = max(1, PULL_ELEMENTS // a[0].numel())  # steps of one pull
+        total = {name: direct.clone() for name, direct in free.cost_grads.items()}
 
         def back(s: Tensor, a: Tensor) -> tuple[Tensor, ...]:
             s = s.expand_as(a)
@@ -43,25 +39,32 @@ class ReversePhase(AbstractPhase):
             p = field.project_vjp(u, a)
             return p, p + eps * field.at(s).vjp(p)
 
-        steps = {first: field.repeated(back, free.states[0], a[first:]) for first in range(len(free.T1s))}
-        truncated: dict[tuple[int, int], Params] = {}  # by depth and T1
-        for stop in range(free.T1s[-1], 0, -span):
-            start = max(0, stop - span)
-            credits = a.new_empty((stop - start, *a.shape))  # p_t, by step and T1
-            for t in reversed(range(start, stop)):
-                first = sum(t >= T1 for T1 in free.T1s)
-                credits[t - start, first:], a[first:] = steps[first](free.states[t], a[first:])
-            for i, T1 in enumerate(free.T1s):
-                end = min(stop, T1)
-                cuts = {start, *(T1 - depth for depth in depths)}
-                for cut in sorted((t for t in cuts if start <= t < end), reverse=True):
-                    part = field.pull(free.states[cut:end], eps * credits[cut - start : end - start, i])
-                    total[i] = {name: g + part[name] for name, g in total[i].items()}
-                    truncated[T1 - cut, T1], end = total[i], cut
+        steps = {first: field.repeated(back, a[0], a[first:]) for first in range(len(free.T1s))}
+        # a run is cut where another T1 joins and where a depth is read, so that its rows are those of one product
+        read = {(depth, i): T1 - depth for depth in depths for i, T1 in enumerate(free.T1s) if depth < T1}
+        marks = {*free.T1s, *read.values()}
+        truncated = {depth: {name: g.clone() for name, g in total.items()} for depth in depths}
+        for start, states in free.backwards():
+            credits = a.new_empty((len(states), *a.shape))  # p_t, by step and T1
+            end = start + len(states)
+            for cut in sorted({start, *(t for t in marks if start <= t < end)}, reverse=True):
+                first = sum(cut >= T1 for T1 in free.T1s)
+                for t in reversed(range(cut - start, end - start)):
+                    credits[t, first:], a[first:] = steps[first](states[t], a[first:])
+                here = slice(cut - start, end - start)
+                for name, part in field.pull(states[here, None], eps * credits[here, first:]).items():
+                    total[name][first:] += part.sum(0)
+                for (depth, i), t in read.items():
+                    if t == cut:
+                        for name, g in total.items():
+                            truncated[depth][name][i] = g[i]
+                end = cut
         for depth in depths:
-            yield Snapshot(
-                depth, gradient=[truncated.get((depth, T1), g) for T1, g in zip(free.T1s, total, strict=True)]
-            )
+            for i, T1 in enumerate(free.T1s):
+                if depth >= T1:  # the whole sweep: there are no more steps
+                    for name, g in total.items():
+                        truncated[depth][name][i] = g[i]
+            yield Snapshot(depth, gradient=truncated[depth])
         yield Snapshot(None, gradient=total)
 
     def count(self, T1: int, depth: int | None) -> Count:
@@ -119,4 +122,5 @@ class Tbptt(AbstractEstimator):
 
 def _swept(snapshot: Snapshot) -> Reading:
     assert snapshot.gradient is not None
-    return Reading(snapshot.depth, [[g] for g in snapshot.gradient], None, snapshot.evidence)
+    gradient = {n: g[:, None] for n, g in snapshot.gradient.items()}
+    return Reading(snapshot.depth, gradient, None, snapshot.evidence)

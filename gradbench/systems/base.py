@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 Params = dict[str, "Tensor"]  # theta: one tensor a name
 Data = dict[str, "Tensor"]  # x: what is clamped
+Saved = dict[str, "Tensor"]  # activations at a state
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,20 @@ class AbstractSystem(ABC):
         """Pi."""
         return s
 
+    def project_vjp(self, u: Float[Tensor, "*r b n"], a: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
+        """Pi'(u)^T a."""
+        import torch
+
+        return torch.func.vjp(self.project, u)[1](a)[0]
+
+    def project_jvp(self, u: Float[Tensor, "*r b n"], v: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
+        """Pi'(u) v."""
+        import torch
+
+        # forward mode would do, but not every function under vmap has one: v -> Pi' v is linear, transposed twice
+        dual = torch.func.vjp(self.project, u)[1]
+        return torch.func.vjp(lambda a: dual(a)[0], u)[1](v)[0]
+
     @property
     def projects(self) -> bool:
         """Whether Pi is anything but the identity."""
@@ -150,6 +165,43 @@ class AbstractDrivenSystem(AbstractSystem):
         self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"], knobs: Knobs
     ) -> Float[Tensor, "*r b n"]:
         return descent(self.energy, theta, x, context, s, knobs) + self.swirl(theta, x, context, s, knobs)
+
+
+class ClosedForms(ABC):
+    """Derivatives of F written out, from activations that a state needs once.
+
+    A system without them is differentiated by autograd, and the registry-wide tests hold the two together.
+    What it brings: a Jacobian product costs about one force, and a loop that holds one can be recorded.
+    v and a may have row axes before those of the state that the activations belong to.
+    """
+
+    @abstractmethod
+    def activate(self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"], knobs: Knobs) -> Saved:
+        """What the products at s need."""
+
+    @abstractmethod
+    def jvp(self, theta: Params, saved: Saved, v: Float[Tensor, "*r b n"], knobs: Knobs) -> Float[Tensor, "*r b n"]:
+        """J v."""
+
+    @abstractmethod
+    def vjp(self, theta: Params, saved: Saved, a: Float[Tensor, "*r b n"], knobs: Knobs) -> Float[Tensor, "*r b n"]:
+        """J^T a."""
+
+    @abstractmethod
+    def pull(self, theta: Params, x: Data, saved: Saved, a: Float[Tensor, "*r b n"], knobs: Knobs) -> Params:
+        """d<a, F(s)>/dtheta of every row, summed over its examples: shapes (*r, ...)."""
+
+    def swirl_jvp(
+        self, theta: Params, saved: Saved, v: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Float[Tensor, "*r b n"]:
+        """J v of the swirl; of the whole force where none is declared."""
+        return self.jvp(theta, saved, v, knobs)
+
+    def swirl_vjp(
+        self, theta: Params, saved: Saved, a: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Float[Tensor, "*r b n"]:
+        """J^T a of the swirl."""
+        return self.vjp(theta, saved, a, knobs)
 
 
 def descent(energy: Any, theta: Params, x: Data, context: Params, s: Tensor, knobs: Knobs) -> Tensor:

@@ -10,15 +10,36 @@ without the projection Pi = token_norm on z and the identity on y.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from abc import abstractmethod
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from gradbench import data
 from gradbench.errors import UserError
 from gradbench.streams import normal
-from gradbench.systems.attention import attend, heads, merge
-from gradbench.systems.base import AbstractDrivenSystem, AbstractEnergySystem, AbstractSystem, Data, Knobs, Params
+from gradbench.systems.attention import (
+    attend,
+    attend_jvp,
+    attend_vjp,
+    attention,
+    energy_attention,
+    energy_slope,
+    energy_slope_jvp,
+    heads,
+    merge,
+    outer,
+)
+from gradbench.systems.base import (
+    AbstractDrivenSystem,
+    AbstractEnergySystem,
+    AbstractSystem,
+    ClosedForms,
+    Data,
+    Knobs,
+    Params,
+    Saved,
+)
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -28,7 +49,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class _Cet(AbstractSystem):
+class _Cet(ClosedForms, AbstractSystem):
     """Shapes, data, start, cost and the attention-free part of all four transformers.
 
     C = 1/2 sum mask (y - x)^2: the reconstruction error of what was hidden.
@@ -141,11 +162,86 @@ class _Cet(AbstractSystem):
         return self._join(z, seen)
 
     def context(self, theta: Params, x: Data) -> Params:
-        seen = self._patches(x["x"] * (1 - x["mask"]))
+        seen = self._seen(x)
         return {"input": seen @ theta["Wenc"].flatten(1).mT + theta["benc"] + theta["bpos"]}
 
     def cost(self, theta: Params, x: Data, s: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b"]:
         return 0.5 * (x["mask"] * (self.split(s)["y"] - x["x"]).square()).sum((-3, -2, -1))
+
+    def force(
+        self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Float[Tensor, "*r b n"]:
+        z, y = self._parts(s)
+        Wdec = theta["Wdec"].flatten(1)
+        memory = (z @ theta["Wmem"]).relu() @ theta["Wmem"].mT
+        rest = context["input"] + self._patches(y) @ Wdec.mT + 2 * memory - (2 * self.well + knobs.damp) * z
+        force_y = self._image(z @ Wdec) + theta["bdec"][:, None, None] - y
+        return self._join(rest + knobs.sigma * self._attention(theta, self._attend(theta, z)), force_y)
+
+    def activate(self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"], knobs: Knobs) -> Saved:
+        z, y = self._parts(s)
+        return self._attend(theta, z) | {"z": z, "y": self._patches(y), "memory": (z @ theta["Wmem"]).relu()}
+
+    def jvp(self, theta: Params, saved: Saved, v: Float[Tensor, "*r b n"], knobs: Knobs) -> Float[Tensor, "*r b n"]:
+        return self._product(theta, saved, v, knobs, self._attention_jvp)
+
+    def vjp(self, theta: Params, saved: Saved, a: Float[Tensor, "*r b n"], knobs: Knobs) -> Float[Tensor, "*r b n"]:
+        return self._product(theta, saved, a, knobs, self._attention_vjp)
+
+    def _product(
+        self, theta: Params, saved: Saved, v: Tensor, knobs: Knobs, attention: Callable[[Params, Saved, Tensor], Tensor]
+    ) -> Tensor:
+        """Product with the Hessian of the rest, which is symmetric, and with one side of the attention's Jacobian."""
+        z, y = self._parts(v)
+        Wdec, Wmem = theta["Wdec"].flatten(1), theta["Wmem"]
+        memory = ((z @ Wmem) * (saved["memory"] > 0)) @ Wmem.mT
+        rest = self._patches(y) @ Wdec.mT + 2 * memory - (2 * self.well + knobs.damp) * z
+        return self._join(rest + knobs.sigma * attention(theta, saved, z), self._image(z @ Wdec) - y)
+
+    def pull(self, theta: Params, x: Data, saved: Saved, a: Float[Tensor, "*r b n"], knobs: Knobs) -> Params:
+        z, y = self._parts(a)
+        at, memory = saved["z"], saved["memory"]
+        token = z.sum(-3)  # everything that enters as a bias, or through the clamped image
+        decoder = outer(z, saved["y"]) + outer(at, self._patches(y))
+        through = outer(at, (z @ theta["Wmem"]) * (memory > 0)) + outer(z, memory)
+        kernel = theta["Wenc"].shape
+        attention = self._attention_pull(theta, saved, z)
+        return {name: knobs.sigma * g for name, g in attention.items()} | {
+            "Wenc": outer(z, self._seen(x)).unflatten(-1, kernel[1:]),
+            "benc": token.sum(-2),
+            "bpos": token,
+            "Wdec": decoder.unflatten(-1, kernel[1:]),
+            "bdec": y.sum((-4, -2, -1)),
+            "Wmem": 2 * through,
+        }
+
+    @abstractmethod
+    def _attend(self, theta: Params, z: Float[Tensor, "*b N D"]) -> Saved:
+        """What attention and its derivatives need of the tokens."""
+
+    @abstractmethod
+    def _attention(self, theta: Params, at: Saved) -> Float[Tensor, "*b N D"]:
+        """Its force on the tokens, at sigma = 1."""
+
+    @abstractmethod
+    def _attention_jvp(self, theta: Params, at: Saved, v: Float[Tensor, "*b N D"]) -> Float[Tensor, "*b N D"]:
+        """Its Jacobian on a change of the tokens."""
+
+    @abstractmethod
+    def _attention_vjp(self, theta: Params, at: Saved, a: Float[Tensor, "*b N D"]) -> Float[Tensor, "*b N D"]:
+        """Its transposed Jacobian."""
+
+    @abstractmethod
+    def _attention_pull(self, theta: Params, at: Saved, a: Float[Tensor, "*r b N D"]) -> Params:
+        """d<a, attention>/dtheta by row."""
+
+    def _parts(self, s: Float[Tensor, "*r b n"]) -> tuple[Tensor, Tensor]:
+        """Tokens, copied once for the products that all read them, and pixels."""
+        part = self.split(s)
+        return part["z"].contiguous(), part["y"]
+
+    def _seen(self, x: Data) -> Float[Tensor, "b N P"]:
+        return self._patches(x["x"] * (1 - x["mask"]))
 
     def _patches(self, y: Float[Tensor, "*b ch img img"]) -> Float[Tensor, "*b N P"]:
         cut = y.unflatten(-1, (self.side, self.patch)).unflatten(-3, (self.side, self.patch))
@@ -167,13 +263,6 @@ class _Cet(AbstractSystem):
         pixels = 0.5 * y.square() - theta["bdec"][:, None, None] * y
         return tokens.sum((-2, -1)) - memory.sum((-2, -1)) + pixels.sum((-3, -2, -1))
 
-    def _rest_force(self, theta: Params, context: Params, z: Tensor, y: Tensor, knobs: Knobs) -> tuple[Tensor, Tensor]:
-        Wdec = theta["Wdec"].flatten(1)
-        memory = (z @ theta["Wmem"]).relu() @ theta["Wmem"].mT
-        force_z = context["input"] + self._patches(y) @ Wdec.mT + 2 * memory - (2 * self.well + knobs.damp) * z
-        force_y = self._image(z @ Wdec) + theta["bdec"][:, None, None] - y
-        return force_z, force_y
-
     def _heads(self, z: Tensor, W: Tensor) -> Tensor:
         return heads(z @ W.flatten(0, 1).mT, self.heads)
 
@@ -190,6 +279,13 @@ class _Projected(_Cet):
         part = self.split(s)
         return self._join(token_norm(part["z"]), part["y"])
 
+    def project_jvp(self, u: Float[Tensor, "*r b n"], v: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
+        part = self.split(v)
+        return self._join(token_norm_jvp(self.split(u)["z"], part["z"]), part["y"])
+
+    def project_vjp(self, u: Float[Tensor, "*r b n"], a: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
+        return self.project_jvp(u, a)  # symmetric
+
 
 @dataclass(frozen=True)
 class _EnergyAttention(_Cet, AbstractEnergySystem):
@@ -204,17 +300,29 @@ class _EnergyAttention(_Cet, AbstractEnergySystem):
         attention = (self.gamma * (q @ k.mT)).logsumexp(-1).sum((-2, -1)) / self.gamma
         return self._rest_energy(theta, context, z, y, knobs) - knobs.sigma * attention
 
-    def force(
-        self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"], knobs: Knobs
-    ) -> Float[Tensor, "*r b n"]:
-        part = self.split(s)
-        z, y = part["z"], part["y"]
-        force_z, force_y = self._rest_force(theta, context, z, y, knobs)
-        q, k = self._heads(z, theta["WQ"]), self._heads(z, theta["WK"])
-        weight = (self.gamma * (q @ k.mT)).softmax(-1)
-        # every token is pulled as a query (to the keys it attends to) and as a key (by its queries)
-        pull = merge(weight @ k) @ theta["WQ"].flatten(0, 1) + merge(weight.mT @ q) @ theta["WK"].flatten(0, 1)
-        return self._join(force_z + knobs.sigma * pull, force_y)
+    def _attend(self, theta: Params, z: Float[Tensor, "*b N D"]) -> Saved:
+        return energy_attention(self._heads(z, theta["WQ"]), self._heads(z, theta["WK"]), self.gamma)
+
+    def _attention(self, theta: Params, at: Saved) -> Float[Tensor, "*b N D"]:
+        return self._tokens(theta, energy_slope(at))
+
+    def _attention_jvp(self, theta: Params, at: Saved, v: Float[Tensor, "*b N D"]) -> Float[Tensor, "*b N D"]:
+        return self._tokens(theta, self._slope_jvp(theta, at, v))
+
+    def _attention_vjp(self, theta: Params, at: Saved, a: Float[Tensor, "*b N D"]) -> Float[Tensor, "*b N D"]:
+        return self._attention_jvp(theta, at, a)  # a Hessian
+
+    def _attention_pull(self, theta: Params, at: Saved, a: Float[Tensor, "*r b N D"]) -> Params:
+        slopes = zip(("WQ", "WK"), self._slope_jvp(theta, at, a), energy_slope(at), strict=True)
+        by_width = {w: outer(merge(moved), at["z"]) + outer(merge(slope), a) for w, moved, slope in slopes}
+        return {w: g.unflatten(-2, (self.heads, self.dh)) for w, g in by_width.items()}
+
+    def _slope_jvp(self, theta: Params, at: Saved, v: Tensor) -> tuple[Tensor, Tensor]:
+        return energy_slope_jvp(at, self.gamma, self._heads(v, theta["WQ"]), self._heads(v, theta["WK"]))
+
+    def _tokens(self, theta: Params, slopes: tuple[Tensor, Tensor]) -> Tensor:
+        of_q, of_k = (merge(slope) for slope in slopes)
+        return of_q @ theta["WQ"].flatten(0, 1) + of_k @ theta["WK"].flatten(0, 1)
 
 
 @dataclass(frozen=True)
@@ -235,18 +343,43 @@ class _RealAttention(_Cet, AbstractDrivenSystem):
         self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"], knobs: Knobs
     ) -> Float[Tensor, "*r b n"]:
         part = self.split(s)
-        return self._join(self._attention(theta, part["z"], knobs), part["y"].new_zeros(part["y"].shape))
+        attention = knobs.sigma * self._attention(theta, self._attend(theta, part["z"]))
+        return self._join(attention, part["y"].new_zeros(part["y"].shape))
 
-    def force(
-        self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"], knobs: Knobs
+    def swirl_jvp(
+        self, theta: Params, saved: Saved, v: Float[Tensor, "*r b n"], knobs: Knobs
     ) -> Float[Tensor, "*r b n"]:
-        part = self.split(s)
-        force_z, force_y = self._rest_force(theta, context, part["z"], part["y"], knobs)
-        return self._join(force_z + self._attention(theta, part["z"], knobs), force_y)
+        z, y = self._parts(v)
+        return self._join(knobs.sigma * self._attention_jvp(theta, saved, z), y.new_zeros(y.shape))
 
-    def _attention(self, theta: Params, z: Tensor, knobs: Knobs) -> Tensor:
-        q, k, v = (self._heads(z, theta[w]) for w in ("WQ", "WK", "WV"))
-        return knobs.sigma * (merge(attend(q, k, v)) @ theta["WO"].mT)
+    def swirl_vjp(
+        self, theta: Params, saved: Saved, a: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Float[Tensor, "*r b n"]:
+        z, y = self._parts(a)
+        return self._join(knobs.sigma * self._attention_vjp(theta, saved, z), y.new_zeros(y.shape))
+
+    def _attend(self, theta: Params, z: Float[Tensor, "*b N D"]) -> Saved:
+        return attention(*(self._heads(z, theta[w]) for w in ("WQ", "WK", "WV")))
+
+    def _attention(self, theta: Params, at: Saved) -> Float[Tensor, "*b N D"]:
+        return merge(attend(at)) @ theta["WO"].mT
+
+    def _attention_jvp(self, theta: Params, at: Saved, v: Float[Tensor, "*b N D"]) -> Float[Tensor, "*b N D"]:
+        return merge(attend_jvp(at, *(self._heads(v, theta[w]) for w in ("WQ", "WK", "WV")))) @ theta["WO"].mT
+
+    def _attention_vjp(self, theta: Params, at: Saved, a: Float[Tensor, "*b N D"]) -> Float[Tensor, "*b N D"]:
+        q, k, v = (part @ theta[w].flatten(0, 1) for w, part in self._back(theta, at, a).items())
+        return q + k + v
+
+    def _attention_pull(self, theta: Params, at: Saved, a: Float[Tensor, "*r b N D"]) -> Params:
+        by_width = {w: outer(part, at["z"]) for w, part in self._back(theta, at, a).items()}
+        pulled = {w: g.unflatten(-2, (self.heads, self.dh)) for w, g in by_width.items()}
+        return pulled | {"WO": outer(a, merge(attend(at)))}
+
+    def _back(self, theta: Params, at: Saved, a: Tensor) -> Saved:
+        """d<a, attention> with q, k and v, heads merged."""
+        parts = attend_vjp(at, heads(a @ theta["WO"], self.heads))
+        return {w: merge(part) for w, part in zip(("WQ", "WK", "WV"), parts, strict=True)}
 
 
 @final
@@ -316,3 +449,14 @@ class CetProjected(_Projected, _RealAttention):
 def token_norm(z: Float[Tensor, "*b N D"]) -> Float[Tensor, "*b N D"]:
     """(z - mean) / (std + 1e-5) of each token over its width, with the population's std."""
     return (z - z.mean(-1, keepdim=True)) / (z.std(-1, correction=0, keepdim=True) + 1e-5)
+
+
+def token_norm_jvp(z: Float[Tensor, "*b N D"], v: Float[Tensor, "*b N D"]) -> Float[Tensor, "*b N D"]:
+    """Change of token_norm(z) along v, which is its own transpose.
+
+    With p = z - mean and d = std + 1e-5: (v - mean v - p (p . v) / (D std d)) / d.
+    """
+    p, v = z - z.mean(-1, keepdim=True), v - v.mean(-1, keepdim=True)
+    std = z.std(-1, correction=0, keepdim=True)
+    d = std + 1e-5
+    return (v - p * ((p * v).mean(-1, keepdim=True) / (std * d))) / d
