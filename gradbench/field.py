@@ -212,8 +212,10 @@ class Field:
         return saved
 
     def product(self, product: Callable[..., Tensor], saved: Saved, v: Float[Tensor, "*r b n"]) -> Tensor:
-        """A closed form (theta, saved, v, knobs) -> J v."""
-        Jv: Tensor = self._over(lambda theta, x, knobs, saved, v: product(theta, saved, v, knobs), saved, v)
+        """A closed form (theta, context, saved, v, knobs) -> J v."""
+        Jv: Tensor = self._over(
+            lambda theta, x, knobs, c, saved, v: product(theta, c, saved, v, knobs), self.context, saved, v
+        )
         return Jv
 
     def energy(self, s: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b"]:
@@ -229,6 +231,10 @@ class Field:
 
     def cost_slope(self, s: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
         """dC/ds."""
+        closed = self.closed
+        if closed:
+            g: Tensor = self._over(lambda theta, x, knobs, s: closed.cost_slope(theta, x, s), s)
+            return g
 
         def slope(theta: Params, x: Data, knobs: Knobs, s: Tensor) -> Tensor:
             g: Tensor = torch.func.grad(lambda s: self.system.cost(theta, x, s).sum())(s)
@@ -254,7 +260,10 @@ class Field:
         if closed:
             with torch.no_grad():
                 pulled: Params = self._over(
-                    lambda theta, x, knobs, saved, a: closed.pull(theta, x, saved, a, knobs), self.activate(s), a
+                    lambda theta, x, knobs, c, saved, a: closed.pull(theta, x, c, saved, a, knobs),
+                    self.context,
+                    self.activate(s),
+                    a,
                 )
             return pulled
         force, context = self.system.force, self.system.context

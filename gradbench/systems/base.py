@@ -180,28 +180,38 @@ class ClosedForms(ABC):
         """What the products at s need."""
 
     @abstractmethod
-    def jvp(self, theta: Params, saved: Saved, v: Float[Tensor, "*r b n"], knobs: Knobs) -> Float[Tensor, "*r b n"]:
+    def jvp(
+        self, theta: Params, context: Params, saved: Saved, v: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Float[Tensor, "*r b n"]:
         """J v."""
 
     @abstractmethod
-    def vjp(self, theta: Params, saved: Saved, a: Float[Tensor, "*r b n"], knobs: Knobs) -> Float[Tensor, "*r b n"]:
+    def vjp(
+        self, theta: Params, context: Params, saved: Saved, a: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Float[Tensor, "*r b n"]:
         """J^T a."""
 
     @abstractmethod
-    def pull(self, theta: Params, x: Data, saved: Saved, a: Float[Tensor, "*r b n"], knobs: Knobs) -> Params:
+    def pull(
+        self, theta: Params, x: Data, context: Params, saved: Saved, a: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Params:
         """d<a, F(s)>/dtheta of every row, summed over its examples: shapes (*r, ...)."""
 
+    @abstractmethod
+    def cost_slope(self, theta: Params, x: Data, s: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
+        """dC/ds."""
+
     def swirl_jvp(
-        self, theta: Params, saved: Saved, v: Float[Tensor, "*r b n"], knobs: Knobs
+        self, theta: Params, context: Params, saved: Saved, v: Float[Tensor, "*r b n"], knobs: Knobs
     ) -> Float[Tensor, "*r b n"]:
         """J v of the swirl; of the whole force where none is declared."""
-        return self.jvp(theta, saved, v, knobs)
+        return self.jvp(theta, context, saved, v, knobs)
 
     def swirl_vjp(
-        self, theta: Params, saved: Saved, a: Float[Tensor, "*r b n"], knobs: Knobs
+        self, theta: Params, context: Params, saved: Saved, a: Float[Tensor, "*r b n"], knobs: Knobs
     ) -> Float[Tensor, "*r b n"]:
         """J^T a of the swirl."""
-        return self.vjp(theta, saved, a, knobs)
+        return self.vjp(theta, context, saved, a, knobs)
 
 
 def descent(energy: Any, theta: Params, x: Data, context: Params, s: Tensor, knobs: Knobs) -> Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
@@ -162,78 +162,131 @@ class _Cet(ClosedForms, AbstractSystem):
         return self._join(z, seen)
 
     def context(self, theta: Params, x: Data) -> Params:
-        seen = self._seen(x)
-        return {"input": seen @ theta["Wenc"].flatten(1).mT + theta["benc"] + theta["bpos"]}
+        return {"input": self._seen(x) @ theta["Wenc"].flatten(1).mT + theta["benc"] + theta["bpos"]} | self._fused(
+            theta
+        )
+
+    def _fused(self, theta: Params) -> Params:
+        """Weights that meet the same operand, side by side: one product where there would be five.
+
+        `ahead` takes tokens to memories, pixels and heads, and what came of these back to tokens; `back` is its
+        transpose.
+        """
+        import torch
+
+        rest = [theta["Wmem"], theta["Wdec"].flatten(1)]
+        returned = [2 * rest[0].mT, rest[1].mT]
+        ahead, back = self._head_weights(theta)
+        return {
+            "ahead_in": torch.cat([*rest, *(W.mT for W in back)], -1),
+            "ahead_out": torch.cat([*returned, *ahead], -2),
+            "back_in": torch.cat([*rest, *(W.mT for W in ahead)], -1),
+            "back_out": torch.cat([*returned, *back], -2),
+        }
 
     def cost(self, theta: Params, x: Data, s: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b"]:
         return 0.5 * (x["mask"] * (self.split(s)["y"] - x["x"]).square()).sum((-3, -2, -1))
+
+    def cost_slope(self, theta: Params, x: Data, s: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
+        part = self.split(s)
+        return self._join(part["z"].new_zeros(part["z"].shape), x["mask"] * (part["y"] - x["x"]))
 
     def force(
         self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"], knobs: Knobs
     ) -> Float[Tensor, "*r b n"]:
         z, y = self._parts(s)
-        Wdec = theta["Wdec"].flatten(1)
-        memory = (z @ theta["Wmem"]).relu() @ theta["Wmem"].mT
-        rest = context["input"] + self._patches(y) @ Wdec.mT + 2 * memory - (2 * self.well + knobs.damp) * z
-        force_y = self._image(z @ Wdec) + theta["bdec"][:, None, None] - y
-        return self._join(rest + knobs.sigma * self._attention(theta, self._attend(theta, z)), force_y)
+        memory, decoded, *projected = self._into(z, context["ahead_in"])
+        attended = self._attended(self._attend(projected), knobs.sigma)
+        tokens = self._out((memory.relu(), self._patches(y), *attended), context["ahead_out"])
+        force_z = context["input"] + tokens - (2 * self.well + knobs.damp) * z
+        return self._join(force_z, self._image(decoded) + theta["bdec"][:, None, None] - y)
 
     def activate(self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"], knobs: Knobs) -> Saved:
         z, y = self._parts(s)
-        return self._attend(theta, z) | {"z": z, "y": self._patches(y), "memory": (z @ theta["Wmem"]).relu()}
+        memory, _, *projected = self._into(z, context["ahead_in"])
+        return self._attend(projected) | {"z": z, "y": self._patches(y), "memory": memory.relu()}
 
-    def jvp(self, theta: Params, saved: Saved, v: Float[Tensor, "*r b n"], knobs: Knobs) -> Float[Tensor, "*r b n"]:
-        return self._product(theta, saved, v, knobs, self._attention_jvp)
-
-    def vjp(self, theta: Params, saved: Saved, a: Float[Tensor, "*r b n"], knobs: Knobs) -> Float[Tensor, "*r b n"]:
-        return self._product(theta, saved, a, knobs, self._attention_vjp)
-
-    def _product(
-        self, theta: Params, saved: Saved, v: Tensor, knobs: Knobs, attention: Callable[[Params, Saved, Tensor], Tensor]
-    ) -> Tensor:
-        """Product with the Hessian of the rest, which is symmetric, and with one side of the attention's Jacobian."""
+    def jvp(
+        self, theta: Params, context: Params, saved: Saved, v: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Float[Tensor, "*r b n"]:
         z, y = self._parts(v)
-        Wdec, Wmem = theta["Wdec"].flatten(1), theta["Wmem"]
-        memory = ((z @ Wmem) * (saved["memory"] > 0)) @ Wmem.mT
-        rest = self._patches(y) @ Wdec.mT + 2 * memory - (2 * self.well + knobs.damp) * z
-        return self._join(rest + knobs.sigma * attention(theta, saved, z), self._image(z @ Wdec) - y)
+        memory, decoded, *projected = self._into(z, context["ahead_in"])
+        attended = self._attended_jvp(saved, projected, knobs.sigma)
+        tokens = self._out((memory * (saved["memory"] > 0), self._patches(y), *attended), context["ahead_out"])
+        return self._join(tokens - (2 * self.well + knobs.damp) * z, self._image(decoded) - y)
 
-    def pull(self, theta: Params, x: Data, saved: Saved, a: Float[Tensor, "*r b n"], knobs: Knobs) -> Params:
+    def vjp(
+        self, theta: Params, context: Params, saved: Saved, a: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Float[Tensor, "*r b n"]:
         z, y = self._parts(a)
-        at, memory = saved["z"], saved["memory"]
-        token = z.sum(-3)  # everything that enters as a bias, or through the clamped image
-        decoder = outer(z, saved["y"]) + outer(at, self._patches(y))
-        through = outer(at, (z @ theta["Wmem"]) * (memory > 0)) + outer(z, memory)
-        kernel = theta["Wenc"].shape
-        attention = self._attention_pull(theta, saved, z)
-        return {name: knobs.sigma * g for name, g in attention.items()} | {
-            "Wenc": outer(z, self._seen(x)).unflatten(-1, kernel[1:]),
+        memory, decoded, *projected = self._into(z, context["back_in"])
+        attended = self._attended_vjp(saved, projected, knobs.sigma)
+        tokens = self._out((memory * (saved["memory"] > 0), self._patches(y), *attended), context["back_out"])
+        return self._join(tokens - (2 * self.well + knobs.damp) * z, self._image(decoded) - y)
+
+    def pull(
+        self, theta: Params, x: Data, context: Params, saved: Saved, a: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Params:
+        import torch
+
+        z, y = self._parts(a)
+        memory, _, *projected = self._into(z, context["back_in"])
+        # <a, W f(W' z)>: W' meets z on one side, W meets a on the other
+        moved = (
+            2 * memory * (saved["memory"] > 0),
+            self._patches(y),
+            *self._attended_vjp(saved, projected, knobs.sigma),
+        )
+        rest = (2 * saved["memory"], saved["y"], *self._attended(saved, knobs.sigma), self._seen(x))
+        shape = torch.broadcast_shapes(*(part.shape[:-1] for part in (*moved, *rest)))
+        inner = outer(saved["z"], torch.cat([part.expand(*shape, -1) for part in moved], -1))
+        outside = outer(z, torch.cat([part.expand(*shape, -1) for part in rest], -1))
+        by_z = inner.split([part.shape[-1] for part in moved], -1)
+        by_a = outside.split([part.shape[-1] for part in rest], -1)
+        token, kernel = z.sum(-3), theta["Wenc"].shape  # everything that enters as a bias is a sum of tokens
+        return self._head_grads(by_z[2:], by_a[2:-1]) | {
+            "Wenc": by_a[-1].unflatten(-1, kernel[1:]),
             "benc": token.sum(-2),
             "bpos": token,
-            "Wdec": decoder.unflatten(-1, kernel[1:]),
+            "Wdec": (by_z[1] + by_a[1]).unflatten(-1, kernel[1:]),
             "bdec": y.sum((-4, -2, -1)),
-            "Wmem": 2 * through,
+            "Wmem": by_z[0] + by_a[0],
         }
 
-    @abstractmethod
-    def _attend(self, theta: Params, z: Float[Tensor, "*b N D"]) -> Saved:
-        """What attention and its derivatives need of the tokens."""
+    def _into(self, z: Float[Tensor, "*b N D"], W: Float[Tensor, "D K"]) -> list[Tensor]:
+        """Tokens before memories, pixels and each kind of head."""
+        width = self.heads * self.dh
+        rest = [self.mem, self.ch * self.patch**2]
+        return list((z @ W).split([*rest, *[width] * ((W.shape[-1] - sum(rest)) // width)], -1))
+
+    def _out(self, parts: tuple[Tensor, ...], W: Float[Tensor, "K D"]) -> Float[Tensor, "*b N D"]:
+        import torch
+
+        return torch.cat(parts, -1) @ W
 
     @abstractmethod
-    def _attention(self, theta: Params, at: Saved) -> Float[Tensor, "*b N D"]:
-        """Its force on the tokens, at sigma = 1."""
+    def _head_weights(self, theta: Params) -> tuple[list[Tensor], list[Tensor]]:
+        """Weights (Hh, D) of what attention hands to the tokens, and of what its transpose does."""
 
     @abstractmethod
-    def _attention_jvp(self, theta: Params, at: Saved, v: Float[Tensor, "*b N D"]) -> Float[Tensor, "*b N D"]:
-        """Its Jacobian on a change of the tokens."""
+    def _head_grads(self, by_z: Sequence[Tensor], by_a: Sequence[Tensor]) -> Params:
+        """Gradients of the head weights, from the outer products (D, Hh) with tokens and with credits."""
 
     @abstractmethod
-    def _attention_vjp(self, theta: Params, at: Saved, a: Float[Tensor, "*b N D"]) -> Float[Tensor, "*b N D"]:
-        """Its transposed Jacobian."""
+    def _attend(self, projected: Sequence[Float[Tensor, "*b N Hh"]]) -> Saved:
+        """What attention and its derivatives need of the projected tokens."""
 
     @abstractmethod
-    def _attention_pull(self, theta: Params, at: Saved, a: Float[Tensor, "*r b N D"]) -> Params:
-        """d<a, attention>/dtheta by row."""
+    def _attended(self, at: Saved, sigma: Tensor) -> tuple[Tensor, ...]:
+        """sigma times what attention hands to each of its `ahead` weights."""
+
+    @abstractmethod
+    def _attended_jvp(self, at: Saved, projected: Sequence[Tensor], sigma: Tensor) -> tuple[Tensor, ...]:
+        """Its change with the projected tokens."""
+
+    @abstractmethod
+    def _attended_vjp(self, at: Saved, projected: Sequence[Tensor], sigma: Tensor) -> tuple[Tensor, ...]:
+        """The same for the transpose, from credits projected by `back_in`."""
 
     def _parts(self, s: Float[Tensor, "*r b n"]) -> tuple[Tensor, Tensor]:
         """Tokens, copied once for the products that all read them, and pixels."""
@@ -263,8 +316,11 @@ class _Cet(ClosedForms, AbstractSystem):
         pixels = 0.5 * y.square() - theta["bdec"][:, None, None] * y
         return tokens.sum((-2, -1)) - memory.sum((-2, -1)) + pixels.sum((-3, -2, -1))
 
-    def _heads(self, z: Tensor, W: Tensor) -> Tensor:
-        return heads(z @ W.flatten(0, 1).mT, self.heads)
+    def _by_head(self, projected: Sequence[Tensor]) -> list[Tensor]:
+        return [heads(p, self.heads) for p in projected]
+
+    def _kernel(self, g: Float[Tensor, "*r D Hh"]) -> Float[Tensor, "*r H h D"]:
+        return g.mT.unflatten(-2, (self.heads, self.dh))
 
 
 @dataclass(frozen=True)
@@ -296,33 +352,30 @@ class _EnergyAttention(_Cet, AbstractEnergySystem):
     ) -> Float[Tensor, "*r b"]:
         part = self.split(s)
         z, y = part["z"], part["y"]
-        q, k = self._heads(z, theta["WQ"]), self._heads(z, theta["WK"])
+        q, k = self._by_head([z @ theta[w].flatten(0, 1).mT for w in ("WQ", "WK")])
         attention = (self.gamma * (q @ k.mT)).logsumexp(-1).sum((-2, -1)) / self.gamma
         return self._rest_energy(theta, context, z, y, knobs) - knobs.sigma * attention
 
-    def _attend(self, theta: Params, z: Float[Tensor, "*b N D"]) -> Saved:
-        return energy_attention(self._heads(z, theta["WQ"]), self._heads(z, theta["WK"]), self.gamma)
+    def _head_weights(self, theta: Params) -> tuple[list[Tensor], list[Tensor]]:
+        both = [theta[w].flatten(0, 1) for w in ("WQ", "WK")]
+        return both, both
 
-    def _attention(self, theta: Params, at: Saved) -> Float[Tensor, "*b N D"]:
-        return self._tokens(theta, energy_slope(at))
+    def _head_grads(self, by_z: Sequence[Tensor], by_a: Sequence[Tensor]) -> Params:
+        return {w: self._kernel(z + a) for w, z, a in zip(("WQ", "WK"), by_z, by_a, strict=True)}
 
-    def _attention_jvp(self, theta: Params, at: Saved, v: Float[Tensor, "*b N D"]) -> Float[Tensor, "*b N D"]:
-        return self._tokens(theta, self._slope_jvp(theta, at, v))
+    def _attend(self, projected: Sequence[Float[Tensor, "*b N Hh"]]) -> Saved:
+        q, k = self._by_head(projected)
+        return energy_attention(q, k, self.gamma)
 
-    def _attention_vjp(self, theta: Params, at: Saved, a: Float[Tensor, "*b N D"]) -> Float[Tensor, "*b N D"]:
-        return self._attention_jvp(theta, at, a)  # a Hessian
+    def _attended(self, at: Saved, sigma: Tensor) -> tuple[Tensor, ...]:
+        return tuple(sigma * merge(slope) for slope in energy_slope(at))
 
-    def _attention_pull(self, theta: Params, at: Saved, a: Float[Tensor, "*r b N D"]) -> Params:
-        slopes = zip(("WQ", "WK"), self._slope_jvp(theta, at, a), energy_slope(at), strict=True)
-        by_width = {w: outer(merge(moved), at["z"]) + outer(merge(slope), a) for w, moved, slope in slopes}
-        return {w: g.unflatten(-2, (self.heads, self.dh)) for w, g in by_width.items()}
+    def _attended_jvp(self, at: Saved, projected: Sequence[Tensor], sigma: Tensor) -> tuple[Tensor, ...]:
+        dq, dk = self._by_head(projected)
+        return tuple(sigma * merge(moved) for moved in energy_slope_jvp(at, self.gamma, dq, dk))
 
-    def _slope_jvp(self, theta: Params, at: Saved, v: Tensor) -> tuple[Tensor, Tensor]:
-        return energy_slope_jvp(at, self.gamma, self._heads(v, theta["WQ"]), self._heads(v, theta["WK"]))
-
-    def _tokens(self, theta: Params, slopes: tuple[Tensor, Tensor]) -> Tensor:
-        of_q, of_k = (merge(slope) for slope in slopes)
-        return of_q @ theta["WQ"].flatten(0, 1) + of_k @ theta["WK"].flatten(0, 1)
+    def _attended_vjp(self, at: Saved, projected: Sequence[Tensor], sigma: Tensor) -> tuple[Tensor, ...]:
+        return self._attended_jvp(at, projected, sigma)  # a Hessian
 
 
 @dataclass(frozen=True)
@@ -343,43 +396,50 @@ class _RealAttention(_Cet, AbstractDrivenSystem):
         self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"], knobs: Knobs
     ) -> Float[Tensor, "*r b n"]:
         part = self.split(s)
-        attention = knobs.sigma * self._attention(theta, self._attend(theta, part["z"]))
-        return self._join(attention, part["y"].new_zeros(part["y"].shape))
+        attended = self._attended(self._attend(self._projected(part["z"], context["ahead_in"])), knobs.sigma)
+        return self._from_heads(attended, context["ahead_out"], part["y"])
 
     def swirl_jvp(
-        self, theta: Params, saved: Saved, v: Float[Tensor, "*r b n"], knobs: Knobs
+        self, theta: Params, context: Params, saved: Saved, v: Float[Tensor, "*r b n"], knobs: Knobs
     ) -> Float[Tensor, "*r b n"]:
         z, y = self._parts(v)
-        return self._join(knobs.sigma * self._attention_jvp(theta, saved, z), y.new_zeros(y.shape))
+        attended = self._attended_jvp(saved, self._projected(z, context["ahead_in"]), knobs.sigma)
+        return self._from_heads(attended, context["ahead_out"], y)
 
     def swirl_vjp(
-        self, theta: Params, saved: Saved, a: Float[Tensor, "*r b n"], knobs: Knobs
+        self, theta: Params, context: Params, saved: Saved, a: Float[Tensor, "*r b n"], knobs: Knobs
     ) -> Float[Tensor, "*r b n"]:
         z, y = self._parts(a)
-        return self._join(knobs.sigma * self._attention_vjp(theta, saved, z), y.new_zeros(y.shape))
+        attended = self._attended_vjp(saved, self._projected(z, context["back_in"]), knobs.sigma)
+        return self._from_heads(attended, context["back_out"], y)
 
-    def _attend(self, theta: Params, z: Float[Tensor, "*b N D"]) -> Saved:
-        return attention(*(self._heads(z, theta[w]) for w in ("WQ", "WK", "WV")))
+    def _projected(self, z: Tensor, W: Float[Tensor, "D K"]) -> Sequence[Tensor]:
+        """Tokens before each kind of head alone."""
+        return (z @ W[:, self.mem + self.ch * self.patch**2 :]).split(self.heads * self.dh, -1)
 
-    def _attention(self, theta: Params, at: Saved) -> Float[Tensor, "*b N D"]:
-        return merge(attend(at)) @ theta["WO"].mT
+    def _from_heads(self, attended: tuple[Tensor, ...], W: Float[Tensor, "K D"], y: Tensor) -> Tensor:
+        """A force on the tokens alone."""
+        return self._join(self._out(attended, W[self.mem + self.ch * self.patch**2 :]), y.new_zeros(y.shape))
 
-    def _attention_jvp(self, theta: Params, at: Saved, v: Float[Tensor, "*b N D"]) -> Float[Tensor, "*b N D"]:
-        return merge(attend_jvp(at, *(self._heads(v, theta[w]) for w in ("WQ", "WK", "WV")))) @ theta["WO"].mT
+    def _head_weights(self, theta: Params) -> tuple[list[Tensor], list[Tensor]]:
+        return [theta["WO"].mT], [theta[w].flatten(0, 1) for w in ("WQ", "WK", "WV")]
 
-    def _attention_vjp(self, theta: Params, at: Saved, a: Float[Tensor, "*b N D"]) -> Float[Tensor, "*b N D"]:
-        q, k, v = (part @ theta[w].flatten(0, 1) for w, part in self._back(theta, at, a).items())
-        return q + k + v
+    def _head_grads(self, by_z: Sequence[Tensor], by_a: Sequence[Tensor]) -> Params:
+        (WO,) = by_a
+        return {w: self._kernel(g) for w, g in zip(("WQ", "WK", "WV"), by_z, strict=True)} | {"WO": WO}
 
-    def _attention_pull(self, theta: Params, at: Saved, a: Float[Tensor, "*r b N D"]) -> Params:
-        by_width = {w: outer(part, at["z"]) for w, part in self._back(theta, at, a).items()}
-        pulled = {w: g.unflatten(-2, (self.heads, self.dh)) for w, g in by_width.items()}
-        return pulled | {"WO": outer(a, merge(attend(at)))}
+    def _attend(self, projected: Sequence[Float[Tensor, "*b N Hh"]]) -> Saved:
+        return attention(*self._by_head(projected))
 
-    def _back(self, theta: Params, at: Saved, a: Tensor) -> Saved:
-        """d<a, attention> with q, k and v, heads merged."""
-        parts = attend_vjp(at, heads(a @ theta["WO"], self.heads))
-        return {w: merge(part) for w, part in zip(("WQ", "WK", "WV"), parts, strict=True)}
+    def _attended(self, at: Saved, sigma: Tensor) -> tuple[Tensor, ...]:
+        return (sigma * merge(attend(at)),)
+
+    def _attended_jvp(self, at: Saved, projected: Sequence[Tensor], sigma: Tensor) -> tuple[Tensor, ...]:
+        return (sigma * merge(attend_jvp(at, *self._by_head(projected))),)
+
+    def _attended_vjp(self, at: Saved, projected: Sequence[Tensor], sigma: Tensor) -> tuple[Tensor, ...]:
+        (credit,) = self._by_head(projected)
+        return tuple(sigma * merge(part) for part in attend_vjp(at, credit))
 
 
 @final

@@ -89,6 +89,9 @@ class _Toy(AbstractSystem):
     def cost(self, theta: Params, x: Data, s: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b"]:
         return 0.5 * (s @ x["R"] - x["target"]).square().sum(-1) / s.shape[-2]
 
+    def cost_slope(self, theta: Params, x: Data, s: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
+        return (s @ x["R"] - x["target"]) @ x["R"].mT / s.shape[-2]
+
     def _well(self, context: Params, z: Tensor, knobs: Knobs) -> Tensor:
         """Energy of the pull to the input, with damping: 1/2 (1 + c) |z|^2 - <input, z>."""
         return (0.5 * (1 + knobs.damp) * z.square() - context["input"] * z).sum((-2, -1))
@@ -128,15 +131,21 @@ class ToyCons(_Toy, ClosedForms, AbstractEnergySystem):
         z = self.split(s)["z"].contiguous()
         return {"z": z, "t": (z @ theta["S"]).tanh()}
 
-    def jvp(self, theta: Params, saved: Saved, v: Float[Tensor, "*r b n"], knobs: Knobs) -> Float[Tensor, "*r b n"]:
+    def jvp(
+        self, theta: Params, context: Params, saved: Saved, v: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Float[Tensor, "*r b n"]:
         dz = self.split(v)["z"]
         moved = (1 - saved["t"].square()) * (dz @ theta["S"])
         return (knobs.sigma * (moved @ theta["S"].mT) - (1 + knobs.damp) * dz).flatten(-2)
 
-    def vjp(self, theta: Params, saved: Saved, a: Float[Tensor, "*r b n"], knobs: Knobs) -> Float[Tensor, "*r b n"]:
-        return self.jvp(theta, saved, a, knobs)  # a Hessian
+    def vjp(
+        self, theta: Params, context: Params, saved: Saved, a: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Float[Tensor, "*r b n"]:
+        return self.jvp(theta, context, saved, a, knobs)  # a Hessian
 
-    def pull(self, theta: Params, x: Data, saved: Saved, a: Float[Tensor, "*r b n"], knobs: Knobs) -> Params:
+    def pull(
+        self, theta: Params, x: Data, context: Params, saved: Saved, a: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Params:
         z, t, a = saved["z"], saved["t"], self.split(a)["z"]
         S = outer(z, (1 - t.square()) * (a @ theta["S"])) + outer(a, t)
         return {"S": knobs.sigma * S, "b": a.sum((-3, -2))}
@@ -189,13 +198,13 @@ class ToyNoncons(_Toy, ClosedForms, AbstractDrivenSystem):
         return attention(*self._heads(theta, z)) | {"z": z}
 
     def swirl_jvp(
-        self, theta: Params, saved: Saved, v: Float[Tensor, "*r b n"], knobs: Knobs
+        self, theta: Params, context: Params, saved: Saved, v: Float[Tensor, "*r b n"], knobs: Knobs
     ) -> Float[Tensor, "*r b n"]:
         moved = attend_jvp(saved, *self._heads(theta, self.split(v)["z"]))
         return (knobs.sigma * (merge(moved) @ theta["WO"])).flatten(-2)
 
     def swirl_vjp(
-        self, theta: Params, saved: Saved, a: Float[Tensor, "*r b n"], knobs: Knobs
+        self, theta: Params, context: Params, saved: Saved, a: Float[Tensor, "*r b n"], knobs: Knobs
     ) -> Float[Tensor, "*r b n"]:
         back = self._back(theta, saved, self.split(a)["z"])
         q, k, v = (part @ theta[w].mT for w, part in back.items())
@@ -206,13 +215,19 @@ class ToyNoncons(_Toy, ClosedForms, AbstractDrivenSystem):
         parts = attend_vjp(saved, heads(a @ theta["WO"].mT, self.heads))
         return {w: merge(part) for w, part in zip(("WQ", "WK", "WV"), parts, strict=True)}
 
-    def jvp(self, theta: Params, saved: Saved, v: Float[Tensor, "*r b n"], knobs: Knobs) -> Float[Tensor, "*r b n"]:
-        return self.swirl_jvp(theta, saved, v, knobs) - (1 + knobs.damp) * v
+    def jvp(
+        self, theta: Params, context: Params, saved: Saved, v: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Float[Tensor, "*r b n"]:
+        return self.swirl_jvp(theta, context, saved, v, knobs) - (1 + knobs.damp) * v
 
-    def vjp(self, theta: Params, saved: Saved, a: Float[Tensor, "*r b n"], knobs: Knobs) -> Float[Tensor, "*r b n"]:
-        return self.swirl_vjp(theta, saved, a, knobs) - (1 + knobs.damp) * a
+    def vjp(
+        self, theta: Params, context: Params, saved: Saved, a: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Float[Tensor, "*r b n"]:
+        return self.swirl_vjp(theta, context, saved, a, knobs) - (1 + knobs.damp) * a
 
-    def pull(self, theta: Params, x: Data, saved: Saved, a: Float[Tensor, "*r b n"], knobs: Knobs) -> Params:
+    def pull(
+        self, theta: Params, x: Data, context: Params, saved: Saved, a: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Params:
         a = self.split(a)["z"]
         pulled = {w: outer(saved["z"], part) for w, part in self._back(theta, saved, a).items()}
         pulled["WO"] = outer(merge(attend(saved)), a)

@@ -144,6 +144,7 @@ def test_closed_forms_equal_autograd(name: str) -> None:
         torch.testing.assert_close(closed.vjp(credits), torch.stack([closed.vjp(a) for a in credits]))
     pulled = field.pull(s, credits)
     plain = OpenField(field.system, field.theta, field.x, field.knobs)
+    torch.testing.assert_close(field.cost_slope(s), plain.cost_slope(s), rtol=1e-12, atol=1e-13)
     for parameter, expected in plain.pull(s, credits).items():
         assert pulled[parameter].shape == (2, 3, *field.theta[parameter].shape)
         torch.testing.assert_close(pulled[parameter], expected, rtol=1e-11, atol=1e-11)
