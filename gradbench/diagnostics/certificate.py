@@ -111,8 +111,9 @@ def _index(rows: list[int], like: Tensor) -> Tensor:
 def _linear(free: Trajectory, thresholds: Thresholds, seeds: Sequence[int]) -> dict[str, Tensor]:
     field, ends = free.field, free.ends
     shape = (thresholds.probes + 1, *ends.shape[-2:])
-    draws = torch.stack([normal(Streams(seed)["probes"], shape) for seed in seeds], 1)
-    probes = (draws if ends.ndim == 4 else draws[:, 0]).to(ends)[:, None].expand(-1, *ends.shape)
+    drawn = {seed: normal(Streams(seed)["probes"], shape).to(ends) for seed in set(seeds)}
+    draws = torch.stack([drawn[seed] for seed in seeds], 1)
+    probes = (draws if ends.ndim == 4 else draws[:, 0])[:, None].expand(-1, *ends.shape)
     frozen = field.frozen(field.step_at, ends)
     product = field.repeated(lambda v: (frozen().jvp(v),), probes[-1])
     measured = {"rho": growth(lambda v: product(v)[0], probes[-1], thresholds.growth_steps)}

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 def heads(x: Float[Tensor, "*b N Hh"], H: int) -> Float[Tensor, "*b H N h"]:
-    """Split the width of every token into H heads."""
-    return x.unflatten(-1, (H, -1)).transpose(-3, -2)
+    """Split the width of every token into H heads, copied once for the products that each read it."""
+    return x.unflatten(-1, (H, -1)).transpose(-3, -2).contiguous()
 
 
 def merge(x: Float[Tensor, "*b H N h"]) -> Float[Tensor, "*b N Hh"]:
@@ -26,9 +26,14 @@ def merge(x: Float[Tensor, "*b H N h"]) -> Float[Tensor, "*b N Hh"]:
     return x.transpose(-3, -2).flatten(-2)
 
 
+def small(a: Float[Tensor, "*b N K"], b: Float[Tensor, "*b K M"]) -> Float[Tensor, "*b N M"]:
+    """The product within one head."""
+    return a @ b
+
+
 def weights(q: Float[Tensor, "*b H N h"], k: Float[Tensor, "*b H N h"], scale: float) -> Float[Tensor, "*b H N N"]:
     """P = softmax(scale q k^T)."""
-    return (scale * (q @ k.mT)).softmax(-1)
+    return (scale * small(q, k.mT)).softmax(-1)
 
 
 def reweighted(P: Float[Tensor, "*b H N N"], dS: Float[Tensor, "*b H N N"]) -> Float[Tensor, "*b H N N"]:
@@ -44,19 +49,19 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Saved:
 
 def attend(at: Saved) -> Float[Tensor, "*b H N h"]:
     """o = P v, written out: fused attention has no second derivative."""
-    return at["P"] @ at["v"]
+    return small(at["P"], at["v"])
 
 
 def attend_jvp(at: Saved, dq: Tensor, dk: Tensor, dv: Tensor) -> Float[Tensor, "*b H N h"]:
     """Change of o with q, k and v."""
-    dP = reweighted(at["P"], (dq @ at["k"].mT + at["q"] @ dk.mT) / math.sqrt(dq.shape[-1]))
-    return dP @ at["v"] + at["P"] @ dv
+    dP = reweighted(at["P"], (small(dq, at["k"].mT) + small(at["q"], dk.mT)) / math.sqrt(dq.shape[-1]))
+    return small(dP, at["v"]) + small(at["P"], dv)
 
 
 def attend_vjp(at: Saved, a: Float[Tensor, "*b H N h"]) -> tuple[Tensor, Tensor, Tensor]:
     """d<a, o> with q, k and v."""
-    dS = reweighted(at["P"], a @ at["v"].mT) / math.sqrt(a.shape[-1])
-    return dS @ at["k"], dS.mT @ at["q"], at["P"].mT @ a
+    dS = reweighted(at["P"], small(a, at["v"].mT)) / math.sqrt(a.shape[-1])
+    return small(dS, at["k"]), small(dS.mT, at["q"]), small(at["P"].mT, a)
 
 
 def energy_attention(q: Tensor, k: Tensor, gamma: float) -> Saved:
@@ -70,14 +75,14 @@ def energy_attention(q: Tensor, k: Tensor, gamma: float) -> Saved:
 
 def energy_slope(at: Saved) -> tuple[Tensor, Tensor]:
     """dL/dq, dL/dk."""
-    return at["P"] @ at["k"], at["P"].mT @ at["q"]
+    return small(at["P"], at["k"]), small(at["P"].mT, at["q"])
 
 
 def energy_slope_jvp(at: Saved, gamma: float, dq: Tensor, dk: Tensor) -> tuple[Tensor, Tensor]:
     """Change of both slopes with q and k: a Hessian, so its own transpose."""
     q, k, P = at["q"], at["k"], at["P"]
-    dP = reweighted(P, gamma * (dq @ k.mT + q @ dk.mT))
-    return dP @ k + P @ dk, dP.mT @ q + P.mT @ dq
+    dP = reweighted(P, gamma * (small(dq, k.mT) + small(q, dk.mT)))
+    return small(dP, k) + small(P, dk), small(dP.mT, q) + small(P.mT, dq)
 
 
 def outer(a: Float[Tensor, "*r b N D"], z: Float[Tensor, "*r b N K"]) -> Float[Tensor, "*r D K"]:

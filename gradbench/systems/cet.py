@@ -204,7 +204,7 @@ class _Cet(ClosedForms, AbstractSystem):
     def activate(self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"], knobs: Knobs) -> Saved:
         z, y = self._parts(s)
         memory, _, *projected = self._into(z, context["ahead_in"])
-        return self._attend(projected) | {"z": z, "y": self._patches(y), "memory": memory.relu()}
+        return self._attend(projected) | {"z": z, "y": y, "memory": memory.relu()}
 
     def jvp(
         self, theta: Params, context: Params, saved: Saved, v: Float[Tensor, "*r b n"], knobs: Knobs
@@ -237,7 +237,7 @@ class _Cet(ClosedForms, AbstractSystem):
             self._patches(y),
             *self._attended_vjp(saved, projected, knobs.sigma),
         )
-        rest = (2 * saved["memory"], saved["y"], *self._attended(saved, knobs.sigma), self._seen(x))
+        rest = (2 * saved["memory"], self._patches(saved["y"]), *self._attended(saved, knobs.sigma), self._seen(x))
         shape = torch.broadcast_shapes(*(part.shape[:-1] for part in (*moved, *rest)))
         inner = outer(saved["z"], torch.cat([part.expand(*shape, -1) for part in moved], -1))
         outside = outer(z, torch.cat([part.expand(*shape, -1) for part in rest], -1))
