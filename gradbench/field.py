@@ -300,7 +300,7 @@ class Stack(Field):
         first = fields[0]
         theta = {n: torch.stack([f.theta[n] for f in fields]) for n in first.theta}
         x = {n: torch.stack([f.x[n] for f in fields]) for n in first.x}
-        columns = zip(*(vars(f.knobs).values() for f in fields), strict=True)
+        columns = zip(*(f.knobs for f in fields), strict=True)
         return cls(first.system, theta, x, Knobs(*(torch.stack(column) for column in columns)))
 
     def _over(self, function: Callable[..., Any], *states: Tensor | Saved) -> Any:
@@ -309,15 +309,10 @@ class Stack(Field):
         A state goes in with its cells first, so that a product with their weights reads each one's rows in a run;
         what was saved at a state stays so. What comes out of a state has its rows before its cells again.
         """
-        knobs = vars(self.knobs)
-
-        def one(theta: Params, x: Data, knobs: dict[str, Tensor], *states: Tensor | Saved) -> Any:
-            return function(theta, x, Knobs(**knobs), *states)
-
         rows = [s.ndim - 3 for s in states if isinstance(s, Tensor)]
         first = [s.movedim(-3, 0) if isinstance(s, Tensor) else s for s in states]
         out = max(rows, default=0)
-        return torch.func.vmap(one, out_dims=out)(self.theta, self.x, knobs, *first)
+        return torch.func.vmap(function, out_dims=out)(self.theta, self.x, self.knobs, *first)
 
     def activate(self, s: Float[Tensor, "*r c b n"]) -> Saved:
         """Activations with the cells in front: `(c, *r, b, ...)`."""

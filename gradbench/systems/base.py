@@ -11,8 +11,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -25,9 +24,8 @@ Data = dict[str, "Tensor"]  # x: what is clamped
 Saved = dict[str, "Tensor"]  # activations at a state
 
 
-@dataclass(frozen=True)
-class Knobs:
-    """Real coordinates of a cell that enter the dynamics, as 0-d tensors."""
+class Knobs(NamedTuple):
+    """Real coordinates of a cell that enter the dynamics, as 0-d tensors; (c,) in a stack of cells."""
 
     sigma: Tensor  # the grid's `s`: scale of attention (of tanh in toy_cons)
     damp: Tensor  # c: adds -c z to the force of what relaxes as tokens
