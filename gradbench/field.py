@@ -146,7 +146,8 @@ class Field:
     def repeated(self, function: Step, *examples: Tensor) -> Step:
         """The same function, made for being called many times on tensors of these shapes.
 
-        What it returns may be overwritten by the next call.
+        What it returns may be overwritten by the next call, and may be given to it again. A function may write
+        into its arguments; whether the caller's are then written to is left open.
         """
         return function
 
@@ -258,16 +259,28 @@ class Field:
         """d<a, F(s)>/dtheta at fixed s and a."""
         closed = self.closed
         if closed:
-            with torch.no_grad():
-                pulled: Params = self._over(
-                    lambda theta, x, knobs, c, saved, a: closed.pull(theta, x, c, saved, a, knobs),
-                    self.context,
-                    self.activate(s),
-                    a,
-                )
+            pulled: Params = self._by_credit(closed.pull, s, a)
             return pulled
         force, context = self.system.force, self.system.context
         return self._grads(lambda theta, x, knobs, s, a: a * force(theta, x, context(theta, x), s, knobs), s, a)
+
+    def backward(self, s: Float[Tensor, "*r b n"], a: Float[Tensor, "*r b n"]) -> tuple[Tensor, Params]:
+        """J(s)^T a and the pull of a: one step of a reverse sweep."""
+        closed = self.closed
+        if closed:
+            both: tuple[Tensor, Params] = self._by_credit(closed.backward, s, a)
+            return both
+        return self.at(s.expand_as(a)).vjp(a), self.pull(s, a)
+
+    def _by_credit(self, function: Callable[..., Any], s: Tensor, a: Tensor) -> Any:
+        """A closed form (theta, x, context, saved, a, knobs) with the activations at s."""
+        with torch.no_grad():
+            return self._over(
+                lambda theta, x, knobs, c, saved, a: function(theta, x, c, saved, a, knobs),
+                self.context,
+                self.activate(s),
+                a,
+            )
 
     def _grads(self, scalar: Callable[..., Tensor], *states: Tensor) -> Params:
         """Gradient of a sum over theta, by row: states of one row share it with nobody."""

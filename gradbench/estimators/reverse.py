@@ -21,51 +21,55 @@ class ReversePhase(AbstractPhase):
     """a_t = p_t + eps J(s_t)^T p_t,  p_t = Pi'(u_t)^T a_{t+1},  from a_T1 = dC/ds
 
     One sweep serves every T1: going backwards in time, the row of a T1 joins at its own end. The
-    gradient eps sum_t <p_t, dF/dtheta(s_t)> is pulled afterwards, over many steps in one product, and
-    its partial sums over the last steps are the truncations at every depth.
+    gradient eps sum_t <p_t, dF/dtheta(s_t)> is pulled on the way, from what J^T p needs anyway, and its
+    partial sums over the last steps are the truncations at every depth.
     """
 
     def run(self, free: Trajectory, depths: tuple[int, ...], betas: Float[Tensor, "j *c"]) -> Iterator[Snapshot]:
         import torch
 
         field, eps = free.field, free.field.step_size
-        a = free.cost_slope.clone()
-        total = {name: direct.clone() for name, direct in free.cost_grads.items()}
+        names = list(free.cost_grads)
 
-        def back(s: Tensor, a: Tensor) -> tuple[Tensor, ...]:
-            s = s.expand_as(a)
+        def back(s: Tensor, a: Tensor, *total: Tensor) -> tuple[Tensor, ...]:
             with torch.no_grad():
                 u = s + eps * field.force(s) if field.system.projects else s
             p = field.project_vjp(u, a)
-            return p, p + eps * field.at(s).vjp(p)
+            Jp, pulled = field.backward(s, p)
+            for name, sum_ in zip(names, total, strict=True):
+                sum_ += pulled[name]
+            return a.copy_(p + eps * Jp), *total
 
-        steps = {first: field.repeated(back, a[0], a[first:]) for first in range(len(free.T1s))}
-        # a run is cut where another T1 joins and where a depth is read, so that its rows are those of one product
-        read = {(depth, i): T1 - depth for depth in depths for i, T1 in enumerate(free.T1s) if depth < T1}
-        marks = {*free.T1s, *read.values()}
-        truncated = {depth: {name: g.clone() for name, g in total.items()} for depth in depths}
-        for start, states in free.backwards():
-            credits = a.new_empty((len(states), *a.shape))  # p_t, by step and T1
-            end = start + len(states)
-            for cut in sorted({start, *(t for t in marks if start <= t < end)}, reverse=True):
-                first = sum(cut >= T1 for T1 in free.T1s)
-                for t in reversed(range(cut - start, end - start)):
-                    credits[t, first:], a[first:] = steps[first](states[t], a[first:])
-                here = slice(cut - start, end - start)
-                for name, part in field.pull(states[here, None], eps * credits[here, first:]).items():
-                    total[name][first:] += part.sum(0)
-                for (depth, i), t in read.items():
-                    if t == cut:
-                        for name, g in total.items():
-                            truncated[depth][name][i] = g[i]
-                end = cut
+        # rows of what is carried back: the T1 that have joined
+        carried = [free.cost_slope.clone(), *(torch.zeros_like(free.cost_grads[name]) for name in names)]
+        read: dict[int, list[tuple[int, int]]] = {}
         for depth in depths:
             for i, T1 in enumerate(free.T1s):
-                if depth >= T1:  # the whole sweep: there are no more steps
-                    for name, g in total.items():
-                        truncated[depth][name][i] = g[i]
-            yield Snapshot(depth, gradient=truncated[depth])
-        yield Snapshot(None, gradient=total)
+                read.setdefault(max(T1 - depth, 0), []).append((depth, i))
+        truncated = {depth: [g.clone() for g in carried[1:]] for depth in depths}
+        rows, step, first = carried, None, 0
+        for start, states in free.backwards():
+            for t in reversed(range(start, start + len(states))):
+                if (joined := sum(t >= T1 for T1 in free.T1s)) != first or step is None:
+                    _put(carried, rows, first)
+                    first, rows = joined, [v[joined:] for v in carried]
+                    step = field.repeated(back, states[t - start], *(v.clone() for v in rows))
+                rows = list(step(states[t - start], *rows))
+                for depth, i in read.get(t, ()):
+                    for name, sum_ in zip(truncated[depth], rows[1:], strict=True):
+                        name[i] = sum_[i - first]
+        _put(carried, rows, first)
+
+        def gradient(sums: list[Tensor]) -> Params:
+            scale = eps.reshape(-1)  # of a cell, before its parameters
+            return {
+                name: direct + scale.reshape(-1, *[1] * (direct.ndim - 2)) * sum_
+                for (name, direct), sum_ in zip(free.cost_grads.items(), sums, strict=True)
+            }
+
+        for depth in depths:
+            yield Snapshot(depth, gradient=gradient(truncated[depth]))
+        yield Snapshot(None, gradient=gradient(carried[1:]))
 
     def count(self, T1: int, depth: int | None) -> Count:
         return Count(vjp=T1 if depth is None else depth)
@@ -118,6 +122,11 @@ class Tbptt(AbstractEstimator):
 
     def read(self, free: Trajectory, snapshot: Snapshot, betas: Float[Tensor, "j *c"]) -> Reading:
         return _swept(snapshot)
+
+
+def _put(whole: list[Tensor], rows: list[Tensor], first: int) -> None:
+    for v, own in zip(whole, rows, strict=True):
+        v[first:] = own
 
 
 def _swept(snapshot: Snapshot) -> Reading:

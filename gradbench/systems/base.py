@@ -195,6 +195,12 @@ class ClosedForms(ABC):
     ) -> Params:
         """d<a, F(s)>/dtheta of every row, summed over its examples: shapes (*r, ...)."""
 
+    def backward(
+        self, theta: Params, x: Data, context: Params, saved: Saved, a: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> tuple[Tensor, Params]:
+        """J^T a and the pull of a: what one step of a reverse sweep takes, where the two may share their work."""
+        return self.vjp(theta, context, saved, a, knobs), self.pull(theta, x, context, saved, a, knobs)
+
     @abstractmethod
     def cost_slope(self, theta: Params, x: Data, s: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
         """dC/ds."""

@@ -219,29 +219,50 @@ class _Cet(ClosedForms, AbstractSystem):
         self, theta: Params, context: Params, saved: Saved, a: Float[Tensor, "*r b n"], knobs: Knobs
     ) -> Float[Tensor, "*r b n"]:
         z, y = self._parts(a)
-        memory, decoded, *projected = self._into(z, context["back_in"])
-        attended = self._attended_vjp(saved, projected, knobs.sigma)
-        tokens = self._out((memory * (saved["memory"] > 0), self._patches(y), *attended), context["back_out"])
-        return self._join(tokens - (2 * self.well + knobs.damp) * z, self._image(decoded) - y)
+        moved, decoded = self._moved(context, saved, z, y, knobs)
+        return self._returned(context, z, y, moved, decoded, knobs)
 
     def pull(
         self, theta: Params, x: Data, context: Params, saved: Saved, a: Float[Tensor, "*r b n"], knobs: Knobs
     ) -> Params:
+        z, y = self._parts(a)
+        return self._pulled(theta, x, saved, z, y, self._moved(context, saved, z, y, knobs)[0], knobs)
+
+    def backward(
+        self, theta: Params, x: Data, context: Params, saved: Saved, a: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> tuple[Tensor, Params]:
+        z, y = self._parts(a)
+        moved, decoded = self._moved(context, saved, z, y, knobs)
+        grads = self._pulled(theta, x, saved, z, y, moved, knobs)
+        return self._returned(context, z, y, moved, decoded, knobs), grads
+
+    def _moved(
+        self, context: Params, saved: Saved, z: Tensor, y: Tensor, knobs: Knobs
+    ) -> tuple[Float[Tensor, "*r b N K"], Tensor]:
+        """Credits of memories, pixels and heads, side by side, and of the image."""
         import torch
 
-        z, y = self._parts(a)
-        memory, _, *projected = self._into(z, context["back_in"])
-        # <a, W f(W' z)>: W' meets z on one side, W meets a on the other
-        moved = (
-            2 * memory * (saved["memory"] > 0),
-            self._patches(y),
-            *self._attended_vjp(saved, projected, knobs.sigma),
-        )
-        rest = (2 * saved["memory"], self._patches(saved["y"]), *self._attended(saved, knobs.sigma), self._seen(x))
-        shape = torch.broadcast_shapes(*(part.shape[:-1] for part in (*moved, *rest)))
-        inner = outer(saved["z"], torch.cat([part.expand(*shape, -1) for part in moved], -1))
-        outside = outer(z, torch.cat([part.expand(*shape, -1) for part in rest], -1))
-        by_z = inner.split([part.shape[-1] for part in moved], -1)
+        memory, decoded, *projected = self._into(z, context["back_in"])
+        heads = self._attended_vjp(saved, projected, knobs.sigma)
+        return torch.cat((memory * (saved["memory"] > 0), self._patches(y), *heads), -1), decoded
+
+    def _returned(
+        self, context: Params, z: Tensor, y: Tensor, moved: Tensor, decoded: Tensor, knobs: Knobs
+    ) -> Float[Tensor, "*r b n"]:
+        tokens = moved @ context["back_out"] - (2 * self.well + knobs.damp) * z
+        return self._join(tokens, self._image(decoded) - y)
+
+    def _pulled(
+        self, theta: Params, x: Data, saved: Saved, z: Tensor, y: Tensor, moved: Tensor, knobs: Knobs
+    ) -> Params:
+        """<a, W f(W' z)>: W' meets the tokens and what moved, W the credits and what was handed on."""
+        import torch
+
+        rest = (saved["memory"], self._patches(saved["y"]), *self._attended(saved, knobs.sigma), self._seen(x))
+        shape = torch.broadcast_shapes(*(part.shape[:-1] for part in rest))
+        width, pixels = self.heads * self.dh, self.ch * self.patch**2
+        inner, outside = outer(saved["z"], moved), outer(z, torch.cat([part.expand(*shape, -1) for part in rest], -1))
+        by_z = inner.split([self.mem, pixels, *[width] * ((inner.shape[-1] - self.mem - pixels) // width)], -1)
         by_a = outside.split([part.shape[-1] for part in rest], -1)
         token, kernel = z.sum(-3), theta["Wenc"].shape  # everything that enters as a bias is a sum of tokens
         return self._head_grads(by_z[2:], by_a[2:-1]) | {
@@ -250,7 +271,7 @@ class _Cet(ClosedForms, AbstractSystem):
             "bpos": token,
             "Wdec": (by_z[1] + by_a[1]).unflatten(-1, kernel[1:]),
             "bdec": y.sum((-4, -2, -1)),
-            "Wmem": by_z[0] + by_a[0],
+            "Wmem": 2 * (by_z[0] + by_a[0]),
         }
 
     def _into(self, z: Float[Tensor, "*b N D"], W: Float[Tensor, "D K"]) -> list[Tensor]:

@@ -305,17 +305,19 @@ def test_clip_share_counts_the_steps_that_were_clipped(clip: str) -> None:
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_counts_are_what_one_cell_evaluates(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = {"jvp": 0, "vjp": 0}
-    for product in seen:
-        original = getattr(Closed, product)
 
-        def counted(self: Closed, v: torch.Tensor, product: str = product, original=original) -> torch.Tensor:
-            seen[product] += len(v.reshape(-1, *v.shape[-2:]))  # rows share one call
-            return original(self, v)
+    def counting(owner: type, method: str, product: str) -> None:
+        original = getattr(owner, method)
 
-        monkeypatch.setattr(Closed, product, counted)
-    # products with J are what counts; Pi' costs next to nothing beside them
-    pi = lambda self, u, a: torch.autograd.functional.vjp(self.project, u, a)[1]  # noqa: E731
-    monkeypatch.setattr(Field, "project_vjp", pi)
+        def counted(self: object, *states: torch.Tensor) -> object:
+            seen[product] += len(states[-1].reshape(-1, *states[-1].shape[-2:]))  # rows share one call
+            return original(self, *states)
+
+        monkeypatch.setattr(owner, method, counted)
+
+    counting(Closed, "jvp", "jvp")
+    counting(Closed, "vjp", "vjp")
+    counting(Field, "backward", "vjp")
     for rule_name in ESTIMATORS:
         rule = registry.estimator(rule_name)
         free = relax(live_field(name), (6,))
