@@ -10,17 +10,23 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
+PROGRAMS = 512
 WARM_UPS = 2  # handles, workspaces and cached constants come to be outside of the recording
 
 
 class Captured:
     """A function of tensors that reads nothing else that changes, replayed at one launch a call.
 
+    What it reads beside its arguments is read anew by every call, at the address that it had when it was recorded.
     Its outputs are overwritten by the next call. Derivatives that it takes must be recorded inside of it:
     a backward pass runs on the stream of its forward pass, and only the recording's own is captured.
     """
 
-    def __init__(self, function: Callable[..., tuple[Tensor, ...]], *examples: Tensor) -> None:
+    def __init__(self, function: Callable[..., tuple[Tensor, ...]], *examples: Tensor, compiled: bool = False) -> None:
+        if compiled:
+            # one source line is a program of its own for every system, rule and shape that comes by
+            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, PROGRAMS)
+            function = torch.compile(function, fullgraph=True, dynamic=False)
         self._inputs = [example.detach().clone() for example in examples]
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())

@@ -106,7 +106,9 @@ def run(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     dtype: Annotated[str | None, typer.Option(help="float32 or float64, in every grid.")] = None,
     set_: Set = None,
-    engine: Annotated[str, typer.Option(help="auto, eager (a problem at a time) or batched.")] = "auto",
+    engine: Annotated[str, typer.Option(help="auto, eager (a problem at a time), batched or compiled.")] = "auto",
+    memory: Annotated[str | None, typer.Option(help="What packs may take: 80% of what is free, or 24GiB.")] = None,
+    profile: Annotated[bool, typer.Option("--profile", help="Write where the time went into the run folder.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew, even where a run could be gone on with.")] = False,
 ) -> None:
     """Run a suite, or go on with it where it was cut off."""
@@ -115,7 +117,17 @@ def run(
 
     overrides = _overrides([*(set_ or ()), *([f"dtype={dtype}"] if dtype else ())])
     with told() as watch:
-        done = execute(suite, out=out, device=device, overrides=overrides, engine=engine, fresh=fresh, watch=watch)
+        done = execute(
+            suite,
+            out=out,
+            device=device,
+            overrides=overrides,
+            engine=engine,
+            memory=memory,
+            profile=profile,
+            fresh=fresh,
+            watch=watch,
+        )
     statuses = done.cells["status"].value_counts()
     for status, n in statuses.items():
         print(f"  {status:<16} {n:<7,} {Status(status).prose}")

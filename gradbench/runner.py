@@ -15,6 +15,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,7 +30,7 @@ from gradbench.status import Status
 from gradbench.tables import runs
 from gradbench.tables.store import Run
 
-ENGINES = ("auto", "eager", "batched")
+ENGINES = ("auto", "eager", "batched", "compiled")
 
 # parts of the package that decide no number
 _NOT_MEASURED = ("plots", "cli.py", "progress.py", "tables", "runner.py")
@@ -64,13 +65,16 @@ def run(
     device: str = "auto",
     overrides: dict[str, Any] | None = None,
     engine: str = "auto",
+    memory: str | None = None,
+    profile: bool = False,
     fresh: bool = False,
     watch: Watch | None = None,
 ) -> Run:
     """Run a suite, or go on with it where it was cut off; the folder of the run.
 
-    `overrides` replaces keys of every grid; `engine` is auto, eager (a problem at a time) or batched. Raises
-    UserError before anything runs, StoreError where the results cannot be written.
+    `overrides` replaces keys of every grid; `engine` is auto, eager (a problem at a time), batched or compiled
+    (batched, and compiled first; CUDA only); `memory` what packs may take, as "80%" or "24GiB"; `profile` writes
+    where the time went. Raises UserError before anything runs, StoreError where the results cannot be written.
     """
     loaded, planned = prepare(suite, overrides)
     from gradbench.engine import device as devices
@@ -79,6 +83,11 @@ def run(
     device = devices.resolve(device)
     if engine not in ENGINES:
         raise UserError(f"engine = {engine!r} is not known{near_miss(engine, ENGINES)}")
+    if engine == "compiled" and not device.startswith("cuda"):
+        raise UserError("engine = 'compiled' needs a CUDA device; use auto, eager or batched")
+    from gradbench.engine.batched import available
+
+    budget = available(device, memory)
     env = environment(planned, device)
     for problem in {(p.point.system_options, p.point.batch): p for p in planned.problems}.values():
         build(problem, "cpu")  # data that cannot be had are missed now, not in the middle of a run
@@ -89,7 +98,10 @@ def run(
         target.start(planned.to_json(), env)
     target.claim(loaded.model_dump(mode="json", include={"check", "allow_incomplete"}))
     runs.point(folder, target)
-    execute(target, planned, device, engine, watch or (lambda progress: None))
+    from gradbench.profile import profiled
+
+    with profiled(target.folder / "profile", device) if profile else nullcontext():
+        execute(target, planned, device, engine, budget, watch or (lambda progress: None))
     return target
 
 
@@ -103,7 +115,7 @@ def prepare(suite: str, overrides: dict[str, Any] | None = None) -> tuple[suites
     return loaded, planned
 
 
-def execute(target: Run, planned: Plan, device: str, engine: str, watch: Watch) -> None:
+def execute(target: Run, planned: Plan, device: str, engine: str, budget: int, watch: Watch) -> None:
     """Measure what has no record yet, then write the tables."""
     from gradbench.engine.batched import packs
     from gradbench.engine.outcome import unmeasured
@@ -117,8 +129,8 @@ def execute(target: Run, planned: Plan, device: str, engine: str, watch: Watch) 
         progress.statuses.update(statuses)
     watch(progress)
     with ieee_float32():
-        for pack in packs(waiting, device, engine):
-            for problem, rows in _measure(pack, planned, device, engine):
+        for pack in packs(waiting, device, engine, budget):
+            for problem, rows in _measure(pack, planned, device, engine, budget):
                 target.keep(problem.key, rows)
                 progress.done += len(rows)
                 progress.done_weight += _weight(problem)
@@ -128,7 +140,7 @@ def execute(target: Run, planned: Plan, device: str, engine: str, watch: Watch) 
 
 
 def _measure(
-    pack: Sequence[Problem], planned: Plan, device: str, engine: str
+    pack: Sequence[Problem], planned: Plan, device: str, engine: str, budget: int
 ) -> Iterator[tuple[Problem, list[dict[str, Any]]]]:
     """Rows of every problem of a pack. A pack that fails is halved, so that what goes wrong costs one problem.
 
@@ -140,13 +152,13 @@ def _measure(
     from gradbench.engine.outcome import unmeasured
 
     try:
-        outcomes = batched.measure(pack, device, planned.thresholds, engine)
+        outcomes = batched.measure(pack, device, planned.thresholds, engine, budget)
     except UserError:
         raise
     except Exception as error:
         if len(pack) > 1:
-            yield from _measure(pack[: len(pack) // 2], planned, device, engine)
-            yield from _measure(pack[len(pack) // 2 :], planned, device, engine)
+            for half in (pack[: len(pack) // 2], pack[len(pack) // 2 :]):
+                yield from _measure(half, planned, device, engine, budget // 2)
             return
         # on the CPU torch says so in a RuntimeError
         full = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

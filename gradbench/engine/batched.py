@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ import torch
 
 from gradbench.engine.problem import build
 from gradbench.engine.solve import solve
+from gradbench.errors import UserError
 from gradbench.field import Stack
 
 if TYPE_CHECKING:
@@ -16,20 +18,29 @@ if TYPE_CHECKING:
     from gradbench.plan import Problem
     from gradbench.status import Thresholds
 
-CPU_BUDGET = 2**30  # bytes: beyond this the caches of a CPU gain nothing
+CPU_BUDGET = 2**32  # bytes of a pack, where nobody says
 SHARE = 0.8  # of the free memory of a GPU
 # states that a recorded force with its transposed product holds, by state: measured 30 on cet_real, 20 on the toys
 RECORDED = 32
 
 
-def measure(problems: Sequence[Problem], device: str, thresholds: Thresholds, engine: str = "batched") -> list[Outcome]:
+def measure(
+    problems: Sequence[Problem],
+    device: str,
+    thresholds: Thresholds,
+    engine: str = "batched",
+    budget: int | None = None,
+) -> list[Outcome]:
     """Measure problems of one shape. Raises torch.OutOfMemoryError where they do not fit.
 
-    Eager is one problem in plain torch; a stack may hold one problem, too, and is captured on CUDA.
+    Eager is one problem in plain torch; a stack may hold one problem, too, and is captured on CUDA, compiled
+    before if so asked. Where the states of a trajectory would take most of the budget, some are taken twice.
     """
     fields = [build(problem, device) for problem in problems]
     alone = engine == "eager" or (len(fields) == 1 and not device.startswith("cuda"))
-    return solve(problems, fields[0] if alone else Stack.of(fields), thresholds)
+    field = fields[0] if alone else Stack.of(fields, compiled=engine == "compiled")
+    hold = (budget or available(device)) // 2 // (len(problems) * _state(problems[0]))
+    return solve(problems, field, thresholds, max(2, hold))
 
 
 def packs(
@@ -47,7 +58,7 @@ def packs(
     for problem in problems:
         families.setdefault(problem.shape, []).append(problem)
     for family in families.values():
-        size = max(1, (budget or _budget(device)) // footprint(family[0]))
+        size = max(1, (budget or available(device)) // footprint(family[0]))
         number = -(-len(family) // size)  # packs of equal size waste nothing
         for i in range(number):
             yield family[i::number]
@@ -55,16 +66,31 @@ def packs(
 
 def footprint(problem: Problem) -> int:
     """Bytes that one problem needs at its peak, as a model: its trajectory, then its widest phase."""
-    point = problem.point
-    layout = problem.system.layout.values()
-    state = point.batch * sum(torch.Size(shape).numel() for shape in layout)
     T1s = len(problem.T1s)
     rows = [T1s, *(len(p.T1s) * max(1, len(p.betas)) * 2 for p in problem.passes)]
-    elements = state * (max(problem.T1s) + 1 + (T1s + max(rows)) * RECORDED)
-    return elements * (8 if point.dtype == "float64" else 4)
+    return _state(problem) * (max(problem.T1s) + 1 + (T1s + max(rows)) * RECORDED)
 
 
-def _budget(device: str) -> int:
-    if device.startswith("cuda"):
-        return int(SHARE * torch.cuda.mem_get_info(device)[0])
-    return CPU_BUDGET
+def _state(problem: Problem) -> int:
+    """Bytes of one state of all examples."""
+    coordinates = sum(math.prod(shape) for shape in problem.system.layout.values())
+    return problem.point.batch * coordinates * (8 if problem.point.dtype == "float64" else 4)
+
+
+def available(device: str, memory: str | None = None) -> int:
+    """Bytes to work in: `memory` as a share of what is free ("80%") or as a size ("24GiB").
+
+    Raises UserError for anything else.
+    """
+    free = torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else CPU_BUDGET
+    if memory is None:
+        return int(SHARE * free) if device.startswith("cuda") else free
+    number, unit = memory.rstrip("%BGMKib"), memory.lstrip("0123456789.")
+    units = {"%": free / 100, "GiB": 2**30, "MiB": 2**20, "KiB": 2**10}
+    try:
+        amount = float(number) * units[unit]
+    except (ValueError, KeyError):
+        raise UserError(f"memory = {memory!r}: expected a share as 80% or a size as 24GiB") from None
+    if not amount > 0:
+        raise UserError(f"memory = {memory!r}: there must be some")
+    return int(amount)

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
+from torch.profiler import record_function
 
 from gradbench.diagnostics.certificate import certify
 from gradbench.engine.outcome import Outcome, judge
@@ -26,7 +27,7 @@ from gradbench.trajectory import Trajectory, relax
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from gradbench.estimators.base import Reading, Snapshot
+    from gradbench.estimators.base import AbstractPhase, Reading, Snapshot
     from gradbench.field import Field
     from gradbench.plan import Cell, Pass, Problem
     from gradbench.systems.base import Params
@@ -68,30 +69,37 @@ class Readings:
         return resolved
 
 
-def solve(problems: Sequence[Problem], field: Field, thresholds: Thresholds) -> list[Outcome]:
-    """Measure all cells of problems of one shape: `field` is that of the only one, or the stack of all."""
+def solve(problems: Sequence[Problem], field: Field, thresholds: Thresholds, hold: int | None = None) -> list[Outcome]:
+    """Measure all cells of problems of one shape: `field` is that of the only one, or the stack of all.
+
+    Of a free trajectory longer than `hold` states only some are kept at a time.
+    """
     first, start = problems[0], time.perf_counter()
     device = next(iter(field.theta.values())).device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    free = relax(field, first.T1s)
-    certificates = certify(free, thresholds, [p.point.seed for p in problems])
+    with record_function("gradbench: free phase"):
+        free = relax(field, first.T1s, hold)
+    with record_function("gradbench: certificate"):
+        certificates = certify(free, thresholds, [p.point.seed for p in problems])
     gone = [all(c.status(thresholds) is Status.DIVERGED for c in row) for row in certificates]
     live = tuple(T1 for T1, diverged in zip(free.T1s, gone, strict=True) if not diverged)
     readings, reference = Readings(isinstance(field, Stack)), {}
     if live:
         unused = free.ends.new_empty(0)
-        sweep = list(first.reverse.phase.run(free.at(live), first.reverse.depths, unused))
+        with record_function("gradbench: reverse sweep"):
+            sweep = list(first.reverse.phase.run(free.at(live), first.reverse.depths, unused))
         reference = next(s for s in sweep if s.depth is None).gradient or {}
         _read([p.reverse for p in problems], free.at(live), sweep, unused, reference, readings)
     for passes in zip(*(p.passes for p in problems), strict=True):
         if T1s := tuple(T1 for T1 in passes[0].T1s if T1 in live):
             betas = free.ends.new_tensor([p.betas for p in passes]).mT
             betas = betas if readings.stacked else betas[:, 0]
-            snapshots = passes[0].phase.run(free.at(T1s), passes[0].depths, betas)
+            snapshots = _named(passes[0].phase, passes[0].phase.run(free.at(T1s), passes[0].depths, betas))
             at = {name: g[[live.index(T1) for T1 in T1s]] for name, g in reference.items()}
             _read(passes, free.at(T1s), snapshots, betas, at, readings)
-    resolved = readings.resolve(list(field.theta), thresholds.live[first.point.dtype])
+    with record_function("gradbench: waiting for the device"):
+        resolved = readings.resolve(list(field.theta), thresholds.live[first.point.dtype])
     number = sum(len(p.cells) for p in problems)
     seconds, peak = (time.perf_counter() - start) / number, _peak_memory(device)
     outcomes = []
@@ -134,7 +142,19 @@ def _read(
     for snapshot in snapshots:
         for (name, options, depth), cells in wanted.items():
             if depth == snapshot.depth:
-                readings.add(cells, estimator(name, options).read(free, snapshot, betas), reference)
+                with record_function("gradbench: readouts"):
+                    readings.add(cells, estimator(name, options).read(free, snapshot, betas), reference)
+
+
+def _named(phase: AbstractPhase, snapshots: Iterator[Snapshot]) -> Iterator[Snapshot]:
+    """The same snapshots; a profile tells the phases apart."""
+    name = f"gradbench: {type(phase).__name__}"
+    while True:
+        with record_function(name):
+            snapshot = next(snapshots, None)
+        if snapshot is None:
+            return
+        yield snapshot
 
 
 def _peak_memory(device: torch.device) -> int:
