@@ -1,0 +1,62 @@
+"""Whole suites against the same cells measured one at a time, a step at a time: a random sample of them is timed."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from time import perf_counter
+
+import pytest
+import torch
+from conftest import DEVICE, Ledger
+from pytest_benchmark.fixture import BenchmarkFixture
+from script import measure
+
+from gradbench.engine.precision import ieee_float32
+from gradbench.engine.problem import build
+from gradbench.plan import Problem
+from gradbench.runner import prepare, run
+
+# (suite, sampled cells, least ratio)
+SUITES = [("atlas", 24, 1000)] if DEVICE == "cuda" else [("aep", 20, 20)]
+
+
+@pytest.mark.benchmark(group="suites")
+@pytest.mark.parametrize(("suite", "sample", "least"), SUITES)
+def test_suite(
+    suite: str, sample: int, least: float, tmp_path: Path, ledger: Ledger, benchmark: BenchmarkFixture
+) -> None:
+    planned = prepare(suite)[1]
+    # strata: as many sampled of a system as it has cells, so that the mean stands for the suite
+    rng = random.Random(0)
+    chosen = rng.sample(planned.cells, sample)
+    seconds = []
+
+    def whole() -> float:
+        start = perf_counter()
+        run(suite, out=tmp_path, device=DEVICE, fresh=True)
+        return perf_counter() - start
+
+    cold = whole()
+    warm = whole()
+    with ieee_float32():
+        for i, cell in enumerate([chosen[0], *chosen]):  # the first warms up
+            field = build(Problem((cell,)), DEVICE)
+            if DEVICE == "cuda":
+                torch.cuda.synchronize()
+            start = perf_counter()
+            measure(cell, field, planned.thresholds.live[cell.dtype])
+            if i:
+                seconds.append(perf_counter() - start)
+    script = sum(seconds) / len(seconds)
+    cells = len(planned.cells)
+    ratio = script / (warm / cells)
+    spread = (sum((t - script) ** 2 for t in seconds) / len(seconds)) ** 0.5 / len(seconds) ** 0.5
+    ledger.ratios[f"suite {suite}"] = ratio
+    ledger.notes[suite] = (
+        f"{cells:,} cells, cold {cold:.1f} s, warm {warm:.1f} s; script {script:.3f} +- {spread:.3f} s a cell "
+        f"({len(seconds)} sampled): {ratio:,.0f} x"
+    )
+    benchmark.extra_info.update(cold=cold, warm=warm, script=script, ratio=ratio)
+    benchmark.pedantic(lambda: None, rounds=1)
+    assert ratio >= least, ledger.notes[suite]
