@@ -7,6 +7,7 @@ several nudge strengths, both signs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,7 @@ from gradbench.capture import Captured
 from gradbench.systems.base import (
     AbstractDrivenSystem,
     AbstractEnergySystem,
+    AbstractForwardSystem,
     AbstractSystem,
     Data,
     Knobs,
@@ -178,6 +180,44 @@ class Field:
         if not isinstance(system, AbstractEnergySystem):
             raise TypeError(f"{system.name} has no energy")
         return self._grads(lambda theta, context: self._lifted(system.energy, theta, context, s))
+
+    def errors(self, s: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
+        """Prediction errors e(s) of a forward system."""
+        system = self._forward_system
+        return self._lifted(lambda theta, x, context, s, _: system.errors(theta, x, context, s), *self._own, s)
+
+    def forward(self, offset: Float[Tensor, "*r b m"]) -> Float[Tensor, "*r b m"]:
+        """All layers of a forward system, each moved by its offset."""
+        system = self._forward_system
+        return self._lifted(lambda theta, x, _, offset, __: system.forward(theta, x, offset), *self._own, offset)
+
+    def equilibrium_grads(self, a: Float[Tensor, "b n"]) -> Params:
+        """d<a, s*>/dtheta of a forward system, whose free state is a function of theta."""
+        system = self._forward_system
+
+        def response(theta: Params, x: Data, context: Params, a: Tensor, knobs: Knobs) -> Tensor:
+            return a * system.equilibrium(theta, x)
+
+        return self._grads(lambda theta, context: self._lifted(response, theta, context, a))
+
+    @cached_property
+    def layer_slopes(self) -> Float[Tensor, "b m"]:
+        """dC/dh of every layer of a forward system, through all that lies above: what backpropagation carries."""
+        sizes = [sum(map(math.prod, blocks.values())) for blocks in (self._forward_system.layers, self.system.layout)]
+        s = self.init_state()
+        with torch.enable_grad():
+            offset = s.new_zeros((*s.shape[:-1], sizes[0]), requires_grad=True)
+            return grad(self.cost(self.forward(offset)[..., -sizes[1] :]).sum(), offset)[0]
+
+    @property
+    def _own(self) -> tuple[Params, Params]:
+        return self.theta, self.context
+
+    @property
+    def _forward_system(self) -> AbstractForwardSystem:
+        if not isinstance(self.system, AbstractForwardSystem):
+            raise TypeError(f"{self.system.name} is no forward pass")
+        return self.system
 
     def pull(self, s: Float[Tensor, "*r b n"], a: Float[Tensor, "*r b n"]) -> Params:
         """d<a, F(s)>/dtheta at fixed s and a."""

@@ -56,6 +56,11 @@ class Cell:
         }
 
     @property
+    def steps(self) -> int:
+        """Free steps: T1, and none where the free state is a forward pass."""
+        return self.T1 or 0
+
+    @property
     def problem(self) -> Cell:
         """The coordinates that decide the free trajectory, with the others blanked."""
         return replace(self, estimator="", estimator_options="", T1=None, T2=None, beta=None)
@@ -111,8 +116,8 @@ class Problem:
 
     @cached_property
     def T1s(self) -> tuple[int, ...]:
-        """T1 of its cells, ascending."""
-        return _values(c.T1 for c in self.cells)
+        """Free steps of its cells, ascending."""
+        return _values(c.steps for c in self.cells)
 
     @cached_property
     def reverse(self) -> Pass:
@@ -126,7 +131,7 @@ class Problem:
         for cell in self.cells:
             if _phase(cell) != ReversePhase():
                 grouped.setdefault(_phase(cell), []).append(cell)
-        return tuple(Pass(phase, tuple(cells), _values(c.T1 for c in cells)) for phase, cells in grouped.items())
+        return tuple(Pass(phase, tuple(cells), _values(c.steps for c in cells)) for phase, cells in grouped.items())
 
     @property
     def shape(self) -> tuple[Any, ...]:
@@ -137,17 +142,16 @@ class Problem:
     @property
     def cost(self) -> Count:
         """Evaluations on one batch of examples, with everything shared."""
-        return sum((p.cost for p in (self.reverse, *self.passes)), Count(force=max(self.T1s)))
+        return sum((p.cost for p in (self.reverse, *self.passes)), Count(force=max(1, *self.T1s)))
 
     @property
     def cost_alone(self) -> Count:
         """The same cells one at a time: each with a free phase and a reference of its own."""
         total = Count()
         for cell in self.cells:
-            assert cell.T1 is not None
             total += cell_count(cell)
             if _phase(cell) != ReversePhase():
-                total += ReversePhase().count(cell.T1, None)
+                total += ReversePhase().count(cell.steps, None)
         return total
 
 
@@ -269,9 +273,9 @@ def _points(grid: Grid, where: str, given: Collection[str]) -> Iterator[tuple[Ce
             system.check(batch, given)
         reason = estimator.skip(type(system))
         axes = [
-            grid.s or (default["s"],),
-            grid.damp or (default["damp"],),
-            grid.T1 or (default["T1"],),
+            grid.s or (default.get("s"),),
+            grid.damp or (default.get("damp"),),
+            grid.T1 or (default.get("T1"),),
             grid.T2 or (default["T2"],),
             grid.beta or (default["beta"],),
             grid.eps or (default["eps"],),
@@ -295,7 +299,7 @@ def _points(grid: Grid, where: str, given: Collection[str]) -> Iterator[tuple[Ce
                     dtype=dtype,
                     batch=batch,
                 ),
-                reason or estimator.skip_cell(T1, T2),
+                reason or (estimator.skip_cell(T1, T2) if "T1" in used else None),
             )
 
 
@@ -318,9 +322,11 @@ def estimator(name: str, options: str) -> AbstractEstimator:
 
 
 def cell_count(cell: Cell) -> Count:
-    """Evaluations that an estimate needs by itself: its free phase and its second phase, no reference."""
-    assert cell.T1 is not None
-    return Count(force=cell.T1) + _phase(cell).count(cell.T1, cell.T2)
+    """Evaluations that an estimate needs by itself: its free phase and its second phase, no reference.
+
+    A forward pass in place of a free phase evaluates every layer once, as one force does.
+    """
+    return Count(force=max(1, cell.steps)) + _phase(cell).count(cell.steps, cell.T2)
 
 
 def _phase(cell: Cell) -> AbstractPhase:

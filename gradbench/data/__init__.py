@@ -32,6 +32,7 @@ SHAPES = {  # colours, pixels of a side, number of images
     "fashion_mnist_sample": (1, 28, 1024),
     "fashion_mnist": (1, 28, 60_000),
 }
+CLASSES = 10  # of every dataset here
 FRAME = 2  # pixels of background on each side of a framed image
 GIVEN = "given"  # the images come with the call, in `data`
 
@@ -54,13 +55,19 @@ def check(dataset: str, ch: int, img: int, batch: int) -> None:
 
 def images(dataset: str, ch: int, img: int, batch: int, rng: Generator) -> Tensor:
     """A batch drawn without replacement: (batch, ch, img, img) in [-1, 1], float64; framed where img says so."""
+    return labelled(dataset, ch, img, batch, rng)[0]
+
+
+def labelled(dataset: str, ch: int, img: int, batch: int, rng: Generator) -> tuple[Tensor, Tensor]:
+    """The same batch with its labels (batch,), int64."""
     import torch
 
-    pixels, _ = load(dataset)
+    pixels, labels = load(dataset)
     chosen = torch.randperm(len(pixels), generator=rng)[:batch]
     x = (torch.from_numpy(pixels)[chosen].double() / 255 - 0.5).div(0.5)[:, None]
     frame = (img - x.shape[-1]) // 2
-    return torch.nn.functional.pad(x, (frame,) * 4, value=-1.0).repeat(1, ch, 1, 1)
+    x = torch.nn.functional.pad(x, (frame,) * 4, value=-1.0).repeat(1, ch, 1, 1)
+    return x, torch.from_numpy(labels)[chosen].long()
 
 
 @lru_cache

@@ -97,12 +97,11 @@ def solve(problems: Sequence[Problem], field: Field, thresholds: Thresholds) -> 
     outcomes = []
     for c, problem in enumerate(problems):
         for cell in problem.cells:
-            assert cell.T1 is not None
-            certificate = certificates[free.T1s.index(cell.T1)][c]
+            certificate = certificates[free.T1s.index(cell.steps)][c]
             diverged = certificate.status(thresholds) is Status.DIVERGED
             compared, evidence = (None, {}) if diverged else resolved[cell]
             status, reason = judge(certificate, compared, evidence, thresholds)
-            gradients = (readings.estimates.get(cell), None if readings.stacked else references.get(cell.T1))
+            gradients = (readings.estimates.get(cell), None if readings.stacked else references.get(cell.steps))
             measured = (certificate, compared, evidence, *gradients, seconds, peak)
             outcomes.append(Outcome(cell, problem.key, status, reason, *measured))
     return outcomes
@@ -124,9 +123,9 @@ def _read(
     wanted: dict[tuple[str, str, int | None, int, int], list[Cell | None]] = {}
     for c, p in enumerate(passes):
         for cell in p.cells:
-            if cell.T1 in free.T1s:
+            if cell.steps in free.T1s:
                 j = p.betas.index(cell.beta) if cell.beta is not None else 0
-                place = (cell.estimator, cell.estimator_options, cell.T2, free.T1s.index(cell.T1), j)
+                place = (cell.estimator, cell.estimator_options, cell.T2, free.T1s.index(cell.steps), j)
                 wanted.setdefault(place, [None] * len(passes))[c] = cell
     for snapshot in snapshots:
         for name, options in {(n, o) for n, o, depth, _, _ in wanted if depth == snapshot.depth}:

@@ -71,7 +71,7 @@ class NudgedPhase(AbstractPhase):
         if self.clip == "none":
             return force.new_ones((1, 1))
         # the correction lives on the tokens; other blocks would only loosen the cap
-        force_z, correction_z = (system.split(v)["z"].flatten(-2) for v in (force, correction))
+        force_z, correction_z = (_tokens(system, v) for v in (force, correction))
         axes = (-2, -1) if self.clip == "batch" else (-1,)
         limit = force_z.norm(dim=axes, keepdim=True) + 1e-8
         return (limit / correction_z.norm(dim=axes, keepdim=True)).clamp(max=1.0)
@@ -80,6 +80,12 @@ class NudgedPhase(AbstractPhase):
         assert depth is not None
         products = 1 if self.asymmetric else 0
         return Count(force=1, jvp=products, vjp=products) * (depth * len(self.signs))
+
+
+def _tokens(system: AbstractSystem, v: Float[Tensor, "*r b n"]) -> Tensor:
+    """The block z of a state, or all of it where there are no tokens."""
+    blocks = system.split(v)
+    return blocks["z"].flatten(-2) if "z" in blocks else v
 
 
 def displacement(

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
 from gradbench.estimators.base import AbstractEstimator, AbstractPhase, Count, Reading, Snapshot
+from gradbench.systems.base import AbstractForwardSystem
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
+    from gradbench.systems.base import AbstractSystem, Params
     from gradbench.trajectory import Trajectory
 
 # rows of one parameter pull: large enough for full products, small enough to stay out of the way
@@ -25,7 +27,8 @@ class ReversePhase(AbstractPhase):
 
     One sweep serves every T1: going backwards in time, the row of a T1 joins at its own end. The
     gradient eps sum_t <p_t, dF/dtheta(s_t)> is pulled afterwards, over many steps in one product, and
-    its partial sums over the last steps are the truncations at every depth.
+    its partial sums over the last steps are the truncations at every depth. s_0 is detached from theta, except
+    where it is a forward pass: there <a_0, ds_0/dtheta> is added, and with no steps this is plain backpropagation.
     """
 
     def run(self, free: Trajectory, depths: tuple[int, ...], betas: Float[Tensor, "j *c"]) -> Iterator[Snapshot]:
@@ -58,6 +61,9 @@ class ReversePhase(AbstractPhase):
                     part = field.pull(free.states[cut:end], eps * credits[cut - start : end - start, i])
                     total[i] = {name: g + part[name] for name, g in total[i].items()}
                     truncated[T1 - cut, T1], end = total[i], cut
+        if isinstance(field.system, AbstractForwardSystem):
+            starts = [field.equilibrium_grads(credit) for credit in a]
+            total = [{name: g + start[name] for name, g in t.items()} for t, start in zip(total, starts, strict=True)]
         for depth in depths:
             yield Snapshot(
                 depth, gradient=[truncated.get((depth, T1), g) for T1, g in zip(free.T1s, total, strict=True)]
@@ -65,7 +71,7 @@ class ReversePhase(AbstractPhase):
         yield Snapshot(None, gradient=total)
 
     def count(self, T1: int, depth: int | None) -> Count:
-        return Count(vjp=T1 if depth is None else depth)
+        return Count(vjp=max(1, T1) if depth is None else depth)
 
 
 @final
@@ -73,7 +79,8 @@ class ReversePhase(AbstractPhase):
 class Bptt(AbstractEstimator):
     """Backpropagation through time: reverse mode through the T1 steps of the deployed relaxation.
 
-    Exact for the cost after T1 steps, whether or not these reach a fixed point. It is the reference.
+    Exact for the cost after T1 steps, whether or not these reach a fixed point. It is the reference. Where the free
+    state is a forward pass, it is backpropagation through that pass.
     """
 
     name: ClassVar[str] = "bptt"
@@ -109,6 +116,10 @@ class Tbptt(AbstractEstimator):
     @property
     def phase(self) -> AbstractPhase:
         return ReversePhase()
+
+    def skip(self, system: type[AbstractSystem]) -> str | None:
+        reason = f"the free state of {system.name} is a forward pass: there are no steps to go back by"
+        return None if "T1" in system.uses else reason
 
     def skip_cell(self, T1: int, T2: int) -> str | None:
         return "T2 > T1: there are fewer steps than tbptt is to go back" if T2 > T1 else None
