@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Nudge = Literal["centred", "positive", "negative"]
 Clip = Literal["none", "batch", "sample"]
+Reduction = Literal["sum", "mean"]
 SIGNS: dict[str, tuple[int, ...]] = {"centred": (1, -1), "positive": (1,), "negative": (-1,)}
 
 
@@ -27,17 +28,21 @@ class NudgedPhase(AbstractPhase):
 
     With `asymmetric`, correction = gain 2 A (s - s*), A = (J - J^T)/2 frozen at s*: near s* the
     nudged state then moves with J^T in place of J. `clip` caps the correction at the norm of the
-    force before the nudge (gain <= 1), by row over the whole batch or by sample.
+    force before the nudge (gain <= 1), by row over the whole batch or by sample. `reduction = "mean"`
+    descends the batch's mean of E + beta C where the sum is meant: eps / b in place of eps, and nothing else.
     """
 
     signs: tuple[int, ...]
     asymmetric: bool = False
     clip: Clip = "none"
+    reduction: Reduction = "sum"
 
     def run(self, free: Trajectory, depths: tuple[int, ...], betas: Float[Tensor, "j *c"]) -> Iterator[Snapshot]:
         import torch
 
         field, eps = free.field, free.field.step_size
+        if self.reduction == "mean":
+            eps = eps / free.ends.shape[-2]
         start = free.ends[:, None, None]
         s = start.repeat_interleave(len(betas), 1).repeat_interleave(len(self.signs), 2)
         nudge = torch.stack([sign * betas for sign in self.signs], 1)[..., None, None]
@@ -142,7 +147,9 @@ class Ep(AbstractEstimator):
              energy_contrast  (dE/dtheta|s_+ - dE/dtheta|s_-) / 2 beta
     Valid where J(s*) is symmetric, and Pi' too: the displacement of a projected state contains Pi' already,
     and the plain readout is right. On a non-conservative force this is naive EP, whose bias no beta removes. Error
-    O(beta^2) centred, O(beta) one-sided. The readouts differ at the same order.
+    O(beta^2) centred, O(beta) one-sided. The readouts differ at the same order. `reduction = "mean"` steps by
+    eps / b in the nudged phase, as an average over the batch does that is descended in place of the sum: the
+    fixed points are the same, and T2 steps go a b-th of the way.
     """
 
     name: ClassVar[str] = "ep"
@@ -154,6 +161,7 @@ class Ep(AbstractEstimator):
 
     nudge: Nudge = "centred"
     readout: Literal["vector_field", "energy_contrast"] = "vector_field"
+    reduction: Reduction = "sum"
 
     @property
     def bias_order(self) -> int:  # type: ignore[override]
@@ -161,7 +169,7 @@ class Ep(AbstractEstimator):
 
     @property
     def phase(self) -> AbstractPhase:
-        return NudgedPhase(SIGNS[self.nudge])
+        return NudgedPhase(SIGNS[self.nudge], reduction=self.reduction)
 
     def skip(self, system: type[AbstractSystem]) -> str | None:
         needs_energy = self.readout == "energy_contrast" and not system.conservative

@@ -26,6 +26,7 @@ RULES = [
     "ep",
     {"name": "ep", "nudge": ["positive", "negative"]},
     {"name": "ep", "readout": "energy_contrast"},
+    {"name": "ep", "reduction": "mean"},
     {"name": "aep", "clip": ["none", "batch", "sample"]},
 ]
 

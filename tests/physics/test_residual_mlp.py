@@ -148,3 +148,38 @@ def test_the_certificate_of_no_steps_says_what_it_saw() -> None:
     assert m.row["energy_monotone"] is None
     assert 0.9 < m.row["rho"] < 1
     assert m.antisymmetry < 1e-12
+
+
+@pytest.mark.parametrize("readout", ["vector_field", "energy_contrast"])
+def test_every_block_gradient_reaches_cosine_1_as_beta_falls_and_depth_grows(readout: str) -> None:
+    for nudge, beta, depth, least in (("centred", 1e-3, 2000, 0.99999), ("positive", 1e-4, 2000, 0.99999)):
+        options = {"readout": readout, "nudge": nudge}
+        m = gb.measure(
+            "residual_mlp", "ep", system_options=SMALL, batch=4, T2=depth, beta=beta, dtype="float64",
+            estimator_options=options,
+        )  # fmt: skip
+        assert m.status == "settled"
+        assert m.row["cosine_min"] > least, (nudge, m.row["worst"])
+        assert m.rel_error < 1e-3
+
+
+def test_the_mean_goes_a_bth_of_the_way_and_changes_nothing_else() -> None:
+    """A mean with b eps is the sum with eps; with the same eps, as many steps fall short."""
+    common: dict[str, Any] = {"system_options": SMALL, "batch": 4, "beta": 0.01, "dtype": "float64"}
+    whole, mean = ({"reduction": r} for r in ("sum", "mean"))
+    same = [
+        gb.measure("residual_mlp", "ep", T2=40, eps=eps, estimator_options=options, **common).estimate
+        for eps, options in ((0.1, whole), (0.4, mean))
+    ]
+    assert same[0] is not None
+    assert same[1] is not None
+    assert gap(same[1], same[0]) < 1e-9
+    short, full = (
+        gb.measure("residual_mlp", "ep", T2=20, estimator_options=options, **common).estimate
+        for options in (mean, whole)
+    )
+    assert short is not None
+    assert full is not None
+    for name in full:
+        ratio = float(short[name].norm() / full[name].norm())
+        assert ratio < 0.6 if name.startswith("blocks") else ratio == 1.0 if name.startswith("out") else ratio < 1
