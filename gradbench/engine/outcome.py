@@ -7,6 +7,7 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+from gradbench.diagnostics.credit import SUMMARY, blocks
 from gradbench.metrics import UNDEFINED, Comparison
 from gradbench.plan import Cell, cell_count
 from gradbench.status import Status, Thresholds
@@ -41,7 +42,7 @@ class Outcome:
         row |= {
             name: value for name, value in vars(self.certificate).items() if name not in ("scale", "shrink", "escape")
         }
-        row |= {name: self.evidence[name] for name in ("nudge_residual", "clip_share") if name in self.evidence}
+        row |= {name: self.evidence.get(name) for name in ("nudge_residual", "clip_share", *SUMMARY)}
         c = self.comparison
         whole = c.whole if c else UNDEFINED
         row |= {f.name: getattr(whole, f.name) for f in fields(whole) if f.name != "reason"}
@@ -49,6 +50,7 @@ class Outcome:
             row[name] = getattr(c, name) if c else math.nan
         row["worst"] = c.worst if c else ""
         row["params"] = [{"param": name, **asdict(p)} for name, p in c.params.items()] if c else []
+        row["blocks"] = blocks(self.evidence)
         return row
 
 
@@ -63,7 +65,7 @@ def coordinates(cell: Cell) -> dict[str, Any]:
 
 def unmeasured(cell: Cell, status: Status, reason: str, problem: str | None = None) -> dict[str, Any]:
     """The row of a cell that has no measurement: skipped, error, oom."""
-    return coordinates(cell) | {"problem": problem, "status": str(status), "reason": reason, "params": []}
+    return coordinates(cell) | {"problem": problem, "status": str(status), "reason": reason, "params": [], "blocks": []}
 
 
 def judge(

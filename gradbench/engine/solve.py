@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from gradbench.diagnostics.certificate import certify
+from gradbench.diagnostics.credit import Credits
 from gradbench.engine.outcome import Outcome, judge
 from gradbench.field import Stack
 from gradbench.metrics import Comparison, comparison, tally
@@ -78,19 +79,22 @@ def solve(problems: Sequence[Problem], field: Field, thresholds: Thresholds) -> 
     certificates = certify(free, thresholds, [p.point.seed for p in problems])
     gone = [all(c.status(thresholds) is Status.DIVERGED for c in row) for row in certificates]
     live = tuple(T1 for T1, diverged in zip(free.T1s, gone, strict=True) if not diverged)
-    readings, references = Readings(isinstance(field, Stack)), {}
+    readings, references, credits = Readings(isinstance(field, Stack)), {}, None
     if live:
         unused = free.states.new_empty(0)
         sweep = list(first.reverse.phase.run(free.at(live), first.reverse.depths, unused))
         whole = next(s for s in sweep if s.depth is None)
+        assert whole.credit is not None
+        credits = Credits(free.at(live), whole.credit, [p.point.seed for p in problems])
         references = dict(zip(live, whole.gradient or (), strict=True))
-        _read([p.reverse for p in problems], free.at(live), sweep, unused, references, readings)
+        _read([p.reverse for p in problems], free.at(live), sweep, unused, references, credits, readings)
     for passes in zip(*(p.passes for p in problems), strict=True):
-        if T1s := tuple(T1 for T1 in passes[0].T1s if T1 in live):
+        T1s = tuple(T1 for T1 in passes[0].T1s if T1 in live)
+        if T1s and credits:
             betas = free.states.new_tensor([p.betas for p in passes]).mT
             betas = betas if readings.stacked else betas[:, 0]
             snapshots = passes[0].phase.run(free.at(T1s), passes[0].depths, betas)
-            _read(passes, free.at(T1s), snapshots, betas, references, readings)
+            _read(passes, free.at(T1s), snapshots, betas, references, credits, readings)
     resolved = readings.resolve(list(field.theta), thresholds.live[first.point.dtype])
     number = sum(len(p.cells) for p in problems)
     seconds, peak = (time.perf_counter() - start) / number, _peak_memory(device)
@@ -113,6 +117,7 @@ def _read(
     snapshots: Iterable[Snapshot],
     betas: Tensor,
     references: dict[int, Params],
+    credits: Credits,
     readings: Readings,
 ) -> None:
     """Every cell of a pass whose T1 is there, read off the snapshots as they come.
@@ -130,9 +135,10 @@ def _read(
     for snapshot in snapshots:
         for name, options in {(n, o) for n, o, depth, _, _ in wanted if depth == snapshot.depth}:
             reading = estimator(name, options).read(free, snapshot, betas)
+            measured = reading.evidence | credits.read(free.T1s, reading)
             for (n, o, depth, i, j), cells in wanted.items():
                 if (n, o, depth) == (name, options, reading.depth):
-                    evidence = {key: value[i, j] for key, value in reading.evidence.items()}
+                    evidence = {key: value[i, j] for key, value in measured.items()}
                     readings.add(cells, reading.gradient[i][j], references[free.T1s[i]], evidence)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, final
 
 from gradbench.estimators.base import AbstractEstimator, AbstractPhase, Count, Reading, Snapshot, along
+from gradbench.systems.base import AbstractForwardSystem
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -107,10 +108,20 @@ def displacement(
     return -moved / beta if nudge == "positive" else moved / beta
 
 
+def _credits(
+    nudge: Nudge, free: Trajectory, snapshot: Snapshot, betas: Float[Tensor, "j *c"]
+) -> tuple[Tensor, Tensor | None]:
+    """The displacement of the state, and that of its prediction errors where the system has some."""
+    assert snapshot.nudged is not None
+    field, error = free.field, None
+    if isinstance(field.system, AbstractForwardSystem):
+        error = displacement(nudge, field.errors(free.ends), field.errors(snapshot.nudged), betas)
+    return displacement(nudge, free.ends, snapshot.nudged, betas), error
+
+
 def vector_field(nudge: Nudge, free: Trajectory, snapshot: Snapshot, betas: Float[Tensor, "j *c"]) -> Reading:
     """Estimate <a, dF/dtheta(s*)> + dC/dtheta(s*)."""
-    assert snapshot.nudged is not None
-    return along(free, snapshot, displacement(nudge, free.ends, snapshot.nudged, betas))
+    return along(free, snapshot, *_credits(nudge, free, snapshot, betas))
 
 
 def energy_contrast(nudge: Nudge, free: Trajectory, snapshot: Snapshot, betas: Float[Tensor, "j *c"]) -> Reading:
@@ -130,7 +141,8 @@ def energy_contrast(nudge: Nudge, free: Trajectory, snapshot: Snapshot, betas: F
             width = 2 * beta if nudge == "centred" else beta
             row.append({n: _per_cell(upper[n] - lower[n], width) + direct[n] for n in direct})
         gradient.append(row)
-    return Reading(snapshot.depth, gradient, displacement(nudge, free.ends, snapshot.nudged, betas), snapshot.evidence)
+    credit, error = _credits(nudge, free, snapshot, betas)
+    return Reading(snapshot.depth, gradient, credit, snapshot.evidence, error)
 
 
 def _per_cell(gradient: Float[Tensor, "*c ..."], width: Float[Tensor, "*c"]) -> Tensor:

@@ -37,6 +37,7 @@ class ReversePhase(AbstractPhase):
         field, eps = free.field, free.field.step_size
         a = free.cost_slope.clone()
         total = [dict(direct) for direct in free.cost_grads]
+        felt = list(torch.zeros_like(a))  # eps sum_t p_t, the state credit, by T1
         span = max(1, PULL_ELEMENTS // a[0].numel())  # steps of one pull
 
         def back(s: Tensor, a: Tensor) -> tuple[Tensor, ...]:
@@ -47,7 +48,7 @@ class ReversePhase(AbstractPhase):
             return p, p + eps * field.at(s).vjp(p)
 
         steps = {first: field.repeated(back, free.states[0], a[first:]) for first in range(len(free.T1s))}
-        truncated: dict[tuple[int, int], Params] = {}  # by depth and T1
+        truncated: dict[tuple[int, int], tuple[Params, Tensor]] = {}  # by depth and T1
         for stop in range(free.T1s[-1], 0, -span):
             start = max(0, stop - span)
             credits = a.new_empty((stop - start, *a.shape))  # p_t, by step and T1
@@ -58,17 +59,19 @@ class ReversePhase(AbstractPhase):
                 end = min(stop, T1)
                 cuts = {start, *(T1 - depth for depth in depths)}
                 for cut in sorted((t for t in cuts if start <= t < end), reverse=True):
-                    part = field.pull(free.states[cut:end], eps * credits[cut - start : end - start, i])
+                    scaled = eps * credits[cut - start : end - start, i]
+                    part = field.pull(free.states[cut:end], scaled)
                     total[i] = {name: g + part[name] for name, g in total[i].items()}
-                    truncated[T1 - cut, T1], end = total[i], cut
+                    felt[i] = felt[i] + scaled.sum(0)
+                    truncated[T1 - cut, T1], end = (total[i], felt[i]), cut
         if isinstance(field.system, AbstractForwardSystem):
+            felt = [field.layer_slopes[..., -a.shape[-1] :]] * len(a)
             starts = [field.equilibrium_grads(credit) for credit in a]
             total = [{name: g + start[name] for name, g in t.items()} for t, start in zip(total, starts, strict=True)]
-        for depth in depths:
-            yield Snapshot(
-                depth, gradient=[truncated.get((depth, T1), g) for T1, g in zip(free.T1s, total, strict=True)]
-            )
-        yield Snapshot(None, gradient=total)
+        whole = dict(zip(free.T1s, zip(total, felt, strict=True), strict=True))
+        for depth in (*depths, None):
+            read = [truncated.get((depth, T1), whole[T1]) if depth else whole[T1] for T1 in free.T1s]
+            yield Snapshot(depth, gradient=[g for g, _ in read], credit=torch.stack([credit for _, credit in read]))
 
     def count(self, T1: int, depth: int | None) -> Count:
         return Count(vjp=max(1, T1) if depth is None else depth)
@@ -130,4 +133,5 @@ class Tbptt(AbstractEstimator):
 
 def _swept(snapshot: Snapshot) -> Reading:
     assert snapshot.gradient is not None
-    return Reading(snapshot.depth, [[g] for g in snapshot.gradient], None, snapshot.evidence)
+    assert snapshot.credit is not None
+    return Reading(snapshot.depth, [[g] for g in snapshot.gradient], snapshot.credit[:, None], snapshot.evidence)
