@@ -20,7 +20,7 @@ from gradbench.estimators.base import AbstractEstimator, AbstractPhase, Count
 from gradbench.estimators.reverse import ReversePhase
 from gradbench.selection import keys, matches
 from gradbench.status import Thresholds
-from gradbench.suite import Check, Grid, Suite
+from gradbench.suite import Check, Grid, Suite, Table
 from gradbench.systems.base import AbstractSystem
 
 
@@ -193,23 +193,24 @@ class Plan:
         """Content key: the cells with their order aside, and the thresholds that judge them."""
         return _digest([sorted(c.key for c in (*self.cells, *(c for c, _ in self.skipped))), asdict(self.thresholds)])
 
-    def verify(self, checks: Iterable[Check], where: str) -> None:
-        """Raise UserError for a check that could never have a verdict: an unknown key, or no planned cell."""
+    def verify(self, checks: Iterable[Check], where: str, tables: Iterable[Table] = ()) -> None:
+        """Raise UserError for a check without a verdict, whatever is measured, and for a table without a cell."""
         cells = [asdict(cell) | cell.labels for cell in self.cells]
         known = {"status", *(k for cell in cells for k in keys(cell))}
         rules = {cell[k] for cell in cells for k in ("estimator", "estimator_label")}
-        for i, check in enumerate(checks):
-            place = f"{where}: check[{i}] {check.name!r}"
-            for key in check.where:
+        asked = [("check", i, check) for i, check in enumerate(checks)]
+        for kind, i, item in [*asked, *(("table", i, table) for i, table in enumerate(tables))]:
+            place = f"{where}: {kind}[{i}] {item.name!r}"
+            for key in item.where:
                 if key not in known:
                     raise UserError(
                         f"{place}: where.{key} is neither a coordinate nor an option{near_miss(key, known)}"
                     )
-            planned = {k: v for k, v in check.where.items() if k != "status"}  # the one that a plan cannot know
+            planned = {k: v for k, v in item.where.items() if k != "status"}  # the one that a plan cannot know
             if not any(matches(cell, planned) for cell in cells):
                 raise UserError(f"{place}: where matches none of {len(cells):,} planned cells")
-            if check.against is not None and check.against not in rules:
-                raise UserError(f"{place}: against = {check.against!r} is not planned{near_miss(check.against, rules)}")
+            if isinstance(item, Check) and item.against is not None and item.against not in rules:
+                raise UserError(f"{place}: against = {item.against!r} is not planned{near_miss(item.against, rules)}")
 
     @property
     def summary(self) -> dict[str, str]:
