@@ -284,6 +284,7 @@ def test_a_table_shows_cells_with_what_differs_and_seeds_as_one_line() -> None:
     head, known, names, *rows = show_table(table, found).splitlines()
     assert (head, known.strip()) == ("title", "known: what is known")
     assert names.split() == ["system", "estimator", "T2", "status", "cosine"]
+    assert show_table(table.model_copy(update={"where": {"estimator": "nobody"}}), found).endswith("\n  no cell")
     assert [row.split()[2:] for row in rows] == [["4", "2", "settled", "0.5"], ["99", "settled", "-"]]
 
 

@@ -20,7 +20,7 @@ def show_table(table: Table, cells: DataFrame) -> str:
 
     Seeds are one line: the median of their numbers, and the number of seeds of every status.
     """
-    rows = cells[[matches(row, table.where) for row in cells.to_dict("records")]]
+    rows = cells.loc[[matches(row, table.where) for row in cells.to_dict("records")]]
     rows = rows if "status" in table.where else rows[rows["status"] != "skipped"]
     varied = [c for c in POINT if c != "seed" and rows[c].nunique() > 1]
     keys = ["system_label", "estimator_label", *varied]
@@ -31,7 +31,7 @@ def show_table(table: Table, cells: DataFrame) -> str:
         numbers = {c: group[c].astype(float).median() for c in table.columns}
         lines.append(dict(zip(keys, values, strict=True)) | {"status": status} | numbers)
     head = textwrap.wrap(f"known: {table.known}", WIDTH, initial_indent="  ", subsequent_indent="  ")
-    text = _text(lines)
+    text = _text(lines) if lines else "no cell"
     return "\n".join([table.name, *(head if table.known else []), *(f"  {line}" for line in text.splitlines())])
 
 
