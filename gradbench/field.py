@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -23,9 +23,11 @@ from gradbench.systems.base import (
     AbstractEnergySystem,
     AbstractForwardSystem,
     AbstractSystem,
+    ClosedForms,
     Data,
     Knobs,
     Params,
+    Saved,
 )
 
 if TYPE_CHECKING:
@@ -56,26 +58,66 @@ class Linear:
 
     def vjp(self, a: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
         """J^T a."""
-        return grad(self._f, self._s, a, retain_graph=True)[0]
+        return grad(self._f, self._s, a.expand_as(self._f), retain_graph=True)[0]
 
     def jvp(self, v: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
         """J v."""
         a, pulled = self._dual
         if not pulled.requires_grad:  # J^T a is constant in a: the map does not depend on s
             return torch.zeros_like(v)
-        return grad(pulled, a, v, retain_graph=True)[0]
+        return grad(pulled, a, v.expand_as(pulled), retain_graph=True)[0]
 
     def antisym(self, v: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
         """A v = 1/2 (J v - J^T v)."""
         return 0.5 * (self.jvp(v) - self.vjp(v))
 
 
+class Closed(Linear):
+    """The same from a system's closed forms: activations at a state, kept for every product.
+
+    v and a may have more rows than the state.
+    """
+
+    def __init__(self, field: Field, s: Float[Tensor, "*r b n"], *, swirl: bool = False) -> None:
+        system = field.closed
+        assert system is not None
+        self._field = field
+        self._products = (system.swirl_jvp, system.swirl_vjp) if swirl else (system.jvp, system.vjp)
+        with torch.no_grad():
+            self._saved = field.activate(s)
+
+    def jvp(self, v: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
+        """J v."""
+        return self._field.product(self._products[0], self._saved, v)
+
+    def vjp(self, a: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
+        """J^T a."""
+        return self._field.product(self._products[1], self._saved, a)
+
+
+class StepMap(Linear):
+    """J_G = Pi'(u) (1 + eps J) at u = s + eps F(s), from J."""
+
+    def __init__(self, field: Field, s: Float[Tensor, "*r b n"]) -> None:
+        self._field, self._force = field, field.at(s)
+        with torch.no_grad():
+            self._u = s + field.step_size * field.force(s) if field.system.projects else s
+
+    def jvp(self, v: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
+        """J_G v."""
+        return self._field.project_jvp(self._u, v + self._field.step_size * self._force.jvp(v))
+
+    def vjp(self, a: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
+        """J_G^T a."""
+        p = self._field.project_vjp(self._u, a)
+        return p + self._field.step_size * self._force.vjp(p)
+
+
 @dataclass(frozen=True, eq=False)
 class Field:
     """System, theta, data and knobs of a cell.
 
-    Shapes: s, u, v, a are `(*r, b, n)`; gradients have the shapes of theta and are summed over every
-    leading axis of what they are taken of.
+    Shapes: s, u, v, a are `(*r, b, n)`; gradients are summed over the examples and keep the rows: `(*r, ...)`.
     """
 
     system: AbstractSystem
@@ -83,17 +125,20 @@ class Field:
     x: Data
     knobs: Knobs
 
-    def _lifted(self, function: Callable[..., Tensor], theta: Params, context: Params, s: Tensor) -> Tensor:
-        return function(theta, self.x, context, s, self.knobs)
+    def _over(self, function: Callable[..., Any], *states: Tensor | Saved) -> Any:
+        """function(theta, x, knobs, *states), which is written for one cell."""
+        return function(self.theta, self.x, self.knobs, *states)
 
-    def _context(self, theta: Params) -> Params:
-        return self.system.context(theta, self.x)
+    @property
+    def closed(self) -> ClosedForms | None:
+        """The system, where it has its derivatives in closed form."""
+        return self.system if isinstance(self.system, ClosedForms) else None
 
     @cached_property
     def context(self) -> Params:
         """What stays constant along a relaxation."""
         with torch.no_grad():
-            return self._context(self.theta)
+            return self._over(lambda theta, x, knobs: self.system.context(theta, x))
 
     @property
     def step_size(self) -> Tensor:
@@ -115,16 +160,22 @@ class Field:
     def init_state(self) -> Float[Tensor, "b n"]:
         """s_0."""
         with torch.no_grad():
-            return self.system.init_state(self.theta, self.x)
+            s: Tensor = self._over(lambda theta, x, knobs: self.system.init_state(theta, x))
+            return s
+
+    def _of_state(self, function: Callable[..., Tensor], s: Tensor) -> Tensor:
+        """function(theta, x, context, s, knobs) at a state."""
+        value: Tensor = self._over(lambda theta, x, knobs, c, s: function(theta, x, c, s, knobs), self.context, s)
+        return value
 
     def force(self, s: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
         """F(s)."""
-        return self._lifted(self.system.force, self.theta, self.context, s)
+        return self._of_state(self.system.force, s)
 
     def swirl(self, s: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
         """The part of F that may be no gradient: all of it where the system declares no energy."""
         if isinstance(self.system, AbstractDrivenSystem):
-            return self._lifted(self.system.swirl, self.theta, self.context, s)
+            return self._of_state(self.system.swirl, s)
         return self.force(s)
 
     def step(self, s: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
@@ -135,83 +186,108 @@ class Field:
         """Pi(u)."""
         return self.system.project(u)
 
+    def project_jvp(self, u: Float[Tensor, "*r b n"], v: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
+        """Pi'(u) v."""
+        return self.system.project_jvp(*torch.broadcast_tensors(u, v)) if self.system.projects else v
+
     def project_vjp(self, u: Float[Tensor, "*r b n"], a: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
         """Pi'(u)^T a."""
-        return Linear(self.project, u).vjp(a) if self.system.projects else a
+        return self.system.project_vjp(*torch.broadcast_tensors(u, a)) if self.system.projects else a
 
     def at(self, s: Float[Tensor, "*r b n"]) -> Linear:
         """J of the force at s."""
-        return Linear(self.force, s)
+        return Closed(self, s) if self.closed else Linear(self.force, s)
 
     def swirl_at(self, s: Float[Tensor, "*r b n"]) -> Linear:
         """J of the swirl at s: it has the antisymmetric part of the whole Jacobian."""
-        return Linear(self.swirl, s)
+        return Closed(self, s, swirl=True) if self.closed else Linear(self.swirl, s)
 
     def step_at(self, s: Float[Tensor, "*r b n"]) -> Linear:
         """J_G of the step map at s."""
-        return Linear(self.step, s)
+        return StepMap(self, s)
+
+    def activate(self, s: Float[Tensor, "*r b n"]) -> Saved:
+        """What closed forms need of a state. Only systems that have them."""
+        system = self.closed
+        assert system is not None
+        saved: Saved = self._over(lambda theta, x, knobs, c, s: system.activate(theta, x, c, s, knobs), self.context, s)
+        return saved
+
+    def product(self, product: Callable[..., Tensor], saved: Saved, v: Float[Tensor, "*r b n"]) -> Tensor:
+        """A closed form (theta, context, saved, v, knobs) -> J v."""
+        Jv: Tensor = self._over(
+            lambda theta, x, knobs, c, saved, v: product(theta, c, saved, v, knobs), self.context, saved, v
+        )
+        return Jv
 
     def energy(self, s: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b"]:
         """E of each example. Only conservative systems have one."""
         if not isinstance(self.system, AbstractEnergySystem):
             raise TypeError(f"{self.system.name} has no energy")
-        return self._lifted(self.system.energy, self.theta, self.context, s)
+        return self._of_state(self.system.energy, s)
 
     def cost(self, s: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b"]:
         """C of each example."""
-        return self._lifted(self._cost, self.theta, self.context, s)
-
-    def _cost(self, theta: Params, x: Data, context: Params, s: Tensor, knobs: Knobs) -> Tensor:
-        return self.system.cost(theta, x, s)
+        value: Tensor = self._over(lambda theta, x, knobs, s: self.system.cost(theta, x, s), s)
+        return value
 
     def cost_slope(self, s: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
         """dC/ds."""
-        with torch.enable_grad():
-            at = s.detach().requires_grad_()
-            return grad(self.cost(at).sum(), at)[0]
+        closed = self.closed
+        if closed:
+            g: Tensor = self._over(lambda theta, x, knobs, s: closed.cost_slope(theta, x, s), s)
+            return g
+
+        def slope(theta: Params, x: Data, knobs: Knobs, s: Tensor) -> Tensor:
+            g: Tensor = torch.func.grad(lambda s: self.system.cost(theta, x, s).sum())(s)
+            return g
+
+        value: Tensor = self._over(slope, s)
+        return value
 
     def cost_grads(self, s: Float[Tensor, "*r b n"]) -> Params:
         """dC/dtheta at fixed s: what a cost with parameters adds to every estimate."""
-        return self._grads(lambda theta, context: self._lifted(self._cost, theta, context, s))
+        return self._grads(lambda theta, x, knobs, s: self.system.cost(theta, x, s), s)
 
     def energy_grads(self, s: Float[Tensor, "*r b n"]) -> Params:
         """dE/dtheta at fixed s."""
         system = self.system
         if not isinstance(system, AbstractEnergySystem):
             raise TypeError(f"{system.name} has no energy")
-        return self._grads(lambda theta, context: self._lifted(system.energy, theta, context, s))
+        return self._grads(lambda theta, x, knobs, s: system.energy(theta, x, system.context(theta, x), s, knobs), s)
 
     def errors(self, s: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
         """Prediction errors e(s) of a forward system."""
         system = self._forward_system
-        return self._lifted(lambda theta, x, context, s, _: system.errors(theta, x, context, s), *self._own, s)
+        return self._of_state(lambda theta, x, context, s, knobs: system.errors(theta, x, context, s), s)
 
     def forward(self, offset: Float[Tensor, "*r b m"]) -> Float[Tensor, "*r b m"]:
         """All layers of a forward system, each moved by its offset."""
         system = self._forward_system
-        return self._lifted(lambda theta, x, _, offset, __: system.forward(theta, x, offset), *self._own, offset)
+        layers: Tensor = self._over(lambda theta, x, knobs, offset: system.forward(theta, x, offset), offset)
+        return layers
 
-    def equilibrium_grads(self, a: Float[Tensor, "b n"]) -> Params:
+    def equilibrium_grads(self, a: Float[Tensor, "*r b n"]) -> Params:
         """d<a, s*>/dtheta of a forward system, whose free state is a function of theta."""
         system = self._forward_system
-
-        def response(theta: Params, x: Data, context: Params, a: Tensor, knobs: Knobs) -> Tensor:
-            return a * system.equilibrium(theta, x)
-
-        return self._grads(lambda theta, context: self._lifted(response, theta, context, a))
+        return self._grads(lambda theta, x, knobs, a: a * system.equilibrium(theta, x), a)
 
     @cached_property
     def layer_slopes(self) -> Float[Tensor, "b m"]:
         """dC/dh of every layer of a forward system, through all that lies above: what backpropagation carries."""
-        sizes = [sum(map(math.prod, blocks.values())) for blocks in (self._forward_system.layers, self.system.layout)]
-        s = self.init_state()
-        with torch.enable_grad():
-            offset = s.new_zeros((*s.shape[:-1], sizes[0]), requires_grad=True)
-            return grad(self.cost(self.forward(offset)[..., -sizes[1] :]).sum(), offset)[0]
+        system = self._forward_system
+        m, n = (sum(map(math.prod, blocks.values())) for blocks in (system.layers, system.layout))
 
-    @property
-    def _own(self) -> tuple[Params, Params]:
-        return self.theta, self.context
+        def slope(theta: Params, x: Data, knobs: Knobs, offset: Tensor) -> Tensor:
+            def moved(offset: Tensor) -> Tensor:
+                return system.cost(theta, x, system.forward(theta, x, offset)[..., m - n :]).sum()
+
+            g: Tensor = torch.func.grad(moved)(offset)
+            return g
+
+        s = self.init_state()
+        value: Tensor = self._over(slope, s.new_zeros((*s.shape[:-1], m)))
+        return value
 
     @property
     def _forward_system(self) -> AbstractForwardSystem:
@@ -221,29 +297,38 @@ class Field:
 
     def pull(self, s: Float[Tensor, "*r b n"], a: Float[Tensor, "*r b n"]) -> Params:
         """d<a, F(s)>/dtheta at fixed s and a."""
-        return self._grads(lambda theta, context: a * self._lifted(self.system.force, theta, context, s))
+        closed = self.closed
+        if closed:
+            with torch.no_grad():
+                pulled: Params = self._over(
+                    lambda theta, x, knobs, c, saved, a: closed.pull(theta, x, c, saved, a, knobs),
+                    self.context,
+                    self.activate(s),
+                    a,
+                )
+            return pulled
+        force, context = self.system.force, self.system.context
+        return self._grads(lambda theta, x, knobs, s, a: a * force(theta, x, context(theta, x), s, knobs), s, a)
 
-    def pull_at(self, s: Float[Tensor, "*r b n"]) -> Callable[[Tensor], Params]:
-        """a -> d<a, F(s)>/dtheta from one recorded evaluation, for many credits at one state."""
-        with torch.enable_grad():
-            theta = _leaves(self.theta)
-            force = self._lifted(self.system.force, theta, self._context(theta), s)
-        return lambda a: _named(theta, grad(force, list(theta.values()), a, retain_graph=True, allow_unused=True))
+    def _grads(self, scalar: Callable[..., Tensor], *states: Tensor) -> Params:
+        """Gradient of a sum over theta, by row: states of one row share it with nobody."""
 
-    def _grads(self, scalar: Callable[[Params, Params], Tensor]) -> Params:
-        with torch.enable_grad():
-            theta = _leaves(self.theta)
-            total = scalar(theta, self._context(theta)).sum()
-            if not total.requires_grad:  # no parameter enters
-                return {name: torch.zeros_like(p) for name, p in self.theta.items()}
-            return _named(theta, grad(total, list(theta.values()), allow_unused=True))
+        def by_row(theta: Params, x: Data, knobs: Knobs, *states: Tensor) -> Params:
+            rows = torch.func.grad(lambda theta, *row: scalar(theta, x, knobs, *row).sum())
+            for _ in states[0].shape[:-2]:
+                rows = torch.func.vmap(rows, in_dims=(None, *[0] * len(states)))
+            grads: Params = rows(theta, *states)
+            return grads
+
+        grads: Params = self._over(by_row, *torch.broadcast_tensors(*states))
+        return grads
 
 
 @dataclass(frozen=True, eq=False)
 class Stack(Field):
     """Fields of one shape as one: theta, data and knobs carry a leading cell axis c.
 
-    States are `(*r, c, b, n)` and gradients `(c, ...)`: what a rule does with the rows of one cell it does
+    States are `(*r, c, b, n)` and gradients `(*r, c, ...)`: what a rule does with the rows of one cell it does
     with the rows of all, and no cell sees another.
     """
 
@@ -256,47 +341,34 @@ class Stack(Field):
         first = fields[0]
         theta = {n: torch.stack([f.theta[n] for f in fields]) for n in first.theta}
         x = {n: torch.stack([f.x[n] for f in fields]) for n in first.x}
-        columns = zip(*(vars(f.knobs).values() for f in fields), strict=True)
+        columns = zip(*(f.knobs for f in fields), strict=True)
         return cls(first.system, theta, x, Knobs(*(torch.stack(column) for column in columns)))
 
-    def _lifted(self, function: Callable[..., Tensor], theta: Params, context: Params, s: Tensor) -> Tensor:
-        """A function of (theta, x, context, s, knobs) of one cell, over all of them.
+    def _over(self, function: Callable[..., Any], *states: Tensor | Saved) -> Any:
+        """The same by vmap over the cells.
 
-        The row axes go first under vmap, so that each cell sees the `(*r, b, n)` that its system is written for.
+        A state goes in with its cells first, so that a product with their weights reads each one's rows in a run;
+        what was saved at a state stays so. What comes out of a state has its rows before its cells again.
         """
-        knobs = vars(self.knobs)
+        rows = [s.ndim - 3 for s in states if isinstance(s, Tensor)]
+        first = [s.movedim(-3, 0) if isinstance(s, Tensor) else s for s in states]
+        out = max(rows, default=0)
+        return torch.func.vmap(function, out_dims=out)(self.theta, self.x, self.knobs, *first)
 
-        def one(theta: Params, x: Data, context: Params, s: Tensor, knobs: dict[str, Tensor]) -> Tensor:
-            return function(theta, x, context, s, Knobs(**knobs))
-
-        rows = s.ndim - 3  # axes before the cells'
-        return torch.func.vmap(one, in_dims=(0, 0, 0, rows, 0), out_dims=rows)(theta, self.x, context, s, knobs)
-
-    def _context(self, theta: Params) -> Params:
-        return torch.func.vmap(self.system.context)(theta, self.x)
-
-    def init_state(self) -> Float[Tensor, "c b n"]:
-        """s_0 of every cell."""
-        with torch.no_grad():
-            return torch.func.vmap(self.system.init_state)(self.theta, self.x)
+    def activate(self, s: Float[Tensor, "*r c b n"]) -> Saved:
+        """Activations with the cells in front: `(c, *r, b, ...)`."""
+        rows = s.ndim - 3
+        return {name: value.movedim(rows, 0) for name, value in super().activate(s).items()}
 
     def repeated(self, function: Step, *examples: Tensor) -> Step:
         """On CUDA a recorded graph: launches, not arithmetic, are what a step of a stack costs."""
         return Captured(function, *examples) if examples[0].is_cuda else function
 
     def frozen(self, at: Callable[[Tensor], Linear], s: Tensor) -> Callable[[], Linear]:
-        """On CUDA recorded anew in every call, since a graph cannot hold a backward pass of another."""
-        return (lambda: at(s)) if s.is_cuda else super().frozen(at, s)
+        """On CUDA autograd records anew in every call: a graph cannot hold a backward pass of another stream."""
+        return (lambda: at(s)) if s.is_cuda and not self.closed else super().frozen(at, s)
 
     @property
     def step_size(self) -> Float[Tensor, "c 1 1"]:
         """eps of every cell, against states."""
         return self.knobs.eps[:, None, None]
-
-
-def _leaves(theta: Params) -> Params:
-    return {name: p.detach().requires_grad_() for name, p in theta.items()}
-
-
-def _named(theta: Params, grads: tuple[Tensor | None, ...]) -> Params:
-    return {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(theta.items(), grads, strict=True)}

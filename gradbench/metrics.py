@@ -74,25 +74,26 @@ def compare(estimate: Params, reference: Params, live: float) -> Comparison:
 
     `live`: a parameter whose reference norm is below this share of the global one has no cosine.
     """
-    sums = tally(estimate, reference, stacked=False)[..., 0].tolist()
+    sums = tally(estimate, reference, 0).tolist()
     return comparison(dict(zip(reference, sums, strict=True)), live)
 
 
-def tally(estimate: Params, reference: Params, stacked: bool) -> Float[Tensor, "P 6 c"]:
-    """<e, r>, |e|^2, |r|^2, |e - r|^2, signs that agree, signs compared: by parameter and cell, in float64.
+def tally(estimate: Params, reference: Params, lead: int) -> Float[Tensor, "*lead P 6"]:
+    """<e, r>, |e|^2, |r|^2, |e - r|^2, signs that agree, signs compared: by parameter, in float64.
 
-    Signs are compared where |reference| exceeds 16 units of round-off of its largest entry.
+    The first `lead` axes stay, and the reference's broadcast against the estimate's. Signs are compared where
+    |reference| exceeds 16 units of round-off of its largest entry.
     """
     rows = []
     for name, r in reference.items():
-        e, r = (g.flatten(1) if stacked else g.flatten()[None] for g in (estimate[name], r))
+        e, r = (g.reshape(*g.shape[:lead], -1) for g in (estimate[name], r))
         noise = 16 * torch.finfo(r.dtype).eps * r.abs().amax(-1, keepdim=True)
         heard = r.abs() > noise
         agree = (e.sign() == r.sign()) & heard
         e, r = e.double(), r.double()
         terms = (e * r, e.square(), r.square(), (e - r).square(), agree.double(), heard.double())
-        rows.append(torch.stack([term.sum(-1) for term in terms]))
-    return torch.stack(rows)
+        rows.append(torch.stack(torch.broadcast_tensors(*(term.sum(-1) for term in terms)), -1))
+    return torch.stack(rows, -2)
 
 
 def comparison(sums: dict[str, list[float]], live: float) -> Comparison:

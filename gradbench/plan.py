@@ -10,7 +10,7 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache, cached_property
 from typing import Any
 
@@ -45,14 +45,19 @@ class Cell:
     @cached_property
     def key(self) -> str:
         """Content key: equal cells have equal keys in every run, whatever planned them."""
-        return _digest(asdict(self))
+        return _digest(self.coordinates)
+
+    @property
+    def coordinates(self) -> dict[str, Any]:
+        """Its fields by name."""
+        return {name: getattr(self, name) for name in _COORDINATES}
 
     @property
     def labels(self) -> dict[str, str]:
         """Its system and estimator as people read them."""
         return {
-            "system_label": registry.label(self.system, self.system_options, "system"),
-            "estimator_label": registry.label(self.estimator, self.estimator_options, "estimator"),
+            "system_label": _label(self.system, self.system_options, "system"),
+            "estimator_label": _label(self.estimator, self.estimator_options, "estimator"),
         }
 
     @property
@@ -64,6 +69,10 @@ class Cell:
     def problem(self) -> Cell:
         """The coordinates that decide the free trajectory, with the others blanked."""
         return replace(self, estimator="", estimator_options="", T1=None, T2=None, beta=None)
+
+
+_COORDINATES = tuple(f.name for f in fields(Cell))
+_label = cache(registry.label)
 
 
 @dataclass(frozen=True)
@@ -195,7 +204,7 @@ class Plan:
 
     def verify(self, checks: Iterable[Check], where: str, tables: Iterable[Table] = ()) -> None:
         """Raise UserError for a check without a verdict, whatever is measured, and for a table without a cell."""
-        cells = [asdict(cell) | cell.labels for cell in self.cells]
+        cells = [cell.coordinates | cell.labels for cell in self.cells]
         known = {"status", *(k for cell in cells for k in keys(cell))}
         rules = {cell[k] for cell in cells for k in ("estimator", "estimator_label")}
         asked = [("check", i, check) for i, check in enumerate(checks)]
@@ -235,8 +244,8 @@ class Plan:
             "points": self.points,
             "folded": self.folded,
             "repeated": self.repeated,
-            "cells": [asdict(c) | {"cell": c.key} for c in self.cells],
-            "skipped": [asdict(c) | {"cell": c.key, "reason": reason} for c, reason in self.skipped],
+            "cells": [c.coordinates | {"cell": c.key} for c in self.cells],
+            "skipped": [c.coordinates | {"cell": c.key, "reason": reason} for c, reason in self.skipped],
             "problems": [p.key for p in self.problems],
             "thresholds": asdict(self.thresholds),
         }

@@ -3,32 +3,43 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 
-from gradbench.field import Field
-from gradbench.systems.base import Params
+from gradbench.systems.base import AbstractEnergySystem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from jaxtyping import Float
     from torch import Tensor
+
+    from gradbench.field import Field, Step
+    from gradbench.systems.base import Params
+
+# elements of the states that one product over many steps reads: enough to fill the device, small beside its memory
+SPAN = {"cpu": 2**21, "cuda": 2**26}
 
 
 @dataclass(frozen=True, eq=False)
 class Trajectory:
     """One free relaxation from s_0, read after T1 steps for every T1 asked for.
 
-    The i-th row of everything below belongs to `T1s[i]`; T1s ascend.
+    The i-th row of everything below belongs to `T1s[i]`; T1s ascend. Where all states would not fit, every
+    `every`-th is kept and the others are taken again from it, step by step, when they are needed.
     """
 
     field: Field
-    states: Float[Tensor, "T+1 *c b n"]  # s_0 ... s_T
     T1s: tuple[int, ...]
+    ends: Float[Tensor, "i *c b n"]  # s* of every T1
+    norms: Float[Tensor, "T+1 *c"]  # |s_t|, in float64
+    energies: Float[Tensor, "T+1 *c"] | None  # E(s_t) summed over examples, in float64; None: no energy
+    kept: Float[Tensor, "k *c b n"]  # s_0, s_every, s_2every ...
+    every: int
+    step: Step
     _views: dict[tuple[int, ...], Trajectory] = dataclasses.field(default_factory=dict)
 
     def at(self, T1s: tuple[int, ...]) -> Trajectory:
@@ -36,13 +47,34 @@ class Trajectory:
         if T1s == self.T1s:
             return self
         if T1s not in self._views:
-            self._views[T1s] = Trajectory(self.field, self.states, T1s)
+            ends = self.ends[[self.T1s.index(T1) for T1 in T1s]]
+            self._views[T1s] = dataclasses.replace(self, T1s=T1s, ends=ends, _views={})
         return self._views[T1s]
 
-    @cached_property
-    def ends(self) -> Float[Tensor, "i *c b n"]:
-        """s* of every T1."""
-        return self.states[list(self.T1s)]
+    def backwards(self) -> Iterator[tuple[int, Float[Tensor, "t *c b n"]]]:
+        """States s_start ... before the largest T1, in runs that one product can take, from the last to the first."""
+        span = self.span
+        for low in reversed(range(0, self.T1s[-1], self.every if self.every > 1 else max(1, self.T1s[-1]))):
+            high = min(low + self.every if self.every > 1 else self.T1s[-1], self.T1s[-1])
+            states = self._between(low, high)
+            for stop in range(high, low, -span):
+                start = max(low, stop - span)
+                yield start, states[start - low : stop - low]
+
+    @property
+    def span(self) -> int:
+        """Steps whose states one product takes."""
+        return max(1, SPAN[self.ends.device.type] // self.ends[0].numel())
+
+    def _between(self, low: int, high: int) -> Tensor:
+        if self.every == 1:
+            return self.kept[low:high]
+        states = self.kept.new_empty((high - low, *self.kept.shape[1:]))
+        states[0] = self.kept[low // self.every]
+        with torch.no_grad():
+            for t in range(1, high - low):
+                (states[t],) = self.step(states[t - 1])
+        return states
 
     @cached_property
     def cost_slope(self) -> Float[Tensor, "i *c b n"]:
@@ -50,23 +82,42 @@ class Trajectory:
         return self.field.cost_slope(self.ends)
 
     @cached_property
-    def cost_grads(self) -> list[Params]:
-        """dC/dtheta at s*: added once to every estimate."""
-        return [self.field.cost_grads(s) for s in self.ends]
-
-    @cached_property
-    def pulls(self) -> list[Callable[[Tensor], Params]]:
-        """a -> d<a, F(s*)>/dtheta, recorded once for all depths, nudges and estimators."""
-        return [self.field.pull_at(s) for s in self.ends]
+    def cost_grads(self) -> Params:
+        """dC/dtheta at s*, `(i, *c, ...)`: added once to every estimate."""
+        return self.field.cost_grads(self.ends)
 
 
-def relax(field: Field, T1s: tuple[int, ...]) -> Trajectory:
-    """Free relaxation s <- Pi(s + eps F(s)) to the largest T1, every state kept."""
-    s = field.init_state()
-    states = s.new_empty((max(T1s) + 1, *s.shape))
-    states[0] = s
+def relax(field: Field, T1s: tuple[int, ...], hold: int | None = None) -> Trajectory:
+    """Free relaxation s <- Pi(s + eps F(s)) to the largest T1.
+
+    Every state is kept, or where these are more than `hold`, every sqrt(T1)-th.
+    """
+    T, s = max(T1s), field.init_state()
+    every = 1 if hold is None or hold > T else math.isqrt(T - 1) + 1
+    kept = s.new_empty((T // every + 1, *s.shape))
+    ends = s.new_empty((len(T1s), *s.shape))
+    conservative = isinstance(field.system, AbstractEnergySystem)
+    run = max(1, min(T + 1, SPAN[s.device.type] // s.numel())) if every == 1 else every
+    norms, energies = [], []
+    block = kept if every == 1 else s.new_empty((min(every, T + 1), *s.shape))
     with torch.no_grad():
         step = field.repeated(lambda s: (field.step(s),), s)
-        for t in range(max(T1s)):
-            (states[t + 1],) = step(states[t])
-    return Trajectory(field, states, tuple(sorted(T1s)))
+        for low in range(0, T + 1, run):
+            high = min(low + run, T + 1)
+            here = block[low:high] if every == 1 else block[: high - low]
+            for t in range(low, high):
+                if t:
+                    (s,) = step(s)
+                here[t - low] = s
+                s = here[t - low]
+            if every > 1:
+                kept[low // every] = here[0]
+                s = here[-1].clone()
+            norms.append(here.flatten(-2).double().norm(dim=-1))
+            if conservative:
+                energies.append(field.energy(here).double().sum(-1))
+            for i, T1 in enumerate(sorted(T1s)):
+                if low <= T1 < high:
+                    ends[i] = here[T1 - low]
+    measured = torch.cat(norms), torch.cat(energies) if conservative else None
+    return Trajectory(field, tuple(sorted(T1s)), ends, *measured, kept, every, step)

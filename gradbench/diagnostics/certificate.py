@@ -13,7 +13,7 @@ from gradbench.diagnostics.antisymmetry import antisymmetry
 from gradbench.diagnostics.spectrum import growth
 from gradbench.status import Status, Thresholds
 from gradbench.streams import Streams, normal
-from gradbench.systems.base import AbstractDrivenSystem, AbstractEnergySystem
+from gradbench.systems.base import AbstractDrivenSystem
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -59,7 +59,7 @@ def certify(free: Trajectory, thresholds: Thresholds, seeds: Sequence[int]) -> l
 
     What needs the Jacobian is taken only at T1 where at least one cell has not diverged.
     """
-    norms = _norm(free.states)
+    norms = free.norms
     scale = torch.where(norms[0] > 0, norms[0], norms[:2][-1])
     ratio = torch.where(scale > 0, norms / scale, norms)
     escape = torch.stack([ratio[: T1 + 1].nan_to_num(nan=math.inf).amax(0) for T1 in free.T1s])
@@ -77,8 +77,9 @@ def certify(free: Trajectory, thresholds: Thresholds, seeds: Sequence[int]) -> l
         "shrink": ratio[ends],
         "escape": escape,
     }
-    if isinstance(free.field.system, AbstractEnergySystem) and len(free.states) > 1:
-        evidence["energy_monotone"] = _monotone(free, thresholds)
+    if free.energies is not None and len(norms) > 1:
+        falls = free.energies.diff(dim=0) <= thresholds.energy_rise * free.energies[:-1].abs()  # a NaN is no fall
+        evidence["energy_monotone"] = torch.stack([falls[:T1].all(0) for T1 in free.T1s])
     live = (escape <= thresholds.divergence).reshape(len(ends), -1).any(-1).tolist()
     if any(live):
         rows = [i for i, alive in enumerate(live) if alive]
@@ -110,8 +111,9 @@ def _index(rows: list[int], like: Tensor) -> Tensor:
 def _linear(free: Trajectory, thresholds: Thresholds, seeds: Sequence[int]) -> dict[str, Tensor]:
     field, ends = free.field, free.ends
     shape = (thresholds.probes + 1, *ends.shape[-2:])
-    draws = torch.stack([normal(Streams(seed)["probes"], shape) for seed in seeds], 1)
-    probes = (draws if ends.ndim == 4 else draws[:, 0]).to(ends)[:, None].expand(-1, *ends.shape)
+    drawn = {seed: normal(Streams(seed)["probes"], shape).to(ends) for seed in set(seeds)}
+    draws = torch.stack([drawn[seed] for seed in seeds], 1)
+    probes = (draws if ends.ndim == 4 else draws[:, 0])[:, None].expand(-1, *ends.shape)
     frozen = field.frozen(field.step_at, ends)
     product = field.repeated(lambda v: (frozen().jvp(v),), probes[-1])
     measured = {"rho": growth(lambda v: product(v)[0], probes[-1], thresholds.growth_steps)}
@@ -122,11 +124,3 @@ def _linear(free: Trajectory, thresholds: Thresholds, seeds: Sequence[int]) -> d
     for name, at in parts.items():
         measured[name], measured[f"{name}_se"] = antisymmetry(at(ends), probes[:-1])
     return {name: value.double() for name, value in measured.items()}
-
-
-def _monotone(free: Trajectory, thresholds: Thresholds) -> Tensor:
-    """Whether the summed energy never rises by more than the threshold on the way to each T1."""
-    with torch.no_grad():
-        energy = torch.stack([free.field.energy(s).double().sum(-1) for s in free.states])
-    falls = energy.diff(dim=0) <= thresholds.energy_rise * energy[:-1].abs()  # a NaN is no fall
-    return torch.stack([falls[:T1].all(0) for T1 in free.T1s])

@@ -109,7 +109,7 @@ class Credits:
         def wide(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             return {n: v.double() if v.is_floating_point() else v for n, v in tensors.items()}
 
-        return replace(field, theta=wide(field.theta), x=wide(field.x), knobs=Knobs(**wide(vars(field.knobs))))
+        return replace(field, theta=wide(field.theta), x=wide(field.x), knobs=Knobs(*(k.double() for k in field.knobs)))
 
     @cached_property
     def _unmoved(self) -> dict[str, Float[Tensor, "*c b d"]]:

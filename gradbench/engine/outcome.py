@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from gradbench.diagnostics.credit import SUMMARY, blocks
@@ -39,28 +40,28 @@ class Outcome:
         count = cell_count(self.cell)
         row |= {"n_force": count.force, "n_jvp": count.jvp, "n_vjp": count.vjp}
         row |= {"seconds": self.seconds, "peak_memory": self.peak_memory}
-        row |= {
-            name: value for name, value in vars(self.certificate).items() if name not in ("scale", "shrink", "escape")
-        }
+        row |= {name: value for name, value in vars(self.certificate).items() if name not in _INTERNAL}
         row |= {name: self.evidence.get(name) for name in ("nudge_residual", "clip_share", *SUMMARY)}
         c = self.comparison
         whole = c.whole if c else UNDEFINED
-        row |= {f.name: getattr(whole, f.name) for f in fields(whole) if f.name != "reason"}
+        row |= {name: value for name, value in vars(whole).items() if name != "reason"}
         for name in ("cosine_mean", "cosine_min", "cosine_attn"):
             row[name] = getattr(c, name) if c else math.nan
         row["worst"] = c.worst if c else ""
-        row["params"] = [{"param": name, **asdict(p)} for name, p in c.params.items()] if c else []
+        row["params"] = [{"param": name, **vars(p)} for name, p in c.params.items()] if c else []
         row["blocks"] = blocks(self.evidence)
         return row
 
 
 def coordinates(cell: Cell) -> dict[str, Any]:
     """The coordinates of a cell as columns."""
-    return asdict(cell) | {
-        "cell": cell.key,
-        **cell.labels,
-        "dataset": json.loads(cell.system_options).get("dataset"),
-    }
+    return cell.coordinates | {"cell": cell.key, **cell.labels, "dataset": _dataset(cell.system_options)}
+
+
+@cache
+def _dataset(options: str) -> str | None:
+    name: str | None = json.loads(options).get("dataset")
+    return name
 
 
 def unmeasured(cell: Cell, status: Status, reason: str, problem: str | None = None) -> dict[str, Any]:
@@ -82,6 +83,8 @@ def judge(
         return Status.UNDEFINED, comparison.whole.reason
     return Status.SETTLED, comparison.whole.reason
 
+
+_INTERNAL = ("scale", "shrink", "escape")  # of the certificate: what decided a status, told in its reason
 
 _FREE_REASONS = {
     Status.DIVERGED: "|s| / |s_0| reached {escape:.1e}",

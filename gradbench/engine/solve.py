@@ -10,7 +10,7 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,7 +27,7 @@ from gradbench.trajectory import Trajectory, relax
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from gradbench.estimators.base import Snapshot
+    from gradbench.estimators.base import Reading, Snapshot
     from gradbench.field import Field
     from gradbench.plan import Cell, Pass, Problem
     from gradbench.systems.base import Params
@@ -37,35 +37,35 @@ if TYPE_CHECKING:
 class Readings:
     """What the cells read, kept on the device until the last phase is over.
 
-    An entry is one estimate of all stacked problems: its tallies against the reference `(P, 6, c)`, its
-    evidence `(c,)` by name, and the cells that it belongs to.
+    An entry is one reading of a rule at one depth, by T1, beta and stacked problem: its tallies against the
+    reference `(i, j, c, P, 6)`, its evidence `(i, j, c)` by name, and the cells with their places.
     """
 
     stacked: bool
-    cells: list[list[Cell | None]] = field(default_factory=list)  # None: a problem that does not want this point
+    cells: list[list[tuple[Cell, tuple[int, int, int]]]] = field(default_factory=list)
     tallies: list[Tensor] = field(default_factory=list)
     evidence: list[dict[str, Tensor]] = field(default_factory=list)
     estimates: dict[Cell, Params] = field(default_factory=dict)  # of a single problem
 
-    def add(self, cells: list[Cell | None], estimate: Params, reference: Params, evidence: dict[str, Tensor]) -> None:
-        """Take one estimate of every problem."""
+    def add(self, cells: list[tuple[Cell, tuple[int, int, int]]], reading: Reading, reference: Params) -> None:
+        """Take one reading."""
+        of_all = {name: g[:, None] for name, g in reference.items()}
         self.cells.append(cells)
-        self.tallies.append(tally(estimate, reference, self.stacked))
-        self.evidence.append({name: value.reshape(-1) for name, value in evidence.items()})
-        if not self.stacked and cells[0] is not None:
-            self.estimates[cells[0]] = estimate
+        self.tallies.append(tally(reading.gradient, of_all, 3 if self.stacked else 2))
+        self.evidence.append(reading.evidence)
+        if not self.stacked:
+            for cell, (i, j, _) in cells:
+                self.estimates[cell] = {name: g[i, j] for name, g in reading.gradient.items()}
 
     def resolve(self, names: Sequence[str], live: float) -> dict[Cell, tuple[Comparison, dict[str, float]]]:
         """Every cell's comparison and evidence: the one moment at which the device is waited for."""
         resolved: dict[Cell, tuple[Comparison, dict[str, float]]] = {}
-        tallies = torch.stack(self.tallies).cpu().tolist() if self.tallies else []
-        for cells, sums, evidence in zip(self.cells, tallies, self.evidence, strict=True):
-            values = {name: value.tolist() for name, value in evidence.items()}
-            for c, cell in enumerate(cells):
-                if cell is None:
-                    continue
-                by_param = {name: [term[c] for term in sums[p]] for p, name in enumerate(names)}
-                resolved[cell] = comparison(by_param, live), {name: v[c] for name, v in values.items()}
+        for cells, sums, evidence in zip(self.cells, self.tallies, self.evidence, strict=True):
+            whole = sums.tolist() if self.stacked else sums[:, :, None].tolist()
+            values = {n: v.tolist() if self.stacked else v[:, :, None].tolist() for n, v in evidence.items()}
+            for cell, (i, j, c) in cells:
+                by_param = dict(zip(names, whole[i][j][c], strict=True))
+                resolved[cell] = comparison(by_param, live), {name: v[i][j][c] for name, v in values.items()}
         return resolved
 
 
@@ -79,22 +79,23 @@ def solve(problems: Sequence[Problem], field: Field, thresholds: Thresholds) -> 
     certificates = certify(free, thresholds, [p.point.seed for p in problems])
     gone = [all(c.status(thresholds) is Status.DIVERGED for c in row) for row in certificates]
     live = tuple(T1 for T1, diverged in zip(free.T1s, gone, strict=True) if not diverged)
-    readings, references, credits = Readings(isinstance(field, Stack)), {}, None
+    readings, reference, credits = Readings(isinstance(field, Stack)), {}, None
     if live:
-        unused = free.states.new_empty(0)
+        unused = free.ends.new_empty(0)
         sweep = list(first.reverse.phase.run(free.at(live), first.reverse.depths, unused))
         whole = next(s for s in sweep if s.depth is None)
+        assert whole.gradient is not None
         assert whole.credit is not None
-        credits = Credits(free.at(live), whole.credit, [p.point.seed for p in problems])
-        references = dict(zip(live, whole.gradient or (), strict=True))
-        _read([p.reverse for p in problems], free.at(live), sweep, unused, references, credits, readings)
+        reference, credits = whole.gradient, Credits(free.at(live), whole.credit, [p.point.seed for p in problems])
+        _read([p.reverse for p in problems], free.at(live), sweep, unused, reference, credits, readings)
     for passes in zip(*(p.passes for p in problems), strict=True):
         T1s = tuple(T1 for T1 in passes[0].T1s if T1 in live)
         if T1s and credits:
-            betas = free.states.new_tensor([p.betas for p in passes]).mT
+            betas = free.ends.new_tensor([p.betas for p in passes]).mT
             betas = betas if readings.stacked else betas[:, 0]
             snapshots = passes[0].phase.run(free.at(T1s), passes[0].depths, betas)
-            _read(passes, free.at(T1s), snapshots, betas, references, credits, readings)
+            at = {name: g[[live.index(T1) for T1 in T1s]] for name, g in reference.items()}
+            _read(passes, free.at(T1s), snapshots, betas, at, credits, readings)
     resolved = readings.resolve(list(field.theta), thresholds.live[first.point.dtype])
     number = sum(len(p.cells) for p in problems)
     seconds, peak = (time.perf_counter() - start) / number, _peak_memory(device)
@@ -105,7 +106,10 @@ def solve(problems: Sequence[Problem], field: Field, thresholds: Thresholds) -> 
             diverged = certificate.status(thresholds) is Status.DIVERGED
             compared, evidence = (None, {}) if diverged else resolved[cell]
             status, reason = judge(certificate, compared, evidence, thresholds)
-            gradients = (readings.estimates.get(cell), None if readings.stacked else references.get(cell.steps))
+            own = None
+            if not readings.stacked and cell.steps in live:
+                own = {name: g[live.index(cell.steps)] for name, g in reference.items()}
+            gradients = (readings.estimates.get(cell), own)
             measured = (certificate, compared, evidence, *gradients, seconds, peak)
             outcomes.append(Outcome(cell, problem.key, status, reason, *measured))
     return outcomes
@@ -116,30 +120,28 @@ def _read(
     free: Trajectory,
     snapshots: Iterable[Snapshot],
     betas: Tensor,
-    references: dict[int, Params],
+    reference: Params,
     credits: Credits,
     readings: Readings,
 ) -> None:
     """Every cell of a pass whose T1 is there, read off the snapshots as they come.
 
     The passes of stacked problems have the same T1, depths and number of betas, but may want other cells of
-    that grid; a point that nobody wants is not read.
+    that grid.
     """
-    wanted: dict[tuple[str, str, int | None, int, int], list[Cell | None]] = {}
+    wanted: dict[tuple[str, str, int | None], list[tuple[Cell, tuple[int, int, int]]]] = {}
     for c, p in enumerate(passes):
         for cell in p.cells:
             if cell.steps in free.T1s:
                 j = p.betas.index(cell.beta) if cell.beta is not None else 0
-                place = (cell.estimator, cell.estimator_options, cell.T2, free.T1s.index(cell.steps), j)
-                wanted.setdefault(place, [None] * len(passes))[c] = cell
+                rule = (cell.estimator, cell.estimator_options, cell.T2)
+                wanted.setdefault(rule, []).append((cell, (free.T1s.index(cell.steps), j, c)))
     for snapshot in snapshots:
-        for name, options in {(n, o) for n, o, depth, _, _ in wanted if depth == snapshot.depth}:
-            reading = estimator(name, options).read(free, snapshot, betas)
-            measured = reading.evidence | credits.read(free.T1s, reading)
-            for (n, o, depth, i, j), cells in wanted.items():
-                if (n, o, depth) == (name, options, reading.depth):
-                    evidence = {key: value[i, j] for key, value in measured.items()}
-                    readings.add(cells, reading.gradient[i][j], references[free.T1s[i]], evidence)
+        for (name, options, depth), cells in wanted.items():
+            if depth == snapshot.depth:
+                reading = estimator(name, options).read(free, snapshot, betas)
+                measured = reading.evidence | credits.read(free.T1s, reading)
+                readings.add(cells, replace(reading, evidence=measured), reference)
 
 
 def _peak_memory(device: torch.device) -> int:

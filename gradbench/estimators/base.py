@@ -40,7 +40,7 @@ class Snapshot:
 
     depth: int | None  # T2; None where the depth is T1 itself
     evidence: dict[str, Float[Tensor, "i j *c"]] = field(default_factory=dict)
-    gradient: list[Params] | None = None  # reverse phase: by T1
+    gradient: Params | None = None  # reverse phase: (i, *c, ...)
     credit: Float[Tensor, "i *c b n"] | None = None  # adjoint and reverse phase: by T1
     nudged: Float[Tensor, "i j k *c b n"] | None = None  # nudged phase: by T1, beta, sign
 
@@ -50,7 +50,7 @@ class Reading:
     """An estimate at one depth, by T1 and by beta (one column where the rule has no beta)."""
 
     depth: int | None
-    gradient: list[list[Params]]
+    gradient: Params  # (i, j, *c, ...)
     credit: Float[Tensor, "i j *c b n"] | None  # the state adjoint that the rule stands in for
     evidence: dict[str, Float[Tensor, "i j *c"]]
     error: Float[Tensor, "i j *c b n"] | None = None  # the credit that prediction errors hold, where there are some
@@ -63,10 +63,8 @@ def along(
     error: Float[Tensor, "i j *c b n"] | None = None,
 ) -> Reading:
     """Estimate <a, dF/dtheta(s*)> + dC/dtheta(s*) for the credit a of every T1 and beta."""
-    gradient = [
-        [{n: g + direct[n] for n, g in pull(a).items()} for a in row]
-        for row, pull, direct in zip(credit, free.pulls, free.cost_grads, strict=True)
-    ]
+    pulled = free.field.pull(free.ends[:, None], credit)
+    gradient = {n: g + free.cost_grads[n][:, None] for n, g in pulled.items()}
     return Reading(snapshot.depth, gradient, credit, snapshot.evidence, error)
 
 

@@ -130,23 +130,21 @@ def energy_contrast(nudge: Nudge, free: Trajectory, snapshot: Snapshot, betas: F
     centred (+beta, -beta),  positive (+beta, 0),  negative (0, -beta)
     """
     assert snapshot.nudged is not None
-    gradient = []
-    for i, direct in enumerate(free.cost_grads):
-        at_rest = {} if nudge == "centred" else free.field.energy_grads(free.ends[i])
-        row = []
-        for states, beta in zip(snapshot.nudged[i], betas, strict=True):
-            nudged = [free.field.energy_grads(s) for s in states]
-            ends = {"centred": nudged, "positive": [*nudged, at_rest], "negative": [at_rest, *nudged]}
-            upper, lower = ends[nudge]
-            width = 2 * beta if nudge == "centred" else beta
-            row.append({n: _per_cell(upper[n] - lower[n], width) + direct[n] for n in direct})
-        gradient.append(row)
+    nudged = free.field.energy_grads(snapshot.nudged)
+    at_rest = {} if nudge == "centred" else free.field.energy_grads(free.ends)
+    gradient = {}
+    for n, direct in free.cost_grads.items():
+        moved = list(nudged[n].unbind(2))
+        rest = [at_rest[n][:, None]] if at_rest else []
+        upper, lower = rest + moved if nudge == "negative" else moved + rest
+        width = 2 * betas if nudge == "centred" else betas
+        gradient[n] = _per_cell(upper - lower, width) + direct[:, None]
     credit, error = _credits(nudge, free, snapshot, betas)
     return Reading(snapshot.depth, gradient, credit, snapshot.evidence, error)
 
 
-def _per_cell(gradient: Float[Tensor, "*c ..."], width: Float[Tensor, "*c"]) -> Tensor:
-    return gradient / width.reshape(*width.shape, *[1] * (gradient.ndim - width.ndim))
+def _per_cell(gradient: Float[Tensor, "i j *c ..."], width: Float[Tensor, "j *c"]) -> Tensor:
+    return gradient / width.reshape(*width.shape, *[1] * (gradient.ndim - 1 - width.ndim))
 
 
 @final

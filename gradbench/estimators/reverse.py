@@ -13,11 +13,8 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-    from gradbench.systems.base import AbstractSystem, Params
+    from gradbench.systems.base import AbstractSystem
     from gradbench.trajectory import Trajectory
-
-# rows of one parameter pull: large enough for full products, small enough to stay out of the way
-PULL_ELEMENTS = 2**21
 
 
 @final
@@ -36,9 +33,8 @@ class ReversePhase(AbstractPhase):
 
         field, eps = free.field, free.field.step_size
         a = free.cost_slope.clone()
-        total = [dict(direct) for direct in free.cost_grads]
-        felt = list(torch.zeros_like(a))  # eps sum_t p_t, the state credit, by T1
-        span = max(1, PULL_ELEMENTS // a[0].numel())  # steps of one pull
+        total = {name: direct.clone() for name, direct in free.cost_grads.items()}
+        felt = torch.zeros_like(a)  # eps sum_t p_t, the state credit
 
         def back(s: Tensor, a: Tensor) -> tuple[Tensor, ...]:
             s = s.expand_as(a)
@@ -47,31 +43,41 @@ class ReversePhase(AbstractPhase):
             p = field.project_vjp(u, a)
             return p, p + eps * field.at(s).vjp(p)
 
-        steps = {first: field.repeated(back, free.states[0], a[first:]) for first in range(len(free.T1s))}
-        truncated: dict[tuple[int, int], tuple[Params, Tensor]] = {}  # by depth and T1
-        for stop in range(free.T1s[-1], 0, -span):
-            start = max(0, stop - span)
-            credits = a.new_empty((stop - start, *a.shape))  # p_t, by step and T1
-            for t in reversed(range(start, stop)):
-                first = sum(t >= T1 for T1 in free.T1s)
-                credits[t - start, first:], a[first:] = steps[first](free.states[t], a[first:])
-            for i, T1 in enumerate(free.T1s):
-                end = min(stop, T1)
-                cuts = {start, *(T1 - depth for depth in depths)}
-                for cut in sorted((t for t in cuts if start <= t < end), reverse=True):
-                    scaled = eps * credits[cut - start : end - start, i]
-                    part = field.pull(free.states[cut:end], scaled)
-                    total[i] = {name: g + part[name] for name, g in total[i].items()}
-                    felt[i] = felt[i] + scaled.sum(0)
-                    truncated[T1 - cut, T1], end = (total[i], felt[i]), cut
+        steps = {first: field.repeated(back, a[0], a[first:]) for first in range(len(free.T1s))}
+        # a run is cut where another T1 joins and where a depth is read, so that its rows are those of one product
+        read = {(depth, i): T1 - depth for depth in depths for i, T1 in enumerate(free.T1s) if depth < T1}
+        marks = {*free.T1s, *read.values()}
+        truncated = {depth: {name: g.clone() for name, g in total.items()} for depth in depths}
+        part_felt = {depth: felt.clone() for depth in depths}
+        for start, states in free.backwards():
+            credits = a.new_empty((len(states), *a.shape))  # p_t, by step and T1
+            end = start + len(states)
+            for cut in sorted({start, *(t for t in marks if start <= t < end)}, reverse=True):
+                first = sum(cut >= T1 for T1 in free.T1s)
+                for t in reversed(range(cut - start, end - start)):
+                    credits[t, first:], a[first:] = steps[first](states[t], a[first:])
+                here = slice(cut - start, end - start)
+                scaled = eps * credits[here, first:]
+                felt[first:] += scaled.sum(0)
+                for name, part in field.pull(states[here, None], scaled).items():
+                    total[name][first:] += part.sum(0)
+                for (depth, i), t in read.items():
+                    if t == cut:
+                        part_felt[depth][i] = felt[i]
+                        for name, g in total.items():
+                            truncated[depth][name][i] = g[i]
+                end = cut
         if isinstance(field.system, AbstractForwardSystem):
-            felt = [field.layer_slopes[..., -a.shape[-1] :]] * len(a)
-            starts = [field.equilibrium_grads(credit) for credit in a]
-            total = [{name: g + start[name] for name, g in t.items()} for t, start in zip(total, starts, strict=True)]
-        whole = dict(zip(free.T1s, zip(total, felt, strict=True), strict=True))
-        for depth in (*depths, None):
-            read = [truncated.get((depth, T1), whole[T1]) if depth else whole[T1] for T1 in free.T1s]
-            yield Snapshot(depth, gradient=[g for g, _ in read], credit=torch.stack([credit for _, credit in read]))
+            felt = field.layer_slopes[..., -a.shape[-1] :].expand_as(a)
+            total = {name: total[name] + g for name, g in field.equilibrium_grads(a).items()}
+        for depth in depths:
+            for i, T1 in enumerate(free.T1s):
+                if depth >= T1:  # the whole sweep: there are no more steps
+                    part_felt[depth][i] = felt[i]
+                    for name, g in total.items():
+                        truncated[depth][name][i] = g[i]
+            yield Snapshot(depth, gradient=truncated[depth], credit=part_felt[depth])
+        yield Snapshot(None, gradient=total, credit=felt)
 
     def count(self, T1: int, depth: int | None) -> Count:
         return Count(vjp=max(1, T1) if depth is None else depth)
@@ -134,4 +140,5 @@ class Tbptt(AbstractEstimator):
 def _swept(snapshot: Snapshot) -> Reading:
     assert snapshot.gradient is not None
     assert snapshot.credit is not None
-    return Reading(snapshot.depth, [[g] for g in snapshot.gradient], snapshot.credit[:, None], snapshot.evidence)
+    gradient = {n: g[:, None] for n, g in snapshot.gradient.items()}
+    return Reading(snapshot.depth, gradient, snapshot.credit[:, None], snapshot.evidence)

@@ -11,8 +11,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -22,11 +21,11 @@ if TYPE_CHECKING:
 
 Params = dict[str, "Tensor"]  # theta: one tensor a name
 Data = dict[str, "Tensor"]  # x: what is clamped
+Saved = dict[str, "Tensor"]  # activations at a state
 
 
-@dataclass(frozen=True)
-class Knobs:
-    """Real coordinates of a cell that enter the dynamics, as 0-d tensors."""
+class Knobs(NamedTuple):
+    """Real coordinates of a cell that enter the dynamics, as 0-d tensors; (c,) in a stack of cells."""
 
     sigma: Tensor  # the grid's `s`: scale of attention (of tanh in toy_cons)
     damp: Tensor  # c: adds -c z to the force of what relaxes as tokens
@@ -98,6 +97,20 @@ class AbstractSystem(ABC):
     def project(self, s: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
         """Pi."""
         return s
+
+    def project_vjp(self, u: Float[Tensor, "*r b n"], a: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
+        """Pi'(u)^T a."""
+        import torch
+
+        return torch.func.vjp(self.project, u)[1](a)[0]
+
+    def project_jvp(self, u: Float[Tensor, "*r b n"], v: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
+        """Pi'(u) v."""
+        import torch
+
+        # forward mode would do, but not every function under vmap has one: v -> Pi' v is linear, transposed twice
+        dual = torch.func.vjp(self.project, u)[1]
+        return torch.func.vjp(lambda a: dual(a)[0], u)[1](v)[0]
 
     @property
     def projects(self) -> bool:
@@ -193,6 +206,53 @@ class AbstractForwardSystem(AbstractEnergySystem):
 
     def init_state(self, theta: Params, x: Data) -> Float[Tensor, "b n"]:
         return self.equilibrium(theta, x)
+
+
+class ClosedForms(ABC):
+    """Derivatives of F written out, from activations that a state needs once.
+
+    A system without them is differentiated by autograd, and the registry-wide tests hold the two together.
+    What it brings: a Jacobian product costs about one force, and a loop that holds one can be recorded.
+    v and a may have row axes before those of the state that the activations belong to.
+    """
+
+    @abstractmethod
+    def activate(self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"], knobs: Knobs) -> Saved:
+        """What the products at s need."""
+
+    @abstractmethod
+    def jvp(
+        self, theta: Params, context: Params, saved: Saved, v: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Float[Tensor, "*r b n"]:
+        """J v."""
+
+    @abstractmethod
+    def vjp(
+        self, theta: Params, context: Params, saved: Saved, a: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Float[Tensor, "*r b n"]:
+        """J^T a."""
+
+    @abstractmethod
+    def pull(
+        self, theta: Params, x: Data, context: Params, saved: Saved, a: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Params:
+        """d<a, F(s)>/dtheta of every row, summed over its examples: shapes (*r, ...)."""
+
+    @abstractmethod
+    def cost_slope(self, theta: Params, x: Data, s: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
+        """dC/ds."""
+
+    def swirl_jvp(
+        self, theta: Params, context: Params, saved: Saved, v: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Float[Tensor, "*r b n"]:
+        """J v of the swirl; of the whole force where none is declared."""
+        return self.jvp(theta, context, saved, v, knobs)
+
+    def swirl_vjp(
+        self, theta: Params, context: Params, saved: Saved, a: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Float[Tensor, "*r b n"]:
+        """J^T a of the swirl."""
+        return self.vjp(theta, context, saved, a, knobs)
 
 
 def descent(energy: Any, theta: Params, x: Data, context: Params, s: Tensor, knobs: Knobs) -> Tensor:

@@ -10,15 +10,36 @@ without the projection Pi = token_norm on z and the identity on y.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from abc import abstractmethod
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from gradbench import data
 from gradbench.errors import UserError
 from gradbench.streams import normal
-from gradbench.systems.attention import attend, heads, merge
-from gradbench.systems.base import AbstractDrivenSystem, AbstractEnergySystem, AbstractSystem, Data, Knobs, Params
+from gradbench.systems.attention import (
+    attend,
+    attend_jvp,
+    attend_vjp,
+    attention,
+    energy_attention,
+    energy_slope,
+    energy_slope_jvp,
+    heads,
+    merge,
+    outer,
+)
+from gradbench.systems.base import (
+    AbstractDrivenSystem,
+    AbstractEnergySystem,
+    AbstractSystem,
+    ClosedForms,
+    Data,
+    Knobs,
+    Params,
+    Saved,
+)
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -28,7 +49,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class _Cet(AbstractSystem):
+class _Cet(ClosedForms, AbstractSystem):
     """Shapes, data, start, cost and the attention-free part of all four transformers.
 
     C = 1/2 sum mask (y - x)^2: the reconstruction error of what was hidden.
@@ -141,11 +162,139 @@ class _Cet(AbstractSystem):
         return self._join(z, seen)
 
     def context(self, theta: Params, x: Data) -> Params:
-        seen = self._patches(x["x"] * (1 - x["mask"]))
-        return {"input": seen @ theta["Wenc"].flatten(1).mT + theta["benc"] + theta["bpos"]}
+        return {"input": self._seen(x) @ theta["Wenc"].flatten(1).mT + theta["benc"] + theta["bpos"]} | self._fused(
+            theta
+        )
+
+    def _fused(self, theta: Params) -> Params:
+        """Weights that meet the same operand, side by side: one product where there would be five.
+
+        `ahead` takes tokens to memories, pixels and heads, and what came of these back to tokens; `back` is its
+        transpose.
+        """
+        import torch
+
+        rest = [theta["Wmem"], theta["Wdec"].flatten(1)]
+        returned = [2 * rest[0].mT, rest[1].mT]
+        ahead, back = self._head_weights(theta)
+        return {
+            "ahead_in": torch.cat([*rest, *(W.mT for W in back)], -1),
+            "ahead_out": torch.cat([*returned, *ahead], -2),
+            "back_in": torch.cat([*rest, *(W.mT for W in ahead)], -1),
+            "back_out": torch.cat([*returned, *back], -2),
+        }
 
     def cost(self, theta: Params, x: Data, s: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b"]:
         return 0.5 * (x["mask"] * (self.split(s)["y"] - x["x"]).square()).sum((-3, -2, -1))
+
+    def cost_slope(self, theta: Params, x: Data, s: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
+        part = self.split(s)
+        return self._join(part["z"].new_zeros(part["z"].shape), x["mask"] * (part["y"] - x["x"]))
+
+    def force(
+        self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Float[Tensor, "*r b n"]:
+        z, y = self._parts(s)
+        memory, decoded, *projected = self._into(z, context["ahead_in"])
+        attended = self._attended(self._attend(projected), knobs.sigma)
+        tokens = self._out((memory.relu(), self._patches(y), *attended), context["ahead_out"])
+        force_z = context["input"] + tokens - (2 * self.well + knobs.damp) * z
+        return self._join(force_z, self._image(decoded) + theta["bdec"][:, None, None] - y)
+
+    def activate(self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"], knobs: Knobs) -> Saved:
+        z, y = self._parts(s)
+        memory, _, *projected = self._into(z, context["ahead_in"])
+        return self._attend(projected) | {"z": z, "y": y, "memory": memory.relu()}
+
+    def jvp(
+        self, theta: Params, context: Params, saved: Saved, v: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Float[Tensor, "*r b n"]:
+        z, y = self._parts(v)
+        memory, decoded, *projected = self._into(z, context["ahead_in"])
+        attended = self._attended_jvp(saved, projected, knobs.sigma)
+        tokens = self._out((memory * (saved["memory"] > 0), self._patches(y), *attended), context["ahead_out"])
+        return self._join(tokens - (2 * self.well + knobs.damp) * z, self._image(decoded) - y)
+
+    def vjp(
+        self, theta: Params, context: Params, saved: Saved, a: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Float[Tensor, "*r b n"]:
+        z, y = self._parts(a)
+        memory, decoded, *projected = self._into(z, context["back_in"])
+        attended = self._attended_vjp(saved, projected, knobs.sigma)
+        tokens = self._out((memory * (saved["memory"] > 0), self._patches(y), *attended), context["back_out"])
+        return self._join(tokens - (2 * self.well + knobs.damp) * z, self._image(decoded) - y)
+
+    def pull(
+        self, theta: Params, x: Data, context: Params, saved: Saved, a: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Params:
+        import torch
+
+        z, y = self._parts(a)
+        memory, _, *projected = self._into(z, context["back_in"])
+        # <a, W f(W' z)>: W' meets z on one side, W meets a on the other
+        moved = (
+            2 * memory * (saved["memory"] > 0),
+            self._patches(y),
+            *self._attended_vjp(saved, projected, knobs.sigma),
+        )
+        rest = (2 * saved["memory"], self._patches(saved["y"]), *self._attended(saved, knobs.sigma), self._seen(x))
+        shape = torch.broadcast_shapes(*(part.shape[:-1] for part in (*moved, *rest)))
+        inner = outer(saved["z"], torch.cat([part.expand(*shape, -1) for part in moved], -1))
+        outside = outer(z, torch.cat([part.expand(*shape, -1) for part in rest], -1))
+        by_z = inner.split([part.shape[-1] for part in moved], -1)
+        by_a = outside.split([part.shape[-1] for part in rest], -1)
+        token, kernel = z.sum(-3), theta["Wenc"].shape  # everything that enters as a bias is a sum of tokens
+        return self._head_grads(by_z[2:], by_a[2:-1]) | {
+            "Wenc": by_a[-1].unflatten(-1, kernel[1:]),
+            "benc": token.sum(-2),
+            "bpos": token,
+            "Wdec": (by_z[1] + by_a[1]).unflatten(-1, kernel[1:]),
+            "bdec": y.sum((-4, -2, -1)),
+            "Wmem": by_z[0] + by_a[0],
+        }
+
+    def _into(self, z: Float[Tensor, "*b N D"], W: Float[Tensor, "D K"]) -> list[Tensor]:
+        """Tokens before memories, pixels and each kind of head."""
+        width = self.heads * self.dh
+        rest = [self.mem, self.ch * self.patch**2]
+        return list((z @ W).split([*rest, *[width] * ((W.shape[-1] - sum(rest)) // width)], -1))
+
+    def _out(self, parts: tuple[Tensor, ...], W: Float[Tensor, "K D"]) -> Float[Tensor, "*b N D"]:
+        import torch
+
+        return torch.cat(parts, -1) @ W
+
+    @abstractmethod
+    def _head_weights(self, theta: Params) -> tuple[list[Tensor], list[Tensor]]:
+        """Weights (Hh, D) of what attention hands to the tokens, and of what its transpose does."""
+
+    @abstractmethod
+    def _head_grads(self, by_z: Sequence[Tensor], by_a: Sequence[Tensor]) -> Params:
+        """Gradients of the head weights, from the outer products (D, Hh) with tokens and with credits."""
+
+    @abstractmethod
+    def _attend(self, projected: Sequence[Float[Tensor, "*b N Hh"]]) -> Saved:
+        """What attention and its derivatives need of the projected tokens."""
+
+    @abstractmethod
+    def _attended(self, at: Saved, sigma: Tensor) -> tuple[Tensor, ...]:
+        """sigma times what attention hands to each of its `ahead` weights."""
+
+    @abstractmethod
+    def _attended_jvp(self, at: Saved, projected: Sequence[Tensor], sigma: Tensor) -> tuple[Tensor, ...]:
+        """Its change with the projected tokens."""
+
+    @abstractmethod
+    def _attended_vjp(self, at: Saved, projected: Sequence[Tensor], sigma: Tensor) -> tuple[Tensor, ...]:
+        """The same for the transpose, from credits projected by `back_in`."""
+
+    def _parts(self, s: Float[Tensor, "*r b n"]) -> tuple[Tensor, Tensor]:
+        """Tokens, copied once for the products that all read them, and pixels."""
+        part = self.split(s)
+        return part["z"].contiguous(), part["y"]
+
+    def _seen(self, x: Data) -> Float[Tensor, "b N P"]:
+        return self._patches(x["x"] * (1 - x["mask"]))
 
     def _patches(self, y: Float[Tensor, "*b ch img img"]) -> Float[Tensor, "*b N P"]:
         cut = y.unflatten(-1, (self.side, self.patch)).unflatten(-3, (self.side, self.patch))
@@ -167,15 +316,11 @@ class _Cet(AbstractSystem):
         pixels = 0.5 * y.square() - theta["bdec"][:, None, None] * y
         return tokens.sum((-2, -1)) - memory.sum((-2, -1)) + pixels.sum((-3, -2, -1))
 
-    def _rest_force(self, theta: Params, context: Params, z: Tensor, y: Tensor, knobs: Knobs) -> tuple[Tensor, Tensor]:
-        Wdec = theta["Wdec"].flatten(1)
-        memory = (z @ theta["Wmem"]).relu() @ theta["Wmem"].mT
-        force_z = context["input"] + self._patches(y) @ Wdec.mT + 2 * memory - (2 * self.well + knobs.damp) * z
-        force_y = self._image(z @ Wdec) + theta["bdec"][:, None, None] - y
-        return force_z, force_y
+    def _by_head(self, projected: Sequence[Tensor]) -> list[Tensor]:
+        return [heads(p, self.heads) for p in projected]
 
-    def _heads(self, z: Tensor, W: Tensor) -> Tensor:
-        return heads(z @ W.flatten(0, 1).mT, self.heads)
+    def _kernel(self, g: Float[Tensor, "*r D Hh"]) -> Float[Tensor, "*r H h D"]:
+        return g.mT.unflatten(-2, (self.heads, self.dh))
 
 
 @dataclass(frozen=True)
@@ -190,6 +335,13 @@ class _Projected(_Cet):
         part = self.split(s)
         return self._join(token_norm(part["z"]), part["y"])
 
+    def project_jvp(self, u: Float[Tensor, "*r b n"], v: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
+        part = self.split(v)
+        return self._join(token_norm_jvp(self.split(u)["z"], part["z"]), part["y"])
+
+    def project_vjp(self, u: Float[Tensor, "*r b n"], a: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
+        return self.project_jvp(u, a)  # symmetric
+
 
 @dataclass(frozen=True)
 class _EnergyAttention(_Cet, AbstractEnergySystem):
@@ -200,21 +352,30 @@ class _EnergyAttention(_Cet, AbstractEnergySystem):
     ) -> Float[Tensor, "*r b"]:
         part = self.split(s)
         z, y = part["z"], part["y"]
-        q, k = self._heads(z, theta["WQ"]), self._heads(z, theta["WK"])
+        q, k = self._by_head([z @ theta[w].flatten(0, 1).mT for w in ("WQ", "WK")])
         attention = (self.gamma * (q @ k.mT)).logsumexp(-1).sum((-2, -1)) / self.gamma
         return self._rest_energy(theta, context, z, y, knobs) - knobs.sigma * attention
 
-    def force(
-        self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"], knobs: Knobs
-    ) -> Float[Tensor, "*r b n"]:
-        part = self.split(s)
-        z, y = part["z"], part["y"]
-        force_z, force_y = self._rest_force(theta, context, z, y, knobs)
-        q, k = self._heads(z, theta["WQ"]), self._heads(z, theta["WK"])
-        weight = (self.gamma * (q @ k.mT)).softmax(-1)
-        # every token is pulled as a query (to the keys it attends to) and as a key (by its queries)
-        pull = merge(weight @ k) @ theta["WQ"].flatten(0, 1) + merge(weight.mT @ q) @ theta["WK"].flatten(0, 1)
-        return self._join(force_z + knobs.sigma * pull, force_y)
+    def _head_weights(self, theta: Params) -> tuple[list[Tensor], list[Tensor]]:
+        both = [theta[w].flatten(0, 1) for w in ("WQ", "WK")]
+        return both, both
+
+    def _head_grads(self, by_z: Sequence[Tensor], by_a: Sequence[Tensor]) -> Params:
+        return {w: self._kernel(z + a) for w, z, a in zip(("WQ", "WK"), by_z, by_a, strict=True)}
+
+    def _attend(self, projected: Sequence[Float[Tensor, "*b N Hh"]]) -> Saved:
+        q, k = self._by_head(projected)
+        return energy_attention(q, k, self.gamma)
+
+    def _attended(self, at: Saved, sigma: Tensor) -> tuple[Tensor, ...]:
+        return tuple(sigma * merge(slope) for slope in energy_slope(at))
+
+    def _attended_jvp(self, at: Saved, projected: Sequence[Tensor], sigma: Tensor) -> tuple[Tensor, ...]:
+        dq, dk = self._by_head(projected)
+        return tuple(sigma * merge(moved) for moved in energy_slope_jvp(at, self.gamma, dq, dk))
+
+    def _attended_vjp(self, at: Saved, projected: Sequence[Tensor], sigma: Tensor) -> tuple[Tensor, ...]:
+        return self._attended_jvp(at, projected, sigma)  # a Hessian
 
 
 @dataclass(frozen=True)
@@ -235,18 +396,50 @@ class _RealAttention(_Cet, AbstractDrivenSystem):
         self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"], knobs: Knobs
     ) -> Float[Tensor, "*r b n"]:
         part = self.split(s)
-        return self._join(self._attention(theta, part["z"], knobs), part["y"].new_zeros(part["y"].shape))
+        attended = self._attended(self._attend(self._projected(part["z"], context["ahead_in"])), knobs.sigma)
+        return self._from_heads(attended, context["ahead_out"], part["y"])
 
-    def force(
-        self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"], knobs: Knobs
+    def swirl_jvp(
+        self, theta: Params, context: Params, saved: Saved, v: Float[Tensor, "*r b n"], knobs: Knobs
     ) -> Float[Tensor, "*r b n"]:
-        part = self.split(s)
-        force_z, force_y = self._rest_force(theta, context, part["z"], part["y"], knobs)
-        return self._join(force_z + self._attention(theta, part["z"], knobs), force_y)
+        z, y = self._parts(v)
+        attended = self._attended_jvp(saved, self._projected(z, context["ahead_in"]), knobs.sigma)
+        return self._from_heads(attended, context["ahead_out"], y)
 
-    def _attention(self, theta: Params, z: Tensor, knobs: Knobs) -> Tensor:
-        q, k, v = (self._heads(z, theta[w]) for w in ("WQ", "WK", "WV"))
-        return knobs.sigma * (merge(attend(q, k, v)) @ theta["WO"].mT)
+    def swirl_vjp(
+        self, theta: Params, context: Params, saved: Saved, a: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Float[Tensor, "*r b n"]:
+        z, y = self._parts(a)
+        attended = self._attended_vjp(saved, self._projected(z, context["back_in"]), knobs.sigma)
+        return self._from_heads(attended, context["back_out"], y)
+
+    def _projected(self, z: Tensor, W: Float[Tensor, "D K"]) -> Sequence[Tensor]:
+        """Tokens before each kind of head alone."""
+        return (z @ W[:, self.mem + self.ch * self.patch**2 :]).split(self.heads * self.dh, -1)
+
+    def _from_heads(self, attended: tuple[Tensor, ...], W: Float[Tensor, "K D"], y: Tensor) -> Tensor:
+        """A force on the tokens alone."""
+        return self._join(self._out(attended, W[self.mem + self.ch * self.patch**2 :]), y.new_zeros(y.shape))
+
+    def _head_weights(self, theta: Params) -> tuple[list[Tensor], list[Tensor]]:
+        return [theta["WO"].mT], [theta[w].flatten(0, 1) for w in ("WQ", "WK", "WV")]
+
+    def _head_grads(self, by_z: Sequence[Tensor], by_a: Sequence[Tensor]) -> Params:
+        (WO,) = by_a
+        return {w: self._kernel(g) for w, g in zip(("WQ", "WK", "WV"), by_z, strict=True)} | {"WO": WO}
+
+    def _attend(self, projected: Sequence[Float[Tensor, "*b N Hh"]]) -> Saved:
+        return attention(*self._by_head(projected))
+
+    def _attended(self, at: Saved, sigma: Tensor) -> tuple[Tensor, ...]:
+        return (sigma * merge(attend(at)),)
+
+    def _attended_jvp(self, at: Saved, projected: Sequence[Tensor], sigma: Tensor) -> tuple[Tensor, ...]:
+        return (sigma * merge(attend_jvp(at, *self._by_head(projected))),)
+
+    def _attended_vjp(self, at: Saved, projected: Sequence[Tensor], sigma: Tensor) -> tuple[Tensor, ...]:
+        (credit,) = self._by_head(projected)
+        return tuple(sigma * merge(part) for part in attend_vjp(at, credit))
 
 
 @final
@@ -316,3 +509,14 @@ class CetProjected(_Projected, _RealAttention):
 def token_norm(z: Float[Tensor, "*b N D"]) -> Float[Tensor, "*b N D"]:
     """(z - mean) / (std + 1e-5) of each token over its width, with the population's std."""
     return (z - z.mean(-1, keepdim=True)) / (z.std(-1, correction=0, keepdim=True) + 1e-5)
+
+
+def token_norm_jvp(z: Float[Tensor, "*b N D"], v: Float[Tensor, "*b N D"]) -> Float[Tensor, "*b N D"]:
+    """Change of token_norm(z) along v, which is its own transpose.
+
+    With p = z - mean and d = std + 1e-5: (v - mean v - p (p . v) / (D std d)) / d.
+    """
+    p, v = z - z.mean(-1, keepdim=True), v - v.mean(-1, keepdim=True)
+    std = z.std(-1, correction=0, keepdim=True)
+    d = std + 1e-5
+    return (v - p * ((p * v).mean(-1, keepdim=True) / (std * d))) / d

@@ -9,8 +9,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from gradbench.errors import UserError
 from gradbench.streams import normal
-from gradbench.systems.attention import attend, heads, merge
-from gradbench.systems.base import AbstractDrivenSystem, AbstractEnergySystem, AbstractSystem, Data, Knobs, Params
+from gradbench.systems.attention import attend, attend_jvp, attend_vjp, attention, heads, merge, outer
+from gradbench.systems.base import (
+    AbstractDrivenSystem,
+    AbstractEnergySystem,
+    AbstractSystem,
+    ClosedForms,
+    Data,
+    Knobs,
+    Params,
+    Saved,
+)
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -80,6 +89,9 @@ class _Toy(AbstractSystem):
     def cost(self, theta: Params, x: Data, s: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b"]:
         return 0.5 * (s @ x["R"] - x["target"]).square().sum(-1) / s.shape[-2]
 
+    def cost_slope(self, theta: Params, x: Data, s: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
+        return (s @ x["R"] - x["target"]) @ x["R"].mT / s.shape[-2]
+
     def _well(self, context: Params, z: Tensor, knobs: Knobs) -> Tensor:
         """Energy of the pull to the input, with damping: 1/2 (1 + c) |z|^2 - <input, z>."""
         return (0.5 * (1 + knobs.damp) * z.square() - context["input"] * z).sum((-2, -1))
@@ -87,7 +99,7 @@ class _Toy(AbstractSystem):
 
 @final
 @dataclass(frozen=True)
-class ToyCons(_Toy, AbstractEnergySystem):
+class ToyCons(_Toy, ClosedForms, AbstractEnergySystem):
     """Conservative toy: the control on which naive and asymmetric EP must agree.
 
     F = -z + b + sigma tanh(z S) S^T - c z,   E = 1/2 (1 + c) |z|^2 - <b, z> - sigma sum log cosh(z S)
@@ -115,10 +127,33 @@ class ToyCons(_Toy, AbstractEnergySystem):
         pull = (z @ theta["S"]).tanh() @ theta["S"].mT
         return (context["input"] - (1 + knobs.damp) * z + knobs.sigma * pull).flatten(-2)
 
+    def activate(self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"], knobs: Knobs) -> Saved:
+        z = self.split(s)["z"].contiguous()
+        return {"z": z, "t": (z @ theta["S"]).tanh()}
+
+    def jvp(
+        self, theta: Params, context: Params, saved: Saved, v: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Float[Tensor, "*r b n"]:
+        dz = self.split(v)["z"]
+        moved = (1 - saved["t"].square()) * (dz @ theta["S"])
+        return (knobs.sigma * (moved @ theta["S"].mT) - (1 + knobs.damp) * dz).flatten(-2)
+
+    def vjp(
+        self, theta: Params, context: Params, saved: Saved, a: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Float[Tensor, "*r b n"]:
+        return self.jvp(theta, context, saved, a, knobs)  # a Hessian
+
+    def pull(
+        self, theta: Params, x: Data, context: Params, saved: Saved, a: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Params:
+        z, t, a = saved["z"], saved["t"], self.split(a)["z"]
+        S = outer(z, (1 - t.square()) * (a @ theta["S"])) + outer(a, t)
+        return {"S": knobs.sigma * S, "b": a.sum((-3, -2))}
+
 
 @final
 @dataclass(frozen=True)
-class ToyNoncons(_Toy, AbstractDrivenSystem):
+class ToyNoncons(_Toy, ClosedForms, AbstractDrivenSystem):
     """Non-conservative toy: attention with a free value matrix, which no energy generates.
 
     F = -z + b + sigma attn(z) WO - c z,   attn = softmax(q k^T / sqrt(h)) v in H heads
@@ -146,12 +181,54 @@ class ToyNoncons(_Toy, AbstractDrivenSystem):
     def swirl(
         self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"], knobs: Knobs
     ) -> Float[Tensor, "*r b n"]:
-        z = self.split(s)["z"]
-        q, k, v = (heads(z @ theta[w], self.heads) for w in ("WQ", "WK", "WV"))
-        return (knobs.sigma * (merge(attend(q, k, v)) @ theta["WO"])).flatten(-2)
+        at = attention(*self._heads(theta, self.split(s)["z"]))
+        return (knobs.sigma * (merge(attend(at)) @ theta["WO"])).flatten(-2)
+
+    def _heads(self, theta: Params, z: Tensor) -> list[Tensor]:
+        return [heads(z @ theta[w], self.heads) for w in ("WQ", "WK", "WV")]
 
     def force(
         self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"], knobs: Knobs
     ) -> Float[Tensor, "*r b n"]:
         well = context["input"] - (1 + knobs.damp) * self.split(s)["z"]
         return well.flatten(-2) + self.swirl(theta, x, context, s, knobs)
+
+    def activate(self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"], knobs: Knobs) -> Saved:
+        z = self.split(s)["z"].contiguous()
+        return attention(*self._heads(theta, z)) | {"z": z}
+
+    def swirl_jvp(
+        self, theta: Params, context: Params, saved: Saved, v: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Float[Tensor, "*r b n"]:
+        moved = attend_jvp(saved, *self._heads(theta, self.split(v)["z"]))
+        return (knobs.sigma * (merge(moved) @ theta["WO"])).flatten(-2)
+
+    def swirl_vjp(
+        self, theta: Params, context: Params, saved: Saved, a: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Float[Tensor, "*r b n"]:
+        back = self._back(theta, saved, self.split(a)["z"])
+        q, k, v = (part @ theta[w].mT for w, part in back.items())
+        return (knobs.sigma * (q + k + v)).flatten(-2)
+
+    def _back(self, theta: Params, saved: Saved, a: Tensor) -> Saved:
+        """d<a, attention> with q, k and v, heads merged."""
+        parts = attend_vjp(saved, heads(a @ theta["WO"].mT, self.heads))
+        return {w: merge(part) for w, part in zip(("WQ", "WK", "WV"), parts, strict=True)}
+
+    def jvp(
+        self, theta: Params, context: Params, saved: Saved, v: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Float[Tensor, "*r b n"]:
+        return self.swirl_jvp(theta, context, saved, v, knobs) - (1 + knobs.damp) * v
+
+    def vjp(
+        self, theta: Params, context: Params, saved: Saved, a: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Float[Tensor, "*r b n"]:
+        return self.swirl_vjp(theta, context, saved, a, knobs) - (1 + knobs.damp) * a
+
+    def pull(
+        self, theta: Params, x: Data, context: Params, saved: Saved, a: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Params:
+        a = self.split(a)["z"]
+        pulled = {w: outer(saved["z"], part) for w, part in self._back(theta, saved, a).items()}
+        pulled["WO"] = outer(merge(attend(saved)), a)
+        return {w: knobs.sigma * g for w, g in pulled.items()} | {"b": a.sum((-3, -2))}

@@ -19,6 +19,7 @@ from gradbench.field import Stack
 from gradbench.plan import Plan, Problem, plan
 from gradbench.status import Thresholds
 from gradbench.suite import parse
+from gradbench.systems.base import AbstractEnergySystem
 
 RULES = [
     "bptt",
@@ -100,10 +101,13 @@ def test_a_stack_offers_what_its_fields_offer(name: str) -> None:
             ours = getattr(getattr(stack, at)(s), product)(a)
             each = [getattr(getattr(f, at)(s[c]), product)(a[c]) for c, f in enumerate(fields)]
             torch.testing.assert_close(ours, torch.stack(each), rtol=1e-10, atol=1e-12)
-    pulls = (stack.pull(s, a), stack.pull_at(s)(a))
+    pulled, by_row = stack.pull(s, a), stack.pull(s, torch.stack((a, 2 * a)))
     for c, f in enumerate(fields):
-        for pulled in pulls:
-            assert gap({n: g[c] for n, g in pulled.items()}, f.pull(s[c], a[c])) < 1e-11
+        own = f.pull(s[c], a[c])
+        assert gap({n: g[c] for n, g in pulled.items()}, own) < 1e-11
+        assert gap({n: g[1, c] / 2 for n, g in by_row.items()}, own) < 1e-11
+        if isinstance(f.system, AbstractEnergySystem):
+            assert gap({n: g[c] for n, g in stack.energy_grads(s).items()}, f.energy_grads(s[c])) < 1e-11
 
 
 def test_a_diverged_cell_changes_no_other() -> None:

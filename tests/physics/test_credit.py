@@ -23,14 +23,14 @@ RELAXING = [n for n in SYSTEMS if n not in FORWARD]
 
 
 def swept(free: Trajectory) -> torch.Tensor:
-    (snapshot,) = Bptt().phase.run(free, (), free.states.new_empty(0))
+    (snapshot,) = Bptt().phase.run(free, (), free.ends.new_empty(0))
     assert snapshot.credit is not None
     return snapshot.credit
 
 
 def read(free: Trajectory, credit: torch.Tensor) -> dict[str, float]:
     """The readings of one credit (b, n) at the only T1."""
-    found = Credits(free, swept(free), [0]).read(free.T1s, Reading(None, [], credit[None, None], {}))
+    found = Credits(free, swept(free), [0]).read(free.T1s, Reading(None, {}, credit[None, None], {}))
     return {name: float(value[0, 0]) for name, value in found.items()}
 
 
@@ -67,7 +67,7 @@ def test_prediction_errors_tend_to_backpropagation_and_displacements_to_the_adjo
     adjoint = torch.linalg.solve(D.mT @ D, free.cost_slope[0, 0])
     backprop = field.layer_slopes[0, -len(adjoint) :]
     torch.testing.assert_close(torch.linalg.solve(D.mT, free.cost_slope[0, 0]), backprop, rtol=1e-10, atol=1e-12)
-    ep, betas = registry.estimator("ep"), free.states.new_tensor([1e-3])
+    ep, betas = registry.estimator("ep"), free.ends.new_tensor([1e-3])
     (snapshot,) = ep.phase.run(free, (3000,), betas)
     reading = ep.read(free, snapshot, betas)
     assert reading.credit is not None
@@ -99,9 +99,9 @@ def test_no_credit_counts_0_and_no_reference_is_undefined() -> None:
     half[0] = 0
     assert read(free, half)["gamma"] == pytest.approx(0.5)
     nothing = Credits(free, torch.zeros_like(swept(free)), [0])
-    found = nothing.read(free.T1s, Reading(None, [], credit[None, None], {}))
+    found = nothing.read(free.T1s, Reading(None, {}, credit[None, None], {}))
     assert math.isnan(float(found["gamma"]))
-    assert nothing.read(free.T1s, Reading(None, [], None, {})) == {}
+    assert nothing.read(free.T1s, Reading(None, {}, None, {})) == {}
 
 
 def test_the_state_error_is_that_of_every_row() -> None:

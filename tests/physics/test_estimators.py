@@ -11,7 +11,7 @@ from conftest import ESTIMATORS, SYSTEMS, gap, live_field, random_like, whole_ga
 from gradbench import registry
 from gradbench.estimators.base import AbstractEstimator
 from gradbench.estimators.reverse import Bptt, ReversePhase, Tbptt
-from gradbench.field import Field
+from gradbench.field import Closed, Field, Linear
 from gradbench.metrics import compare
 from gradbench.systems.base import AbstractForwardSystem, Params
 from gradbench.trajectory import Trajectory, relax
@@ -34,13 +34,13 @@ def estimates(
     rule: AbstractEstimator, free: Trajectory, depths: tuple[int, ...], betas: tuple[float, ...]
 ) -> dict[tuple[int | None, int, int], Params]:
     """Gradients by depth, index of T1 and index of beta."""
-    nudges = free.states.new_tensor(betas)
+    nudges = free.ends.new_tensor(betas)
     return {
-        (reading.depth, i, j): gradient
+        (reading.depth, i, j): {name: g[i, j] for name, g in reading.gradient.items()}
         for snapshot in rule.phase.run(free, depths, nudges)
         for reading in [rule.read(free, snapshot, nudges)]
-        for i, row in enumerate(reading.gradient)
-        for j, gradient in enumerate(row)
+        for i in range(len(free.T1s))
+        for j in range(next(iter(reading.gradient.values())).shape[1])
     }
 
 
@@ -103,6 +103,22 @@ def test_one_sweep_serves_every_T1(name: str) -> None:
         assert gap(shared[None, i, 0], reference(relax(field, (T1,)))) < 1e-12
 
 
+@pytest.mark.parametrize("name", ["cet_projected", "toy_cons"])
+@pytest.mark.parametrize("hold", [2, 5, 37])
+def test_a_trajectory_kept_in_part_gives_the_same_reference_and_truncations(name: str, hold: int) -> None:
+    field = live_field(name)
+    whole, part = relax(field, (7, 38)), relax(field, (7, 38), hold)
+    assert part.every > 1
+    assert len(part.kept) < len(whole.kept)
+    torch.testing.assert_close(part.ends, whole.ends, rtol=0, atol=0)
+    torch.testing.assert_close(part.norms, whole.norms, rtol=0, atol=0)
+    if whole.energies is not None:
+        torch.testing.assert_close(part.energies, whole.energies, rtol=1e-13, atol=1e-13)
+    expected = estimates(Tbptt(), whole, (3, 20), ())
+    for place, gradient in estimates(Tbptt(), part, (3, 20), ()).items():
+        assert gap(gradient, expected[place]) < 1e-12, place
+
+
 @pytest.mark.parametrize("name", SYSTEMS)
 @pytest.mark.parametrize("rule", [n for n in ESTIMATORS if registry.estimators()[n].uses])
 def test_one_pass_serves_every_T1_depth_and_beta(name: str, rule: str) -> None:
@@ -137,7 +153,7 @@ def test_tbptt_cuts_the_chain_where_it_says(name: str) -> None:
     field = live_field(name)
     free = relax(field, (12,))
     theta = {n: p.clone().requires_grad_() for n, p in field.theta.items()}
-    context, s = field.system.context(theta, field.x), free.states[7]
+    context, s = field.system.context(theta, field.x), free.kept[7]
     for _ in range(5):
         s = field.system.project(s + field.knobs.eps * field.system.force(theta, field.x, context, s, field.knobs))
     unrolled = torch.autograd.grad(field.system.cost(theta, field.x, s).sum(), list(theta.values()))
@@ -250,8 +266,8 @@ def test_nudged_phase_with_the_correction_moves_by_the_transposed_jacobian() -> 
     for _ in range(7):
         a, term = a + eps * term, term + eps * J.mT @ term
     rule = registry.estimator("aep")
-    (snapshot,) = rule.phase.run(free, (7,), free.states.new_tensor([1e-4]))
-    credit = rule.read(free, snapshot, free.states.new_tensor([1e-4])).credit
+    (snapshot,) = rule.phase.run(free, (7,), free.ends.new_tensor([1e-4]))
+    credit = rule.read(free, snapshot, free.ends.new_tensor([1e-4])).credit
     assert credit is not None
     torch.testing.assert_close(credit[0, 0, 0], a, rtol=1e-6, atol=1e-9)
 
@@ -275,8 +291,8 @@ def test_only_the_batch_clip_lets_one_example_touch_another(clip: str, couples: 
         x = {n: v[:batch] for n, v in full.x.items()}
         x["mask"] = x["mask"] * torch.tensor([1.0, 1.0, 9.0])[:batch, None, None, None]
         free = relax(Field(full.system, full.theta, x, full.knobs), (500,))
-        (snapshot,) = rule.phase.run(free, (60,), free.states.new_tensor([0.02]))
-        credit = rule.read(free, snapshot, free.states.new_tensor([0.02])).credit
+        (snapshot,) = rule.phase.run(free, (60,), free.ends.new_tensor([0.02]))
+        credit = rule.read(free, snapshot, free.ends.new_tensor([0.02])).credit
         assert credit is not None
         credits.append(credit[0, 0, :2])
     difference = float((credits[0] - credits[1]).norm() / credits[0].norm())
@@ -286,24 +302,23 @@ def test_only_the_batch_clip_lets_one_example_touch_another(clip: str, couples: 
 @pytest.mark.parametrize("clip", ["batch", "sample"])
 def test_clip_share_counts_the_steps_that_were_clipped(clip: str) -> None:
     free = relax(live_field("cet_real"), (500,))
-    first, last = registry.estimator("aep", {"clip": clip}).phase.run(free, (1, 60), free.states.new_tensor([0.02]))
+    first, last = registry.estimator("aep", {"clip": clip}).phase.run(free, (1, 60), free.ends.new_tensor([0.02]))
     assert float(first.evidence["clip_share"]) == 0  # the first step starts at s*, where the correction is zero
     assert 0 < float(last.evidence["clip_share"]) < 1  # on approach, correction and force become equal
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_counts_are_what_one_cell_evaluates(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gradbench.field import Linear
-
     seen = {"jvp": 0, "vjp": 0}
+    linear = Closed if live_field(name).closed else Linear
     for product in seen:
-        original = getattr(Linear, product)
+        original = getattr(linear, product)
 
         def counted(self: Linear, v: torch.Tensor, product: str = product, original=original) -> torch.Tensor:
             seen[product] += len(v.reshape(-1, *v.shape[-2:]))  # rows share one call
             return original(self, v)
 
-        monkeypatch.setattr(Linear, product, counted)
+        monkeypatch.setattr(linear, product, counted)
     # products with J are what counts; Pi' costs next to nothing beside them
     pi = lambda self, u, a: torch.autograd.functional.vjp(self.project, u, a)[1]  # noqa: E731
     monkeypatch.setattr(Field, "project_vjp", pi)
@@ -313,7 +328,7 @@ def test_counts_are_what_one_cell_evaluates(name: str, monkeypatch: pytest.Monke
         seen.update(jvp=0, vjp=0)
         depths, betas = (
             ((4,) if "T2" in rule.uses else ()),
-            free.states.new_tensor([0.1] if "beta" in rule.uses else []),
+            free.ends.new_tensor([0.1] if "beta" in rule.uses else []),
         )
         for _ in rule.phase.run(free, depths, betas):
             pass

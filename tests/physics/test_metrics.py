@@ -80,9 +80,9 @@ def test_signs_below_the_noise_floor_do_not_count() -> None:
 def test_stacked_cells_are_compared_as_each_alone() -> None:
     rng = torch.Generator().manual_seed(0)
     stacks = [{n: torch.randn((4, *g.shape), generator=rng) for n, g in REFERENCE.items()} for _ in range(2)]
-    sums = tally(*stacks, stacked=True)
+    sums = tally(*stacks, lead=1)
     for c in range(4):
         alone = compare(*({n: g[c] for n, g in stack.items()} for stack in stacks), 1e-8)
-        together = comparison(dict(zip(REFERENCE, sums[..., c].tolist(), strict=True)), 1e-8)
+        together = comparison(dict(zip(REFERENCE, sums[c].tolist(), strict=True)), 1e-8)
         assert together.whole.cosine == pytest.approx(alone.whole.cosine, rel=1e-14)
         assert together.params["b"].rel_error == pytest.approx(alone.params["b"].rel_error, rel=1e-14)

@@ -93,7 +93,7 @@ def test_residual_mlp_is_reproduced_from_its_own_assembly_of_gradients(reduction
     field = Field(system, params, x, Knobs(eps, eps, eps))
     free = relax(field, (0,))
     phase = NudgedPhase((1,), reduction=reduction)  # type: ignore[arg-type]
-    (snapshot,) = phase.run(free, (settings["T2"],), free.states.new_tensor([beta]))
+    (snapshot,) = phase.run(free, (settings["T2"],), free.ends.new_tensor([beta]))
     assert snapshot.nudged is not None
     nudged = snapshot.nudged[0, 0, 0]
     error = field.errors(nudged)[:, : settings["d"]]

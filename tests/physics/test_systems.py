@@ -9,9 +9,21 @@ import torch
 from conftest import SYSTEMS, live_field, random_like
 
 from gradbench import registry
-from gradbench.field import Field
+from gradbench.field import Field, Linear
 from gradbench.streams import Streams
-from gradbench.systems.base import AbstractDrivenSystem, AbstractEnergySystem, descent
+from gradbench.systems.base import (
+    AbstractDrivenSystem,
+    AbstractEnergySystem,
+    AbstractSystem,
+    ClosedForms,
+    descent,
+)
+
+
+class OpenField(Field):
+    """A field that leaves every derivative to autograd, as for a system that only says what its force is."""
+
+    closed = None
 
 
 def states(field: Field, *rows: int) -> torch.Tensor:
@@ -117,15 +129,38 @@ def test_pull_agrees_with_central_differences(name: str) -> None:
         assert float((pulled[parameter] * d).sum()) == pytest.approx(numeric, rel=1e-6, abs=1e-7), parameter
 
 
+@pytest.mark.parametrize("name", [n for n in SYSTEMS if issubclass(registry.systems()[n], ClosedForms)])
+def test_closed_forms_equal_autograd(name: str) -> None:
+    """Jacobian products of force and swirl, and the pull, also for more rows of credits than of states."""
+    field = live_field(name, s=0.7, damp=0.4)
+    s = states(field, 3)
+    credits = random_like(s.expand(2, *s.shape), seed=4)
+    for at, function in ((field.at, field.force), (field.swirl_at, field.swirl)):
+        closed, recorded = at(s), Linear(function, s)
+        for a in credits:
+            torch.testing.assert_close(closed.jvp(a), recorded.jvp(a), rtol=1e-11, atol=1e-12)
+            torch.testing.assert_close(closed.vjp(a), recorded.vjp(a), rtol=1e-11, atol=1e-12)
+        torch.testing.assert_close(closed.vjp(credits), torch.stack([closed.vjp(a) for a in credits]))
+    pulled = field.pull(s, credits)
+    plain = OpenField(field.system, field.theta, field.x, field.knobs)
+    torch.testing.assert_close(field.cost_slope(s), plain.cost_slope(s), rtol=1e-12, atol=1e-13)
+    for parameter, expected in plain.pull(s, credits).items():
+        assert pulled[parameter].shape == (2, 3, *field.theta[parameter].shape)
+        torch.testing.assert_close(pulled[parameter], expected, rtol=1e-11, atol=1e-11)
+
+
 @pytest.mark.parametrize("name", SYSTEMS)
-def test_recorded_pull_equals_pull(name: str) -> None:
+def test_the_derivative_of_the_projection_equals_autograd(name: str) -> None:
     field = live_field(name)
-    s = states(field)
-    pull = field.pull_at(s)
-    for seed in (5, 6):
-        a = random_like(s, seed)
-        for parameter, expected in field.pull(s, a).items():
-            torch.testing.assert_close(pull(a)[parameter], expected, rtol=1e-12, atol=1e-12)
+    u = states(field, 2)
+    v = random_like(u, seed=4)
+    recorded = Linear(field.project, u) if field.system.projects else None
+    expected = recorded.jvp(v) if recorded else v
+    torch.testing.assert_close(field.project_jvp(u, v), expected, rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(AbstractSystem.project_jvp(field.system, u, v), expected, rtol=1e-11, atol=1e-12)
+    expected = recorded.vjp(v) if recorded else v
+    torch.testing.assert_close(field.project_vjp(u, v), expected, rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(AbstractSystem.project_vjp(field.system, u, v), expected, rtol=1e-11, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
