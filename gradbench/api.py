@@ -35,6 +35,7 @@ class Measurement:
     reason: str
     cosine: float  # of the whole gradient
     cosines: dict[str, float]  # of each parameter
+    blocks: dict[str, dict[str, float]]  # of each block of the state: how its credit follows the reference's
     norm_ratio: float
     rel_error: float
     residual: float  # |G(s*) - s*| / |s*|
@@ -102,6 +103,7 @@ def _measurement(outcome: Outcome) -> Measurement:
         status=outcome.status,
         reason=outcome.reason,
         cosines={p["param"]: p["cosine"] for p in row.pop("params")},
+        blocks={b.pop("block"): b for b in row.pop("blocks")},
         estimate=outcome.estimate,
         reference=outcome.reference,
         row=row,

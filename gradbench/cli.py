@@ -146,8 +146,10 @@ def run(
 
 @app.command()
 def check(run: RunName = "latest", out: Out = Path("results"), as_json: Json = False) -> None:
-    """Evaluate the checks of a run; the last line is its verdict."""
+    """Print the tables of a run's suite and evaluate its checks; the last line is the verdict."""
+    from gradbench.suite import Table
     from gradbench.tables import runs
+    from gradbench.tables.show import show_table
     from gradbench.tables.verdict import judge
 
     found = runs.find(run, out)
@@ -155,6 +157,8 @@ def check(run: RunName = "latest", out: Out = Path("results"), as_json: Json = F
     if as_json:
         print(json.dumps(verdict.to_json(), indent=1))
     else:
+        for table in found.claims.get("table", ()):
+            print(f"{show_table(Table(**table), found.cells)}\n")
         for finding in verdict.findings:
             print(f"  {finding.result.upper():<5} {finding.name}  [{finding.cells} cells]  {finding.detail}")
         print(f"{verdict.line}  {found.folder / 'verdict.json'}")

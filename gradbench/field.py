@@ -7,6 +7,7 @@ several nudge strengths, both signs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,7 @@ from gradbench.capture import Captured
 from gradbench.systems.base import (
     AbstractDrivenSystem,
     AbstractEnergySystem,
+    AbstractForwardSystem,
     AbstractSystem,
     ClosedForms,
     Data,
@@ -254,6 +256,45 @@ class Field:
         if not isinstance(system, AbstractEnergySystem):
             raise TypeError(f"{system.name} has no energy")
         return self._grads(lambda theta, x, knobs, s: system.energy(theta, x, system.context(theta, x), s, knobs), s)
+
+    def errors(self, s: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
+        """Prediction errors e(s) of a forward system."""
+        system = self._forward_system
+        return self._of_state(lambda theta, x, context, s, knobs: system.errors(theta, x, context, s), s)
+
+    def forward(self, offset: Float[Tensor, "*r b m"]) -> Float[Tensor, "*r b m"]:
+        """All layers of a forward system, each moved by its offset."""
+        system = self._forward_system
+        layers: Tensor = self._over(lambda theta, x, knobs, offset: system.forward(theta, x, offset), offset)
+        return layers
+
+    def equilibrium_grads(self, a: Float[Tensor, "*r b n"]) -> Params:
+        """d<a, s*>/dtheta of a forward system, whose free state is a function of theta."""
+        system = self._forward_system
+        return self._grads(lambda theta, x, knobs, a: a * system.equilibrium(theta, x), a)
+
+    @cached_property
+    def layer_slopes(self) -> Float[Tensor, "b m"]:
+        """dC/dh of every layer of a forward system, through all that lies above: what backpropagation carries."""
+        system = self._forward_system
+        m, n = (sum(map(math.prod, blocks.values())) for blocks in (system.layers, system.layout))
+
+        def slope(theta: Params, x: Data, knobs: Knobs, offset: Tensor) -> Tensor:
+            def moved(offset: Tensor) -> Tensor:
+                return system.cost(theta, x, system.forward(theta, x, offset)[..., m - n :]).sum()
+
+            g: Tensor = torch.func.grad(moved)(offset)
+            return g
+
+        s = self.init_state()
+        value: Tensor = self._over(slope, s.new_zeros((*s.shape[:-1], m)))
+        return value
+
+    @property
+    def _forward_system(self) -> AbstractForwardSystem:
+        if not isinstance(self.system, AbstractForwardSystem):
+            raise TypeError(f"{self.system.name} is no forward pass")
+        return self.system
 
     def pull(self, s: Float[Tensor, "*r b n"], a: Float[Tensor, "*r b n"]) -> Params:
         """d<a, F(s)>/dtheta at fixed s and a."""

@@ -20,7 +20,7 @@ from gradbench.estimators.base import AbstractEstimator, AbstractPhase, Count
 from gradbench.estimators.reverse import ReversePhase
 from gradbench.selection import keys, matches
 from gradbench.status import Thresholds
-from gradbench.suite import Check, Grid, Suite
+from gradbench.suite import Check, Grid, Suite, Table
 from gradbench.systems.base import AbstractSystem
 
 
@@ -59,6 +59,11 @@ class Cell:
             "system_label": _label(self.system, self.system_options, "system"),
             "estimator_label": _label(self.estimator, self.estimator_options, "estimator"),
         }
+
+    @property
+    def steps(self) -> int:
+        """Free steps: T1, and none where the free state is a forward pass."""
+        return self.T1 or 0
 
     @property
     def problem(self) -> Cell:
@@ -120,8 +125,8 @@ class Problem:
 
     @cached_property
     def T1s(self) -> tuple[int, ...]:
-        """T1 of its cells, ascending."""
-        return _values(c.T1 for c in self.cells)
+        """Free steps of its cells, ascending."""
+        return _values(c.steps for c in self.cells)
 
     @cached_property
     def reverse(self) -> Pass:
@@ -135,7 +140,7 @@ class Problem:
         for cell in self.cells:
             if _phase(cell) != ReversePhase():
                 grouped.setdefault(_phase(cell), []).append(cell)
-        return tuple(Pass(phase, tuple(cells), _values(c.T1 for c in cells)) for phase, cells in grouped.items())
+        return tuple(Pass(phase, tuple(cells), _values(c.steps for c in cells)) for phase, cells in grouped.items())
 
     @property
     def shape(self) -> tuple[Any, ...]:
@@ -146,17 +151,16 @@ class Problem:
     @property
     def cost(self) -> Count:
         """Evaluations on one batch of examples, with everything shared."""
-        return sum((p.cost for p in (self.reverse, *self.passes)), Count(force=max(self.T1s)))
+        return sum((p.cost for p in (self.reverse, *self.passes)), Count(force=max(1, *self.T1s)))
 
     @property
     def cost_alone(self) -> Count:
         """The same cells one at a time: each with a free phase and a reference of its own."""
         total = Count()
         for cell in self.cells:
-            assert cell.T1 is not None
             total += cell_count(cell)
             if _phase(cell) != ReversePhase():
-                total += ReversePhase().count(cell.T1, None)
+                total += ReversePhase().count(cell.steps, None)
         return total
 
 
@@ -198,23 +202,24 @@ class Plan:
         """Content key: the cells with their order aside, and the thresholds that judge them."""
         return _digest([sorted(c.key for c in (*self.cells, *(c for c, _ in self.skipped))), asdict(self.thresholds)])
 
-    def verify(self, checks: Iterable[Check], where: str) -> None:
-        """Raise UserError for a check that could never have a verdict: an unknown key, or no planned cell."""
+    def verify(self, checks: Iterable[Check], where: str, tables: Iterable[Table] = ()) -> None:
+        """Raise UserError for a check without a verdict, whatever is measured, and for a table without a cell."""
         cells = [cell.coordinates | cell.labels for cell in self.cells]
         known = {"status", *(k for cell in cells for k in keys(cell))}
         rules = {cell[k] for cell in cells for k in ("estimator", "estimator_label")}
-        for i, check in enumerate(checks):
-            place = f"{where}: check[{i}] {check.name!r}"
-            for key in check.where:
+        asked = [("check", i, check) for i, check in enumerate(checks)]
+        for kind, i, item in [*asked, *(("table", i, table) for i, table in enumerate(tables))]:
+            place = f"{where}: {kind}[{i}] {item.name!r}"
+            for key in item.where:
                 if key not in known:
                     raise UserError(
                         f"{place}: where.{key} is neither a coordinate nor an option{near_miss(key, known)}"
                     )
-            planned = {k: v for k, v in check.where.items() if k != "status"}  # the one that a plan cannot know
+            planned = {k: v for k, v in item.where.items() if k != "status"}  # the one that a plan cannot know
             if not any(matches(cell, planned) for cell in cells):
                 raise UserError(f"{place}: where matches none of {len(cells):,} planned cells")
-            if check.against is not None and check.against not in rules:
-                raise UserError(f"{place}: against = {check.against!r} is not planned{near_miss(check.against, rules)}")
+            if isinstance(item, Check) and item.against is not None and item.against not in rules:
+                raise UserError(f"{place}: against = {item.against!r} is not planned{near_miss(item.against, rules)}")
 
     @property
     def summary(self) -> dict[str, str]:
@@ -278,9 +283,9 @@ def _points(grid: Grid, where: str, given: Collection[str]) -> Iterator[tuple[Ce
             system.check(batch, given)
         reason = estimator.skip(type(system))
         axes = [
-            grid.s or (default["s"],),
-            grid.damp or (default["damp"],),
-            grid.T1 or (default["T1"],),
+            grid.s or (default.get("s"),),
+            grid.damp or (default.get("damp"),),
+            grid.T1 or (default.get("T1"),),
             grid.T2 or (default["T2"],),
             grid.beta or (default["beta"],),
             grid.eps or (default["eps"],),
@@ -304,7 +309,7 @@ def _points(grid: Grid, where: str, given: Collection[str]) -> Iterator[tuple[Ce
                     dtype=dtype,
                     batch=batch,
                 ),
-                reason or estimator.skip_cell(T1, T2),
+                reason or (estimator.skip_cell(T1, T2) if "T1" in used else None),
             )
 
 
@@ -327,9 +332,11 @@ def estimator(name: str, options: str) -> AbstractEstimator:
 
 
 def cell_count(cell: Cell) -> Count:
-    """Evaluations that an estimate needs by itself: its free phase and its second phase, no reference."""
-    assert cell.T1 is not None
-    return Count(force=cell.T1) + _phase(cell).count(cell.T1, cell.T2)
+    """Evaluations that an estimate needs by itself: its free phase and its second phase, no reference.
+
+    A forward pass in place of a free phase evaluates every layer once, as one force does.
+    """
+    return Count(force=max(1, cell.steps)) + _phase(cell).count(cell.steps, cell.T2)
 
 
 def _phase(cell: Cell) -> AbstractPhase:

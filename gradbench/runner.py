@@ -96,7 +96,7 @@ def run(
     if target is None:
         target = runs.new(folder, f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{env['identity'][:4]}")
         target.start(planned.to_json(), env)
-    target.claim(loaded.model_dump(mode="json", include={"check", "allow_incomplete"}))
+    target.claim(loaded.model_dump(mode="json", include={"check", "table", "allow_incomplete"}))
     runs.point(folder, target)
     from gradbench.profile import profiled
 
@@ -111,7 +111,7 @@ def prepare(suite: str, overrides: dict[str, Any] | None = None) -> tuple[suites
     loaded = suites.load(path, overrides)
     planned = planning.plan(loaded, str(path))
     if not overrides:  # on a part of the grid some checks may have nothing to look at
-        planned.verify(loaded.check, str(path))
+        planned.verify(loaded.check, str(path), loaded.table)
     return loaded, planned
 
 

@@ -32,3 +32,10 @@ def normal(rng: Generator, shape: tuple[int, ...], std: float = 1.0) -> Tensor:
     import torch
 
     return torch.randn(shape, generator=rng, dtype=torch.float64) * std
+
+
+def uniform(rng: Generator, shape: tuple[int, ...], bound: float = 1.0) -> Tensor:
+    """U(-bound, bound) in float64 on the CPU."""
+    import torch
+
+    return (2 * torch.rand(shape, generator=rng, dtype=torch.float64) - 1) * bound

@@ -150,18 +150,9 @@ Extreme = Literal["min", "max"]
 Reduction = Literal["min", "max", "mean", "median"]
 
 
-class Check(_Strict):
-    """A claim about cells of a run. No matching cell, or a NaN among them, is no verdict: a failure."""
-
+class _Selection(_Strict):
     name: str
     where: dict[str, Any] = {}  # column or option = value, or a list of values
-    metric: str | None = None
-    min: Number | None = None
-    max: Number | None = None
-    at: dict[Coordinate, Extreme] = {}  # keep the rows at the smallest or largest value of a coordinate
-    reduce: dict[Coordinate, Reduction] = {}  # then reduce the metric over coordinates, in this order
-    against: str | None = None  # the metric becomes its difference to this estimator at equal coordinates
-    status: Status | None = None  # every matching cell has it
 
     @field_validator("where")
     @classmethod
@@ -173,6 +164,33 @@ class Check(_Strict):
         if wanted == [] and "status" in where:
             raise ValueError("status: the list is empty: nothing would match")
         return where
+
+
+class Table(_Selection):
+    """Cells of a run to print with its checks, beside what is known of them."""
+
+    columns: Annotated[tuple[str, ...], BeforeValidator(_strings)]
+    known: str = ""
+
+    @field_validator("columns")
+    @classmethod
+    def _measured(cls, columns: tuple[str, ...]) -> tuple[str, ...]:
+        for column in columns:
+            if column not in METRICS:
+                raise ValueError(f"{column!r} is not a metric{near_miss(str(column), METRICS)}")
+        return columns
+
+
+class Check(_Selection):
+    """A claim about cells of a run. No matching cell, or a NaN among them, is no verdict: a failure."""
+
+    metric: str | None = None
+    min: Number | None = None
+    max: Number | None = None
+    at: dict[Coordinate, Extreme] = {}  # keep the rows at the smallest or largest value of a coordinate
+    reduce: dict[Coordinate, Reduction] = {}  # then reduce the metric over coordinates, in this order
+    against: str | None = None  # the metric becomes its difference to this estimator at equal coordinates
+    status: Status | None = None  # every matching cell has it
 
     @field_validator("metric")
     @classmethod
@@ -199,6 +217,7 @@ class Suite(_Strict):
     about: str
     grid: tuple[Grid, ...]
     check: tuple[Check, ...] = ()
+    table: tuple[Table, ...] = ()
     thresholds: dict[str, Any] = {}
     allow_incomplete: StrictBool = False  # error and oom rows do not make the run incomplete
 
@@ -209,12 +228,12 @@ class Suite(_Strict):
             raise ValueError(f"{name!r} cannot name a folder of runs")
         return name
 
-    @field_validator("check", mode="before")
+    @field_validator("check", "table", mode="before")
     @classmethod
-    def _listed(cls, checks: Any) -> Any:
-        if not isinstance(checks, list | tuple):
-            raise ValueError("checks are written [[check]]")
-        return checks
+    def _listed(cls, items: Any, info: ValidationInfo) -> Any:
+        if not isinstance(items, list | tuple):
+            raise ValueError(f"{info.field_name}s are written [[{info.field_name}]]")
+        return items
 
     @field_validator("grid", mode="before")
     @classmethod
@@ -304,7 +323,7 @@ def parse(content: dict[str, Any], where: str) -> Suite:
         raise UserError("\n".join(f"{where}: {line}" for line in reversed(told.values()))) from None
 
 
-_MODELS: dict[str, type[BaseModel]] = {"grid": Grid, "check": Check}
+_MODELS: dict[str, type[BaseModel]] = {"grid": Grid, "check": Check, "table": Table}
 
 
 def _explain(error: ErrorDetails) -> str:

@@ -54,7 +54,7 @@ class Trajectory:
     def backwards(self) -> Iterator[tuple[int, Float[Tensor, "t *c b n"]]]:
         """States s_start ... before the largest T1, in runs that one product can take, from the last to the first."""
         span = self.span
-        for low in reversed(range(0, self.T1s[-1], self.every if self.every > 1 else self.T1s[-1])):
+        for low in reversed(range(0, self.T1s[-1], self.every if self.every > 1 else max(1, self.T1s[-1]))):
             high = min(low + self.every if self.every > 1 else self.T1s[-1], self.T1s[-1])
             states = self._between(low, high)
             for stop in range(high, low, -span):

@@ -10,10 +10,13 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from gradbench.errors import UserError
 from gradbench.exit import Exit
-from gradbench.suite import Check
+from gradbench.plan import plan
+from gradbench.suite import Check, Table, parse
 from gradbench.tables.checks import evaluate
 from gradbench.tables.schema import CELLS
+from gradbench.tables.show import show_table
 from gradbench.tables.store import Run
 from gradbench.tables.verdict import judge
 
@@ -273,3 +276,22 @@ def test_a_run_that_was_cut_off_is_judged_on_its_records_and_is_incomplete(tmp_p
     (run.folder / "params.parquet").unlink()
     (run.folder / "cells.parquet").unlink()
     assert judge(run).line == "VERDICT incomplete (3)  1 of 1 checks, 1 of 2 cells"
+
+
+def test_a_table_shows_cells_with_what_differs_and_seeds_as_one_line() -> None:
+    found = frame(cell(seed=0, cosine=0.25), cell(seed=1, cosine=0.75), cell(T2=99, cosine=None), cell("aep"))
+    table = Table(name="title", where={"estimator": "ep"}, columns=["cosine"], known="what is known")
+    head, known, names, *rows = show_table(table, found).splitlines()
+    assert (head, known.strip()) == ("title", "known: what is known")
+    assert names.split() == ["system", "estimator", "T2", "status", "cosine"]
+    assert show_table(table.model_copy(update={"where": {"estimator": "nobody"}}), found).endswith("\n  no cell")
+    assert [row.split()[2:] for row in rows] == [["4", "2", "settled", "0.5"], ["99", "settled", "-"]]
+
+
+def test_a_table_of_nothing_or_of_no_metric_is_a_mistake() -> None:
+    content = {"name": "t", "about": "", "grid": [{"system": "toy_cons", "estimator": "ep"}]}
+    with pytest.raises(UserError, match=r"table\[0\].columns: 'cosin' is not a metric"):
+        parse(content | {"table": [{"name": "a", "columns": ["cosin"]}]}, "t")
+    suite = parse(content | {"table": [{"name": "a", "where": {"estimator": "aep"}, "columns": ["cosine"]}]}, "t")
+    with pytest.raises(UserError, match=r"table\[0\] 'a': where matches none of 1 planned cells"):
+        plan(suite, "t").verify((), "t", suite.table)

@@ -295,6 +295,15 @@ def test_check_ends_with_the_verdict_and_exits_with_its_code(
     assert (kept["code"], kept["verdict"]) == (code, word)
 
 
+def test_check_prints_the_tables_of_the_suite_first(command: Any, write_suite: Any, tmp_path: Path) -> None:
+    table = '\n[[table]]\nname = "the toys"\nwhere = { estimator = "ep" }\ncolumns = ["cosine"]\nknown = "little"\n'
+    command("run", write_suite(HOLDS + table), "--out", tmp_path / "r")
+    code, out, _ = command("check", "tiny", "--out", tmp_path / "r")
+    assert code == 0
+    assert out.startswith("the toys\n  known: little\n")
+    assert out.count(" ep ") == 8  # two systems, T1 and T2; three seeds are one line
+
+
 def test_a_run_without_checks_is_exit_4(command: Any, write_suite: Any, tmp_path: Path) -> None:
     command("run", write_suite(), "--out", tmp_path / "r", "--set", "seed=0")
     code, out, _ = command("check", "--out", tmp_path / "r")

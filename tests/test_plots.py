@@ -17,6 +17,7 @@ from gradbench.errors import StoreError
 from gradbench.plots import figures, hold, look
 from gradbench.plots.antisymmetry_vs_error import antisymmetry_vs_error
 from gradbench.plots.cosine_sweeps import cosine_vs_beta, cosine_vs_damp, cosine_vs_T1
+from gradbench.plots.credit_by_layer import credit_by_layer
 from gradbench.plots.figures import FIGURES
 from gradbench.plots.map_s_damp import map_s_damp
 from gradbench.plots.params import params
@@ -59,6 +60,10 @@ def _params(cosine: dict[str, float], row: dict) -> list[dict]:
     return [dict.fromkeys(PARAMS.names) | {"cell": row["cell"], "param": p, "cosine": c} for p, c in cosine.items()]
 
 
+def _blocks(cosine: float) -> list[dict]:
+    return [{"block": f"h{layer}", "cosine": cosine * (layer > 0), "cosine_error": None} for layer in range(3)]
+
+
 @pytest.fixture
 def run(tmp_path: Path, rows: list[dict]) -> Run:
     run = Run(tmp_path / "run")
@@ -66,7 +71,11 @@ def run(tmp_path: Path, rows: list[dict]) -> Run:
     thresholds = {"residual": 1e-4}
     plan = {"suite": "toy", "cells": planned, "skipped": [], "problems": ["p"], "thresholds": thresholds}
     run.start(plan, {"commit": "0123456789abcdef"})
-    run.keep("p", [row | {"params": _params({"W": row["cosine"], "b": float("nan")}, row)} for row in rows])
+    nested = [
+        {"params": _params({"W": row["cosine"], "b": float("nan")}, row), "blocks": _blocks(row["cosine"])}
+        for row in rows
+    ]
+    run.keep("p", [row | tables for row, tables in zip(rows, nested, strict=True)])
     run.compact([])
     return run
 
@@ -118,6 +127,18 @@ def test_lines_join_settled_medians_only(cells: pd.DataFrame) -> None:
     assert figure is not None
     joined = {x for line in figure.axes[0].lines for x in line.get_xdata() if line.get_linestyle() != "None"}
     assert list(joined) == [pytest.approx(100)]
+
+
+def test_credit_is_drawn_layer_by_layer_for_settled_cells_of_layered_systems(cells: pd.DataFrame) -> None:
+    found = pd.DataFrame(
+        [{"cell": c} | b for c, v in zip(cells["cell"], cells["cosine"], strict=True) for b in _blocks(v)]
+    )
+    figure = credit_by_layer(cells, found.astype({"cosine_error": float}))
+    assert figure is not None
+    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["h0", "h1", "h2"]
+    assert {float(x) for c in _markers(figure) for x in c.get_offsets()[:, 0]} == {0.0, 1.0, 2.0}
+    assert all(len(c.get_facecolor()) for c in _markers(figure))
+    assert credit_by_layer(cells, found[found["block"] != "h1"]) is None  # two blocks are no layers
 
 
 def test_a_colour_belongs_to_the_name_whatever_is_beside_it(cells: pd.DataFrame) -> None:

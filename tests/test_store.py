@@ -19,13 +19,14 @@ from gradbench.errors import StoreError
 from gradbench.notation import COORDINATES, METRICS
 from gradbench.selection import IDENTITY
 from gradbench.tables import schema, store
-from gradbench.tables.schema import CELLS, PARAMS, RECORD
+from gradbench.tables.schema import BLOCKS, CELLS, PARAMS, RECORD
 from gradbench.tables.store import Run, read_json, read_table, write, write_json, write_table
 
 
 def row(cell: str, problem: str, cosine: float = 0.5, params: tuple[str, ...] = ("S", "b")) -> dict[str, Any]:
     nested = [{"param": p, "cosine": cosine + i, "reason": ""} for i, p in enumerate(params)]
-    return {"cell": cell, "problem": problem, "T1": 5, "status": "settled", "cosine": cosine, "params": nested}
+    tables = {"params": nested, "blocks": [{"block": "z", "cosine": cosine}]}
+    return {"cell": cell, "problem": problem, "T1": 5, "status": "settled", "cosine": cosine, **tables}
 
 
 @pytest.fixture
@@ -103,11 +104,11 @@ def test_a_written_file_is_synced_before_it_is_renamed(tmp_path: Path, monkeypat
     assert (tmp_path / "x.json").stat().st_mode & 0o777 == 0o644
 
 
-@pytest.mark.parametrize("name", ["records/p1.parquet", "cells.parquet", "params.parquet"])
+@pytest.mark.parametrize("name", ["records/p1.parquet", "cells.parquet", "params.parquet", "blocks.parquet"])
 def test_a_flipped_bit_is_a_store_error_and_never_other_rows(run: Run, name: str) -> None:
     run.compact([SKIPPED])
     path = run.folder / name
-    wanted = {"cells.parquet": CELLS, "params.parquet": PARAMS}.get(name, RECORD)
+    wanted = {"cells.parquet": CELLS, "params.parquet": PARAMS, "blocks.parquet": BLOCKS}.get(name, RECORD)
     good, rows = path.read_bytes(), repr(read_table(path, wanted).to_pylist())
     rng = random.Random(0)
     for position in range(0, len(good), 29):
@@ -147,7 +148,7 @@ def test_a_record_under_the_name_of_another_problem_is_a_store_error(run: Run) -
         run.record("p1")
 
 
-@pytest.mark.parametrize("version", [b"0", b"2", b"x", None])
+@pytest.mark.parametrize("version", [b"1", b"3", b"x", None])
 def test_a_table_of_another_schema_version_is_refused(tmp_path: Path, version: bytes | None) -> None:
     path = tmp_path / "t.parquet"
     write_table(path, CELLS.with_metadata({b"gradbench.schema": version} if version else None).empty_table())
@@ -181,6 +182,8 @@ def test_tables_stand_in_the_order_of_the_plan(run: Run) -> None:
     assert run.compact([SKIPPED]) == 0
     assert run.cells["cell"].tolist() == ["c3", "c1", "c2", "c4"]
     assert run.params["cell"].tolist() == ["c3", "c3", "c1", "c1"]
+    assert run.blocks["cell"].tolist() == ["c3", "c1", "c2"]
+    assert run.blocks["block"].tolist() == ["z", "z", "z"]
 
 
 def test_the_params_table_is_what_the_records_hold(run: Run) -> None:
@@ -253,4 +256,4 @@ def test_a_measured_row_has_every_column_and_no_other() -> None:
         "toy_cons", "aep", T1=3, T2=2, batch=2, system_options={"N": 2, "D": 4}, estimator_options={"clip": "batch"}
     )
     assert set(m.row) == set(CELLS.names)
-    assert set(m.row) | {"params"} == set(RECORD.names)
+    assert set(m.row) | {"params", "blocks"} == set(RECORD.names)

@@ -194,7 +194,7 @@ def test_every_shipped_suite_plans_and_its_checks_can_have_a_verdict() -> None:
     for path in suites.SUITES.glob("*.toml"):
         loaded = suites.load(path)
         planned = plan(loaded, str(path))
-        planned.verify(loaded.check, str(path))
+        planned.verify(loaded.check, str(path), loaded.table)
         assert planned.cells
         assert loaded.name == path.stem
 

@@ -1,8 +1,8 @@
 """Images for the systems that look at some.
 
 `fashion_mnist_sample` ships with the package: 1,024 images of Fashion-MNIST, the first 512 of the
-training set and the first 512 of the test set, in that order. `fashion_mnist` is the whole training
-set, through torchvision. Nothing ever stands in for something else: what cannot be had is an error.
+training set and the first 512 of the test set, in that order. `fashion_mnist` and `cifar10` are the whole
+training sets, through torchvision. Nothing ever stands in for something else: what cannot be had is an error.
 
 Grey images of 28 x 28 are given as they are, or, to a system that asks for ch x 32 x 32, *shown in a
 frame*: two pixels of background (-1, black) on every side, and the same picture in each of ch colours.
@@ -31,7 +31,9 @@ IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-
 SHAPES = {  # colours, pixels of a side, number of images
     "fashion_mnist_sample": (1, 28, 1024),
     "fashion_mnist": (1, 28, 60_000),
+    "cifar10": (3, 32, 50_000),
 }
+CLASSES = 10  # of every dataset here
 FRAME = 2  # pixels of background on each side of a framed image
 GIVEN = "given"  # the images come with the call, in `data`
 
@@ -43,10 +45,11 @@ def check(dataset: str, ch: int, img: int, batch: int) -> None:
     if dataset not in SHAPES:
         raise UserError(f"dataset = {dataset!r} is not known{near_miss(dataset, SHAPES)}")
     colours, size, number = SHAPES[dataset]
-    if (ch, img) != (colours, size) and img != (framed := size + 2 * FRAME):
+    framed = size + 2 * FRAME if colours == 1 else size  # only grey images are shown otherwise
+    if (ch, img) != (colours, size) and (colours > 1 or img != framed):
+        also = f", shown also as ch x {framed} x {framed}" if colours == 1 else ""
         raise UserError(
-            f"dataset {dataset!r} has images of {colours} x {size} x {size}, shown also as ch x {framed} x {framed}, "
-            f"not {ch} x {img} x {img}"
+            f"dataset {dataset!r} has images of {colours} x {size} x {size}{also}, not {ch} x {img} x {img}"
         )
     if batch > number:
         raise UserError(f"dataset {dataset!r} has {number} images, fewer than batch = {batch}")
@@ -54,19 +57,26 @@ def check(dataset: str, ch: int, img: int, batch: int) -> None:
 
 def images(dataset: str, ch: int, img: int, batch: int, rng: Generator) -> Tensor:
     """A batch drawn without replacement: (batch, ch, img, img) in [-1, 1], float64; framed where img says so."""
+    return labelled(dataset, ch, img, batch, rng)[0]
+
+
+def labelled(dataset: str, ch: int, img: int, batch: int, rng: Generator) -> tuple[Tensor, Tensor]:
+    """The same batch with its labels (batch,), int64."""
     import torch
 
-    pixels, _ = load(dataset)
+    pixels, labels = load(dataset)
     chosen = torch.randperm(len(pixels), generator=rng)[:batch]
-    x = (torch.from_numpy(pixels)[chosen].double() / 255 - 0.5).div(0.5)[:, None]
+    x = (torch.from_numpy(pixels)[chosen].double() / 255 - 0.5).div(0.5)
+    x = x if x.ndim == 4 else x[:, None]
     frame = (img - x.shape[-1]) // 2
-    return torch.nn.functional.pad(x, (frame,) * 4, value=-1.0).repeat(1, ch, 1, 1)
+    x = torch.nn.functional.pad(x, (frame,) * 4, value=-1.0).repeat(1, ch // x.shape[1], 1, 1)
+    return x, torch.from_numpy(labels)[chosen].long()
 
 
 @lru_cache
 def load(dataset: str) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels (n, 28, 28) and labels (n,) of a dataset, uint8."""
-    return {"fashion_mnist_sample": _sample, "fashion_mnist": _fashion_mnist}[dataset]()
+    """Pixels (n, 28, 28), or (n, 3, 32, 32) where they have colours, and labels (n,) of a dataset, uint8."""
+    return {"fashion_mnist_sample": _sample, "fashion_mnist": _fashion_mnist, "cifar10": _cifar10}[dataset]()
 
 
 def folder() -> Path:
@@ -101,6 +111,25 @@ def _fashion_mnist() -> tuple[np.ndarray, np.ndarray]:
             f"${FOLDER_VARIABLE}; or ask for dataset = 'fashion_mnist_sample', which ships with gradbench"
         ) from error
     return data.data.numpy(), data.targets.numpy()
+
+
+def _cifar10() -> tuple[np.ndarray, np.ndarray]:
+    """The training set, fetched unless its unpacked files lie in the data folder; torchvision verifies either."""
+    import numpy as np
+    from torchvision.datasets import CIFAR10
+
+    root = folder()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        data = CIFAR10(str(root), train=True, download=not (root / CIFAR10.base_folder).is_dir())
+    except (OSError, EOFError, zlib.error, RuntimeError) as error:
+        why = str(error).partition("\n")[0].rstrip(":")
+        raise UserError(
+            f"dataset 'cifar10' is not in {root} and could not be fetched ({why}). Ways out: put {CIFAR10.filename} "
+            f"into that folder, or its unpacked {CIFAR10.base_folder}; name another folder in ${FOLDER_VARIABLE}; "
+            f"or ask for dataset = 'fashion_mnist_sample', which ships with gradbench"
+        ) from error
+    return np.ascontiguousarray(data.data.transpose(0, 3, 1, 2)), np.asarray(data.targets, np.uint8)
 
 
 def _unpacked(name: str, root: Path) -> bool:

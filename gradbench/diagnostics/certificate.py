@@ -33,7 +33,7 @@ class Certificate:
     scale: float  # |s_0|, or |s_1| of a relaxation that starts at 0
     shrink: float  # |s*| / scale
     escape: float  # largest |s_t| / scale up to T1
-    energy_monotone: bool | None  # None: no energy
+    energy_monotone: bool | None  # None: no energy, or no step to take
     rho: float = math.nan  # growth of perturbations, the spectral radius of J_G
     antisymmetry: float = math.nan
     antisymmetry_se: float = math.nan
@@ -60,7 +60,7 @@ def certify(free: Trajectory, thresholds: Thresholds, seeds: Sequence[int]) -> l
     What needs the Jacobian is taken only at T1 where at least one cell has not diverged.
     """
     norms = free.norms
-    scale = torch.where(norms[0] > 0, norms[0], norms[1])
+    scale = torch.where(norms[0] > 0, norms[0], norms[:2][-1])
     ratio = torch.where(scale > 0, norms / scale, norms)
     escape = torch.stack([ratio[: T1 + 1].nan_to_num(nan=math.inf).amax(0) for T1 in free.T1s])
     with torch.no_grad():
@@ -77,7 +77,7 @@ def certify(free: Trajectory, thresholds: Thresholds, seeds: Sequence[int]) -> l
         "shrink": ratio[ends],
         "escape": escape,
     }
-    if free.energies is not None:
+    if free.energies is not None and len(norms) > 1:
         falls = free.energies.diff(dim=0) <= thresholds.energy_rise * free.energies[:-1].abs()  # a NaN is no fall
         evidence["energy_monotone"] = torch.stack([falls[:T1].all(0) for T1 in free.T1s])
     live = (escape <= thresholds.divergence).reshape(len(ends), -1).any(-1).tolist()

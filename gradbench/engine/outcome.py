@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from gradbench.diagnostics.credit import SUMMARY, blocks
 from gradbench.metrics import UNDEFINED, Comparison
 from gradbench.plan import Cell, cell_count
 from gradbench.status import Status, Thresholds
@@ -40,7 +41,7 @@ class Outcome:
         row |= {"n_force": count.force, "n_jvp": count.jvp, "n_vjp": count.vjp}
         row |= {"seconds": self.seconds, "peak_memory": self.peak_memory}
         row |= {name: value for name, value in vars(self.certificate).items() if name not in _INTERNAL}
-        row |= {name: self.evidence[name] for name in ("nudge_residual", "clip_share") if name in self.evidence}
+        row |= {name: self.evidence.get(name) for name in ("nudge_residual", "clip_share", *SUMMARY)}
         c = self.comparison
         whole = c.whole if c else UNDEFINED
         row |= {name: value for name, value in vars(whole).items() if name != "reason"}
@@ -48,6 +49,7 @@ class Outcome:
             row[name] = getattr(c, name) if c else math.nan
         row["worst"] = c.worst if c else ""
         row["params"] = [{"param": name, **vars(p)} for name, p in c.params.items()] if c else []
+        row["blocks"] = blocks(self.evidence)
         return row
 
 
@@ -64,7 +66,7 @@ def _dataset(options: str) -> str | None:
 
 def unmeasured(cell: Cell, status: Status, reason: str, problem: str | None = None) -> dict[str, Any]:
     """The row of a cell that has no measurement: skipped, error, oom."""
-    return coordinates(cell) | {"problem": problem, "status": str(status), "reason": reason, "params": []}
+    return coordinates(cell) | {"problem": problem, "status": str(status), "reason": reason, "params": [], "blocks": []}
 
 
 def judge(

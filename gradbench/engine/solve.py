@@ -10,13 +10,14 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch.profiler import record_function
 
 from gradbench.diagnostics.certificate import certify
+from gradbench.diagnostics.credit import Credits
 from gradbench.engine.outcome import Outcome, judge
 from gradbench.field import Stack
 from gradbench.metrics import Comparison, comparison, tally
@@ -84,20 +85,24 @@ def solve(problems: Sequence[Problem], field: Field, thresholds: Thresholds, hol
         certificates = certify(free, thresholds, [p.point.seed for p in problems])
     gone = [all(c.status(thresholds) is Status.DIVERGED for c in row) for row in certificates]
     live = tuple(T1 for T1, diverged in zip(free.T1s, gone, strict=True) if not diverged)
-    readings, reference = Readings(isinstance(field, Stack)), {}
+    readings, reference, credits = Readings(isinstance(field, Stack)), {}, None
     if live:
         unused = free.ends.new_empty(0)
         with record_function("gradbench: reverse sweep"):
             sweep = list(first.reverse.phase.run(free.at(live), first.reverse.depths, unused))
-        reference = next(s for s in sweep if s.depth is None).gradient or {}
-        _read([p.reverse for p in problems], free.at(live), sweep, unused, reference, readings)
+        whole = next(s for s in sweep if s.depth is None)
+        assert whole.gradient is not None
+        assert whole.credit is not None
+        reference, credits = whole.gradient, Credits(free.at(live), whole.credit, [p.point.seed for p in problems])
+        _read([p.reverse for p in problems], free.at(live), sweep, unused, reference, credits, readings)
     for passes in zip(*(p.passes for p in problems), strict=True):
-        if T1s := tuple(T1 for T1 in passes[0].T1s if T1 in live):
+        T1s = tuple(T1 for T1 in passes[0].T1s if T1 in live)
+        if T1s and credits:
             betas = free.ends.new_tensor([p.betas for p in passes]).mT
             betas = betas if readings.stacked else betas[:, 0]
             snapshots = _named(passes[0].phase, passes[0].phase.run(free.at(T1s), passes[0].depths, betas))
             at = {name: g[[live.index(T1) for T1 in T1s]] for name, g in reference.items()}
-            _read(passes, free.at(T1s), snapshots, betas, at, readings)
+            _read(passes, free.at(T1s), snapshots, betas, at, credits, readings)
     with record_function("gradbench: waiting for the device"):
         resolved = readings.resolve(list(field.theta), thresholds.live[first.point.dtype])
     number = sum(len(p.cells) for p in problems)
@@ -105,14 +110,13 @@ def solve(problems: Sequence[Problem], field: Field, thresholds: Thresholds, hol
     outcomes = []
     for c, problem in enumerate(problems):
         for cell in problem.cells:
-            assert cell.T1 is not None
-            certificate = certificates[free.T1s.index(cell.T1)][c]
+            certificate = certificates[free.T1s.index(cell.steps)][c]
             diverged = certificate.status(thresholds) is Status.DIVERGED
             compared, evidence = (None, {}) if diverged else resolved[cell]
             status, reason = judge(certificate, compared, evidence, thresholds)
             own = None
-            if not readings.stacked and cell.T1 in live:
-                own = {name: g[live.index(cell.T1)] for name, g in reference.items()}
+            if not readings.stacked and cell.steps in live:
+                own = {name: g[live.index(cell.steps)] for name, g in reference.items()}
             gradients = (readings.estimates.get(cell), own)
             measured = (certificate, compared, evidence, *gradients, seconds, peak)
             outcomes.append(Outcome(cell, problem.key, status, reason, *measured))
@@ -125,6 +129,7 @@ def _read(
     snapshots: Iterable[Snapshot],
     betas: Tensor,
     reference: Params,
+    credits: Credits,
     readings: Readings,
 ) -> None:
     """Every cell of a pass whose T1 is there, read off the snapshots as they come.
@@ -135,15 +140,17 @@ def _read(
     wanted: dict[tuple[str, str, int | None], list[tuple[Cell, tuple[int, int, int]]]] = {}
     for c, p in enumerate(passes):
         for cell in p.cells:
-            if cell.T1 in free.T1s:
+            if cell.steps in free.T1s:
                 j = p.betas.index(cell.beta) if cell.beta is not None else 0
                 rule = (cell.estimator, cell.estimator_options, cell.T2)
-                wanted.setdefault(rule, []).append((cell, (free.T1s.index(cell.T1), j, c)))
+                wanted.setdefault(rule, []).append((cell, (free.T1s.index(cell.steps), j, c)))
     for snapshot in snapshots:
         for (name, options, depth), cells in wanted.items():
             if depth == snapshot.depth:
                 with record_function("gradbench: readouts"):
-                    readings.add(cells, estimator(name, options).read(free, snapshot, betas), reference)
+                    reading = estimator(name, options).read(free, snapshot, betas)
+                    measured = reading.evidence | credits.read(free.T1s, reading)
+                    readings.add(cells, replace(reading, evidence=measured), reference)
 
 
 def _named(phase: AbstractPhase, snapshots: Iterator[Snapshot]) -> Iterator[Snapshot]:

@@ -41,7 +41,7 @@ class Snapshot:
     depth: int | None  # T2; None where the depth is T1 itself
     evidence: dict[str, Float[Tensor, "i j *c"]] = field(default_factory=dict)
     gradient: Params | None = None  # reverse phase: (i, *c, ...)
-    credit: Float[Tensor, "i *c b n"] | None = None  # adjoint phase: by T1
+    credit: Float[Tensor, "i *c b n"] | None = None  # adjoint and reverse phase: by T1
     nudged: Float[Tensor, "i j k *c b n"] | None = None  # nudged phase: by T1, beta, sign
 
 
@@ -53,13 +53,19 @@ class Reading:
     gradient: Params  # (i, j, *c, ...)
     credit: Float[Tensor, "i j *c b n"] | None  # the state adjoint that the rule stands in for
     evidence: dict[str, Float[Tensor, "i j *c"]]
+    error: Float[Tensor, "i j *c b n"] | None = None  # the credit that prediction errors hold, where there are some
 
 
-def along(free: Trajectory, snapshot: Snapshot, credit: Float[Tensor, "i j *c b n"]) -> Reading:
+def along(
+    free: Trajectory,
+    snapshot: Snapshot,
+    credit: Float[Tensor, "i j *c b n"],
+    error: Float[Tensor, "i j *c b n"] | None = None,
+) -> Reading:
     """Estimate <a, dF/dtheta(s*)> + dC/dtheta(s*) for the credit a of every T1 and beta."""
     pulled = free.field.pull(free.ends[:, None], credit)
     gradient = {n: g + free.cost_grads[n][:, None] for n, g in pulled.items()}
-    return Reading(snapshot.depth, gradient, credit, snapshot.evidence)
+    return Reading(snapshot.depth, gradient, credit, snapshot.evidence, error)
 
 
 class AbstractPhase(ABC):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, final
 
 from gradbench.estimators.base import AbstractEstimator, AbstractPhase, Count, Reading, Snapshot, along
+from gradbench.systems.base import AbstractForwardSystem
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 Nudge = Literal["centred", "positive", "negative"]
 Clip = Literal["none", "batch", "sample"]
+Reduction = Literal["sum", "mean"]
 SIGNS: dict[str, tuple[int, ...]] = {"centred": (1, -1), "positive": (1,), "negative": (-1,)}
 
 
@@ -27,17 +29,21 @@ class NudgedPhase(AbstractPhase):
 
     With `asymmetric`, correction = gain 2 A (s - s*), A = (J - J^T)/2 frozen at s*: near s* the
     nudged state then moves with J^T in place of J. `clip` caps the correction at the norm of the
-    force before the nudge (gain <= 1), by row over the whole batch or by sample.
+    force before the nudge (gain <= 1), by row over the whole batch or by sample. `reduction = "mean"`
+    descends the batch's mean of E + beta C where the sum is meant: eps / b in place of eps, and nothing else.
     """
 
     signs: tuple[int, ...]
     asymmetric: bool = False
     clip: Clip = "none"
+    reduction: Reduction = "sum"
 
     def run(self, free: Trajectory, depths: tuple[int, ...], betas: Float[Tensor, "j *c"]) -> Iterator[Snapshot]:
         import torch
 
         field, eps = free.field, free.field.step_size
+        if self.reduction == "mean":
+            eps = eps / free.ends.shape[-2]
         start = free.ends[:, None, None]
         s = start.repeat_interleave(len(betas), 1).repeat_interleave(len(self.signs), 2)
         nudge = torch.stack([sign * betas for sign in self.signs], 1)[..., None, None]
@@ -71,7 +77,7 @@ class NudgedPhase(AbstractPhase):
         if self.clip == "none":
             return force.new_ones((1, 1))
         # the correction lives on the tokens; other blocks would only loosen the cap
-        force_z, correction_z = (system.split(v)["z"].flatten(-2) for v in (force, correction))
+        force_z, correction_z = (_tokens(system, v) for v in (force, correction))
         axes = (-2, -1) if self.clip == "batch" else (-1,)
         limit = force_z.norm(dim=axes, keepdim=True) + 1e-8
         return (limit / correction_z.norm(dim=axes, keepdim=True)).clamp(max=1.0)
@@ -80,6 +86,12 @@ class NudgedPhase(AbstractPhase):
         assert depth is not None
         products = 1 if self.asymmetric else 0
         return Count(force=1, jvp=products, vjp=products) * (depth * len(self.signs))
+
+
+def _tokens(system: AbstractSystem, v: Float[Tensor, "*r b n"]) -> Tensor:
+    """The block z of a state, or all of it where there are no tokens."""
+    blocks = system.split(v)
+    return blocks["z"].flatten(-2) if "z" in blocks else v
 
 
 def displacement(
@@ -96,10 +108,20 @@ def displacement(
     return -moved / beta if nudge == "positive" else moved / beta
 
 
+def _credits(
+    nudge: Nudge, free: Trajectory, snapshot: Snapshot, betas: Float[Tensor, "j *c"]
+) -> tuple[Tensor, Tensor | None]:
+    """The displacement of the state, and that of its prediction errors where the system has some."""
+    assert snapshot.nudged is not None
+    field, error = free.field, None
+    if isinstance(field.system, AbstractForwardSystem):
+        error = displacement(nudge, field.errors(free.ends), field.errors(snapshot.nudged), betas)
+    return displacement(nudge, free.ends, snapshot.nudged, betas), error
+
+
 def vector_field(nudge: Nudge, free: Trajectory, snapshot: Snapshot, betas: Float[Tensor, "j *c"]) -> Reading:
     """Estimate <a, dF/dtheta(s*)> + dC/dtheta(s*)."""
-    assert snapshot.nudged is not None
-    return along(free, snapshot, displacement(nudge, free.ends, snapshot.nudged, betas))
+    return along(free, snapshot, *_credits(nudge, free, snapshot, betas))
 
 
 def energy_contrast(nudge: Nudge, free: Trajectory, snapshot: Snapshot, betas: Float[Tensor, "j *c"]) -> Reading:
@@ -117,7 +139,8 @@ def energy_contrast(nudge: Nudge, free: Trajectory, snapshot: Snapshot, betas: F
         upper, lower = rest + moved if nudge == "negative" else moved + rest
         width = 2 * betas if nudge == "centred" else betas
         gradient[n] = _per_cell(upper - lower, width) + direct[:, None]
-    return Reading(snapshot.depth, gradient, displacement(nudge, free.ends, snapshot.nudged, betas), snapshot.evidence)
+    credit, error = _credits(nudge, free, snapshot, betas)
+    return Reading(snapshot.depth, gradient, credit, snapshot.evidence, error)
 
 
 def _per_cell(gradient: Float[Tensor, "i j *c ..."], width: Float[Tensor, "j *c"]) -> Tensor:
@@ -134,7 +157,9 @@ class Ep(AbstractEstimator):
              energy_contrast  (dE/dtheta|s_+ - dE/dtheta|s_-) / 2 beta
     Valid where J(s*) is symmetric, and Pi' too: the displacement of a projected state contains Pi' already,
     and the plain readout is right. On a non-conservative force this is naive EP, whose bias no beta removes. Error
-    O(beta^2) centred, O(beta) one-sided. The readouts differ at the same order.
+    O(beta^2) centred, O(beta) one-sided. The readouts differ at the same order. `reduction = "mean"` steps by
+    eps / b in the nudged phase, as an average over the batch does that is descended in place of the sum: the
+    fixed points are the same, and T2 steps go a b-th of the way.
     """
 
     name: ClassVar[str] = "ep"
@@ -146,6 +171,7 @@ class Ep(AbstractEstimator):
 
     nudge: Nudge = "centred"
     readout: Literal["vector_field", "energy_contrast"] = "vector_field"
+    reduction: Reduction = "sum"
 
     @property
     def bias_order(self) -> int:  # type: ignore[override]
@@ -153,7 +179,7 @@ class Ep(AbstractEstimator):
 
     @property
     def phase(self) -> AbstractPhase:
-        return NudgedPhase(SIGNS[self.nudge])
+        return NudgedPhase(SIGNS[self.nudge], reduction=self.reduction)
 
     def skip(self, system: type[AbstractSystem]) -> str | None:
         needs_energy = self.readout == "energy_contrast" and not system.conservative

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, final
 
 from gradbench.estimators.base import AbstractEstimator, AbstractPhase, Count, Reading, Snapshot
+from gradbench.systems.base import AbstractForwardSystem
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
+    from gradbench.systems.base import AbstractSystem
     from gradbench.trajectory import Trajectory
 
 
@@ -22,7 +24,8 @@ class ReversePhase(AbstractPhase):
 
     One sweep serves every T1: going backwards in time, the row of a T1 joins at its own end. The
     gradient eps sum_t <p_t, dF/dtheta(s_t)> is pulled on the way, from what J^T p needs anyway, and its
-    partial sums over the last steps are the truncations at every depth.
+    partial sums over the last steps are the truncations at every depth. s_0 is detached from theta, except
+    where it is a forward pass: there <a_0, ds_0/dtheta> is added, and with no steps this is plain backpropagation.
     """
 
     def run(self, free: Trajectory, depths: tuple[int, ...], betas: Float[Tensor, "j *c"]) -> Iterator[Snapshot]:
@@ -31,22 +34,24 @@ class ReversePhase(AbstractPhase):
         field, eps = free.field, free.field.step_size
         names = list(free.cost_grads)
 
-        def back(s: Tensor, a: Tensor, *total: Tensor) -> tuple[Tensor, ...]:
+        def back(s: Tensor, a: Tensor, felt: Tensor, *total: Tensor) -> tuple[Tensor, ...]:
             with torch.no_grad():
                 u = s + eps * field.force(s) if field.system.projects else s
             p = field.project_vjp(u, a)
+            felt += p
             Jp, pulled = field.backward(s, p)
             for name, sum_ in zip(names, total, strict=True):
                 sum_ += pulled[name]
-            return a.copy_(p + eps * Jp), *total
+            return a.copy_(p + eps * Jp), felt, *total
 
-        # rows of what is carried back: the T1 that have joined
-        carried = [free.cost_slope.clone(), *(torch.zeros_like(free.cost_grads[name]) for name in names)]
+        # rows of what is carried back, the T1 that have joined: a, sum p, and the sums of its pulls
+        a = free.cost_slope.clone()
+        carried = [a, torch.zeros_like(a), *(torch.zeros_like(free.cost_grads[name]) for name in names)]
         read: dict[int, list[tuple[int, int]]] = {}
         for depth in depths:
             for i, T1 in enumerate(free.T1s):
                 read.setdefault(max(T1 - depth, 0), []).append((depth, i))
-        truncated = {depth: [g.clone() for g in carried[1:]] for depth in depths}
+        truncated = {depth: [v.clone() for v in carried[1:]] for depth in depths}
         rows, step, first = carried, None, 0
         for start, states in free.backwards():
             for t in reversed(range(start, start + len(states))):
@@ -56,23 +61,30 @@ class ReversePhase(AbstractPhase):
                     step = field.repeated(back, states[t - start], *(v.clone() for v in rows))
                 rows = list(step(states[t - start], *rows))
                 for depth, i in read.get(t, ()):
-                    for name, sum_ in zip(truncated[depth], rows[1:], strict=True):
-                        name[i] = sum_[i - first]
+                    for kept, sum_ in zip(truncated[depth], rows[1:], strict=True):
+                        kept[i] = sum_[i - first]
         _put(carried, rows, first)
 
-        def gradient(sums: list[Tensor]) -> Params:
+        def snapshot(depth: int | None, felt: Tensor, *sums: Tensor) -> Snapshot:
             scale = eps.reshape(-1)  # of a cell, before its parameters
-            return {
+            gradient = {
                 name: direct + scale.reshape(-1, *[1] * (direct.ndim - 2)) * sum_
                 for (name, direct), sum_ in zip(free.cost_grads.items(), sums, strict=True)
             }
+            return Snapshot(depth, gradient=gradient, credit=eps * felt)
 
         for depth in depths:
-            yield Snapshot(depth, gradient=gradient(truncated[depth]))
-        yield Snapshot(None, gradient=gradient(carried[1:]))
+            yield snapshot(depth, *truncated[depth])
+        whole = snapshot(None, *carried[1:])
+        if isinstance(field.system, AbstractForwardSystem):
+            assert whole.gradient is not None
+            through = {name: whole.gradient[name] + g for name, g in field.equilibrium_grads(carried[0]).items()}
+            credit = field.layer_slopes[..., -a.shape[-1] :].expand_as(a)
+            whole = replace(whole, gradient=through, credit=credit)
+        yield whole
 
     def count(self, T1: int, depth: int | None) -> Count:
-        return Count(vjp=T1 if depth is None else depth)
+        return Count(vjp=max(1, T1) if depth is None else depth)
 
 
 @final
@@ -80,7 +92,8 @@ class ReversePhase(AbstractPhase):
 class Bptt(AbstractEstimator):
     """Backpropagation through time: reverse mode through the T1 steps of the deployed relaxation.
 
-    Exact for the cost after T1 steps, whether or not these reach a fixed point. It is the reference.
+    Exact for the cost after T1 steps, whether or not these reach a fixed point. It is the reference. Where the free
+    state is a forward pass, it is backpropagation through that pass.
     """
 
     name: ClassVar[str] = "bptt"
@@ -117,6 +130,10 @@ class Tbptt(AbstractEstimator):
     def phase(self) -> AbstractPhase:
         return ReversePhase()
 
+    def skip(self, system: type[AbstractSystem]) -> str | None:
+        reason = f"the free state of {system.name} is a forward pass: there are no steps to go back by"
+        return None if "T1" in system.uses else reason
+
     def skip_cell(self, T1: int, T2: int) -> str | None:
         return "T2 > T1: there are fewer steps than tbptt is to go back" if T2 > T1 else None
 
@@ -131,5 +148,6 @@ def _put(whole: list[Tensor], rows: list[Tensor], first: int) -> None:
 
 def _swept(snapshot: Snapshot) -> Reading:
     assert snapshot.gradient is not None
+    assert snapshot.credit is not None
     gradient = {n: g[:, None] for n, g in snapshot.gradient.items()}
-    return Reading(snapshot.depth, gradient, None, snapshot.evidence)
+    return Reading(snapshot.depth, gradient, snapshot.credit[:, None], snapshot.evidence)

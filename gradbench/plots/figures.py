@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from gradbench.plots.antisymmetry_vs_error import antisymmetry_vs_error
 from gradbench.plots.cosine_sweeps import cosine_vs_beta, cosine_vs_damp, cosine_vs_s, cosine_vs_T1, cosine_vs_T2
+from gradbench.plots.credit_by_layer import credit_by_layer
 from gradbench.plots.map_s_damp import map_s_damp
 from gradbench.plots.params import params
 from gradbench.plots.residual_vs_cosine import residual_vs_cosine
@@ -24,6 +25,7 @@ class Tables:
 
     cells: DataFrame
     params: DataFrame
+    blocks: DataFrame
     residual: float  # above: not settled
     source: str  # where the numbers come from, for captions
 
@@ -34,7 +36,7 @@ class Tables:
         code = f"commit {env['commit'][:10]}" if env.get("commit") else "no commit"
         changed = " with changes" if env.get("dirty") else ""
         source = f"Suite {plan['suite']}, run {run.id}, {code}{changed}"
-        return cls(run.cells, run.params, plan["thresholds"]["residual"], source)
+        return cls(run.cells, run.params, run.blocks, plan["thresholds"]["residual"], source)
 
 
 FIGURES: dict[str, Callable[[Tables], Figure | None]] = {
@@ -45,6 +47,7 @@ FIGURES: dict[str, Callable[[Tables], Figure | None]] = {
     "cosine_vs_damp": lambda t: cosine_vs_damp(t.cells),
     "map_s_damp": lambda t: map_s_damp(t.cells),
     "params": lambda t: params(t.cells, t.params),
+    "credit_by_layer": lambda t: credit_by_layer(t.cells, t.blocks),
     "residual_vs_cosine": lambda t: residual_vs_cosine(t.cells, t.residual),
     "antisymmetry_vs_error": lambda t: antisymmetry_vs_error(t.cells),
 }

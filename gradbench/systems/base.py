@@ -165,6 +165,49 @@ class AbstractDrivenSystem(AbstractSystem):
         return descent(self.energy, theta, x, context, s, knobs) + self.swirl(theta, x, context, s, knobs)
 
 
+class AbstractForwardSystem(AbstractEnergySystem):
+    """E = 1/2 |e|^2 of prediction errors e that a forward pass makes zero: its layers are the free state.
+
+    T1 plays no part, s_0 is that state, and the reference is the gradient of C through the pass: backpropagation.
+    Layers are the clamped ones, then the blocks of the state; `m` counts the coordinates of all.
+    """
+
+    uses: ClassVar[frozenset[str]] = frozenset()
+
+    @property
+    @abstractmethod
+    def clamped(self) -> dict[str, tuple[int, ...]]:
+        """Layers below the state, which theta and x fix."""
+
+    @property
+    def layers(self) -> dict[str, tuple[int, ...]]:
+        """All layers, in order."""
+        return self.clamped | self.layout
+
+    @abstractmethod
+    def forward(self, theta: Params, x: Data, offset: Float[Tensor, "*r b m"]) -> Float[Tensor, "*r b m"]:
+        """Every layer of the pass, moved by its offset before the next one reads it; differentiable in all."""
+
+    @abstractmethod
+    def errors(self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
+        """e(s): what each block of the state has beyond its prediction from below."""
+
+    def energy(
+        self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Float[Tensor, "*r b"]:
+        return 0.5 * self.errors(theta, x, context, s).square().sum(-1)
+
+    def equilibrium(self, theta: Params, x: Data) -> Float[Tensor, "b n"]:
+        """The free state in closed form, differentiable in theta."""
+        m, n = (sum(map(math.prod, blocks.values())) for blocks in (self.layers, self.layout))
+        batch = next(v.shape[0] for name, v in x.items() if name in self.per_example)
+        unmoved = next(iter(theta.values())).new_zeros((batch, m))
+        return self.forward(theta, x, unmoved)[..., m - n :]
+
+    def init_state(self, theta: Params, x: Data) -> Float[Tensor, "b n"]:
+        return self.equilibrium(theta, x)
+
+
 class ClosedForms(ABC):
     """Derivatives of F written out, from activations that a state needs once.
 

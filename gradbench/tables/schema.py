@@ -1,15 +1,16 @@
 """The explicit Arrow schema of the result tables.
 
-`cells` has one row a planned cell, `params` one row a (cell, parameter). A record on disk is a `cells`
-table whose rows carry their parameters as a nested list, so that a cell and its parameters are written
-together or not at all. Null: does not apply. NaN: applies and is undefined, with a reason.
+`cells` has one row a planned cell, `params` one row a (cell, parameter), `blocks` one row a (cell, block of the
+state). A record on disk is a `cells` table whose rows carry their parameters and blocks as nested lists, so that a
+cell and what belongs to it are written together or not at all. Null: does not apply. NaN: applies and is undefined,
+with a reason.
 """
 
 from __future__ import annotations
 
 import pyarrow as pa
 
-VERSION = 1
+VERSION = 2
 
 _S, _F, _I, _B = pa.string(), pa.float64(), pa.int64(), pa.bool_()
 
@@ -58,6 +59,13 @@ OUTCOME = {
     "energy_monotone": _B,
     "nudge_residual": _F,
     "clip_share": _F,
+    "gamma": _F,  # cosine of the state credit, the mean over blocks with clamped layers as 0
+    "gamma_free": _F,  # without these
+    "gamma_error": _F,  # the same of the credit that prediction errors hold
+    "gamma_error_free": _F,
+    "rho_corr": _F,  # correlation of the credit with what perturbations do to the cost
+    "rho_corr_free": _F,
+    "state_error": _F,
     "n_force": _I,  # evaluations that the cell needs by itself, free phase included, reference excluded
     "n_jvp": _I,
     "n_vjp": _I,
@@ -75,8 +83,21 @@ PARAM = {
     "reason": _S,  # why the cosine is undefined
 }
 
+BLOCK = {
+    "block": _S,
+    "cosine": _F,  # of the displacement with the reference credit, batch mean
+    "cosine_error": _F,  # of the prediction error
+    "norm_ratio": _F,
+    "rho_corr": _F,
+}
+
 METADATA = {b"gradbench.schema": str(VERSION).encode()}
 
 CELLS = pa.schema({**COORDINATES, **OUTCOME}, metadata=METADATA)
 PARAMS = pa.schema({"cell": _S, **PARAM}, metadata=METADATA)
-RECORD = pa.schema({**COORDINATES, **OUTCOME, "params": pa.list_(pa.struct(PARAM))}, metadata=METADATA)
+BLOCKS = pa.schema({"cell": _S, **BLOCK}, metadata=METADATA)
+NESTED = {"params": PARAMS, "blocks": BLOCKS}  # tables of their own, nested in a record
+RECORD = pa.schema(
+    {**COORDINATES, **OUTCOME, "params": pa.list_(pa.struct(PARAM)), "blocks": pa.list_(pa.struct(BLOCK))},
+    metadata=METADATA,
+)

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gradbench.errors import StoreError
-from gradbench.tables.schema import CELLS, METADATA, PARAMS, RECORD, VERSION
+from gradbench.tables.schema import BLOCKS, CELLS, METADATA, NESTED, PARAMS, RECORD, VERSION
 
 # parquet's checksums cover its pages, and a flipped bit in an offset reads another column: one more covers the file
 BLANK = b"sha256:" + b"0" * 64
@@ -178,16 +178,17 @@ class Run:
         table = table.take(pa.array(there, pa.int64()))
         env = {**METADATA, b"gradbench.env": json.dumps(self.env).encode()}
         write_table(self.folder / "cells.parquet", table.select(CELLS.names).replace_schema_metadata(env))
-        nested = table["params"].combine_chunks()
-        owner = table["cell"].take(pc.list_parent_indices(nested))
-        columns = [owner, *pc.list_flatten(nested).flatten()]
-        write_table(self.folder / "params.parquet", pa.table(columns, schema=PARAMS.with_metadata(env)))
+        for name, schema in NESTED.items():
+            nested = table[name].combine_chunks()
+            owner = table["cell"].take(pc.list_parent_indices(nested))
+            columns = [owner, *pc.list_flatten(nested).flatten()]
+            write_table(self.folder / f"{name}.parquet", pa.table(columns, schema=schema.with_metadata(env)))
         return len(planned) - len(there)
 
     @property
     def tabled(self) -> bool:
         """Whether its tables have been written; a run that was cut off has records only."""
-        return all((self.folder / name).is_file() for name in ("cells.parquet", "params.parquet"))
+        return all((self.folder / f"{name}.parquet").is_file() for name in ("cells", *NESTED))
 
     @property
     def cells(self) -> Any:
@@ -198,3 +199,8 @@ class Run:
     def params(self) -> Any:
         """The `params` table as a pandas frame."""
         return read_table(self.folder / "params.parquet", PARAMS).to_pandas()
+
+    @property
+    def blocks(self) -> Any:
+        """The `blocks` table as a pandas frame."""
+        return read_table(self.folder / "blocks.parquet", BLOCKS).to_pandas()

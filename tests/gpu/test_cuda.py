@@ -49,6 +49,8 @@ def test_cpu_and_cuda_draw_the_same_parameters_data_and_masks(name: str, dtype: 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-9), ("float32", 2e-3)])
 def test_cpu_and_cuda_agree_on_settled_cells(name: str, rule: str, dtype: str, tolerance: float) -> None:
     """float32: the nudge divides round-off by beta, so estimates agree to the noise floor only."""
+    if reason := registry.estimator(rule).skip(registry.systems()[name]):
+        pytest.skip(reason)
     cell = {
         "damp": DAMP.get(name, 1.0),
         "T1": 600,
@@ -119,7 +121,7 @@ def test_captured_stacks_agree_with_the_eager_cpu(name: str, dtype: str, toleran
         alone = [o for p in pack for o in batched.measure([p], "cpu", planned.thresholds, "eager")]
     assert stacked.keys() == {o.cell.key for o in alone}
     settled = [o for o in alone if o.status == "settled"]
-    assert len(settled) >= 40
+    assert len(settled) >= (40 if "T1" in registry.systems()[name].uses else 38)  # all of them, where T1 and s fold
     for o in alone:
         assert stacked[o.cell.key].status == o.status, o.cell
     for o in settled:

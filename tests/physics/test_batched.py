@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ RULES = [
     "ep",
     {"name": "ep", "nudge": ["positive", "negative"]},
     {"name": "ep", "readout": "energy_contrast"},
+    {"name": "ep", "reduction": "mean"},
     {"name": "aep", "clip": ["none", "batch", "sample"]},
 ]
 
@@ -51,7 +53,12 @@ def family(name: str, dtype: str = "float64") -> Plan:
 
 def rows(outcomes: Sequence[Outcome]) -> dict[str, dict[str, object]]:
     unlike = ("seconds", "peak_memory", "params", "worst")  # the worst of perfect parameters is round-off's choice
-    return {o.cell.key: {k: v for k, v in o.row().items() if k not in unlike} for o in outcomes}
+
+    def flat(row: dict[str, Any]) -> dict[str, object]:
+        blocks = {f"{b['block']}/{name}": value for b in row.pop("blocks") for name, value in b.items()}
+        return {k: v for k, v in (row | blocks).items() if k not in unlike}
+
+    return {o.cell.key: flat(o.row()) for o in outcomes}
 
 
 def eager(problems: Sequence[Problem]) -> dict[str, dict[str, object]]:

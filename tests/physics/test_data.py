@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import pickle
 import struct
 from pathlib import Path
 
@@ -111,3 +112,49 @@ def test_a_truncated_file_is_an_error_and_leaves_nothing_behind(empty_folder: Pa
     with pytest.raises(UserError, match="could not be fetched"):
         data.load("fashion_mnist")
     assert not list((empty_folder / "FashionMNIST" / "raw").iterdir())
+
+
+def test_colour_images_are_read_from_files_of_their_own_format(
+    empty_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cifar = pytest.importorskip("torchvision.datasets.cifar")
+    rng = np.random.default_rng(0)
+    folder = empty_folder / cifar.CIFAR10.base_folder
+    folder.mkdir()
+    pixels = rng.integers(0, 256, (5, 4, 3072), dtype=np.uint8)
+    for i in range(5):
+        content = {"data": pixels[i], "labels": [i, 1, 2, 9]}
+        (folder / f"data_batch_{i + 1}").write_bytes(pickle.dumps(content))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
+    monkeypatch.setattr(cifar, "check_integrity", lambda *_: True)  # it knows the digests of the real files only
+    loaded, labels = data.load("cifar10")
+    np.testing.assert_array_equal(loaded, pixels.reshape(20, 3, 32, 32))
+    assert labels.tolist() == [v for i in range(5) for v in (i, 1, 2, 9)]
+    x, label = data.labelled("cifar10", 3, 32, 20, Streams(0)["data"])
+    assert (x.shape, label.dtype) == ((20, 3, 32, 32), torch.int64)
+    order = torch.randperm(20, generator=Streams(0)["data"])
+    torch.testing.assert_close(x, torch.from_numpy(loaded)[order].double() / 127.5 - 1)
+    assert label.tolist() == [int(labels[i]) for i in order]
+    data.load.cache_clear()
+
+
+def test_colour_images_without_files_or_network_are_an_error_that_names_the_ways_out(
+    empty_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cifar = pytest.importorskip("torchvision.datasets.cifar")
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(cifar, "download_and_extract_archive", refuse)
+    with pytest.raises(UserError, match=r"cifar-10-python\.tar\.gz") as error:
+        data.load("cifar10")
+    for way_out in (str(empty_folder), data.FOLDER_VARIABLE, "no network", "fashion_mnist_sample"):
+        assert way_out in str(error.value)
+
+
+def test_colour_images_have_one_size() -> None:
+    data.check("cifar10", 3, 32, 8)
+    for ch, img in ((1, 32), (3, 28), (3, 36)):
+        with pytest.raises(UserError, match=f"has images of 3 x 32 x 32, not {ch} x {img} x {img}"):
+            data.check("cifar10", ch, img, 8)

@@ -129,11 +129,10 @@ def test_pull_agrees_with_central_differences(name: str) -> None:
         assert float((pulled[parameter] * d).sum()) == pytest.approx(numeric, rel=1e-6, abs=1e-7), parameter
 
 
-@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize("name", [n for n in SYSTEMS if issubclass(registry.systems()[n], ClosedForms)])
 def test_closed_forms_equal_autograd(name: str) -> None:
     """Jacobian products of force and swirl, and the pull, also for more rows of credits than of states."""
     field = live_field(name, s=0.7, damp=0.4)
-    assert isinstance(field.system, ClosedForms), f"{name} has none: leave it out here"
     s = states(field, 3)
     credits = random_like(s.expand(2, *s.shape), seed=4)
     for at, function in ((field.at, field.force), (field.swirl_at, field.swirl)):

@@ -1,0 +1,42 @@
+"""Cells as a table of text, for a suite that wants its numbers seen beside what is known of them."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING
+
+from gradbench.selection import POINT, matches
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from gradbench.suite import Table
+
+WIDTH = 120  # characters
+
+
+def show_table(table: Table, cells: DataFrame) -> str:
+    """Title, what is known, and a line a cell with the coordinates that differ, its status and the columns asked for.
+
+    Seeds are one line: the median of their numbers, and the number of seeds of every status.
+    """
+    rows = cells.loc[[matches(row, table.where) for row in cells.to_dict("records")]]
+    rows = rows if "status" in table.where else rows[rows["status"] != "skipped"]
+    varied = [c for c in POINT if c != "seed" and rows[c].nunique() > 1]
+    keys = ["system_label", "estimator_label", *varied]
+    lines = []
+    for values, group in rows.groupby(keys, dropna=False, sort=False):
+        found = group["status"].value_counts()
+        status = ", ".join(s if len(group) == 1 else f"{n} {s}" for s, n in found.items())
+        numbers = {c: group[c].astype(float).median() for c in table.columns}
+        lines.append(dict(zip(keys, values, strict=True)) | {"status": status} | numbers)
+    head = textwrap.wrap(f"known: {table.known}", WIDTH, initial_indent="  ", subsequent_indent="  ")
+    text = _text(lines) if lines else "no cell"
+    return "\n".join([table.name, *(head if table.known else []), *(f"  {line}" for line in text.splitlines())])
+
+
+def _text(lines: list[dict[str, object]]) -> str:
+    import pandas as pd
+
+    frame = pd.DataFrame(lines).rename(columns={"system_label": "system", "estimator_label": "estimator"})
+    return frame.to_string(index=False, na_rep="-", float_format=lambda v: f"{v:.4g}")
