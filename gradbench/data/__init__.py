@@ -32,6 +32,7 @@ SHAPES = {  # colours, pixels of a side, number of images
     "fashion_mnist_sample": (1, 28, 1024),
     "fashion_mnist": (1, 28, 60_000),
 }
+PARTS = {"fashion_mnist_sample": (512, 512), "fashion_mnist": (60_000, 10_000)}  # images to train on, to test on
 FRAME = 2  # pixels of background on each side of a framed image
 GIVEN = "given"  # the images come with the call, in `data`
 
@@ -58,15 +59,33 @@ def images(dataset: str, ch: int, img: int, batch: int, rng: Generator) -> Tenso
 
     pixels, _ = load(dataset)
     chosen = torch.randperm(len(pixels), generator=rng)[:batch]
-    x = (torch.from_numpy(pixels)[chosen].double() / 255 - 0.5).div(0.5)[:, None]
+    return shown(torch.from_numpy(pixels)[chosen], ch, img)
+
+
+def shown(pixels: Tensor, ch: int, img: int) -> Tensor:
+    """Grey pixels (*, 28, 28), uint8, as (*, ch, img, img) in [-1, 1], float64; framed where img says so."""
+    import torch
+
+    x = (pixels.double() / 255 - 0.5).div(0.5)
     frame = (img - x.shape[-1]) // 2
-    return torch.nn.functional.pad(x, (frame,) * 4, value=-1.0).repeat(1, ch, 1, 1)
+    x = torch.nn.functional.pad(x, (frame,) * 4, value=-1.0)
+    return x.unsqueeze(-3).repeat(*[1] * (x.ndim - 2), ch, 1, 1)
 
 
 @lru_cache
 def load(dataset: str) -> tuple[np.ndarray, np.ndarray]:
     """Pixels (n, 28, 28) and labels (n,) of a dataset, uint8."""
     return {"fashion_mnist_sample": _sample, "fashion_mnist": _fashion_mnist}[dataset]()
+
+
+@lru_cache
+def part(dataset: str, train: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels (n, 28, 28) and labels (n,) to train on, or to test on, uint8."""
+    if dataset == "fashion_mnist":
+        return _fashion_mnist(train)
+    pixels, labels = load(dataset)
+    own = slice(PARTS[dataset][0]) if train else slice(PARTS[dataset][0], None)
+    return pixels[own], labels[own]
 
 
 def folder() -> Path:
@@ -81,8 +100,8 @@ def _sample() -> tuple[np.ndarray, np.ndarray]:
         return arrays["images"], arrays["labels"]
 
 
-def _fashion_mnist() -> tuple[np.ndarray, np.ndarray]:
-    """The training set. The four files may lie in the data folder itself, or where torchvision keeps them.
+def _fashion_mnist(train: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """The training or the test set. The four files may lie in the data folder itself, or where torchvision keeps them.
 
     They are unpacked here: torchvision takes packed files only with the digests of its own source, and
     copies of the same images are packed in many ways.
@@ -92,7 +111,7 @@ def _fashion_mnist() -> tuple[np.ndarray, np.ndarray]:
     root = folder()
     try:
         there = [_unpacked(name, root) for name in IDX_FILES]
-        data = FashionMNIST(str(root), train=True, download=not all(there))
+        data = FashionMNIST(str(root), train=train, download=not all(there))
     except (OSError, EOFError, zlib.error, RuntimeError) as error:
         why = str(error).partition("\n")[0].rstrip(":")
         raise UserError(

@@ -111,3 +111,20 @@ def test_a_truncated_file_is_an_error_and_leaves_nothing_behind(empty_folder: Pa
     with pytest.raises(UserError, match="could not be fetched"):
         data.load("fashion_mnist")
     assert not list((empty_folder / "FashionMNIST" / "raw").iterdir())
+
+
+def test_the_parts_of_the_sample_are_its_halves_and_a_picture_is_shown_alike_at_any_number_of_axes() -> None:
+    pixels, labels = data.load("fashion_mnist_sample")
+    parts = [data.part("fashion_mnist_sample", train) for train in (True, False)]
+    assert [len(p) for p, _ in parts] == list(data.PARTS["fashion_mnist_sample"])
+    assert np.array_equal(np.concatenate([p for p, _ in parts]), pixels)
+    assert np.array_equal(np.concatenate([p for _, p in parts]), labels)
+    some = torch.from_numpy(pixels[:6])
+    assert torch.equal(data.shown(some.unflatten(0, (2, 3)), 3, 32), data.shown(some, 3, 32).unflatten(0, (2, 3)))
+
+
+def test_streams_of_parts_are_independent_of_each_other_and_of_the_whole() -> None:
+    draws = [torch.rand(3, generator=s["data"]) for s in (Streams(0), Streams(0).part("a"), Streams(0).part("b"))]
+    assert not torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[1], draws[2])
+    assert torch.equal(draws[1], torch.rand(3, generator=Streams(0).part("a")["data"]))
