@@ -7,8 +7,6 @@ stored and are gathered and shown there.
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cached_property
-from math import isqrt
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,16 +33,12 @@ class Batches:
         self.system = config.build_system()
         self.shapes = self.system.data_shapes(self.batch)
         self._parts = {train: self._load(train) for train in (True, False)}
+        self.classes = int(self._parts[True][1].max()) + 1
         self._orders: dict[tuple[int, int], Tensor] = {}
 
     def _load(self, train: bool) -> tuple[Tensor, Tensor]:
         pixels, labels = data.part(self.config.dataset, train)
         return torch.from_numpy(pixels).to(self.device), torch.from_numpy(labels).to(self.device, torch.int64)
-
-    @cached_property
-    def classes(self) -> int:
-        """Number of classes of the data set."""
-        return int(self._parts[True][1].max()) + 1
 
     def train(self, step: int) -> Drawn:
         """The batch of a step: a slice of an order that every epoch shuffles; the remainder of an epoch is dropped."""
@@ -105,5 +99,4 @@ class Batches:
             return data.shown(pixels, shape[0], shape[-1])
         (d,) = shape  # the same picture as one row
         side = pixels.shape[-1] + (0 if d == pixels[0, 0].numel() else 2 * data.FRAME)
-        assert d % side**2 == 0, (d, side, isqrt(d))
         return data.shown(pixels, d // side**2, side).flatten(2)

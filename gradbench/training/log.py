@@ -20,9 +20,10 @@ LOG = pa.schema(
         "seed": _I,
         "lr": _F,  # of the next step
         "skipped": _I,  # steps so far whose gradient was not finite
-        "train": _F,  # score on the batches since the last row with one, before each step; NaN if all were skipped
+        "score": _S,  # what train and test are: masked_mse or accuracy
+        "train": _F,  # on the batches since the last row with one, before each step; NaN if all were skipped
         "grad_norm": _F,  # of the same steps, before the clip: their mean
-        "test": _F,  # score on the test images
+        "test": _F,  # on the test images
         "status": _S,  # of the rule on the fixed batch, as of a cell
         "residual": _F,
         "rho": _F,
@@ -51,7 +52,7 @@ def rows(trainer: Trainer, step: int) -> list[dict[str, Any]]:
     if not any(wanted.values()):
         return []
     measured: list[dict[str, Any]] = [
-        {"step": step, "seed": seed, "lr": trainer.lr(step), "skipped": skipped}
+        {"step": step, "seed": seed, "lr": trainer.lr(step), "skipped": skipped, "score": trainer.score}
         for seed, skipped in zip(config.seeds, state.skipped.tolist(), strict=True)
     ]
     if wanted["log"] and step > 0:

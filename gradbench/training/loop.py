@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from gradbench.runner import environment
 from gradbench.tables import runs
-from gradbench.tables.store import read_table, write_json, write_table
+from gradbench.tables.store import read_json, read_table, write_json, write_table
 from gradbench.training import checkpoint
 from gradbench.training.config import Config, load
 from gradbench.training.log import LOG, rows
@@ -74,6 +74,21 @@ class Training:
     def log(self) -> Any:
         """The log as a pandas frame."""
         return read_table(self.folder / "log.parquet", LOG).to_pandas()
+
+    @property
+    def last(self) -> str:
+        """The last row of every seed, as text."""
+        log = self.log
+        ends = log[log["step"] == log["step"].max()].dropna(axis="columns", how="all")
+        return str(ends.drop(columns="params", errors="ignore").to_string(index=False))
+
+    def draw(self) -> list[Path]:
+        """Draw the curve of the log as SVG and PNG; the files."""
+        from gradbench import plots
+        from gradbench.plots.curve import curve
+
+        config, env = (read_json(self.folder / f"{name}.json") for name in ("config", "env"))
+        return plots.save(curve(self.log, config, env), self.folder / "curve")
 
 
 def train(

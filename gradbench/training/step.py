@@ -108,7 +108,7 @@ def descend(state: State, gradient: Params, lr: Float[Tensor, ""], how: Optimise
         own.copy_(torch.where(finite[:, None], new, own.flatten(1)).view_as(own))
     state.taken += finite
     state.skipped += ~finite
-    state.norm += torch.where(finite, norm, 0.0)
+    state.norm += norm.masked_fill(~finite, 0.0)  # no scalar is copied to the device in a recording
     state.counted += finite
 
 

@@ -44,6 +44,11 @@ class Trainer:
         self.betas = torch.full((1, len(drawn)), config.beta or 0.0, dtype=dtype, device=device)
         self._recorded: dict[str, Step] = {}
 
+    @property
+    def score(self) -> str:
+        """What a curve shows: `accuracy`, the share of right labels, or `masked_mse`, of a masked pixel in [-1, 1]."""
+        return "accuracy" if "label" in self.batches.shapes else "masked_mse"
+
     def lr(self, step: int) -> float:
         """Learning rate of a step: half a cosine from lr to lr_min over the whole training."""
         how = self.config.optimiser
@@ -51,8 +56,8 @@ class Trainer:
 
     def advance(self, step: int) -> None:
         """Take one step; the device is not waited for."""
-        lr = torch.tensor(self.lr(step), dtype=torch.float64)
-        self._run("step", self._advance, self.batches.train(step), lr.to(self.device))
+        lr = torch.full((), self.lr(step), dtype=torch.float64, device=self.device)
+        self._run("step", self._advance, self.batches.train(step), lr)
 
     def _advance(self, drawn: Drawn, lr: Tensor) -> tuple[Tensor, ...]:
         field = self._field(Plain, drawn, train=True)
@@ -62,7 +67,7 @@ class Trainer:
             taken = self.state.taken.clone()
             score = self._score(field, free.ends[0])
             descend(self.state, estimate, lr, self.config.optimiser, self.caps)
-            self.state.score += torch.where(self.state.taken > taken, score, 0.0)
+            self.state.score += score.masked_fill(self.state.taken == taken, 0.0)
         return ()
 
     @torch.no_grad()
@@ -97,11 +102,8 @@ class Trainer:
         return kind(self.system, self.state.theta, self.batches.shown(drawn, train), self.knobs)
 
     def _score(self, field: Field, s: Float[Tensor, "c b n"]) -> Float[Tensor, "c"]:
-        """What a curve shows: the share of right labels, or the squared error of a masked pixel.
-
-        The label of an example is the one that costs least.
-        """
-        if "label" not in field.x:
+        """The score of a batch; the label given to an example is the one that costs least."""
+        if self.score == "masked_mse":
             return 2 * field.cost(s).double().sum(-1) / field.x["mask"].double().sum((-4, -3, -2, -1))
         label = field.x["label"]
         costs = [

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradbench import registry
 from gradbench.estimators.reverse import Bptt, Tbptt
@@ -148,6 +149,38 @@ def test_the_score_is_the_squared_error_of_a_masked_pixel(tiny: Make) -> None:
     for c, score in enumerate(trainer._score(field, s).tolist()):
         hidden = field.x["mask"][c].bool()
         assert score == pytest.approx(float((y[c] - field.x["x"][c])[hidden].square().mean()))
+
+
+class Operations(TorchDispatchMode):
+    """Names of all operations that are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(func.overloadpacket.__name__)
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("system", ["cet_real", "cet", "labelled"])
+@pytest.mark.parametrize("rule", ["bptt", "tbptt", {"name": "aep", "clip": "batch"}, "ep", "adjoint"])
+@pytest.mark.usefixtures("labelled")
+def test_a_step_asks_nothing_of_the_host(tiny: Make, system: str, rule: Any) -> None:
+    """What reads a value, or makes a tensor of a Python number, cannot be recorded as a graph."""
+    if system == "labelled" and isinstance(rule, dict):
+        rule = "aep"  # the clip is one of tokens
+    sizes = {"D": 8, "heads": 2, "dh": 4, "mem": 6, "patch": 14, "img": 28, "ch": 1}
+    changes: dict[str, Any] = {"norm_cap": None} if system == "labelled" else {"norm_cap": {"WQ": 1.5}}
+    trainer = Trainer(
+        tiny(system={"name": system, **({} if system == "labelled" else sizes)}, estimator=rule, **changes), "cpu"
+    )
+    drawn, lr = trainer.batches.train(0), torch.full((), 1e-3, dtype=torch.float64)
+    with Operations() as seen:
+        trainer._advance(drawn, lr)
+        trainer._test(trainer.batches.test(0))
+    assert "logsumexp" in seen.names or "_softmax" in seen.names  # the mode sees into stacks
+    assert not {"_local_scalar_dense", "lift_fresh", "nonzero", "equal", "is_nonzero"} & seen.names
 
 
 @pytest.mark.usefixtures("labelled")
