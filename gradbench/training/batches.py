@@ -55,9 +55,8 @@ class Batches:
 
     def test(self, i: int) -> Drawn:
         """The i-th batch of the test images, in their order; masks are those of seed 0 for every seed."""
-        first = i * self.batch % (data.PARTS[self.config.dataset][1] - self.batch + 1)
         seeds = len(self.config.seeds)
-        index = [torch.arange(first, first + self.batch)] * seeds
+        index = [torch.arange(i * self.batch, (i + 1) * self.batch)] * seeds
         return self._drawn(index, [Streams(0).part(f"test {i}")] * seeds, train=False)
 
     def _order(self, seed: int, epoch: int) -> Int[Tensor, "n"]:

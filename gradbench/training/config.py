@@ -86,7 +86,7 @@ class Config(Strict):
     optimiser: Optimiser
     log_every: Count = 50
     eval_every: Count = 100
-    eval_batches: Count = 15  # of the test images
+    eval_batches: Count = 15  # of the test images, at most
     fidelity_every: Count | None = None  # left out: never
 
     @field_validator("seeds")
@@ -119,6 +119,12 @@ class Config(Strict):
         """Steps in all; an epoch is as many whole batches as the training images make."""
         assert self.batch is not None
         return self.steps or (self.epochs or 0) * (data.PARTS[self.dataset][0] // self.batch)
+
+    @property
+    def test_batches(self) -> int:
+        """Batches of an evaluation: as many as are asked for and the test images make."""
+        assert self.batch is not None
+        return min(self.eval_batches, data.PARTS[self.dataset][1] // self.batch)
 
     def build_system(self, where: str = "system") -> AbstractSystem:
         """The system with its options."""

@@ -74,7 +74,7 @@ class Trainer:
     def test(self) -> list[float]:
         """The score of every seed on the test images; NaN where the free phase diverges."""
         scores = []
-        for i in range(self.config.eval_batches):
+        for i in range(self.config.test_batches):
             (score,) = self._run("test", self._test, self.batches.test(i))
             scores.append(score.clone())
         return torch.stack(scores).mean(0).tolist()

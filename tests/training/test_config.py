@@ -45,6 +45,11 @@ def test_an_epoch_is_as_many_whole_batches_as_there_are() -> None:
     assert parsed(steps=None, epochs=3, batch=100).length == 15  # 512 images
 
 
+def test_an_evaluation_shows_no_test_image_twice() -> None:
+    assert parsed(batch=100).test_batches == 5  # 512 images
+    assert parsed(batch=100, eval_batches=3).test_batches == 3
+
+
 def test_the_key_is_of_what_is_trained_and_not_of_its_name() -> None:
     assert parsed().key == parsed(name="other", about="words").key == parsed(T1=100).key
     assert parsed().key != parsed(T1=101).key
