@@ -91,7 +91,9 @@ def run(
     if engine not in ENGINES:
         raise UserError(f"engine = {engine!r} is not known{near_miss(engine, ENGINES)}")
     env = environment(planned.key, device)
-    for problem in {(p.point.system_options, p.point.batch): p for p in planned.problems}.values():
+    for problem in {
+        (p.point.system_options, p.point.batch, p.params_from and p.point.seed): p for p in planned.problems
+    }.values():
         build(problem, "cpu")  # data that cannot be had are missed now, not in the middle of a run
     folder = Path(out) / "runs" / loaded.name
     target = None if fresh else runs.matching(folder, env["identity"])

@@ -21,6 +21,7 @@ from pydantic import (
     ConfigDict,
     Field,
     StrictBool,
+    StrictStr,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -136,6 +137,8 @@ class Grid(Strict):
     seed: Ints = (0,)
     dtype: Annotated[tuple[Dtype, ...], BeforeValidator(_strings)] = ("float32",)
     batch: int | None = Field(None, ge=1, le=LARGEST, strict=True)
+    # folders or checkpoints of trainings: theta of each seed is what was trained; left out, it is drawn
+    params_from: Annotated[tuple[StrictStr, ...], BeforeValidator(_strings)] | None = None
 
     @field_validator("T1", "T2", "beta", "eps", "seed")
     @classmethod

@@ -19,7 +19,6 @@ import pyarrow as pa
 from gradbench.runner import environment
 from gradbench.tables import runs
 from gradbench.tables.store import read_json, read_table, write_json, write_table
-from gradbench.training import checkpoint
 from gradbench.training.config import Config, load
 from gradbench.training.log import LOG, rows
 
@@ -129,6 +128,8 @@ def _folder(config: Config, env: dict[str, Any], folder: Path, fresh: bool) -> T
 
 
 def _train(trainer: Trainer, training: Training, env: dict[str, Any], watch: Callable[[Progress], None]) -> None:
+    from gradbench.engine import checkpoint
+
     step, log = 0, list[dict[str, Any]]()
     length = trainer.config.length
     if training.checkpoint.exists():
@@ -152,11 +153,13 @@ def _keep(
     trainer: Trainer, training: Training, step: int, log: list[dict[str, Any]], env: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """The log with what is due at a step; where there is something, it is stored."""
+    from gradbench.engine import checkpoint
+
     measured = rows(trainer, step)
     if not measured:
         return log
     log = log + measured
-    checkpoint.save(training.checkpoint, trainer, step, log)
+    checkpoint.save(training.checkpoint, trainer.config.seeds, step, trainer.state.tensors(), log)
     _write(training, log, env)
     return log
 

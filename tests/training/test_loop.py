@@ -15,8 +15,8 @@ import pytest
 import torch
 
 import gradbench as gb
+from gradbench.engine import checkpoint
 from gradbench.errors import StoreError, UserError
-from gradbench.training import checkpoint
 from gradbench.training.loop import Progress, Training, train
 
 TEXT = """
@@ -192,3 +192,60 @@ def test_train_is_a_command(file: Path, tmp_path: Path, capsys: Any) -> None:
     assert told.out.splitlines()[-1].startswith(str(tmp_path / "training" / "tiny"))
     assert _code(["train", str(file), "--set", "stepz=2"]) == 2
     assert "stepz: unknown key. Did you mean 'steps'?" in capsys.readouterr().err
+
+
+SUITE = """
+about = "Trained weights."
+[[grid]]
+system = { name = "cet_real", D = 8, heads = 2, dh = 4, mem = 6, patch = 14, bpos_std = 0.3 }
+estimator = ["ep", "aep"]
+damp = 1.0
+T1 = 12
+T2 = 4
+batch = 4
+seed = [0, 1]
+params_from = "PATH"
+"""
+
+
+def test_suites_run_on_trained_weights_and_name_them(file: Path, tmp_path: Path) -> None:
+    done = train(str(file), out=tmp_path, device="cpu")
+    suite = tmp_path / "suite.toml"
+    suite.write_text(SUITE.replace("PATH", str(done.folder)))
+    cells = gb.run(str(suite), out=tmp_path, device="cpu").cells
+    assert len(cells) == 4
+    assert cells["system_label"].str.contains("params_from=.*checkpoint.pt@[0-9a-f]{16}").all()
+    row = cells[(cells["estimator"] == "aep") & (cells["seed"] == 1)].iloc[0]
+    options = {"heads": 2, "dh": 4, "mem": 6, "patch": 14, "bpos_std": 0.3}
+    params = checkpoint.load_params(done.checkpoint, 1)
+    point = {"damp": 1.0, "T1": 12, "T2": 4, "batch": 4, "seed": 1}
+    m = gb.measure("cet_real", "aep", params=params, system_options=options, **point)
+    assert row["cosine"] == pytest.approx(m.cosine, abs=1e-6)
+    assert row["reference_norm"] == pytest.approx(m.row["reference_norm"], rel=1e-6)
+    state = checkpoint.read(done.checkpoint)["state"]
+    checkpoint.save(done.checkpoint, (0, 1), 9, {n: v / 2 for n, v in state.items()}, [])
+    again = gb.run(str(suite), out=tmp_path, device="cpu").cells  # other weights are other cells, of another run
+    assert not set(again["cell"]) & set(cells["cell"])
+
+
+@pytest.mark.parametrize(
+    ("path", "changes", "message"),
+    [
+        ("nowhere", {}, "params_from = 'nowhere' is no training or checkpoint: No such file"),
+        (None, {"seed = [0, 1]": "seed = [0, 7]"}, "seed = 7 was not trained; known: 0, 1"),
+        (None, {"D = 8": "D = 16"}, "params_from of cet_real: Wenc has shape"),
+        (None, {'"cet_real"': '"cet_energy"'}, "params_from of cet_energy: 'WV' is not known"),
+    ],
+)
+def test_weights_that_do_not_fit_are_told_before_anything_runs(
+    file: Path, tmp_path: Path, path: str | None, changes: dict[str, str], message: str
+) -> None:
+    done = train(str(file), out=tmp_path, device="cpu", overrides={"steps": 1})
+    text = SUITE.replace("PATH", path or str(done.checkpoint))
+    for old, new in changes.items():
+        text = text.replace(old, new)
+    suite = tmp_path / "suite.toml"
+    suite.write_text(text)
+    with pytest.raises(UserError, match=message):
+        gb.run(str(suite), out=tmp_path, device="cpu")
+    assert not (tmp_path / "runs").exists()

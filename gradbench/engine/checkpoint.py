@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from gradbench.errors import StoreError, UserError, near_miss
+from gradbench.plan import trained
 from gradbench.tables.store import guarded, write
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from gradbench.systems.base import Params
-    from gradbench.training.trainer import Trainer
 
 VERSION = 1
+THETA = "theta."  # before the names of parameters among the buffers
 
 
-def save(path: Path, trainer: Trainer, step: int, rows: list[dict[str, Any]]) -> None:
-    """Write buffers, number of steps and log so far, atomically. Batches follow from seed and step."""
+def save(
+    path: Path, seeds: Sequence[int], step: int, state: Mapping[str, Tensor], rows: Sequence[dict[str, Any]]
+) -> None:
+    """Write the buffers after a number of steps and the log so far, atomically. Batches follow from seed and step."""
     content = {
         "gradbench.checkpoint": VERSION,
-        "system": trainer.config.system[0],
-        "seeds": list(trainer.config.seeds),
+        "seeds": list(seeds),
         "step": step,
-        "rows": rows,
-        "state": {name: value.cpu() for name, value in trainer.state.tensors().items()},
+        "rows": list(rows),
+        "state": {name: value.cpu() for name, value in state.items()},
     }
     buffer = io.BytesIO()
     torch.save(content, buffer)
@@ -47,10 +52,20 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def load_params(path: str | Path, seed: int) -> Params:
-    """Trained theta of one seed, CPU: for `measure(params=...)`. Raises UserError for a seed that was not trained."""
+    """Trained theta of one seed, CPU. Raises UserError for a seed that was not trained, StoreError as `read`."""
     found = read(Path(path))
     if seed not in found["seeds"]:
         raise UserError(f"{path}: seed = {seed} was not trained{near_miss(str(seed), found['seeds'])}")
     c = found["seeds"].index(seed)
-    theta = {n.removeprefix("theta."): v for n, v in found["state"].items() if n.startswith("theta.")}
-    return {name: value[c].clone() for name, value in theta.items()}
+    return {n.removeprefix(THETA): v[c].clone() for n, v in found["state"].items() if n.startswith(THETA)}
+
+
+def planned_params(params_from: str, seed: int, shapes: Mapping[str, tuple[int, ...]]) -> Params:
+    """Trained theta as a plan names it. Raises UserError where the file changed, or is of another system."""
+    path = Path(params_from.rpartition("@")[0])
+    if trained(path) != params_from:
+        raise UserError(f"{path}: is not the checkpoint that was planned: it has changed since")
+    theta = load_params(path, seed)
+    if missing := [name for name in shapes if name not in theta]:
+        raise UserError(f"{path}: has no {', '.join(missing)}: it was trained on another system")
+    return theta
