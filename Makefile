@@ -1,6 +1,7 @@
 # One command does everything, set-up included: make bench SUITE=aep
 SUITE  ?= aep
 RUN    ?= $(SUITE)
+CONFIG ?= quick
 DEVICE ?= auto
 ARGS   ?=
 VENV   ?= .venv
@@ -9,12 +10,12 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 BENCH  := $(BIN)/gradbench
 
-.PHONY: help setup bench plan run plot check test lint perf clean
+.PHONY: help setup bench plan run plot check train test lint perf clean
 .DEFAULT_GOAL := help
 
 help: ## these lines
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
-	@echo "knobs: SUITE=$(SUITE) RUN=$(RUN) DEVICE=$(DEVICE) ARGS= VENV=$(VENV) PYTHON=$(PYTHON)"
+	@echo "knobs: SUITE=$(SUITE) RUN=$(RUN) CONFIG=$(CONFIG) DEVICE=$(DEVICE) ARGS= VENV=$(VENV) PYTHON=$(PYTHON)"
 
 setup: $(READY) ## virtual environment with pinned, tested versions
 
@@ -35,6 +36,9 @@ plan: $(READY) ## what a suite would do: SUITE=
 
 run plot check: $(READY) ## one stage of bench
 	@$(BENCH) $@ $(if $(filter run,$@),$(SUITE) --device $(DEVICE),$(RUN)) $(ARGS)
+
+train: $(READY) ## train by a rule, or go on with it: CONFIG= DEVICE=
+	@$(BENCH) train $(CONFIG) --device $(DEVICE) $(ARGS)
 
 test: $(READY) ## all tests
 	$(BIN)/python -m pytest $(ARGS)

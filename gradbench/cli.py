@@ -36,13 +36,15 @@ def _say(text: str) -> None:
 
 @app.command("list")
 def list_(as_json: Json = False) -> None:
-    """Systems, estimators and suites."""
+    """Systems, estimators, suites and trainings."""
     from gradbench import registry, suite
+    from gradbench.training import config
 
     items = {
         "systems": [(n, _summary(c)) for n, c in registry.systems().items()],
         "estimators": [(n, f"{_summary(c)} Exact when: {c.exact_when}.") for n, c in registry.estimators().items()],
         "suites": [(p.stem, suite.about(p)) for p in sorted(suite.SUITES.glob("*.toml"))],
+        "trainings": [(p.stem, suite.about(p)) for p in sorted(config.CONFIGS.glob("*.toml"))],
     }
     if as_json:
         print(json.dumps({kind: dict(rows) for kind, rows in items.items()}, indent=1))
@@ -175,6 +177,26 @@ def plot(run: RunName = "latest", out: Out = Path("results")) -> None:
     _say(f"drawing {found.folder}")
     for path in plots.draw(found):
         print(path)
+
+
+@app.command()
+def train(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="Name of a shipped training, or a TOML file.")],
+    out: Out = Path("results"),
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=V", help="Replace a key of the file.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew, even where it could be gone on with.")] = False,
+) -> None:
+    """Train by a rule and watch its fidelity, or go on with it where it was cut off."""
+    from gradbench.progress import told
+    from gradbench.training.loop import train as execute
+
+    with told() as watch:
+        done = execute(config, out=out, device=device, overrides=_overrides(set_), fresh=fresh, watch=watch)
+    print(done.last)
+    for path in done.draw():
+        print(path)
+    print(done.folder)
 
 
 def _summary(cls: type) -> str:

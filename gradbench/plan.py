@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache, cached_property
+from pathlib import Path
 from typing import Any
 
 from gradbench import registry
@@ -22,6 +23,8 @@ from gradbench.selection import keys, matches
 from gradbench.status import Thresholds
 from gradbench.suite import Check, Grid, Suite, Table
 from gradbench.systems.base import AbstractSystem
+
+PARAMS_FROM = "params_from"  # beside the options of a system
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,15 @@ class Problem:
     @cached_property
     def system(self) -> AbstractSystem:
         """The system with its options."""
-        return registry.system(self.point.system, json.loads(self.point.system_options))
+        options = json.loads(self.point.system_options)
+        options.pop(PARAMS_FROM, None)
+        return registry.system(self.point.system, options)
+
+    @property
+    def params_from(self) -> str | None:
+        """Where its parameters come from, as `trained` names it; None: they are drawn."""
+        name: str | None = json.loads(self.point.system_options).get(PARAMS_FROM)
+        return name
 
     @cached_property
     def T1s(self) -> tuple[int, ...]:
@@ -282,7 +293,9 @@ def _points(grid: Grid, where: str, given: Collection[str]) -> Iterator[tuple[Ce
         with placed(f"{where}.system"):
             system.check(batch, given)
         reason = estimator.skip(type(system))
+        sources = [trained(Path(name), f"{where}.params_from") for name in grid.params_from or ()]
         axes = [
+            [_options(system, source) for source in sources] or (registry.options(system),),
             grid.s or (default.get("s"),),
             grid.damp or (default.get("damp"),),
             grid.T1 or (default.get("T1"),),
@@ -292,11 +305,11 @@ def _points(grid: Grid, where: str, given: Collection[str]) -> Iterator[tuple[Ce
             grid.seed,
             grid.dtype,
         ]
-        for s, damp, T1, T2, beta, eps, seed, dtype in itertools.product(*axes):
+        for options, s, damp, T1, T2, beta, eps, seed, dtype in itertools.product(*axes):
             yield (
                 Cell(
                     system=system.name,
-                    system_options=registry.options(system),
+                    system_options=options,
                     estimator=estimator.name,
                     estimator_options=registry.options(estimator),
                     s=s if "s" in used else None,
@@ -311,6 +324,20 @@ def _points(grid: Grid, where: str, given: Collection[str]) -> Iterator[tuple[Ce
                 ),
                 reason or (estimator.skip_cell(T1, T2) if "T1" in used else None),
             )
+
+
+def trained(path: Path, where: str = "params_from") -> str:
+    """A training's folder or checkpoint as path@digest: what a cell is named by is what it was measured at."""
+    file = path / "checkpoint.pt" if path.is_dir() else path
+    try:
+        return f"{file}@{hashlib.sha256(file.read_bytes()).hexdigest()[:16]}"
+    except OSError as error:
+        raise UserError(f"{where} = {str(path)!r} is no training or checkpoint: {error.strerror}") from None
+
+
+def _options(system: AbstractSystem, source: str) -> str:
+    """Options of a system whose parameters were trained: the source stands among them, and so in labels and checks."""
+    return json.dumps(json.loads(registry.options(system)) | {PARAMS_FROM: source}, sort_keys=True)
 
 
 def _instances(choices: Iterable[tuple[str, dict[str, tuple[Any, ...]]]], build: Any, where: str) -> Iterator[Any]:

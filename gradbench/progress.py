@@ -1,25 +1,38 @@
-"""How far a run is, told on stderr: a bar on a terminal, a plain line every few seconds elsewhere."""
+"""How far the work is, told on stderr: a bar on a terminal, a plain line every few seconds elsewhere."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-
-from gradbench.runner import Progress, Watch
+from typing import Protocol
 
 EVERY = 5.0  # seconds between plain lines
 
 
-def _text(progress: Progress) -> str:
-    counts = "  ".join(f"{status} {n}" for status, n in progress.statuses.most_common())
-    return f"{progress.done + progress.kept}/{progress.cells} cells  {counts}"
+class Told(Protocol):
+    """What can be told of: `runner.Progress` and `training.loop.Progress`."""
+
+    weight: int  # of all that is to be done, and of what is
+    done_weight: int
+
+    @property
+    def text(self) -> str:
+        """The state of things in a few words."""
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is left."""
+
+    @property
+    def eta(self) -> float | None:
+        """Seconds left, where that can be said."""
 
 
 @contextmanager
-def told() -> Iterator[Watch]:
-    """A watcher for `runner.run`."""
+def told() -> Iterator[Callable[[Told], None]]:
+    """A watcher for `runner.run` and `training.loop.train`."""
     if sys.stderr.isatty():
         with _bar() as watch:
             yield watch
@@ -27,22 +40,22 @@ def told() -> Iterator[Watch]:
         yield _lines()
 
 
-def _lines() -> Watch:
+def _lines() -> Callable[[Told], None]:
     last = -EVERY
 
-    def watch(progress: Progress) -> None:
+    def watch(progress: Told) -> None:
         nonlocal last
-        now, over = time.monotonic(), progress.done + progress.kept == progress.cells
-        if now - last >= EVERY or over:
+        now = time.monotonic()
+        if now - last >= EVERY or progress.over:
             last = now
-            eta = f"  eta {progress.eta:.0f} s" if progress.eta and not over else ""
-            print(f"  {_text(progress)}{eta}", file=sys.stderr, flush=True)
+            eta = f"  eta {progress.eta:.0f} s" if progress.eta and not progress.over else ""
+            print(f"  {progress.text}{eta}", file=sys.stderr, flush=True)
 
     return watch
 
 
 @contextmanager
-def _bar() -> Iterator[Watch]:
+def _bar() -> Iterator[Callable[[Told], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
@@ -51,8 +64,8 @@ def _bar() -> Iterator[Watch]:
     with Bar(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("starting", total=None)
 
-        def watch(progress: Progress) -> None:
+        def watch(progress: Told) -> None:
             bar.update(task, total=progress.weight or 1, completed=progress.done_weight or (not progress.weight))
-            bar.update(task, description=_text(progress))
+            bar.update(task, description=progress.text)
 
         yield watch

@@ -38,7 +38,7 @@ _NOT_MEASURED = ("plots", "cli.py", "progress.py", "tables", "runner.py")
 
 @dataclass
 class Progress:
-    """How far a run is; weights are evaluations, so that a long problem counts for more."""
+    """How far a run is, for `progress.told`; weights are evaluations, so that a long problem counts for more."""
 
     cells: int
     weight: int
@@ -47,6 +47,17 @@ class Progress:
     done_weight: int = 0
     statuses: Counter[str] = field(default_factory=Counter)
     began: float = field(default_factory=time.monotonic)
+
+    @property
+    def text(self) -> str:
+        """Cells done and their statuses."""
+        counts = "  ".join(f"{status} {n}" for status, n in self.statuses.most_common())
+        return f"{self.done + self.kept}/{self.cells} cells  {counts}"
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is left."""
+        return self.done + self.kept == self.cells
 
     @property
     def eta(self) -> float | None:
@@ -88,8 +99,10 @@ def run(
     from gradbench.engine.batched import available
 
     budget = available(device, memory)
-    env = environment(planned, device)
-    for problem in {(p.point.system_options, p.point.batch): p for p in planned.problems}.values():
+    env = environment(planned.key, device)
+    for problem in {
+        (p.point.system_options, p.point.batch, p.params_from and p.point.seed): p for p in planned.problems
+    }.values():
         build(problem, "cpu")  # data that cannot be had are missed now, not in the middle of a run
     folder = Path(out) / "runs" / loaded.name
     target = None if fresh else runs.matching(folder, env["identity"])
@@ -192,8 +205,11 @@ def _finished(target: Run) -> dict[str, list[str]]:
     return finished
 
 
-def environment(planned: Plan, device: str) -> dict[str, Any]:
-    """Where and with what a run is made; `identity` is equal for runs whose records may be mixed."""
+def environment(key: str, device: str) -> dict[str, Any]:
+    """Where and with what a run is made; `identity` is equal for runs whose records may be mixed.
+
+    `key` is the digest of what is asked.
+    """
     import numpy
     import torch
 
@@ -201,7 +217,7 @@ def environment(planned: Plan, device: str) -> dict[str, Any]:
     from gradbench.engine.precision import FLAGS
 
     source = source_digest()
-    fixed = [planned.key, device.partition(":")[0], devices.describe(device), torch.__version__, source]
+    fixed = [key, device.partition(":")[0], devices.describe(device), torch.__version__, source]
     return {
         "identity": hashlib.sha256(json.dumps(fixed).encode()).hexdigest()[:16],
         "source": source,

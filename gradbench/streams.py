@@ -19,12 +19,19 @@ class Streams:
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
+    def part(self, name: str) -> Streams:
+        """The streams of a part of the work, such as one step: independent of these and of every other part's."""
+        return Streams(_derived(f"{self.seed}/part/{name}"))
+
     def __getitem__(self, purpose: str) -> Generator:
         """A fresh generator, always at the start of its stream."""
         import torch
 
-        digest = hashlib.sha256(f"{self.seed}/{purpose}".encode()).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        return torch.Generator().manual_seed(_derived(f"{self.seed}/{purpose}"))
+
+
+def _derived(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1
 
 
 def normal(rng: Generator, shape: tuple[int, ...], std: float = 1.0) -> Tensor:

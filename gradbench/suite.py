@@ -10,6 +10,7 @@ import os.path
 import re
 import sys
 import tomllib
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,6 +21,7 @@ from pydantic import (
     ConfigDict,
     Field,
     StrictBool,
+    StrictStr,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -111,14 +113,17 @@ Floats = Annotated[tuple[float, ...], BeforeValidator(_floats)]
 Ints = Annotated[tuple[int, ...], BeforeValidator(_ints)]
 Choices = Annotated[tuple[tuple[str, dict[str, tuple[Any, ...]]], ...], BeforeValidator(_choices)]
 Number = Annotated[float, BeforeValidator(_number)]
+Whole = Annotated[int, BeforeValidator(_whole)]
 Dtype = Literal["float32", "float64"]
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """A table of a TOML file in which every key is known."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
-class Grid(_Strict):
+class Grid(Strict):
     """A product of lists. What is left out takes the system's default."""
 
     system: Choices
@@ -132,6 +137,8 @@ class Grid(_Strict):
     seed: Ints = (0,)
     dtype: Annotated[tuple[Dtype, ...], BeforeValidator(_strings)] = ("float32",)
     batch: int | None = Field(None, ge=1, le=LARGEST, strict=True)
+    # folders or checkpoints of trainings: theta of each seed is what was trained; left out, it is drawn
+    params_from: Annotated[tuple[StrictStr, ...], BeforeValidator(_strings)] | None = None
 
     @field_validator("T1", "T2", "beta", "eps", "seed")
     @classmethod
@@ -150,7 +157,7 @@ Extreme = Literal["min", "max"]
 Reduction = Literal["min", "max", "mean", "median"]
 
 
-class _Selection(_Strict):
+class _Selection(Strict):
     name: str
     where: dict[str, Any] = {}  # column or option = value, or a list of values
 
@@ -210,7 +217,7 @@ class Check(_Selection):
         return self
 
 
-class Suite(_Strict):
+class Suite(Strict):
     """A suite file."""
 
     name: str
@@ -274,19 +281,19 @@ def _threshold(key: str, value: Any, default: Any) -> Any:
     return number
 
 
-def find(suite: str) -> Path:
-    """The file of a suite given as a path or as the name of a shipped one."""
+def find(suite: str, folder: Path = SUITES, what: str = "suite") -> Path:
+    """The file of a suite, or of what else ships in a folder, given as a path or by name."""
     path = Path(suite)
     there = os.path.isfile(path)  # unlike Path.is_file, False for a name too long for a file
     if path.suffix == ".toml" or there:
         if not there:
             others = [str(p) for p in path.parent.glob("*.toml")] if path.parent.is_dir() else []
-            raise UserError(f"suite {suite!r} does not exist{near_miss(suite, others) if others else ''}")
+            raise UserError(f"{what} {suite!r} does not exist{near_miss(suite, others) if others else ''}")
         return path
-    shipped = {p.stem: p for p in SUITES.glob("*.toml")}
+    shipped = {p.stem: p for p in folder.glob("*.toml")}
     if suite not in shipped:
-        hint = near_miss(suite, shipped) if shipped else f"; there is no folder {SUITES}/ here"
-        raise UserError(f"suite {suite!r} does not exist{hint}")
+        hint = near_miss(suite, shipped) if shipped else f"; there is no folder {folder}/ here"
+        raise UserError(f"{what} {suite!r} does not exist{hint}")
     return shipped[suite]
 
 
@@ -300,17 +307,22 @@ def about(path: Path) -> str:
 
 def load(path: Path, overrides: dict[str, Any] | None = None) -> Suite:
     """Read and check a suite file, with some keys of every grid replaced."""
-    try:
-        with path.open("rb") as file:
-            content = tomllib.load(file)
-    except ValueError as error:  # of tomllib, of utf-8, of a number without end
-        raise UserError(f"{path}: not TOML: {error}") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    content = read(path)
     grids = content.get("grid")
     if overrides and isinstance(grids, list):
         content["grid"] = [grid | overrides if isinstance(grid, dict) else grid for grid in grids]
     return parse({"name": path.stem} | content, str(path))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The content of a TOML file. Raises UserError where it is none."""
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except ValueError as error:  # of tomllib, of utf-8, of a number without end
+        raise UserError(f"{path}: not TOML: {error}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def parse(content: dict[str, Any], where: str) -> Suite:
@@ -319,21 +331,21 @@ def parse(content: dict[str, Any], where: str) -> Suite:
         return Suite(**content)
     except ValidationError as error:
         # what is set for every grid is wrong in every grid, and is said once
-        told = {re.sub(r"^grid\[\d+\]", "grid", line): line for line in map(_explain, reversed(error.errors()))}
+        told = {re.sub(r"^grid\[\d+\]", "grid", line): line for line in map(explain, reversed(error.errors()))}
         raise UserError("\n".join(f"{where}: {line}" for line in reversed(told.values()))) from None
 
 
 _MODELS: dict[str, type[BaseModel]] = {"grid": Grid, "check": Check, "table": Table}
 
 
-def _explain(error: ErrorDetails) -> str:
+def explain(error: ErrorDetails, root: type[BaseModel] = Suite, models: Mapping[str, type[BaseModel]] = _MODELS) -> str:
     """One line: the key as a user would look it up, what is wrong, the near miss."""
     unknown = error["type"] == "extra_forbidden"
     # a path ends at the last name the user wrote: what follows are pydantic's own branch names
     place = [part for part in error["loc"] if unknown or isinstance(part, int) or part.isidentifier()]
     key = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in place).removeprefix(".")
     if unknown:
-        model = _MODELS.get(str(place[0]), Suite) if len(place) > 1 else Suite
+        model = models.get(str(place[0]), root) if len(place) > 1 else root
         return f"{key}: unknown key{near_miss(str(place[-1]), model.model_fields)}"
     if error["type"] == "missing":
         return f"{key}: missing"

@@ -19,7 +19,9 @@ def imported(code: str) -> set[str]:
     )
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["list"], ["show", "aep"], ["show", "cet_real"], ["run", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["list"], ["show", "aep"], ["show", "cet_real"], ["run", "--help"], ["train", "--help"]]
+)
 def test_asking_imports_nothing_heavy(arguments: list[str]) -> None:
     code = f"from gradbench.cli import app\napp({arguments}, standalone_mode=False)"
     assert not imported(code) & set(HEAVY)

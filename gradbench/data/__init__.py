@@ -34,6 +34,11 @@ SHAPES = {  # colours, pixels of a side, number of images
     "cifar10": (3, 32, 50_000),
 }
 CLASSES = 10  # of every dataset here
+PARTS = {  # images to train on, to test on
+    "fashion_mnist_sample": (512, 512),
+    "fashion_mnist": (60_000, 10_000),
+    "cifar10": (50_000, 10_000),
+}
 FRAME = 2  # pixels of background on each side of a framed image
 GIVEN = "given"  # the images come with the call, in `data`
 
@@ -66,17 +71,33 @@ def labelled(dataset: str, ch: int, img: int, batch: int, rng: Generator) -> tup
 
     pixels, labels = load(dataset)
     chosen = torch.randperm(len(pixels), generator=rng)[:batch]
-    x = (torch.from_numpy(pixels)[chosen].double() / 255 - 0.5).div(0.5)
-    x = x if x.ndim == 4 else x[:, None]
+    return shown(torch.from_numpy(pixels)[chosen], ch, img), torch.from_numpy(labels)[chosen].long()
+
+
+def shown(pixels: Tensor, ch: int, img: int) -> Tensor:
+    """Pixels (*, colours, h, w), uint8, as (*, ch, img, img) in [-1, 1], float64; framed where img says so."""
+    import torch
+
+    x = (pixels.double() / 255 - 0.5).div(0.5)
     frame = (img - x.shape[-1]) // 2
-    x = torch.nn.functional.pad(x, (frame,) * 4, value=-1.0).repeat(1, ch // x.shape[1], 1, 1)
-    return x, torch.from_numpy(labels)[chosen].long()
+    x = torch.nn.functional.pad(x, (frame,) * 4, value=-1.0)
+    return x.repeat(*[1] * (x.ndim - 3), ch // x.shape[-3], 1, 1)
 
 
 @lru_cache
 def load(dataset: str) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels (n, 28, 28), or (n, 3, 32, 32) where they have colours, and labels (n,) of a dataset, uint8."""
-    return {"fashion_mnist_sample": _sample, "fashion_mnist": _fashion_mnist, "cifar10": _cifar10}[dataset]()
+    """Pixels (n, colours, h, w) and labels (n,) of a dataset, uint8."""
+    return _FULL[dataset]() if dataset in _FULL else _sample()
+
+
+@lru_cache
+def part(dataset: str, train: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels (n, colours, h, w) and labels (n,) to train on, or to test on, uint8."""
+    if dataset in _FULL:
+        return _FULL[dataset](train)
+    pixels, labels = load(dataset)
+    own = slice(PARTS[dataset][0]) if train else slice(PARTS[dataset][0], None)
+    return pixels[own], labels[own]
 
 
 def folder() -> Path:
@@ -88,11 +109,11 @@ def _sample() -> tuple[np.ndarray, np.ndarray]:
     import numpy as np
 
     with (resources.files("gradbench.data") / "fashion_mnist_sample.npz").open("rb") as file, np.load(file) as arrays:
-        return arrays["images"], arrays["labels"]
+        return arrays["images"][:, None], arrays["labels"]
 
 
-def _fashion_mnist() -> tuple[np.ndarray, np.ndarray]:
-    """The training set. The four files may lie in the data folder itself, or where torchvision keeps them.
+def _fashion_mnist(train: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """The training or the test set. The four files may lie in the data folder itself, or where torchvision keeps them.
 
     They are unpacked here: torchvision takes packed files only with the digests of its own source, and
     copies of the same images are packed in many ways.
@@ -102,7 +123,7 @@ def _fashion_mnist() -> tuple[np.ndarray, np.ndarray]:
     root = folder()
     try:
         there = [_unpacked(name, root) for name in IDX_FILES]
-        data = FashionMNIST(str(root), train=True, download=not all(there))
+        data = FashionMNIST(str(root), train=train, download=not all(there))
     except (OSError, EOFError, zlib.error, RuntimeError) as error:
         why = str(error).partition("\n")[0].rstrip(":")
         raise UserError(
@@ -110,18 +131,18 @@ def _fashion_mnist() -> tuple[np.ndarray, np.ndarray]:
             f"{', '.join(f'{name}.gz' for name in IDX_FILES)} into that folder; name another folder in "
             f"${FOLDER_VARIABLE}; or ask for dataset = 'fashion_mnist_sample', which ships with gradbench"
         ) from error
-    return data.data.numpy(), data.targets.numpy()
+    return data.data.numpy()[:, None], data.targets.numpy()
 
 
-def _cifar10() -> tuple[np.ndarray, np.ndarray]:
-    """The training set, fetched unless its unpacked files lie in the data folder; torchvision verifies either."""
+def _cifar10(train: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """One of its sets, fetched unless its unpacked files lie in the data folder; torchvision verifies either."""
     import numpy as np
     from torchvision.datasets import CIFAR10
 
     root = folder()
     try:
         root.mkdir(parents=True, exist_ok=True)
-        data = CIFAR10(str(root), train=True, download=not (root / CIFAR10.base_folder).is_dir())
+        data = CIFAR10(str(root), train=train, download=not (root / CIFAR10.base_folder).is_dir())
     except (OSError, EOFError, zlib.error, RuntimeError) as error:
         why = str(error).partition("\n")[0].rstrip(":")
         raise UserError(
@@ -130,6 +151,9 @@ def _cifar10() -> tuple[np.ndarray, np.ndarray]:
             f"or ask for dataset = 'fashion_mnist_sample', which ships with gradbench"
         ) from error
     return np.ascontiguousarray(data.data.transpose(0, 3, 1, 2)), np.asarray(data.targets, np.uint8)
+
+
+_FULL = {"fashion_mnist": _fashion_mnist, "cifar10": _cifar10}  # those with a training and a test set of their own
 
 
 def _unpacked(name: str, root: Path) -> bool:

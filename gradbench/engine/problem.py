@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from gradbench.engine.checkpoint import planned_params
 from gradbench.errors import UserError, near_miss
 from gradbench.field import Field
 from gradbench.streams import Streams
@@ -24,10 +25,16 @@ def build(
     params: Mapping[str, Tensor] | None = None,
     data: Mapping[str, Tensor] | None = None,
 ) -> Field:
-    """Draw theta and x on the CPU in float64, put given tensors in their place, cast and move."""
+    """Draw theta and x on the CPU in float64, put trained or given tensors in their place, cast and move."""
     point, system, streams = problem.point, problem.system, Streams(problem.point.seed)
     theta = system.init_params(streams["params"])
     x = system.sample(streams, point.batch)
+    if problem.params_from is not None:
+        theta |= _fitting(
+            planned_params(problem.params_from, point.seed, system.shapes),
+            system.shapes,
+            f"params_from of {point.system}",
+        )
     theta |= _fitting(params or {}, system.shapes, f"params of {point.system}")
     x |= _fitting(data or {}, system.data_shapes(point.batch), f"data of {point.system}")
     dtype = getattr(torch, point.dtype)

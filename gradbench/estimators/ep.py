@@ -62,7 +62,7 @@ class NudgedPhase(AbstractPhase):
                 ahead = field.project(s + eps * push)
             return ahead, (ahead - s).flatten(-2).norm(dim=-1), ahead.flatten(-2).norm(dim=-1), clipped
 
-        step, (clipped, bound) = field.repeated(advance, s), torch.zeros(2, *s.shape[:-2]).to(s)
+        step, (clipped, bound) = field.repeated(advance, s), s.new_zeros(2, *s.shape[:-2])
         for depth in range(1, max(depths) + 1):
             s, moved, norm, acted = step(s)
             bound, clipped = torch.maximum(bound, norm), clipped + acted

@@ -23,11 +23,12 @@ def draw(run: Run) -> list[Path]:
         drawn = figure(tables)
         if drawn is not None:
             look.sign(drawn, tables.source)
-            paths += _save(drawn, run.folder / "plots" / name)
+            paths += save(drawn, run.folder / "plots" / name)
     return paths
 
 
-def _save(figure: Figure, stem: Path) -> list[Path]:
+def save(figure: Figure, stem: Path) -> list[Path]:
+    """Write a figure as SVG and as PNG; the files."""
     from gradbench.plots import look
 
     # no dates and no version strings: equal tables make equal files

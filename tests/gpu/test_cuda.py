@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
@@ -16,6 +18,9 @@ from gradbench.engine.problem import build
 from gradbench.field import Linear
 from gradbench.plan import plan
 from gradbench.suite import parse
+from gradbench.training.config import parse as parse_training
+from gradbench.training.loop import Progress, train
+from gradbench.training.trainer import Trainer
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")]
 
@@ -146,3 +151,58 @@ def test_a_captured_function_follows_its_inputs() -> None:
             torch.testing.assert_close(ours, expected)
     W.mul_(0.5)  # parameters are read where they lie
     torch.testing.assert_close(captured(examples[1])[0], function(examples[1])[0])
+
+
+@pytest.mark.parametrize("rule", ["bptt", "tbptt", "ep", "aep", "adjoint", {"name": "aep", "clip": "batch"}])
+@pytest.mark.parametrize("system", ["cet", "cet_real"])
+def test_captured_training_steps_equal_plain_ones(system: str, rule: str | dict[str, str]) -> None:
+    """Steps, skips and evaluations as recorded graphs against the same code on the CPU, in float64."""
+    name = {"cet": {"img": 28, "ch": 1}}.get(system, {}) | {"patch": 14, "D": 16, "heads": 2, "dh": 4, "mem": 12}
+    content = {
+        "name": "t",
+        "about": "",
+        "system": {"name": system, "bpos_std": 0.3, **name},
+        "estimator": rule,
+        "damp": 1.0,
+        "T1": 20,
+        "T2": 6,
+        "batch": 8,
+        "steps": 6,
+        "seeds": [0, 1, 2],
+        "dtype": "float64",
+        "eval_batches": 2,
+        "norm_cap": {"WQ": 1.001},
+        "optimiser": {"lr": 1e-2, "lr_min": 1e-4, "weight_decay": 0.1, "clip": 5.0},
+    }
+    config = parse_training(content, "t")
+    with ieee_float32():
+        cpu, cuda = Trainer(config, "cpu"), Trainer(config, "cuda")
+        before = {n: p.clone() for n, p in cuda.state.theta.items()}
+        for step in range(6):
+            if step == 3:  # a seed that stands still, in the graph that has been recorded
+                for trainer in (cpu, cuda):
+                    trainer.state.theta["Wenc"][1] = math.nan
+            for trainer in (cpu, cuda):
+                trainer.advance(step)
+            assert cuda.test() == pytest.approx(cpu.test(), rel=1e-8, nan_ok=True)
+    for name, ours in cpu.state.tensors().items():
+        torch.testing.assert_close(cuda.state.tensors()[name].cpu(), ours, rtol=1e-7, atol=1e-10, equal_nan=True)
+    assert cuda.state.skipped.tolist() == [0, 3, 0]
+    assert cuda.state.taken.tolist() == [6, 3, 6]
+    assert not torch.equal(cuda.state.theta["WK"], before["WK"])
+    assert set(cuda._recorded) == {"step", "test"}
+    assert all(isinstance(graph, Captured) for graph in cuda._recorded.values())
+
+
+def test_a_training_on_cuda_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
+    changes = {"steps": 20, "seeds": [0, 1], "fidelity_every": 10}
+    whole = train("quick", out=tmp_path / "whole", device="cuda", overrides=changes)
+
+    def cut(progress: Progress) -> None:
+        if progress.done_weight == 15:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train("quick", out=tmp_path / "cut", device="cuda", overrides=changes, watch=cut)
+    again = train("quick", out=tmp_path / "cut", device="cuda", overrides=changes)
+    pd.testing.assert_frame_equal(again.log.drop(columns="params"), whole.log.drop(columns="params"), rtol=1e-4)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import DEVICE, Entry, Ledger
+from ledger import DEVICE, Entry, Ledger
 from pytest_benchmark.fixture import BenchmarkFixture
 from script import Script
 from torch.utils._python_dispatch import TorchDispatchMode

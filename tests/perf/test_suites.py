@@ -8,7 +8,7 @@ from time import perf_counter
 
 import pytest
 import torch
-from conftest import DEVICE, Ledger
+from ledger import DEVICE, Ledger
 from pytest_benchmark.fixture import BenchmarkFixture
 from script import measure
 

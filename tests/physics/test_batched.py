@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import LIVE, SYSTEMS, gap, live_field, random_like
+from live import LIVE, SYSTEMS, gap, live_field, random_like
 
 from gradbench import registry
 from gradbench.engine import batched

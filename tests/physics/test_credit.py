@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SYSTEMS, live_field, random_like
+from live import SYSTEMS, live_field, random_like
 from test_residual_mlp import SMALL, network
 
 import gradbench as gb

@@ -18,7 +18,7 @@ from gradbench.streams import Streams
 
 def test_the_sample_is_512_training_and_512_test_images_with_every_class() -> None:
     pixels, labels = data.load("fashion_mnist_sample")
-    assert pixels.shape == (1024, 28, 28)
+    assert pixels.shape == (1024, 1, 28, 28)
     assert pixels.dtype == np.uint8
     for half in (labels[:512], labels[512:]):
         assert set(half.tolist()) == set(range(10))
@@ -101,7 +101,7 @@ def test_files_that_lie_in_the_data_folder_are_used_without_network(
     monkeypatch.setattr(torchvision.datasets.mnist, "download_and_extract_archive", refuse)
     pixels, labels = data.load("fashion_mnist")
     data.load.cache_clear()
-    np.testing.assert_array_equal(pixels, made["train"])
+    np.testing.assert_array_equal(pixels, made["train"][:, None])
     assert labels.tolist() == [*range(10), 0, 1]
 
 
@@ -158,3 +158,20 @@ def test_colour_images_have_one_size() -> None:
     for ch, img in ((1, 32), (3, 28), (3, 36)):
         with pytest.raises(UserError, match=f"has images of 3 x 32 x 32, not {ch} x {img} x {img}"):
             data.check("cifar10", ch, img, 8)
+
+
+def test_the_parts_of_the_sample_are_its_halves_and_a_picture_is_shown_alike_at_any_number_of_axes() -> None:
+    pixels, labels = data.load("fashion_mnist_sample")
+    parts = [data.part("fashion_mnist_sample", train) for train in (True, False)]
+    assert [len(p) for p, _ in parts] == list(data.PARTS["fashion_mnist_sample"])
+    assert np.array_equal(np.concatenate([p for p, _ in parts]), pixels)
+    assert np.array_equal(np.concatenate([p for _, p in parts]), labels)
+    some = torch.from_numpy(pixels[:6])
+    assert torch.equal(data.shown(some.unflatten(0, (2, 3)), 3, 32), data.shown(some, 3, 32).unflatten(0, (2, 3)))
+
+
+def test_streams_of_parts_are_independent_of_each_other_and_of_the_whole() -> None:
+    draws = [torch.rand(3, generator=s["data"]) for s in (Streams(0), Streams(0).part("a"), Streams(0).part("b"))]
+    assert not torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[1], draws[2])
+    assert torch.equal(draws[1], torch.rand(3, generator=Streams(0).part("a")["data"]))

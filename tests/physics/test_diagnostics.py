@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import SYSTEMS, live_field, random_like
+from live import SYSTEMS, live_field, random_like
 
 from gradbench import measure, registry
 from gradbench.diagnostics.antisymmetry import antisymmetry

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from conftest import ESTIMATORS, SYSTEMS, gap, live_field, random_like, whole_gap
+from live import ESTIMATORS, SYSTEMS, gap, live_field, random_like, whole_gap
 
 from gradbench import registry
 from gradbench.estimators.base import AbstractEstimator

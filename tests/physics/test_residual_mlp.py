@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import gap, live_field, random_like
+from live import gap, live_field, random_like
 from torch import nn
 
 import gradbench as gb
@@ -105,7 +105,7 @@ def test_images_come_with_their_labels_in_three_colours_or_plain() -> None:
         shown = data.images("fashion_mnist_sample", ch, img, 8, Streams(3)["data"])
         assert torch.equal(x["x"], shown.flatten(1))
         pixels, labels = data.load("fashion_mnist_sample")
-        plain = torch.from_numpy(pixels).double() / 127.5 - 1
+        plain = torch.from_numpy(pixels[:, 0]).double() / 127.5 - 1
         frame = (img - 28) // 2
         for image, label in zip(shown[:, 0, frame : frame + 28, frame : frame + 28], x["label"], strict=True):
             assert labels[int((plain - image).abs().amax((1, 2)).argmin())] == label

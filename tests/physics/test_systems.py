@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from conftest import SYSTEMS, live_field, random_like
+from live import SYSTEMS, live_field, random_like
 
 from gradbench import registry
 from gradbench.field import Field, Linear

@@ -1,0 +1,79 @@
+"""A training as curves: how well it does, and how faithful its gradients are on the way."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from gradbench.plots import look
+from gradbench.plots.scale import FLOOR, FLOOR_WORDS, floored, show_cosines
+from gradbench.status import Status
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from pandas import DataFrame
+
+SCORES = {"masked_mse": "masked MSE", "accuracy": "accuracy"}
+
+
+@look.themed
+def curve(log: DataFrame, config: dict[str, Any], env: dict[str, Any]) -> Figure:
+    """Score and fidelity against step: a thin line a seed, thick their mean; hollow where nothing settled."""
+    score, faithful = log["score"].iloc[0], log["cosine_min"].notna().any()
+    figure = Figure(figsize=(look.WIDTH, 3.4), layout="constrained")
+    left, *right = figure.subplots(1, 2 if faithful else 1, squeeze=False)[0]
+    colour = look.colour(config["estimator"][0])
+    _lines(left, log, "train", look.GREY, "--")
+    _lines(left, log, "test", colour, "-")
+    left.set(xlabel="step", ylabel=SCORES[score])
+    entries = [
+        Line2D([], [], color=look.GREY, linestyle="--", linewidth=2, label="train"),
+        Line2D([], [], color=colour, linewidth=2, label="test"),
+    ]
+    if score == "masked_mse":
+        left.set_ylim(bottom=0)
+    for ax in right:
+        shown = log[log["status"].notna()]
+        drawn = [_fidelity(ax, shown, "cosine", look.GREY, "s"), _fidelity(ax, shown, "cosine_min", colour, "o")]
+        show_cosines([ax], [v for values in drawn for v in values])
+        ax.set(xlabel="step", ylabel="cosine to BPTT, fixed batch")
+        grey: dict[str, Any] = {"color": look.GREY, "marker": "o", "markersize": 5, "linestyle": ""}
+        entries += [
+            Line2D([], [], color=look.GREY, marker="s", markersize=4, linewidth=2, label="whole gradient"),
+            Line2D([], [], color=colour, marker="o", markersize=4, linewidth=2, label="smallest over parameters"),
+            Line2D([], [], label="not settled", markerfacecolor="none", **grey),
+        ]
+    for ax in (left, *right):
+        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    figure.legend(handles=entries, loc="outside upper center", ncols=5, frameon=False)
+    code = f"commit {env['commit'][:10]}" if env.get("commit") else "no commit"
+    skipped = int(log.groupby("seed")["skipped"].max().sum())
+    said = [
+        f"{config['system'][0]} by {config['estimator'][0]}, {look.count(len(config['seeds']), 'seed')}:",
+        "thin a seed, thick their mean." if len(config["seeds"]) > 1 else "the lines are its own.",
+    ]
+    said += [f"{look.count(skipped, 'step')} skipped, whose gradient was not finite."] if skipped else []
+    said += ["Shaded: negative."] if faithful else []
+    said += [f"{FLOOR_WORDS.capitalize()}."] if (log["cosine"] > 1 - FLOOR).any() else []
+    look.caption(figure, [*said, f"Training {config['name']}, {code}{' with changes' if env.get('dirty') else ''}."])
+    return figure
+
+
+def _lines(ax: Axes, log: DataFrame, column: str, colour: str, dashes: str) -> None:
+    table = log.pivot(index="step", columns="seed", values=column).dropna(how="all")
+    for seed in table:
+        ax.plot(table.index, table[seed], color=colour, linestyle=dashes, linewidth=0.7, alpha=0.5)
+    ax.plot(table.index, table.mean(axis=1), color=colour, linestyle=dashes, linewidth=2)
+
+
+def _fidelity(ax: Axes, log: DataFrame, column: str, colour: str, marker: str) -> list[float]:
+    """Lines and markers of one cosine; the values drawn."""
+    log = log.assign(**{column: floored(log[column])})
+    _lines(ax, log, column, colour, "-")
+    for settled, rows in log.groupby(log["status"] == Status.SETTLED):
+        faces = colour if settled else "none"
+        ax.scatter(rows["step"], rows[column], marker=marker, s=16, facecolors=faces, edgecolors=colour, zorder=3)
+    return [float(v) for v in log[column]]

@@ -1,0 +1,1 @@
+"""Training with a gradient rule: every seed at once, watched by its fidelity to backpropagation through time."""
