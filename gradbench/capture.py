@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PROGRAMS = 512
-WARM_UPS = 2  # handles, workspaces and cached constants come to be outside of the recording
+WARM_UPS = 1  # handles, workspaces and cached constants come to be outside of the recording
 
 
 class Captured:

@@ -292,7 +292,7 @@ def _points(grid: Grid, where: str, given: Collection[str]) -> Iterator[tuple[Ce
         batch = grid.batch or default["batch"]
         with placed(f"{where}.system"):
             system.check(batch, given)
-        reason = estimator.skip(type(system))
+        reason, rule = estimator.skip(type(system)), registry.options(estimator)
         sources = [trained(Path(name), f"{where}.params_from") for name in grid.params_from or ()]
         axes = [
             [_options(system, source) for source in sources] or (registry.options(system),),
@@ -311,7 +311,7 @@ def _points(grid: Grid, where: str, given: Collection[str]) -> Iterator[tuple[Ce
                     system=system.name,
                     system_options=options,
                     estimator=estimator.name,
-                    estimator_options=registry.options(estimator),
+                    estimator_options=rule,
                     s=s if "s" in used else None,
                     damp=damp if "damp" in used else None,
                     T1=T1 if "T1" in used else None,

@@ -15,6 +15,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -141,21 +142,31 @@ def execute(target: Run, planned: Plan, device: str, engine: str, budget: int, w
         progress.kept += len(statuses)
         progress.statuses.update(statuses)
     watch(progress)
-    with ieee_float32():
+    with ieee_float32(), ThreadPoolExecutor(1) as writer:  # rows are made and stored while the next pack runs
+        writing: list[Future[None]] = []
         for pack in packs(waiting, device, engine, budget):
-            for problem, rows in _measure(pack, planned, device, engine, budget):
-                target.keep(problem.key, rows)
-                progress.done += len(rows)
+            written, writing = writing, []
+            for problem, found in _measure(pack, planned, device, engine, budget):
+                writing.append(writer.submit(_keep, target, problem, found))
+                progress.done += len(found)
                 progress.done_weight += _weight(problem)
-                progress.statuses.update(row["status"] for row in rows)
+                progress.statuses.update(row["status"] if isinstance(row, dict) else row.status for row in found)
+            for record in written:
+                record.result()
             watch(progress)
+        for record in writing:
+            record.result()
     target.compact(unmeasured(cell, Status.SKIPPED, reason) for cell, reason in planned.skipped)
+
+
+def _keep(target: Run, problem: Problem, found: list[Outcome] | list[dict[str, Any]]) -> None:
+    target.keep(problem.key, [row if isinstance(row, dict) else row.row() for row in found])
 
 
 def _measure(
     pack: Sequence[Problem], planned: Plan, device: str, engine: str, budget: int
-) -> Iterator[tuple[Problem, list[dict[str, Any]]]]:
-    """Rows of every problem of a pack. A pack that fails is halved, so that what goes wrong costs one problem.
+) -> Iterator[tuple[Problem, list[Outcome] | list[dict[str, Any]]]]:
+    """Outcomes of every problem of a pack. A pack that fails is halved, so that what goes wrong costs one problem.
 
     There it becomes the status of the problem's cells; a mistake of the user is raised.
     """
@@ -179,11 +190,11 @@ def _measure(
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         yield pack[0], [unmeasured(cell, status, reason, pack[0].key) for cell in pack[0].cells]
         return
-    rows: dict[str, list[dict[str, Any]]] = {}
+    found: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
-        rows.setdefault(outcome.problem, []).append(outcome.row())
+        found.setdefault(outcome.problem, []).append(outcome)
     for problem in pack:
-        yield problem, rows[problem.key]
+        yield problem, found[problem.key]
 
 
 def _weight(problem: Problem) -> int:

@@ -13,10 +13,11 @@ import gradbench as gb
 from gradbench import registry
 from gradbench.capture import Captured
 from gradbench.engine import batched
+from gradbench.engine.outcome import Outcome
 from gradbench.engine.precision import ieee_float32
 from gradbench.engine.problem import build
-from gradbench.field import Linear
-from gradbench.plan import plan
+from gradbench.field import Linear, Stack
+from gradbench.plan import Plan, plan
 from gradbench.suite import parse
 from gradbench.training.config import parse as parse_training
 from gradbench.training.loop import Progress, train
@@ -206,3 +207,83 @@ def test_a_training_on_cuda_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
         train("quick", out=tmp_path / "cut", device="cuda", overrides=changes, watch=cut)
     again = train("quick", out=tmp_path / "cut", device="cuda", overrides=changes)
     pd.testing.assert_frame_equal(again.log.drop(columns="params"), whole.log.drop(columns="params"), rtol=1e-4)
+
+
+def test_a_recorded_step_follows_changed_weights_knobs_and_states() -> None:
+    grid = {"system": "cet_real", "estimator": "bptt", "s": [0.3, 0.9], "batch": 2, "dtype": "float64"}
+    problems = plan(parse({"name": "t", "about": "", "grid": [grid]}, "t")).problems
+    stack = Stack.of([build(p, "cuda") for p in problems])
+
+    def step(s: torch.Tensor) -> tuple[torch.Tensor, ...]:  # a field of its own, so that its context is made anew
+        field = Stack(stack.system, stack.theta, stack.x, stack.knobs)
+        return field.step(s), field.at(s).vjp(s)
+
+    s = stack.init_state()
+    captured = Captured(step, s)
+    for change in (lambda: None, lambda: stack.knobs.sigma.mul_(2), lambda: stack.theta["WV"].mul_(0.5)):
+        change()
+        s = s + 0.1
+        for ours, expected in zip(captured(s), step(s), strict=True):
+            torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_nudged_phase_follows_other_betas() -> None:
+    """Two suites that differ in beta only, one after the other in one process."""
+    found = {}
+    for beta in (0.02, 0.2):
+        grid = {"system": "cet_real", "estimator": "aep", "damp": 1.0, "beta": beta, "batch": 2, "dtype": "float64"}
+        planned = plan(parse({"name": "t", "about": "", "grid": [grid]}, "t"))
+        with ieee_float32():
+            (cuda,) = batched.measure(planned.problems, "cuda", planned.thresholds)
+            (cpu,) = batched.measure(planned.problems, "cpu", planned.thresholds, "eager")
+        assert cuda.row()["rel_error"] == pytest.approx(cpu.row()["rel_error"], rel=1e-6)
+        found[beta] = cuda.row()["rel_error"]
+    assert found[0.02] != pytest.approx(found[0.2], rel=1e-3)
+
+
+def small_family(dtype: str) -> Plan:
+    """Twelve problems of cet_real, one of which diverges."""
+    grid = {"system": {"name": "cet_real", "bpos_std": 0.3}, "estimator": ["bptt", "ep", "aep"], "seed": [0, 1]}
+    grid |= {"s": [0.2, 0.4, 0.6, 0.8, 1.0, 40.0], "damp": 1.0, "T1": [100, 300], "T2": [5, 25], "beta": [0.05, 0.2]}
+    return plan(parse({"name": "t", "about": "", "grid": [grid | {"batch": 4, "dtype": dtype}]}, "t"))
+
+
+def cosines(outcomes: list[Outcome]) -> dict[str, tuple[str, float, float]]:
+    return {o.cell.key: (o.status, (r := o.row())["cosine"], r["rel_error"]) for o in outcomes}
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-10), ("float32", 2e-3)])
+@pytest.mark.parametrize("change", ["a problem at a time", "another order", "kept in part", "compiled"])
+def test_packing_order_memory_and_compilation_change_no_row(dtype: str, tolerance: float, change: str) -> None:
+    planned = small_family(dtype)
+    problems = list(planned.problems)
+    with ieee_float32():
+        whole = cosines(batched.measure(problems, "cuda", planned.thresholds))
+        if change == "a problem at a time":
+            other = [o for p in problems for o in batched.measure([p], "cuda", planned.thresholds)]
+        elif change == "another order":
+            other = batched.measure(problems[::-1], "cuda", planned.thresholds)
+        elif change == "kept in part":
+            other = batched.measure(problems, "cuda", planned.thresholds, budget=2**20)
+        else:
+            other = batched.measure(problems, "cuda", planned.thresholds, "compiled")
+    statuses = {status for status, _, _ in whole.values()}
+    assert {"settled", "diverged"} <= statuses
+    for key, (status, cosine, error) in cosines(other).items():
+        assert status == whole[key][0]
+        if status == "settled":
+            assert (cosine, error) == pytest.approx(whole[key][1:], rel=tolerance, abs=tolerance)
+
+
+def test_the_model_of_memory_is_about_right() -> None:
+    grid = {"system": ["cet_real", "cet_energy", "cet_projected"], "estimator": ["bptt", "ep", "aep"], "batch": 64}
+    grid |= {"s": [0.2, 0.4, 0.6, 0.8], "T1": [50, 200], "T2": [5, 10], "beta": [0.02, 0.1]}
+    planned = plan(parse({"name": "t", "about": "", "grid": [grid]}, "t"))
+    for pack in batched.packs(planned.problems, "cuda"):
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        with ieee_float32():
+            batched.measure(pack, "cuda", planned.thresholds)
+        measured, model = torch.cuda.max_memory_reserved(), sum(map(batched.footprint, pack))
+        print(f"{pack[0].point.system}: model {model / 2**30:.2f} GiB, reserved {measured / 2**30:.2f} GiB")
+        assert 0.5 < measured / model < 1.25

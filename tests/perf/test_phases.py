@@ -42,7 +42,7 @@ def free(field: Field, s: torch.Tensor, a: torch.Tensor) -> Callable[..., tuple[
 
 
 def reverse(field: Field, s: torch.Tensor, a: torch.Tensor) -> Callable[..., tuple[torch.Tensor, ...]]:
-    return lambda s, a: (s, a + field.step_size * field.at(s).vjp(a))
+    return lambda s, a: (s, a.copy_(a + field.step_size * field.at(s).vjp(a)))
 
 
 def reverse_and_pull(field: Field, s: torch.Tensor, a: torch.Tensor) -> Callable[..., tuple[torch.Tensor, ...]]:
@@ -52,7 +52,7 @@ def reverse_and_pull(field: Field, s: torch.Tensor, a: torch.Tensor) -> Callable
         Ja, pulled = field.backward(s, a)
         for name, total in totals.items():
             total += pulled[name]
-        return s, a + field.step_size * Ja
+        return s, a.copy_(a + field.step_size * Ja)
 
     return back
 
@@ -138,7 +138,7 @@ def test_phase(phase: str, ledger: Ledger, benchmark: BenchmarkFixture) -> None:
         for _ in range(60):
             s = stack.step(s)
         a = 1e-2 * torch.randn(s.shape, generator=torch.Generator().manual_seed(0)).to(s)
-        step = PHASES[phase](stack, s, a)
+        step = PHASES[phase](stack, s, a)  # a reverse step writes into a, as the sweep does
         with FlopCounterMode(display=False) as flops:
             step(s, a)
         with Traffic() as traffic:
