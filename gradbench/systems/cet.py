@@ -169,13 +169,13 @@ class _Cet(ClosedForms, AbstractSystem):
     def _fused(self, theta: Params) -> Params:
         """Weights that meet the same operand, side by side: one product where there would be five.
 
-        `ahead` takes tokens to memories, pixels and heads, and what came of these back to tokens; `back` is its
+        `ahead` takes tokens to pixels, memories and heads, and what came of these back to tokens; `back` is its
         transpose.
         """
         import torch
 
-        rest = [theta["Wmem"], theta["Wdec"].flatten(1)]
-        returned = [2 * rest[0].mT, rest[1].mT]
+        rest = [theta["Wdec"].flatten(1), theta["Wmem"]]
+        returned = [rest[0].mT, 2 * rest[1].mT]
         ahead, back = self._head_weights(theta)
         return {
             "ahead_in": torch.cat([*rest, *(W.mT for W in back)], -1),
@@ -195,24 +195,25 @@ class _Cet(ClosedForms, AbstractSystem):
         self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"], knobs: Knobs
     ) -> Float[Tensor, "*r b n"]:
         z, y = self._parts(s)
-        memory, decoded, *projected = self._into(z, context["ahead_in"])
+        decoded, memory, *projected = self._into(z, context["ahead_in"])
         attended = self._attended(self._attend(projected), knobs.sigma)
-        tokens = self._out((memory.relu(), self._patches(y), *attended), context["ahead_out"])
+        tokens = self._out((self._patches(y), memory.relu(), *attended), context["ahead_out"])
         force_z = context["input"] + tokens - (2 * self.well + knobs.damp) * z
         return self._join(force_z, self._image(decoded) + theta["bdec"][:, None, None] - y)
 
     def activate(self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"], knobs: Knobs) -> Saved:
         z, y = self._parts(s)
-        memory, _, *projected = self._into(z, context["ahead_in"])
+        # F is linear in the pixels, so no product needs what the tokens decode to
+        memory, *projected = self._into(z, context["ahead_in"], skip=self.ch * self.patch**2)
         return self._attend(projected) | {"z": z, "y": y, "memory": memory.relu()}
 
     def jvp(
         self, theta: Params, context: Params, saved: Saved, v: Float[Tensor, "*r b n"], knobs: Knobs
     ) -> Float[Tensor, "*r b n"]:
         z, y = self._parts(v)
-        memory, decoded, *projected = self._into(z, context["ahead_in"])
+        decoded, memory, *projected = self._into(z, context["ahead_in"])
         attended = self._attended_jvp(saved, projected, knobs.sigma)
-        tokens = self._out((memory * (saved["memory"] > 0), self._patches(y), *attended), context["ahead_out"])
+        tokens = self._out((self._patches(y), memory * (saved["memory"] > 0), *attended), context["ahead_out"])
         return self._join(tokens - (2 * self.well + knobs.damp) * z, self._image(decoded) - y)
 
     def vjp(
@@ -239,12 +240,12 @@ class _Cet(ClosedForms, AbstractSystem):
     def _moved(
         self, context: Params, saved: Saved, z: Tensor, y: Tensor, knobs: Knobs
     ) -> tuple[Float[Tensor, "*r b N K"], Tensor]:
-        """Credits of memories, pixels and heads, side by side, and of the image."""
+        """Credits of pixels, memories and heads, side by side, and of the image."""
         import torch
 
-        memory, decoded, *projected = self._into(z, context["back_in"])
+        decoded, memory, *projected = self._into(z, context["back_in"])
         heads = self._attended_vjp(saved, projected, knobs.sigma)
-        return torch.cat((memory * (saved["memory"] > 0), self._patches(y), *heads), -1), decoded
+        return torch.cat((self._patches(y), memory * (saved["memory"] > 0), *heads), -1), decoded
 
     def _returned(
         self, context: Params, z: Tensor, y: Tensor, moved: Tensor, decoded: Tensor, knobs: Knobs
@@ -258,27 +259,28 @@ class _Cet(ClosedForms, AbstractSystem):
         """<a, W f(W' z)>: W' meets the tokens and what moved, W the credits and what was handed on."""
         import torch
 
-        rest = (saved["memory"], self._patches(saved["y"]), *self._attended(saved, knobs.sigma), self._seen(x))
+        rest = (self._patches(saved["y"]), saved["memory"], *self._attended(saved, knobs.sigma), self._seen(x))
         shape = torch.broadcast_shapes(*(part.shape[:-1] for part in rest))
         width, pixels = self.heads * self.dh, self.ch * self.patch**2
         inner, outside = outer(saved["z"], moved), outer(z, torch.cat([part.expand(*shape, -1) for part in rest], -1))
-        by_z = inner.split([self.mem, pixels, *[width] * ((inner.shape[-1] - self.mem - pixels) // width)], -1)
+        by_z = inner.split([pixels, self.mem, *[width] * ((inner.shape[-1] - self.mem - pixels) // width)], -1)
         by_a = outside.split([part.shape[-1] for part in rest], -1)
         token, kernel = z.sum(-3), theta["Wenc"].shape  # everything that enters as a bias is a sum of tokens
         return self._head_grads(by_z[2:], by_a[2:-1]) | {
             "Wenc": by_a[-1].unflatten(-1, kernel[1:]),
             "benc": token.sum(-2),
             "bpos": token,
-            "Wdec": (by_z[1] + by_a[1]).unflatten(-1, kernel[1:]),
+            "Wdec": (by_z[0] + by_a[0]).unflatten(-1, kernel[1:]),
             "bdec": y.sum((-4, -2, -1)),
-            "Wmem": 2 * (by_z[0] + by_a[0]),
+            "Wmem": 2 * (by_z[1] + by_a[1]),
         }
 
-    def _into(self, z: Float[Tensor, "*b N D"], W: Float[Tensor, "D K"]) -> list[Tensor]:
-        """Tokens before memories, pixels and each kind of head."""
-        width = self.heads * self.dh
-        rest = [self.mem, self.ch * self.patch**2]
-        return list((z @ W).split([*rest, *[width] * ((W.shape[-1] - sum(rest)) // width)], -1))
+    def _into(self, z: Float[Tensor, "*b N D"], W: Float[Tensor, "D K"], skip: int = 0) -> list[Tensor]:
+        """Tokens before pixels, memories and each kind of head, the first columns skipped."""
+        width, pixels = self.heads * self.dh, self.ch * self.patch**2
+        kinds = (W.shape[-1] - pixels - self.mem) // width
+        sizes = [pixels - skip, self.mem, *[width] * kinds]
+        return list((z @ W[:, skip:]).split(sizes if skip < pixels else sizes[1:], -1))
 
     def _out(self, parts: tuple[Tensor, ...], W: Float[Tensor, "K D"]) -> Float[Tensor, "*b N D"]:
         import torch
