@@ -49,8 +49,8 @@ lint: $(READY) ## style, types, layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-perf: $(READY) ## benchmarks, as ratios, on CUDA where there is one
-	$(BIN)/python -m pytest tests/perf --benchmark-only -s $(ARGS)
+perf: $(READY) ## benchmarks, as ratios: DEVICE=
+	GRADBENCH_PERF_DEVICE=$(DEVICE) $(BIN)/python -m pytest tests/perf --benchmark-only -s $(ARGS)
 
 clean: ## remove the environment and caches; results stay
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info

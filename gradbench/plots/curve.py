@@ -16,12 +16,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from pandas import DataFrame
 
+ESCAPE = 100  # a range beyond which a linear axis shows its largest value alone
 SCORES = {"masked_mse": "masked MSE", "accuracy": "accuracy"}
 
 
 @look.themed
 def curve(log: DataFrame, config: dict[str, Any], env: dict[str, Any]) -> Figure:
-    """Score and fidelity against step: a thin line a seed, thick their mean; hollow where nothing settled."""
+    """Score and fidelity against step: a thin line a seed, thick their median; hollow where nothing settled."""
     score, faithful = log["score"].iloc[0], log["cosine_min"].notna().any()
     figure = Figure(figsize=(look.WIDTH, 3.4), layout="constrained")
     left, *right = figure.subplots(1, 2 if faithful else 1, squeeze=False)[0]
@@ -34,7 +35,11 @@ def curve(log: DataFrame, config: dict[str, Any], env: dict[str, Any]) -> Figure
         Line2D([], [], color=colour, linewidth=2, label="test"),
     ]
     if score == "masked_mse":
-        left.set_ylim(bottom=0)
+        values = log[["train", "test"]].stack()
+        if values.max() > ESCAPE * values.min():  # a seed that diverged
+            left.set_yscale("log")
+        else:
+            left.set_ylim(bottom=0)
     for ax in right:
         shown = log[log["status"].notna()]
         drawn = [_fidelity(ax, shown, "cosine", look.GREY, "s"), _fidelity(ax, shown, "cosine_min", colour, "o")]
@@ -53,7 +58,7 @@ def curve(log: DataFrame, config: dict[str, Any], env: dict[str, Any]) -> Figure
     skipped = int(log.groupby("seed")["skipped"].max().sum())
     said = [
         f"{config['system'][0]} by {config['estimator'][0]}, {look.count(len(config['seeds']), 'seed')}:",
-        "thin a seed, thick their mean." if len(config["seeds"]) > 1 else "the lines are its own.",
+        "thin a seed, thick their median." if len(config["seeds"]) > 1 else "the lines are its own.",
     ]
     said += [f"{look.count(skipped, 'step')} skipped, whose gradient was not finite."] if skipped else []
     said += ["Shaded: negative."] if faithful else []
@@ -66,7 +71,7 @@ def _lines(ax: Axes, log: DataFrame, column: str, colour: str, dashes: str) -> N
     table = log.pivot(index="step", columns="seed", values=column).dropna(how="all")
     for seed in table:
         ax.plot(table.index, table[seed], color=colour, linestyle=dashes, linewidth=0.7, alpha=0.5)
-    ax.plot(table.index, table.mean(axis=1), color=colour, linestyle=dashes, linewidth=2)
+    ax.plot(table.index, table.median(axis=1), color=colour, linestyle=dashes, linewidth=2)
 
 
 def _fidelity(ax: Axes, log: DataFrame, column: str, colour: str, marker: str) -> list[float]:

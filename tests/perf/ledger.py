@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
+from gradbench.engine.device import resolve
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DEVICE = resolve(os.environ.get("GRADBENCH_PERF_DEVICE", "auto"))
 FOLDER = Path(__file__).parents[2] / "results" / "perf"
 BASELINE = Path(__file__).parent / "baseline.json"
 TOLERANCE = 0.7  # a ratio below this share of its baseline is a regression

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from ledger import DEVICE
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from gradbench.engine.precision import ieee_float32
@@ -11,8 +12,6 @@ from gradbench.engine.problem import build
 from gradbench.engine.solve import solve as measure
 from gradbench.plan import Plan, Problem, plan
 from gradbench.suite import parse
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def grid(batch: int) -> Plan:

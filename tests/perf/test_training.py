@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from ledger import DEVICE
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 from torch.autograd.functional import jvp, vjp
@@ -18,7 +19,6 @@ from gradbench.systems.base import Knobs
 from gradbench.training.config import Config, parse
 from gradbench.training.trainer import Trainer
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # on a GPU the sizes at which cet_real is trained; on a CPU what takes seconds
 SIZES = {"batch": 64, "T1": 100, "T2": 15} if DEVICE == "cuda" else {"batch": 8, "T1": 20, "T2": 5}
 
