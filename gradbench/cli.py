@@ -134,6 +134,8 @@ def run(
     for status, n in statuses.items():
         print(f"  {status:<16} {n:<7,} {Status(status).prose}")
     print(done.folder)
+    if profile:
+        print(done.folder / "profile" / "table.txt")
     if not done.plan["cells"]:
         _say("gradbench: every cell of this suite is skipped: nothing was measured")
         raise typer.Exit(Exit.NOTHING)

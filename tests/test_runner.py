@@ -19,6 +19,7 @@ import torch
 import gradbench
 from gradbench import runner
 from gradbench.engine import batched
+from gradbench.engine.batched import available
 from gradbench.errors import StoreError, UserError
 from gradbench.runner import Progress
 from gradbench.tables import runs
@@ -346,3 +347,34 @@ def test_a_plugin_that_cannot_be_loaded_is_named() -> None:
 
     with pytest.raises(UserError, match=r"plugin 'nowhere:X' of gradbench\.systems cannot be loaded"):
         registry._loaded(EntryPoint("x", "nowhere:X", "gradbench.systems"))
+
+
+def test_memory_is_a_share_or_a_size() -> None:
+    assert available("cpu", "50%") == available("cpu") // 2
+    assert available("cpu", "1.5GiB") == 3 * 2**29
+    for wrong in ("5GB", "lots", "24", "-1GiB", "0%", ""):
+        with pytest.raises(UserError, match="memory = "):
+            available("cpu", wrong)
+
+
+def test_a_run_in_little_memory_has_the_same_rows(write_suite: Any, tmp_path: Path) -> None:
+    suite = write_suite()
+    runs = [run(suite, out=tmp_path / m, engine=e, memory=m) for e, m in (("eager", "1GiB"), ("batched", "2KiB"))]
+    ours, theirs = (r.cells.set_index("cell").sort_index() for r in runs)
+    assert (ours["status"] == theirs["status"]).all()
+    settled = ours["status"] == "settled"
+    assert ours["cosine"][settled].to_numpy() == pytest.approx(theirs["cosine"][settled].to_numpy(), abs=1e-4)
+
+
+def test_a_profile_says_where_the_time_went(write_suite: Any, tmp_path: Path) -> None:
+    folder = run(write_suite(), out=tmp_path, profile=True).folder / "profile"
+    table = (folder / "table.txt").read_text()
+    for phase in ("free phase", "certificate", "reverse sweep", "NudgedPhase", "readouts"):
+        assert f"\n{phase} " in table
+    assert (folder / "trace.json.gz").stat().st_size > 1000
+
+
+def test_compiling_needs_cuda(write_suite: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="needs a CUDA device"):
+        run(write_suite(), out=tmp_path, device="cpu", engine="compiled")
+    assert not list(tmp_path.glob("runs/*"))

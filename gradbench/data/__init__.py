@@ -13,6 +13,8 @@ from __future__ import annotations
 import gzip
 import os
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -121,16 +123,9 @@ def _fashion_mnist(train: bool = True) -> tuple[np.ndarray, np.ndarray]:
     from torchvision.datasets import FashionMNIST
 
     root = folder()
-    try:
+    with _fetching("fashion_mnist", f"put {', '.join(f'{name}.gz' for name in IDX_FILES)} into that folder"):
         there = [_unpacked(name, root) for name in IDX_FILES]
         data = FashionMNIST(str(root), train=train, download=not all(there))
-    except (OSError, EOFError, zlib.error, RuntimeError) as error:
-        why = str(error).partition("\n")[0].rstrip(":")
-        raise UserError(
-            f"dataset 'fashion_mnist' is not in {root} and could not be fetched ({why}). Ways out: put "
-            f"{', '.join(f'{name}.gz' for name in IDX_FILES)} into that folder; name another folder in "
-            f"${FOLDER_VARIABLE}; or ask for dataset = 'fashion_mnist_sample', which ships with gradbench"
-        ) from error
     return data.data.numpy()[:, None], data.targets.numpy()
 
 
@@ -140,17 +135,24 @@ def _cifar10(train: bool = True) -> tuple[np.ndarray, np.ndarray]:
     from torchvision.datasets import CIFAR10
 
     root = folder()
-    try:
+    with _fetching("cifar10", f"put {CIFAR10.filename} into that folder, or its unpacked {CIFAR10.base_folder}"):
         root.mkdir(parents=True, exist_ok=True)
         data = CIFAR10(str(root), train=train, download=not (root / CIFAR10.base_folder).is_dir())
+    return np.ascontiguousarray(data.data.transpose(0, 3, 1, 2)), np.asarray(data.targets, np.uint8)
+
+
+@contextmanager
+def _fetching(dataset: str, way_out: str) -> Iterator[None]:
+    """Raise UserError for a data set that is neither there nor to be had, with the ways out."""
+    try:
+        yield
     except (OSError, EOFError, zlib.error, RuntimeError) as error:
         why = str(error).partition("\n")[0].rstrip(":")
         raise UserError(
-            f"dataset 'cifar10' is not in {root} and could not be fetched ({why}). Ways out: put {CIFAR10.filename} "
-            f"into that folder, or its unpacked {CIFAR10.base_folder}; name another folder in ${FOLDER_VARIABLE}; "
-            f"or ask for dataset = 'fashion_mnist_sample', which ships with gradbench"
+            f"dataset {dataset!r} is not in {folder()} and could not be fetched ({why}). Ways out: {way_out}; "
+            f"name another folder in ${FOLDER_VARIABLE}; or ask for dataset = 'fashion_mnist_sample', which ships "
+            f"with gradbench"
         ) from error
-    return np.ascontiguousarray(data.data.transpose(0, 3, 1, 2)), np.asarray(data.targets, np.uint8)
 
 
 _FULL = {"fashion_mnist": _fashion_mnist, "cifar10": _cifar10}  # those with a training and a test set of their own

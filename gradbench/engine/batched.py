@@ -78,7 +78,7 @@ def _state(problem: Problem) -> int:
 
 
 def available(device: str, memory: str | None = None) -> int:
-    """Bytes to work in: `memory` as a share of what is free ("80%") or as a size ("24GiB").
+    """Bytes to work in: `memory` as a share of what is free ("80%"; of 4 GiB on a CPU) or as a size ("24GiB").
 
     Raises UserError for anything else.
     """
