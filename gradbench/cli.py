@@ -201,6 +201,34 @@ def train(
     print(done.folder)
 
 
+@app.command()
+def tune(
+    system: Annotated[str, typer.Argument(help='Name, or a name with options: "toy_noncons drive_std=1".')],
+    estimator: Annotated[str, typer.Argument(help='Name, or a name with options: "aep clip=batch".')],
+    want: Annotated[float, typer.Option("--cosine-min", help="What every parameter of every seed is to reach.")] = 0.99,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """The cheapest T1, T2 and beta at which a rule reaches a wanted cosine in every seed."""
+    from gradbench.tune import tune as search
+
+    found = search(system, estimator, want, _overrides(set_), device)
+    if as_json:
+        print(json.dumps(found.to_json(), indent=1))
+    else:
+        for point in found.front:
+            print(f"{'->' if point == found.chosen else '  '} {point}")
+        if found.unsettled:
+            print(f"   left out, since not every seed settles there: T1 = {', '.join(map(str, found.unsettled))}")
+    if found.chosen is None:
+        best = f"the best reaches {found.front[-1].cosine_min:.6f}" if found.front else "no T1 settles"
+        _say(f"gradbench: no setting reaches cosine_min {want:g}: {best}")
+        raise typer.Exit(Exit.CHECK_FAILED)
+    if not as_json and found.chosen not in found.front:
+        print(f"-> {found.chosen}")
+
+
 def _summary(cls: type) -> str:
     return (cls.__doc__ or "").partition("\n")[0]
 
