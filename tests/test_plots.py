@@ -18,6 +18,7 @@ from gradbench.plots import figures, hold, look
 from gradbench.plots.antisymmetry_vs_error import antisymmetry_vs_error
 from gradbench.plots.cosine_sweeps import cosine_vs_beta, cosine_vs_damp, cosine_vs_T1
 from gradbench.plots.credit_by_layer import credit_by_layer
+from gradbench.plots.error_vs_cost import _front, _settings
 from gradbench.plots.figures import FIGURES
 from gradbench.plots.map_s_damp import map_s_damp
 from gradbench.plots.params import params
@@ -40,6 +41,7 @@ def _cell(number: int, label: str, s: float, damp: float, T1: int, T2: int, beta
     row |= {"estimator": name, "estimator_label": label, "dtype": "float32", "batch": 8, "eps": 0.2}
     row |= {"s": s, "damp": damp, "T1": T1, "T2": T2, "beta": beta, "seed": seed, "status": status.value}
     row |= dict.fromkeys(("cosine", "cosine_mean", "cosine_min"), cosine)
+    row |= {"n_force": T1 + 2 * T2, "n_jvp": 2 * T2, "n_vjp": 2 * T2}
     return row | {"residual": 1e-2 if T1 < 100 else 0.0, "antisymmetry": 0.05 * s}
 
 
@@ -205,3 +207,19 @@ def test_importing_plots_loads_neither_torch_nor_pandas() -> None:
     code = "import sys, gradbench.plots; print({'torch', 'pandas', 'matplotlib', 'seaborn'} & sys.modules.keys())"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == "set()"
+
+
+def test_the_front_of_cost_and_error_holds_what_no_cheaper_setting_of_the_worst_seed_reaches() -> None:
+    def row(seed: int, T2: int, cosine: float, status: str = "settled") -> dict[str, object]:
+        counts = {"n_force": 100 + T2, "n_jvp": 0, "n_vjp": T2}
+        named = {"estimator_label": "aep", "T1": 100, "T2": T2, "beta": 0.1, "seed": seed}
+        return {**named, **counts, "cosine_min": cosine, "status": status}
+
+    rows = [row(0, 5, 0.9), row(1, 5, 0.8), row(0, 10, 0.7), row(1, 10, 0.99), row(0, 20, 0.9999), row(1, 20, 0.999)]
+    rows += [row(0, 2, 0.99999), row(1, 2, 0.99999, "unsettled")]
+    settings = _settings(pd.DataFrame(rows))
+    assert dict(zip(settings["T2"], settings["cosine_min"], strict=True)) == {2: 0.99999, 5: 0.8, 10: 0.7, 20: 0.999}
+    assert dict(zip(settings["T2"], settings["status"], strict=True))[2] == "unsettled"
+    front = _front(settings[settings["status"] == "settled"])
+    assert front["T2"].tolist() == [5, 20]
+    assert front["cost"].tolist() == [110, 140]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from gradbench.plots.antisymmetry_vs_error import antisymmetry_vs_error
 from gradbench.plots.cosine_sweeps import cosine_vs_beta, cosine_vs_damp, cosine_vs_s, cosine_vs_T1, cosine_vs_T2
 from gradbench.plots.credit_by_layer import credit_by_layer
+from gradbench.plots.error_vs_cost import error_vs_cost
 from gradbench.plots.map_s_damp import map_s_damp
 from gradbench.plots.params import params
 from gradbench.plots.residual_vs_cosine import residual_vs_cosine
@@ -50,4 +51,5 @@ FIGURES: dict[str, Callable[[Tables], Figure | None]] = {
     "credit_by_layer": lambda t: credit_by_layer(t.cells, t.blocks),
     "residual_vs_cosine": lambda t: residual_vs_cosine(t.cells, t.residual),
     "antisymmetry_vs_error": lambda t: antisymmetry_vs_error(t.cells),
+    "error_vs_cost": lambda t: error_vs_cost(t.cells),
 }
