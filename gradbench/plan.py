@@ -327,8 +327,13 @@ def _points(grid: Grid, where: str, given: Collection[str]) -> Iterator[tuple[Ce
 
 
 def trained(path: Path, where: str = "params_from") -> str:
-    """A training's folder or checkpoint as path@digest: what a cell is named by is what it was measured at."""
+    """A checkpoint as path@digest: what a cell is named by is what it was measured at.
+
+    `path` is a checkpoint, the folder of a training, or that of all trainings of a file, the last of which counts.
+    """
+    trainings = sorted(path.glob("*/checkpoint.pt"))  # their ids begin with the time at which they began
     file = path / "checkpoint.pt" if path.is_dir() else path
+    file = trainings[-1] if trainings and not file.exists() else file
     try:
         return f"{file}@{hashlib.sha256(file.read_bytes()).hexdigest()[:16]}"
     except OSError as error:

@@ -215,6 +215,9 @@ def test_suites_run_on_trained_weights_and_name_them(file: Path, tmp_path: Path)
     cells = gb.run(str(suite), out=tmp_path, device="cpu").cells
     assert len(cells) == 4
     assert cells["system_label"].str.contains("params_from=.*checkpoint.pt@[0-9a-f]{16}").all()
+    suite.write_text(SUITE.replace("PATH", str(done.folder.parent)))  # of all trainings of a file the last
+    assert set(gb.run(str(suite), out=tmp_path, device="cpu").cells["cell"]) == set(cells["cell"])
+    suite.write_text(SUITE.replace("PATH", str(done.folder)))
     row = cells[(cells["estimator"] == "aep") & (cells["seed"] == 1)].iloc[0]
     options = {"heads": 2, "dh": 4, "mem": 6, "patch": 14, "bpos_std": 0.3}
     params = checkpoint.load_params(done.checkpoint, 1)
