@@ -98,15 +98,15 @@ def certify_deep(free: Trajectory, thresholds: Thresholds, seed: int) -> DeepCer
 
 
 def _rate(free: Trajectory) -> float:
-    """Geometric mean of the factors, from the two ends of the last quarter; a state that stands still has rate 0."""
+    """Geometric mean of the factors, from about three quarters of T1 on; a state that stands still has rate 0."""
     T = free.T1s[0]
     if T < 2:
         return math.nan
-    field, span = free.field, max(1, T // 4)
+    start = min(3 * T // 4, T - 1) // free.every  # of the states that are kept
     with torch.no_grad():
-        before = free.kept[T - span]
-        first, last = (float((field.step(s) - s).norm()) for s in (before, free.ends[0]))
-    return (last / first) ** (1 / span) if first > 0 else 0.0
+        pair = (free.kept[start], free.ends[0])
+        first, last = (float((free.field.step(s) - s).norm()) for s in pair)
+    return (last / first) ** (1 / (T - start * free.every)) if first > 0 else 0.0
 
 
 def _distinct(s: Float[Tensor, "b n"]) -> int:

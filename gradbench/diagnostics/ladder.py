@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 NEGLIGIBLE = 1e-2  # of the reference: an error below it has no cause. A cosine of 0.99995
 SOLVED = 1e-8  # |g - (1 - J_G^T) a| / |g|: above, there is no implicit rung
+STATES = 2**27  # entries of a trajectory that are kept; of a longer one some states are
 LIVE = 1e-12  # a parameter whose reference is below this share of the whole has no error
 
 
@@ -155,6 +156,14 @@ class Ladder:
         """The cause of every parameter that the reference moves: a good whole may hide a bad one."""
         return {n: self._cause(n) for n in self.reference if self._alive(n)}
 
+    @property
+    def culprit(self) -> tuple[Cause, str | None]:
+        """The cause of the whole; where that is NONE, of the parameter with the smallest cosine, and its name."""
+        if self.cause is not Cause.NONE or not self.whole.worst:
+            return self.cause, None
+        cause = self.causes.get(self.whole.worst, Cause.NONE)
+        return cause, None if cause is Cause.NONE else self.whole.worst
+
     def _alive(self, name: str) -> bool:
         return self.whole.params[name].reference_norm > LIVE * self.whole.whole.reference_norm
 
@@ -191,7 +200,7 @@ def ladder(field: Field, rule: AbstractEstimator, T1: int, T2: int | None, beta:
     `stable`: whether rho(J_G) < 1 at s*. Where it is not, the series has no limit and its length is no truncation.
     The equalities that the rungs take apart: Almeida 1987 (implicit), Scellier & Bengio 2017 (nudged).
     """
-    free, flags = relax(field.wide, (T1,)), []
+    free, flags = free_phase(field.wide, T1), []
     rungs = [Rung("bptt", Cause.NONE, estimate(Bptt(), free, None, None))]
     if isinstance(rule, Tbptt):
         rungs.append(Rung("tbptt, T2 steps", Cause.TRUNCATION, estimate(rule, free, T2, beta)))
@@ -212,8 +221,13 @@ def ladder(field: Field, rule: AbstractEstimator, T1: int, T2: int | None, beta:
                 rungs += _nudged(rule.phase, free, T2, beta, no_limit)
         rungs.append(Rung("readout", Cause.READOUT, estimate(rule, free, T2, beta)))
     if field.step_size.dtype != torch.float64:
-        rungs.append(Rung("as run", Cause.PRECISION, estimate(rule, relax(field, (T1,)), T2, beta)))
+        rungs.append(Rung("as run", Cause.PRECISION, estimate(rule, free_phase(field, T1), T2, beta)))
     return Ladder(tuple(rungs), tuple(flags))
+
+
+def free_phase(field: Field, T1: int) -> Trajectory:
+    """The trajectory of one T1, in the memory of `STATES` entries."""
+    return relax(field, (T1,), max(2, STATES // field.init_state().numel()))
 
 
 def estimate(rule: AbstractEstimator, free: Trajectory, T2: int | None, beta: float | None) -> Params:
