@@ -76,8 +76,10 @@ def explain(run: Run, key: str) -> Explanation:
         status = certificate.free.status(thresholds)
         if status is Status.DIVERGED:
             return Explanation(cell, row, status, certificate, None, None)
-        found = ladder(field, rule, cell.steps, cell.T2, cell.beta, stable=certificate.rho < 1)
-        case = Case(field, rule, cell.steps, cell.T2, cell.beta, cell.seed, thresholds, found)
+        at = (cell.steps, cell.T2, cell.beta)
+        settled = certificate.free.settled_share >= thresholds.settled_share
+        found = ladder(field, rule, *at, stable=certificate.stable, settled=settled)
+        case = Case(field, rule, *at, cell.seed, thresholds, found)
         return Explanation(cell, row, status, certificate, found, remedy(case))
 
 

@@ -40,6 +40,11 @@ class DeepCertificate:
     end_states: int  # how many differ, over the samples
     distance: float  # |s* - fixed point| / |s*| at most, residual / (1 - rho) for a normal J_G; inf where rho >= 1
 
+    @property
+    def stable(self) -> bool:
+        """Whether perturbations of s* fall."""
+        return self.rho < 1
+
 
 def dense(linear: Linear, like: Float[Tensor, "b n"]) -> Float[Tensor, "b n n"]:
     """The matrix of a linear map of each sample, from n products M^T e_i, which are its rows."""

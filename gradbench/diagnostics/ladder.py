@@ -194,10 +194,20 @@ class Ladder:
         return max(sizes, key=sizes.__getitem__)
 
 
-def ladder(field: Field, rule: AbstractEstimator, T1: int, T2: int | None, beta: float | None, stable: bool) -> Ladder:
+def ladder(
+    field: Field,
+    rule: AbstractEstimator,
+    T1: int,
+    T2: int | None,
+    beta: float | None,
+    *,
+    stable: bool,
+    settled: bool,
+) -> Ladder:
     """The ladder of one cell, whose field has the dtype that the cell is run in.
 
-    `stable`: whether rho(J_G) < 1 at s*. Where it is not, the series has no limit and its length is no truncation.
+    `stable`: whether rho(J_G) < 1 at s*. Where it is not, the series has no limit and its length is no truncation: the
+    fault is the fixed point's where the state is `settled` there, and the way's where it still leaves.
     The equalities that the rungs take apart: Almeida 1987 (implicit), Scellier & Bengio 2017 (nudged).
     """
     free, flags = free_phase(field.wide, T1), []
@@ -205,7 +215,7 @@ def ladder(field: Field, rule: AbstractEstimator, T1: int, T2: int | None, beta:
     if isinstance(rule, Tbptt):
         rungs.append(Rung("tbptt, T2 steps", Cause.TRUNCATION, estimate(rule, free, T2, beta)))
     elif not isinstance(rule, Bptt):
-        no_limit = Cause.TRANSIENT if stable else Cause.NO_FIXED_POINT
+        no_limit = Cause.NO_FIXED_POINT if settled and not stable else Cause.TRANSIENT
         if T1:
             rungs.append(_rung("adjoint, T1 terms", Cause.TRANSIENT, free, adjoint(free, T1)))
         credit, left = implicit(free)
@@ -214,7 +224,7 @@ def ladder(field: Field, rule: AbstractEstimator, T1: int, T2: int | None, beta:
         else:
             flags.append(f"the implicit solve left {left:.1e} of its right side, and its rung is left out")
         if T2 is not None:
-            cause = Cause.TRUNCATION if stable else Cause.NO_FIXED_POINT
+            cause = Cause.TRUNCATION if stable else no_limit
             eps = rule.phase.step_size(free) if isinstance(rule.phase, NudgedPhase) else None
             rungs.append(_rung("adjoint, T2 terms", cause, free, adjoint(free, T2, eps)))
             if isinstance(rule.phase, NudgedPhase) and beta is not None:

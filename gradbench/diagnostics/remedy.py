@@ -53,9 +53,9 @@ class Case:
     def again(self, field: Field, T1: int) -> Ladder | None:
         """The ladder at another place; None where the state there is not a settled and stable one."""
         found = certify_deep(free_phase(field.wide, T1), self.thresholds, self.seed)
-        if found.free.status(self.thresholds) is not Status.SETTLED or not found.rho < 1:
+        if found.free.status(self.thresholds) is not Status.SETTLED or not found.stable:
             return None
-        return ladder(field, self.rule, T1, self.T2, self.beta, stable=True)
+        return ladder(field, self.rule, T1, self.T2, self.beta, stable=True, settled=True)
 
 
 def remedy(case: Case) -> str | None:
