@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from gradbench.diagnostics.arbiter import Slope, arbitrate
 from gradbench.diagnostics.deep import DeepCertificate, certify_deep
 from gradbench.diagnostics.ladder import Cause, Ladder, free_phase, ladder
 from gradbench.diagnostics.remedy import Case, remedy
@@ -33,6 +34,7 @@ class Explanation:
     status: Status  # of the free phase, by the deep certificate
     certificate: DeepCertificate
     ladder: Ladder | None  # None: the free phase diverged, and there is nothing to climb from
+    arbiter: Slope | None  # of the reference, along one random direction
     remedy: str | None
 
 
@@ -75,12 +77,13 @@ def explain(run: Run, key: str) -> Explanation:
         certificate = certify_deep(free_phase(field.wide, cell.steps), thresholds, cell.seed)
         status = certificate.free.status(thresholds)
         if status is Status.DIVERGED:
-            return Explanation(cell, row, status, certificate, None, None)
+            return Explanation(cell, row, status, certificate, None, None, None)
         at = (cell.steps, cell.T2, cell.beta)
         settled = certificate.free.settled_share >= thresholds.settled_share
         found = ladder(field, rule, *at, stable=certificate.stable, settled=settled)
         case = Case(field, rule, *at, cell.seed, thresholds, found)
-        return Explanation(cell, row, status, certificate, found, remedy(case))
+        (slope,) = arbitrate(field, cell.steps, found.reference, (cell.seed,))
+        return Explanation(cell, row, status, certificate, found, slope, remedy(case))
 
 
 def tell(e: Explanation) -> str:
@@ -108,6 +111,8 @@ def _lines(e: Explanation) -> Iterator[str]:
     yield from _table(list(_rungs(e.ladder)))
     yield "\nparameters"
     yield from _table(list(_params(e.ladder)))
+    if e.arbiter is not None:
+        yield f"\nreference: {_judgement(e.arbiter)}"
     for flag in e.ladder.flags:
         yield f"note: {flag}"
     yield from _verdict(e)
@@ -156,6 +161,15 @@ def _params(found: Ladder) -> Iterator[dict[str, str]]:
             "rel_error": f"{p.rel_error:.2e}",
             "cause": str(causes[name]) if name in causes else p.reason,
         }
+
+
+def _judgement(slope: Slope) -> str:
+    if not slope.plateau:
+        return f"differences of the cost have no plateau (best {slope.spread:.1e}), and cannot judge it"
+    return (
+        f"central differences of the cost along a random direction give {slope.measured:.8g}, it gives "
+        f"{slope.claimed:.8g}; error {slope.error:.1e}, plateau {slope.spread:.1e}"
+    )
 
 
 def _verdict(e: Explanation) -> Iterator[str]:

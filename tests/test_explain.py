@@ -87,6 +87,11 @@ def test_what_is_measured_anew_is_what_was_recorded(command: Any, run: Run) -> N
     assert recorded.split()[1:] == here.split()[1:]
 
 
+def test_the_reference_is_judged_by_differences(command: Any, run: Run) -> None:
+    _, out, _ = command(key(run, estimator="bptt"))
+    assert "reference: central differences of the cost along a random direction give" in out
+
+
 def test_a_phase_that_diverged_has_a_certificate_and_no_ladder(command: Any, run: Run) -> None:
     code, out, _ = command(key(run, system="cet_energy"))
     assert code == 0

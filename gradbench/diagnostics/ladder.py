@@ -18,6 +18,7 @@ steps always add up to the difference between the estimate as run and backpropag
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -131,7 +132,7 @@ class Ladder:
     def steps(self) -> tuple[Step, ...]:
         """Neighbours compared."""
         found = []
-        for a, b in zip(self.rungs, self.rungs[1:], strict=False):
+        for a, b in itertools.pairwise(self.rungs):
             moved = {n: b.gradient[n].double() - a.gradient[n].double() for n in self.reference}
             sizes = {n: self._size(moved, n) for n in moved}
             beside = compare(b.gradient, a.gradient, LIVE)
@@ -177,7 +178,7 @@ class Ladder:
 
     def _by_cause(self, name: str | None) -> dict[Cause, float]:
         moved: dict[Cause, Params] = {}
-        for a, b in zip(self.rungs, self.rungs[1:], strict=False):
+        for a, b in itertools.pairwise(self.rungs):
             step = {n: b.gradient[n].double() - a.gradient[n].double() for n in self.reference}
             before = moved.setdefault(b.cause, {n: torch.zeros_like(g) for n, g in step.items()})
             moved[b.cause] = {n: before[n] + g for n, g in step.items()}

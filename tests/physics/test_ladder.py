@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -115,7 +116,7 @@ def test_the_rungs_recompose_to_what_the_engine_measures(name: str, rule: str, o
     found = ladder(field, built, cell.steps, cell.T2, cell.beta, stable=True, settled=True)
     assert gap(found.rungs[-1].gradient, outcome.estimate) == 0
     total = {n: torch.zeros_like(g) for n, g in found.reference.items()}
-    for a, b in zip(found.rungs, found.rungs[1:], strict=False):
+    for a, b in itertools.pairwise(found.rungs):
         total = {n: total[n] + (b.gradient[n] - a.gradient[n]) for n in total}
     whole = {n: outcome.estimate[n].double() - found.reference[n] for n in total}
     scale = sum(float(rung.gradient[n].norm()) for rung in found.rungs for n in total)
