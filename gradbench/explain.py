@@ -128,7 +128,7 @@ def _evidence(c: DeepCertificate) -> Iterator[tuple[str, str, str]]:
     yield "its rate", f"{c.residual_rate:.4f}", "factor a step; 1 is a plateau"
     yield "settled", f"{c.free.settled_share:.0%}", "of the samples"
     yield "distance", f"{c.distance:.1e}", "to the fixed point, residual / (1 - rho)"
-    yield "rho", f"{c.rho:.4f}", "spectral radius of J_G"
+    yield "rho", f"{c.rho:.4f}", f"spectral radius of J_G; the Krylov space leaves {c.open:.0e} open"
     yield "rightmost", f"{c.rightmost:+.4f}", "largest Re lambda(J)"
     yield "sigma_max", f"{c.sigma_max:.4f}", "of J_G: above 1, perturbations may grow at first"
     kind = "dense" if c.condition_exact else "at least, from a Krylov space"

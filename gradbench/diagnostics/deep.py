@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from gradbench.trajectory import Trajectory
 
 DENSE = 2**24  # entries of the Jacobians of all samples up to which they are taken as matrices
-KRYLOV = 2**26  # entries that a Krylov basis may have
+KRYLOV = 2**23  # entries that a Krylov basis may have: a large batch gets a smaller space, and `open` says so
 SAME = 1e-3  # |s - s'| / |s| of two end states that count as one
 
 
