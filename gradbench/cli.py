@@ -182,6 +182,29 @@ def plot(run: RunName = "latest", out: Out = Path("results")) -> None:
 
 
 @app.command()
+def explain(
+    run: RunName = "latest",
+    cell: Annotated[str | None, typer.Argument(metavar="CELL", help="Key of a cell, or the start of one.")] = None,
+    where: Annotated[
+        list[str] | None, typer.Option("--where", metavar="KEY=V,...", help="Cells by coordinate or option.")
+    ] = None,
+    worst: Annotated[int | None, typer.Option(metavar="N", help="The settled cells with the worst parameter.")] = None,
+    out: Out = Path("results"),
+) -> None:
+    """Say why a cosine is what it is: certificate, ladder, cause and remedy, measured anew on the CPU."""
+    from gradbench.explain import choose, tell
+    from gradbench.explain import explain as of
+    from gradbench.tables import runs
+
+    found = runs.find(run, out)
+    keys = choose(found, cell, _overrides(where, "--where"), worst)
+    for i, key in enumerate(keys):
+        if len(keys) > 1:
+            _say(f"{i + 1} of {len(keys)}")
+        print(tell(of(found, key)), flush=True)
+
+
+@app.command()
 def train(
     config: Annotated[str, typer.Argument(metavar="CONFIG", help="Name of a shipped training, or a TOML file.")],
     out: Out = Path("results"),
@@ -239,7 +262,7 @@ def _definition(cls: type) -> str:
     return inspect.getdoc(cls) or ""
 
 
-def _overrides(pairs: list[str] | None) -> dict[str, Any]:
+def _overrides(pairs: list[str] | None, option: str = "--set") -> dict[str, Any]:
     """`beta=0.1,0.2` as keys of a grid; values are TOML, and bare words are strings."""
     import tomllib
 
@@ -247,9 +270,9 @@ def _overrides(pairs: list[str] | None) -> dict[str, Any]:
     for pair in pairs or ():
         key, equals, text = pair.partition("=")
         if not (key and equals and text):
-            raise UserError(f"--set {pair!r}: expected KEY=VALUE")
+            raise UserError(f"{option} {pair!r}: expected KEY=VALUE")
         if key in overrides:
-            raise UserError(f"--set {pair!r}: {key} is set twice")
+            raise UserError(f"{option} {pair!r}: {key} is set twice")
         for attempt in (f"v = {text}", f"v = [{text}]"):
             try:
                 overrides[key] = tomllib.loads(attempt)["v"]

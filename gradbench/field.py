@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -144,6 +144,16 @@ class Field:
     def step_size(self) -> Tensor:
         """eps, against states."""
         return self.knobs.eps
+
+    @cached_property
+    def wide(self) -> Field:
+        """The same field in float64: the same numbers, whatever they were rounded to."""
+
+        def double(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {n: v.double() if v.is_floating_point() else v for n, v in tensors.items()}
+
+        knobs = Knobs(*(k.double() for k in self.knobs))
+        return replace(self, theta=double(self.theta), x=double(self.x), knobs=knobs)
 
     def repeated(self, function: Step, *examples: Tensor) -> Step:
         """The same function, made for being called many times on tensors of these shapes.

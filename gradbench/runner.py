@@ -34,7 +34,7 @@ from gradbench.tables.store import Run
 ENGINES = ("auto", "eager", "batched", "compiled")
 
 # parts of the package that decide no number
-_NOT_MEASURED = ("plots", "cli.py", "progress.py", "tables", "runner.py")
+_NOT_MEASURED = ("plots", "cli.py", "progress.py", "tables", "runner.py", "explain.py", "tune.py", "profile.py")
 
 
 @dataclass

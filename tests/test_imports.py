@@ -20,7 +20,16 @@ def imported(code: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["list"], ["show", "aep"], ["show", "cet_real"], ["run", "--help"], ["train", "--help"]]
+    "arguments",
+    [
+        ["--help"],
+        ["list"],
+        ["show", "aep"],
+        ["show", "cet_real"],
+        ["run", "--help"],
+        ["train", "--help"],
+        ["explain", "--help"],
+    ],
 )
 def test_asking_imports_nothing_heavy(arguments: list[str]) -> None:
     code = f"from gradbench.cli import app\napp({arguments}, standalone_mode=False)"

@@ -15,21 +15,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from gradbench.streams import Streams, normal
-from gradbench.systems.base import AbstractForwardSystem, Knobs
+from gradbench.systems.base import AbstractForwardSystem
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
     from gradbench.estimators.base import Reading
-    from gradbench.field import Field
     from gradbench.trajectory import Trajectory
 
 SUMMARY = ("gamma", "gamma_free", "gamma_error", "gamma_error_free", "rho_corr", "rho_corr_free", "state_error")
@@ -91,7 +90,7 @@ class Credits:
     def _reference(self, T1s: tuple[int, ...]) -> dict[str, Float[Tensor, "i 1 *c b d"]]:
         rows = [self.free.T1s.index(T1) for T1 in T1s]
         if self._forward:
-            slopes = self._double.layer_slopes
+            slopes = self.free.field.wide.layer_slopes
             return {name: part.expand(len(rows), 1, *part.shape) for name, part in self._layers(slopes)}
         return self._blocks(self.swept[rows][:, None])
 
@@ -102,27 +101,17 @@ class Credits:
         yield from zip(system.layers, h.split(sizes, -1), strict=True)
 
     @cached_property
-    def _double(self) -> Field:
-        """The same field in float64."""
-        field = self.free.field
-
-        def wide(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            return {n: v.double() if v.is_floating_point() else v for n, v in tensors.items()}
-
-        return replace(field, theta=wide(field.theta), x=wide(field.x), knobs=Knobs(*(k.double() for k in field.knobs)))
-
-    @cached_property
     def _unmoved(self) -> dict[str, Float[Tensor, "*c b d"]]:
         """Every layer of the forward pass."""
         with torch.no_grad():
-            return dict(self._layers(self._double.forward(torch.zeros_like(self._double.layer_slopes))))
+            return dict(self._layers(self.free.field.wide.forward(torch.zeros_like(self.free.field.wide.layer_slopes))))
 
     @cached_property
     def _probes(self) -> dict[str, tuple[Float[Tensor, "p *c b d"], Float[Tensor, "p *c b"]]]:
         """For every layer of a forward system that counts: perturbations of it, and the rise of the cost."""
         if not self._forward:
             return {}
-        field, slopes = self._double, self._double.layer_slopes
+        field, slopes = self.free.field.wide, self.free.field.wide.layer_slopes
         rest = field.cost(field.init_state())
         probes, start = {}, 0
         for name, layer in list(self._unmoved.items())[:-1]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Nudge = Literal["centred", "positive", "negative"]
 Clip = Literal["none", "batch", "sample"]
 Reduction = Literal["sum", "mean"]
-SIGNS: dict[str, tuple[int, ...]] = {"centred": (1, -1), "positive": (1,), "negative": (-1,)}
+SIGNS: dict[Nudge, tuple[int, ...]] = {"centred": (1, -1), "positive": (1,), "negative": (-1,)}
 
 
 @final
@@ -41,9 +41,7 @@ class NudgedPhase(AbstractPhase):
     def run(self, free: Trajectory, depths: tuple[int, ...], betas: Float[Tensor, "j *c"]) -> Iterator[Snapshot]:
         import torch
 
-        field, eps = free.field, free.field.step_size
-        if self.reduction == "mean":
-            eps = eps / free.ends.shape[-2]
+        field, eps = free.field, self.step_size(free)
         start = free.ends[:, None, None]
         s = start.repeat_interleave(len(betas), 1).repeat_interleave(len(self.signs), 2)
         nudge = torch.stack([sign * betas for sign in self.signs], 1)[..., None, None]
@@ -72,6 +70,11 @@ class NudgedPhase(AbstractPhase):
                 if self.clip != "none":
                     evidence["clip_share"] = clipped.mean(2) / depth
                 yield Snapshot(depth, evidence, nudged=s.clone())
+
+    def step_size(self, free: Trajectory) -> Tensor:
+        """eps of this phase, against states."""
+        eps = free.field.step_size
+        return eps / free.ends.shape[-2] if self.reduction == "mean" else eps
 
     def _gain(self, system: AbstractSystem, force: Tensor, correction: Tensor) -> Tensor:
         if self.clip == "none":

@@ -1,0 +1,344 @@
+"""Why an estimate is not backpropagation: gradients in between, each of which changes one thing.
+
+  bptt                 through the T1 steps
+  adjoint, T1 terms    every Jacobian of the path taken at s*                                transient
+  implicit             no end to the series: (1 - J_G^T) a = dC/ds solved            transient, or no fixed point
+  adjoint, T2 terms    as many terms as the second phase has steps                           truncation
+  linearised           the rule's own Jacobian, J where it is J^T that is right              asymmetry
+  along the drift      the same for beta -> 0 about the states that s* drifts through        transient
+  beta                 a finite nudge; one-sided, with the drift taken off                   nonlinearity in beta
+  with the drift       what a one-sided rule divides by beta beside the response             transient
+  clip                 with the clip of its correction                                       clip
+  readout              the rule's own readout and projection                                 projection or readout
+  as run               in the dtype of the cell                                              precision
+
+All but the last are float64. A rung that a rule does not have is left out, and the others stay neighbours: the
+steps always add up to the difference between the estimate as run and backpropagation.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+
+from gradbench.diagnostics.arnoldi import gmres
+from gradbench.diagnostics.deep import DENSE, dense
+from gradbench.estimators.base import Snapshot, along
+from gradbench.estimators.ep import SIGNS, Clip, NudgedPhase, displacement
+from gradbench.estimators.reverse import Bptt, Tbptt
+from gradbench.metrics import Comparison, compare
+from gradbench.trajectory import relax
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+    from gradbench.estimators.base import AbstractEstimator
+    from gradbench.field import Field
+    from gradbench.systems.base import Params
+    from gradbench.trajectory import Trajectory
+
+NEGLIGIBLE = 1e-2  # of the reference: an error below it has no cause. A cosine of 0.99995
+SOLVED = 1e-8  # |g - (1 - J_G^T) a| / |g|: above, there is no implicit rung
+STATES = 2**27  # entries of a trajectory that are kept; of a longer one some states are
+LIVE = 1e-12  # a parameter whose reference is below this share of the whole has no error
+
+
+class Cause(StrEnum):
+    """What a step of the ladder changes, in the order of the rungs."""
+
+    TRANSIENT = "transient"
+    NO_FIXED_POINT = "no fixed point"
+    TRUNCATION = "truncation"
+    ASYMMETRY = "asymmetry"
+    NONLINEARITY = "nonlinearity in beta"
+    CLIP = "clip"
+    READOUT = "projection or readout"
+    PRECISION = "precision"
+    NONE = "none"
+
+    @property
+    def prose(self) -> str:
+        """One sentence."""
+        return _PROSE[self]
+
+
+_PROSE = {
+    Cause.TRANSIENT: "the free phase is still on its way at T1, and the reference differentiates the way",
+    Cause.NO_FIXED_POINT: "perturbations of s* grow, so that the adjoint series has no limit to approach",
+    Cause.TRUNCATION: "the second phase is too short for the credit to arrive",
+    Cause.ASYMMETRY: "the rule goes by a Jacobian that is not the transposed one",
+    Cause.NONLINEARITY: "the nudge is too large for the response to be linear",
+    Cause.CLIP: "the clip of the correction acts, and changes where the nudged phase goes",
+    Cause.READOUT: "the projection or the readout is not that of the adjoint",
+    Cause.PRECISION: "the difference of the nudged states drowns in the round-off of the cell's dtype",
+    Cause.NONE: f"no error to explain: it is below {NEGLIGIBLE:g} of the reference",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Rung:
+    """A gradient, and what the step to it from the rung before changes."""
+
+    name: str
+    cause: Cause  # NONE of the first
+    gradient: Params
+    credit: Float[Tensor, "1 b n"] | None = None  # None: the rule has a readout of its own
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """From one rung to the next."""
+
+    name: str  # of the rung that it leads to
+    cause: Cause
+    size: float  # |difference| / |bptt|; inf where the rung is not finite
+    sizes: dict[str, float]  # the same by parameter; NaN where the reference is zero
+    beside: Comparison  # the rung with the one before as its reference
+
+
+@dataclass(frozen=True, eq=False)
+class Ladder:
+    """Rungs from backpropagation to the estimate as run. The first is the reference."""
+
+    rungs: tuple[Rung, ...]
+    flags: tuple[str, ...] = ()  # what could not be had, in words
+
+    def __getitem__(self, name: str) -> Rung:
+        """A rung by its name. Raises KeyError where the rule does not have it."""
+        for rung in self.rungs:
+            if rung.name == name:
+                return rung
+        raise KeyError(name)
+
+    @property
+    def reference(self) -> Params:
+        """Backpropagation through time in float64."""
+        return self.rungs[0].gradient
+
+    @cached_property
+    def whole(self) -> Comparison:
+        """The estimate as run beside the reference."""
+        return compare(self.rungs[-1].gradient, self.reference, LIVE)
+
+    @cached_property
+    def steps(self) -> tuple[Step, ...]:
+        """Neighbours compared."""
+        found = []
+        for a, b in itertools.pairwise(self.rungs):
+            moved = {n: b.gradient[n].double() - a.gradient[n].double() for n in self.reference}
+            sizes = {n: self._size(moved, n) for n in moved}
+            beside = compare(b.gradient, a.gradient, LIVE)
+            found.append(Step(b.name, b.cause, self._size(moved), sizes, beside))
+        return tuple(found)
+
+    @property
+    def sizes(self) -> dict[Cause, float]:
+        """By cause: |sum of its steps| / |bptt|. Steps of one cause that cancel, such as there and back, do."""
+        return self._by_cause(None)
+
+    @property
+    def cause(self) -> Cause:
+        """The cause of the largest size, or NONE where the whole error is negligible.
+
+        Where a rung is not finite, the first such names the cause.
+        """
+        return self._cause(None)
+
+    @property
+    def causes(self) -> dict[str, Cause]:
+        """The cause of every parameter that the reference moves: a good whole may hide a bad one."""
+        return {n: self._cause(n) for n in self.reference if self._alive(n)}
+
+    @property
+    def culprit(self) -> tuple[Cause, str | None]:
+        """The cause of the whole; where that is NONE, of the parameter with the smallest cosine, and its name."""
+        if self.cause is not Cause.NONE or not self.whole.worst:
+            return self.cause, None
+        cause = self.causes.get(self.whole.worst, Cause.NONE)
+        return cause, None if cause is Cause.NONE else self.whole.worst
+
+    def _alive(self, name: str) -> bool:
+        return self.whole.params[name].reference_norm > LIVE * self.whole.whole.reference_norm
+
+    def _size(self, moved: Params, name: str | None = None) -> float:
+        if name is not None and not self._alive(name):
+            return math.nan
+        names = list(moved) if name is None else [name]
+        change, size = (math.hypot(*(float(g[n].double().norm()) for n in names)) for g in (moved, self.reference))
+        ratio = change / size if size > 0 else math.nan
+        return ratio if math.isfinite(change) else math.inf
+
+    def _by_cause(self, name: str | None) -> dict[Cause, float]:
+        moved: dict[Cause, Params] = {}
+        for a, b in itertools.pairwise(self.rungs):
+            step = {n: b.gradient[n].double() - a.gradient[n].double() for n in self.reference}
+            before = moved.setdefault(b.cause, {n: torch.zeros_like(g) for n, g in step.items()})
+            moved[b.cause] = {n: before[n] + g for n, g in step.items()}
+        return {cause: self._size(total, name) for cause, total in moved.items()}
+
+    def _cause(self, name: str | None) -> Cause:
+        for step in self.steps:
+            if math.isinf(step.size if name is None else step.sizes[name]):
+                return step.cause
+        whole = self.whole.whole if name is None else self.whole.params[name]
+        if not whole.rel_error > NEGLIGIBLE:
+            return Cause.NONE
+        sizes = self._by_cause(name)
+        return max(sizes, key=sizes.__getitem__)
+
+
+def ladder(
+    field: Field,
+    rule: AbstractEstimator,
+    T1: int,
+    T2: int | None,
+    beta: float | None,
+    *,
+    stable: bool,
+    settled: bool,
+) -> Ladder:
+    """The ladder of one cell, whose field has the dtype that the cell is run in.
+
+    `stable`: whether rho(J_G) < 1 at s*. Where it is not, the series has no limit and its length is no truncation: the
+    fault is the fixed point's where the state is `settled` there, and the way's where it still leaves.
+    The equalities that the rungs take apart: Almeida 1987 (implicit), Scellier & Bengio 2017 (nudged).
+    """
+    free, flags = free_phase(field.wide, T1), []
+    rungs = [Rung("bptt", Cause.NONE, estimate(Bptt(), free, None, None))]
+    if isinstance(rule, Tbptt):
+        rungs.append(Rung("tbptt, T2 steps", Cause.TRUNCATION, estimate(rule, free, T2, beta)))
+    elif not isinstance(rule, Bptt):
+        no_limit = Cause.NO_FIXED_POINT if settled and not stable else Cause.TRANSIENT
+        if T1:
+            rungs.append(_rung("adjoint, T1 terms", Cause.TRANSIENT, free, adjoint(free, T1)))
+        credit, left = implicit(free)
+        if left <= SOLVED:
+            rungs.append(_rung("implicit", no_limit, free, credit))
+        else:
+            flags.append(f"the implicit solve left {left:.1e} of its right side, and its rung is left out")
+        if T2 is not None:
+            cause = Cause.TRUNCATION if stable else no_limit
+            eps = rule.phase.step_size(free) if isinstance(rule.phase, NudgedPhase) else None
+            rungs.append(_rung("adjoint, T2 terms", cause, free, adjoint(free, T2, eps)))
+            if isinstance(rule.phase, NudgedPhase) and beta is not None:
+                rungs += _nudged(rule.phase, free, T2, beta, no_limit)
+        rungs.append(Rung("readout", Cause.READOUT, estimate(rule, free, T2, beta)))
+    if field.step_size.dtype != torch.float64:
+        rungs.append(Rung("as run", Cause.PRECISION, estimate(rule, free_phase(field, T1), T2, beta)))
+    return Ladder(tuple(rungs), tuple(flags))
+
+
+def free_phase(field: Field, T1: int) -> Trajectory:
+    """The trajectory of one T1, in the memory of `STATES` entries."""
+    return relax(field, (T1,), max(2, STATES // field.init_state().numel()))
+
+
+def estimate(rule: AbstractEstimator, free: Trajectory, T2: int | None, beta: float | None) -> Params:
+    """What a rule makes of a trajectory of one T1."""
+    betas = free.ends.new_tensor([] if beta is None else [beta])
+    snapshots = rule.phase.run(free, () if T2 is None else (T2,), betas)
+    snapshot = next(s for s in snapshots if s.depth == T2)
+    return _only(rule.read(free, snapshot, betas).gradient)
+
+
+def adjoint(free: Trajectory, terms: int, eps: Tensor | None = None) -> Float[Tensor, "1 b n"]:
+    """Credit eps sum_{j<terms} (Pi'^T (1 + eps J^T))^j Pi'^T dC/ds at s*, with the projection where there is one."""
+    *_, credit = adjoints(free, terms, eps)
+    return credit
+
+
+def adjoints(free: Trajectory, terms: int, eps: Tensor | None = None) -> Iterator[Float[Tensor, "1 b n"]]:
+    """The same for 0, 1, 2 ... terms."""
+    field, s = free.field, free.ends
+    eps = field.step_size if eps is None else eps
+    with torch.no_grad():
+        u = s + eps * field.force(s)
+    linear, a = field.at(s), torch.zeros_like(s)
+    yield a
+    for _ in range(terms):
+        a = field.project_vjp(u, a + eps * (linear.vjp(a) + free.cost_slope))
+        yield a
+
+
+def implicit(free: Trajectory) -> tuple[Float[Tensor, "1 b n"], float]:
+    """Credit eps Pi'^T a with (1 - J_G^T) a = dC/ds, and the share of dC/ds that the solve leaves, of the worst sample.
+
+    By LU of every sample where the matrices have at most `DENSE` entries, else by GMRES. Never a zero for a failure:
+    what a singular matrix leaves is not finite, and the share inf.
+    """
+    field, s, g = free.field, free.ends[0], free.cost_slope[0]
+    step = field.step_at(s[None])
+
+    def residual_map(a: Tensor) -> Tensor:
+        return a - step.vjp(a[None])[0]
+
+    if s.numel() * s.shape[-1] <= DENSE:
+        transposed = torch.eye(s.shape[-1]).to(s) - dense(step, s).mT
+        a = torch.linalg.solve_ex(transposed, g[..., None])[0][..., 0]
+    else:
+        a = gmres(residual_map, g)
+    left, size = (g - residual_map(a)).norm(dim=-1), g.norm(dim=-1)
+    share = float((left / size.clamp_min(1e-300)).max())
+    with torch.no_grad():
+        u = s + field.step_size * field.force(s)
+    return (field.step_size * field.project_vjp(u, a))[None], share if math.isfinite(share) else math.inf
+
+
+def response(
+    free: Trajectory, phase: NudgedPhase, depth: int, *, drifting: bool
+) -> tuple[Float[Tensor, "1 b n"], Float[Tensor, "1 b n"]]:
+    """-ds/dbeta at beta = 0 after the steps of a nudged phase, and the state there, by the linearised phase.
+
+    a <- Pi'(a + eps (K a + dC/ds)), K = J, or J - 2 A with the correction, about s*; where it is `drifting`, J and
+    dC/ds are those of the states through which the phase goes from s* without a nudge, and A stays that of s*.
+    """
+    field, s, eps = free.field, free.ends, phase.step_size(free)
+    skew = field.swirl_at(s) if phase.asymmetric else None
+    a = torch.zeros_like(s)
+
+    def correction(v: Tensor) -> Tensor:
+        return 2 * skew.antisym(v) if skew is not None else torch.zeros_like(v)
+
+    linear, g = field.at(s), free.cost_slope
+    for step in range(depth):
+        if drifting and step:
+            linear, g = field.at(s), field.cost_slope(s)
+        with torch.no_grad():
+            u = s + eps * (field.force(s) - correction(s - free.ends))
+        a = field.project_jvp(u, a + eps * (linear.jvp(a) - correction(a) + g))
+        s = field.project(u) if drifting else s
+    return a, s
+
+
+def _nudged(phase: NudgedPhase, free: Trajectory, T2: int, beta: float, no_limit: Cause) -> Iterator[Rung]:
+    betas = free.ends.new_tensor([beta])
+    nudge = next(name for name, signs in SIGNS.items() if signs == phase.signs)
+    yield _rung("linearised", Cause.ASYMMETRY, free, response(free, phase, T2, drifting=False)[0])
+    tangent, drifted = response(free, phase, T2, drifting=True)
+    yield _rung("along the drift", no_limit, free, tangent)
+    clips: list[tuple[str, Cause, Clip]] = [("beta", Cause.NONLINEARITY, "none")]
+    if phase.clip != "none":
+        clips.append(("clip", Cause.CLIP, phase.clip))
+    for name, cause, clip in clips:
+        (snapshot,) = replace(phase, clip=clip).run(free, (T2,), betas)
+        assert snapshot.nudged is not None
+        if nudge != "centred" and clip == "none":
+            yield _rung(name, cause, free, displacement(nudge, drifted, snapshot.nudged, betas)[:, 0])
+            name, cause = "with the drift", no_limit
+        yield _rung(name, cause, free, displacement(nudge, free.ends, snapshot.nudged, betas)[:, 0])
+
+
+def _rung(name: str, cause: Cause, free: Trajectory, credit: Float[Tensor, "1 b n"]) -> Rung:
+    return Rung(name, cause, _only(along(free, Snapshot(None), credit[:, None]).gradient), credit)
+
+
+def _only(gradient: Params) -> Params:
+    return {n: g[0, 0] for n, g in gradient.items()}

@@ -1,0 +1,136 @@
+"""`gradbench explain`: from a run and a cell to a cause in words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import gradbench
+from gradbench import cli
+from gradbench.tables.runs import find
+from gradbench.tables.store import Run
+
+SUITE = """
+about = "one good cell and some bad ones"
+[[grid]]
+system = { name = "toy_noncons", drive_std = 1.0 }
+estimator = ["bptt", "ep", "aep"]
+damp = 3.0
+T1 = 200
+T2 = [2, 60]
+batch = 2
+[[grid]]
+system = { name = "toy_noncons", drive_std = 1.0 }
+estimator = "aep"
+damp = 3.0
+T1 = 4
+T2 = 60
+batch = 2
+[[grid]]
+system = "cet_energy"
+estimator = "ep"
+damp = 0.0
+T1 = 200
+batch = 1
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("explain")
+    (folder / "why.toml").write_text(SUITE)
+    gradbench.run(str(folder / "why.toml"), out=folder / "results", device="cpu")
+    return find("latest", folder / "results")
+
+
+@pytest.fixture
+def command(run: Run, capsys: pytest.CaptureFixture[str]) -> Any:
+    def call(*arguments: str) -> tuple[int, str, str]:
+        code = cli._code(["explain", str(run.folder), *arguments])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+def key(run: Run, **where: Any) -> str:
+    rows = run.cells
+    for name, value in where.items():
+        rows = rows[rows[name] == value]
+    (found,) = rows["cell"]
+    return str(found)
+
+
+@pytest.mark.parametrize(
+    ("where", "cause", "remedy"),
+    [
+        ({"estimator": "ep", "T2": 60, "system": "toy_noncons"}, "asymmetry", "aep in place of ep"),
+        ({"estimator": "aep", "T1": 200, "T2": 2}, "truncation", "T2 >= "),
+        ({"estimator": "aep", "T1": 200, "T2": 60}, "none", None),
+        ({"estimator": "bptt"}, "none", None),
+    ],
+)
+def test_a_cell_is_explained(command: Any, run: Run, where: dict[str, Any], cause: str, remedy: str | None) -> None:
+    code, out, _ = command(key(run, **where)[:8])
+    assert code == 0
+    assert f"\ncause: {cause}" in out
+    assert (f"\nremedy: {remedy}" in out) if remedy else ("remedy" not in out)
+
+
+def test_what_is_measured_anew_is_what_was_recorded(command: Any, run: Run) -> None:
+    _, out, _ = command(key(run, estimator="ep", T2=60, system="toy_noncons"))
+    recorded, here = (
+        next(line for line in out.splitlines() if line.startswith(f"  {w}:")) for w in ("recorded", "here")
+    )
+    assert recorded.split()[1:] == here.split()[1:]
+
+
+def test_the_reference_is_judged_by_differences(command: Any, run: Run) -> None:
+    _, out, _ = command(key(run, estimator="bptt"))
+    assert "reference: central differences of the cost along a random direction give" in out
+
+
+def test_a_phase_that_diverged_has_a_certificate_and_no_ladder(command: Any, run: Run) -> None:
+    code, out, _ = command(key(run, system="cet_energy"))
+    assert code == 0
+    assert "the free phase left every bound" in out
+    assert "ladder" not in out
+
+
+def test_cells_are_chosen_by_key_by_coordinates_or_as_the_worst(command: Any, run: Run) -> None:
+    code, out, err = command("--worst", "2", "--where", "estimator=ep,aep")
+    assert code == 0
+    assert out.count("\ncause: ") == 2
+    assert "2 of 2" in err
+    cells = run.cells
+    measured = cells[(cells["status"] == "settled") & (cells["estimator"] != "bptt")]
+    assert out.startswith(measured.sort_values("cosine_min")["cell"].iloc[0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "cells of"),
+        (["zzz"], "cell 'zzz' is not among the measured cells"),
+        (["--where", "betta=1.0"], "Did you mean 'beta'?"),
+        (["--where", "beta"], "--where 'beta': expected KEY=VALUE"),
+        (["--where", "seed=7"], "no measured cell"),
+        (["--worst", "0"], "no measured cell"),
+    ],
+)
+def test_a_mistake_is_one_line(command: Any, arguments: list[str], words: str) -> None:
+    code, out, err = command(*arguments)
+    assert code == 2
+    assert not out
+    assert words in err
+
+
+def test_every_file_is_only_read(command: Any, run: Run) -> None:
+    def files() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in run.folder.rglob("*")}
+
+    before = files()
+    command(key(run, estimator="bptt"))
+    assert files() == before
