@@ -97,15 +97,20 @@ def _strings(value: Any) -> tuple[Any, ...]:
     return _once(_expand(value))
 
 
+def chosen_one(entry: Any) -> tuple[str, dict[str, Any]]:
+    """Name and options of a system or an estimator. Raises ValueError for what is no name and no table with one."""
+    table = {"name": entry} if isinstance(entry, str) else entry
+    if not isinstance(table, dict) or not isinstance(table.get("name"), str):
+        raise ValueError(f"{entry!r} is neither a name nor a table with a name")
+    return table["name"], {k: v for k, v in table.items() if k != "name"}
+
+
 def _choices(value: Any) -> tuple[tuple[str, dict[str, tuple[Any, ...]]], ...]:
     """Names, or tables of a name and options; a list or a range as an option makes a grid of it."""
     chosen = []
     for entry in _expand(value) if not isinstance(value, dict) else [value]:
-        table = {"name": entry} if isinstance(entry, str) else entry
-        if not isinstance(table, dict) or not isinstance(table.get("name"), str):
-            raise ValueError(f"{entry!r} is neither a name nor a table with a name")
-        options = {k: _once(_expand(v)) for k, v in table.items() if k != "name"}
-        chosen.append((table["name"], options))
+        name, options = chosen_one(entry)
+        chosen.append((name, {k: _once(_expand(v)) for k, v in options.items()}))
     return _once(chosen)
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gradbench.field import Field, Step
     from gradbench.systems.base import Params
 
-# elements of the states that one product over many steps reads: enough to fill the device, small beside its memory
+# elements of the states whose norms and energies are taken at once: enough to fill the device, small beside its memory
 SPAN = {"cpu": 2**21, "cuda": 2**26}
 
 
@@ -52,19 +52,11 @@ class Trajectory:
         return self._views[T1s]
 
     def backwards(self) -> Iterator[tuple[int, Float[Tensor, "t *c b n"]]]:
-        """States s_start ... before the largest T1, in runs that one product can take, from the last to the first."""
-        span = self.span
-        for low in reversed(range(0, self.T1s[-1], self.every if self.every > 1 else max(1, self.T1s[-1]))):
-            high = min(low + self.every if self.every > 1 else self.T1s[-1], self.T1s[-1])
-            states = self._between(low, high)
-            for stop in range(high, low, -span):
-                start = max(low, stop - span)
-                yield start, states[start - low : stop - low]
-
-    @property
-    def span(self) -> int:
-        """Steps whose states one product takes."""
-        return max(1, SPAN[self.ends.device.type] // self.ends[0].numel())
+        """States s_low ... before the largest T1, all at once or as they are kept, from the last run to the first."""
+        T = self.T1s[-1]
+        run = self.every if self.every > 1 else max(1, T)
+        for low in reversed(range(0, T, run)):
+            yield low, self._between(low, min(low + run, T))
 
     def _between(self, low: int, high: int) -> Tensor:
         if self.every == 1:

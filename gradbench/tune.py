@@ -113,8 +113,7 @@ def _measured(grid: Mapping[str, Any], device: str) -> list[Outcome]:
     planned, outcomes = _planned(grid), []
     with ieee_float32():
         for pack in batched.packs(planned.problems, device):
-            engine = "batched" if device.startswith("cuda") else "eager"
-            outcomes += batched.measure(pack, device, planned.thresholds, engine)
+            outcomes += batched.measure(pack, device, planned.thresholds, "auto")
     return outcomes
 
 

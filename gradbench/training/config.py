@@ -32,13 +32,6 @@ from gradbench.systems.base import AbstractSystem
 CONFIGS = Path("configs")
 
 
-def _chosen(value: Any) -> tuple[str, dict[str, Any]]:
-    table = {"name": value} if isinstance(value, str) else value
-    if not isinstance(table, dict) or not isinstance(table.get("name"), str):
-        raise ValueError(f"{value!r} is neither a name nor a table with a name")
-    return table["name"], {k: v for k, v in table.items() if k != "name"}
-
-
 def _at_least(least: float, strict: bool = False) -> AfterValidator:
     def check(value: float) -> float:
         if value < least or (strict and value == least):
@@ -48,7 +41,7 @@ def _at_least(least: float, strict: bool = False) -> AfterValidator:
     return AfterValidator(check)
 
 
-Choice = Annotated[tuple[str, dict[str, Any]], BeforeValidator(_chosen)]
+Choice = Annotated[tuple[str, dict[str, Any]], BeforeValidator(suites.chosen_one)]
 Positive = Annotated[Number, _at_least(0, strict=True)]
 Size = Annotated[Number, _at_least(0)]
 Count = Annotated[Whole, _at_least(1)]

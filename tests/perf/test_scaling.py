@@ -29,14 +29,13 @@ def family(T2: Sequence[int], beta: Sequence[float]) -> Plan:
 
 def paired(plans: Sequence[Plan], rounds: int) -> list[float]:
     """Median seconds of each, taken in turn so that what disturbs one disturbs the other."""
-    engine = "batched" if DEVICE == "cuda" else "eager"
     times: list[list[float]] = [[] for _ in plans]
     with ieee_float32():
         for i in range(rounds + 1):
             for own, planned in zip(times, plans, strict=True):
                 start = perf_counter()
-                for pack in batched.packs(planned.problems, DEVICE, engine):
-                    batched.measure(pack, DEVICE, planned.thresholds, engine)
+                for pack in batched.packs(planned.problems, DEVICE):
+                    batched.measure(pack, DEVICE, planned.thresholds, "auto")
                 if DEVICE == "cuda":
                     torch.cuda.synchronize()
                 if i:
