@@ -197,11 +197,11 @@ def explain(
     from gradbench.tables import runs
 
     found = runs.find(run, out)
-    keys = choose(found, cell, _overrides(where, "--where"), worst)
-    for i, key in enumerate(keys):
-        if len(keys) > 1:
-            _say(f"{i + 1} of {len(keys)}")
-        print(tell(of(found, key)), flush=True)
+    rows = choose(found, cell, _overrides(where, "--where"), worst)
+    for i, row in enumerate(rows):
+        if len(rows) > 1:
+            _say(f"{i + 1} of {len(rows)}")
+        print(tell(of(found, row)), flush=True)
 
 
 @app.command()

@@ -38,8 +38,8 @@ class Explanation:
     remedy: str | None
 
 
-def choose(run: Run, cell: str | None, where: Mapping[str, Any], worst: int | None) -> list[str]:
-    """Keys of the cells that are asked for: one by its key, or those of a selection, or the worst of them.
+def choose(run: Run, cell: str | None, where: Mapping[str, Any], worst: int | None) -> list[dict[str, Any]]:
+    """Rows of the cells that are asked for: one by its key, or those of a selection, or the worst of them.
 
     The worst are the settled cells with the smallest cosine of a parameter, the worst first. Raises UserError where
     nothing or too much is meant.
@@ -61,15 +61,17 @@ def choose(run: Run, cell: str | None, where: Mapping[str, Any], worst: int | No
     if worst is None and len(rows) > 1:
         named = ", ".join(row["cell"] for row in rows[:3])
         raise UserError(f"{len(rows)} cells of {run.id} are meant ({named} ...): name one, or ask for --worst N")
-    return [row["cell"] for row in rows]
+    return rows
 
 
-def explain(run: Run, key: str) -> Explanation:
-    """Rebuild the problem of a cell from its coordinates and take its error apart, in float64 up to the last step."""
+def explain(run: Run, row: Mapping[str, Any]) -> Explanation:
+    """Rebuild the problem of a cell from its coordinates and take its error apart, in float64 up to the last step.
+
+    `row` is that of the table `cells`.
+    """
     plan = run.plan
-    (planned,) = (c for c in plan["cells"] if c["cell"] == key)
+    (planned,) = (c for c in plan["cells"] if c["cell"] == row["cell"])
     cell = Cell(**{name: value for name, value in planned.items() if name != "cell"})
-    (row,) = (row for row in run.cells.to_dict("records") if row["cell"] == key)
     thresholds = Thresholds(**plan["thresholds"])
     rule = estimator(cell.estimator, cell.estimator_options)
     with ieee_float32():
