@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from gradbench.cause import Cause
 from gradbench.diagnostics.arbiter import Slope, arbitrate
 from gradbench.diagnostics.deep import DeepCertificate, certify_deep
-from gradbench.diagnostics.ladder import Cause, Ladder, free_phase, ladder
+from gradbench.diagnostics.ladder import Ladder, free_phase, ladder
 from gradbench.diagnostics.remedy import Case, remedy
 from gradbench.engine.precision import ieee_float32
 from gradbench.engine.problem import build

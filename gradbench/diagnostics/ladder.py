@@ -6,6 +6,7 @@
   adjoint, T2 terms    as many terms as the second phase has steps                           truncation
   linearised           the rule's own Jacobian, J where it is J^T that is right              asymmetry
   along the drift      the same for beta -> 0 about the states that s* drifts through        transient
+  beta -> 0            the rule's own phase, with a nudge too small to bend anything         the rule itself
   beta                 a finite nudge; one-sided, with the drift taken off                   nonlinearity in beta
   with the drift       what a one-sided rule divides by beta beside the response             transient
   clip                 with the clip of its correction                                       clip
@@ -20,18 +21,18 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 
+from gradbench.cause import NEGLIGIBLE, Cause
 from gradbench.diagnostics.arnoldi import gmres
 from gradbench.diagnostics.deep import DENSE, dense
 from gradbench.estimators.base import Snapshot, along
-from gradbench.estimators.ep import SIGNS, Clip, NudgedPhase, displacement
+from gradbench.estimators.ep import SIGNS, NudgedPhase, displacement
 from gradbench.estimators.reverse import Bptt, Tbptt
 from gradbench.metrics import Comparison, compare
 from gradbench.trajectory import relax
@@ -45,42 +46,10 @@ if TYPE_CHECKING:
     from gradbench.systems.base import Params
     from gradbench.trajectory import Trajectory
 
-NEGLIGIBLE = 1e-2  # of the reference: an error below it has no cause. A cosine of 0.99995
 SOLVED = 1e-8  # |g - (1 - J_G^T) a| / |g|: above, there is no implicit rung
+SMALL = 1e-5  # of |s*|: what a nudge moves the state by that stands for beta -> 0
 STATES = 2**27  # entries of a trajectory that are kept; of a longer one some states are
 LIVE = 1e-12  # a parameter whose reference is below this share of the whole has no error
-
-
-class Cause(StrEnum):
-    """What a step of the ladder changes, in the order of the rungs."""
-
-    TRANSIENT = "transient"
-    NO_FIXED_POINT = "no fixed point"
-    TRUNCATION = "truncation"
-    ASYMMETRY = "asymmetry"
-    NONLINEARITY = "nonlinearity in beta"
-    CLIP = "clip"
-    READOUT = "projection or readout"
-    PRECISION = "precision"
-    NONE = "none"
-
-    @property
-    def prose(self) -> str:
-        """One sentence."""
-        return _PROSE[self]
-
-
-_PROSE = {
-    Cause.TRANSIENT: "the free phase is still on its way at T1, and the reference differentiates the way",
-    Cause.NO_FIXED_POINT: "perturbations of s* grow, so that the adjoint series has no limit to approach",
-    Cause.TRUNCATION: "the second phase is too short for the credit to arrive",
-    Cause.ASYMMETRY: "the rule goes by a Jacobian that is not the transposed one",
-    Cause.NONLINEARITY: "the nudge is too large for the response to be linear",
-    Cause.CLIP: "the clip of the correction acts, and changes where the nudged phase goes",
-    Cause.READOUT: "the projection or the readout is not that of the adjoint",
-    Cause.PRECISION: "the difference of the nudged states drowns in the round-off of the cell's dtype",
-    Cause.NONE: f"no error to explain: it is below {NEGLIGIBLE:g} of the reference",
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,7 +198,11 @@ def ladder(
             eps = rule.phase.step_size(free) if isinstance(rule.phase, NudgedPhase) else None
             rungs.append(_rung("adjoint, T2 terms", cause, free, adjoint(free, T2, eps)))
             if isinstance(rule.phase, NudgedPhase) and beta is not None:
-                rungs += _nudged(rule.phase, free, T2, beta, no_limit)
+                ((_, a),) = response(free, rule.phase, (T2,), drifting=False)
+                rungs.append(_rung("linearised", Cause.ASYMMETRY, free, a))
+                betas = free.ends.new_tensor([beta])
+                for c in nudged_credits(free, rule.phase, (T2,), betas, no_limit):
+                    rungs.append(_rung(c.name, c.cause, free, c.credit[:, 0]))
         rungs.append(Rung("readout", Cause.READOUT, estimate(rule, free, T2, beta)))
     if field.step_size.dtype != torch.float64:
         rungs.append(Rung("as run", Cause.PRECISION, estimate(rule, free_phase(field, T1), T2, beta)))
@@ -293,47 +266,71 @@ def implicit(free: Trajectory) -> tuple[Float[Tensor, "1 b n"], float]:
 
 
 def response(
-    free: Trajectory, phase: NudgedPhase, depth: int, *, drifting: bool
-) -> tuple[Float[Tensor, "1 b n"], Float[Tensor, "1 b n"]]:
-    """-ds/dbeta at beta = 0 after the steps of a nudged phase, and the state there, by the linearised phase.
+    free: Trajectory, phase: NudgedPhase, depths: Collection[int], *, drifting: bool
+) -> Iterator[tuple[int, Float[Tensor, "i *c b n"]]]:
+    """-ds/dbeta at beta = 0 after some depths of a nudged phase, by the linearised phase.
 
-    a <- Pi'(a + eps (K a + dC/ds)), K = J, or J - 2 A with the correction, about s*; where it is `drifting`, J and
+    a <- Pi'(a + eps (K a + dC/ds)), K = J, or J^T = J - 2 A with the correction, at s*. Where it is `drifting`, J and
     dC/ds are those of the states through which the phase goes from s* without a nudge, and A stays that of s*.
     """
     field, s, eps = free.field, free.ends, phase.step_size(free)
-    skew = field.swirl_at(s) if phase.asymmetric else None
-    a = torch.zeros_like(s)
-
-    def correction(v: Tensor) -> Tensor:
-        return 2 * skew.antisym(v) if skew is not None else torch.zeros_like(v)
-
-    linear, g = field.at(s), free.cost_slope
-    for step in range(depth):
-        if drifting and step:
+    skew = field.swirl_at(s) if phase.asymmetric and drifting else None
+    a, linear, g = torch.zeros_like(s), field.at(s), free.cost_slope
+    with torch.no_grad():
+        u = s + eps * field.force(s)
+    for step in range(1, max(depths) + 1):
+        if drifting and step > 1:
             linear, g = field.at(s), field.cost_slope(s)
-        with torch.no_grad():
-            u = s + eps * (field.force(s) - correction(s - free.ends))
-        a = field.project_jvp(u, a + eps * (linear.jvp(a) - correction(a) + g))
+            with torch.no_grad():
+                u = s + eps * (field.force(s) - (2 * skew.antisym(s - free.ends) if skew is not None else 0))
+        if skew is not None:
+            Ka = linear.jvp(a) - 2 * skew.antisym(a)
+        else:
+            Ka = linear.vjp(a) if phase.asymmetric else linear.jvp(a)
+        a = field.project_jvp(u, a + eps * (Ka + g))
         s = field.project(u) if drifting else s
-    return a, s
+        if step in depths:
+            yield step, a
 
 
-def _nudged(phase: NudgedPhase, free: Trajectory, T2: int, beta: float, no_limit: Cause) -> Iterator[Rung]:
-    betas = free.ends.new_tensor([beta])
+@dataclass(frozen=True, eq=False)
+class Credit:
+    """What a nudged phase has made of dC/ds at one depth, one change after another."""
+
+    name: str
+    cause: Cause
+    depth: int
+    credit: Float[Tensor, "i j *c b n"]
+
+
+def nudged_credits(
+    free: Trajectory, phase: NudgedPhase, depths: tuple[int, ...], betas: Float[Tensor, "j *c"], no_limit: Cause
+) -> Iterator[Credit]:
+    """From the phase along the drift to the phase as it is, in the order of the ladder, depth by depth."""
     nudge = next(name for name, signs in SIGNS.items() if signs == phase.signs)
-    yield _rung("linearised", Cause.ASYMMETRY, free, response(free, phase, T2, drifting=False)[0])
-    tangent, drifted = response(free, phase, T2, drifting=True)
-    yield _rung("along the drift", no_limit, free, tangent)
-    clips: list[tuple[str, Cause, Clip]] = [("beta", Cause.NONLINEARITY, "none")]
+    tangents = dict(response(free, phase, depths, drifting=True))
+    # a nudge that moves the state by SMALL of itself: bent by no more than that, and far above round-off
+    size = torch.stack([free.ends.flatten(-2).norm(dim=-1) / a.flatten(-2).norm(dim=-1) for a in tangents.values()])
+    least = (SMALL * size.nan_to_num(nan=math.inf)).amin((0, 1))
+    small = torch.minimum(torch.where(least.isfinite() & (least > 0), least, betas[0]), betas.amin(0))
+    both = torch.cat([small[None], betas])
+    runs = [replace(phase, clip="none").run(free, depths, both)]
     if phase.clip != "none":
-        clips.append(("clip", Cause.CLIP, phase.clip))
-    for name, cause, clip in clips:
-        (snapshot,) = replace(phase, clip=clip).run(free, (T2,), betas)
-        assert snapshot.nudged is not None
-        if nudge != "centred" and clip == "none":
-            yield _rung(name, cause, free, displacement(nudge, drifted, snapshot.nudged, betas)[:, 0])
-            name, cause = "with the drift", no_limit
-        yield _rung(name, cause, free, displacement(nudge, free.ends, snapshot.nudged, betas)[:, 0])
+        runs.append(phase.run(free, depths, betas))
+    for depth, *snapshots in zip(sorted(depths), *runs, strict=True):
+        plain, (tangent, centred) = snapshots[0], (tangents[depth], nudge == "centred")
+        assert plain.nudged is not None
+        assert plain.rest is not None
+        yield Credit("along the drift", no_limit, depth, tangent[:, None])
+        bent = displacement(nudge, free.ends if centred else plain.rest, plain.nudged, both)
+        yield Credit("beta -> 0", Cause.RULE, depth, bent[:, :1])
+        yield Credit("beta", Cause.NONLINEARITY, depth, bent[:, 1:])
+        found = displacement(nudge, free.ends, plain.nudged, both)[:, 1:]
+        if not centred:
+            yield Credit("with the drift", no_limit, depth, found)
+        for clipped in snapshots[1:]:
+            assert clipped.nudged is not None
+            yield Credit("clip", Cause.CLIP, depth, displacement(nudge, free.ends, clipped.nudged, betas))
 
 
 def _rung(name: str, cause: Cause, free: Trajectory, credit: Float[Tensor, "1 b n"]) -> Rung:

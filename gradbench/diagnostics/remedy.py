@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from gradbench.cause import NEGLIGIBLE, Cause
 from gradbench.diagnostics.arnoldi import leading
 from gradbench.diagnostics.deep import certify_deep
-from gradbench.diagnostics.ladder import NEGLIGIBLE, SOLVED, Cause, adjoints, estimate, free_phase, implicit, ladder
+from gradbench.diagnostics.ladder import SOLVED, adjoints, estimate, free_phase, implicit, ladder
 from gradbench.estimators.adjoint import Adjoint
 from gradbench.estimators.aep import Aep
 from gradbench.estimators.ep import Ep, NudgedPhase

@@ -43,6 +43,7 @@ class Snapshot:
     gradient: Params | None = None  # reverse phase: (i, *c, ...)
     credit: Float[Tensor, "i *c b n"] | None = None  # adjoint and reverse phase: by T1
     nudged: Float[Tensor, "i j k *c b n"] | None = None  # nudged phase: by T1, beta, sign
+    rest: Float[Tensor, "i *c b n"] | None = None  # the same phase without a nudge
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,12 +25,13 @@ SIGNS: dict[Nudge, tuple[int, ...]] = {"centred": (1, -1), "positive": (1,), "ne
 @final
 @dataclass(frozen=True)
 class NudgedPhase(AbstractPhase):
-    """s <- Pi(s + eps (F(s) - b dC/ds - correction)) from s*, b = +-beta, for every beta at once.
+    """s <- Pi(s + eps (F(s) - b dC/ds - correction)) from s*, b = +-beta and 0, for every beta at once.
 
     With `asymmetric`, correction = gain 2 A (s - s*), A = (J - J^T)/2 frozen at s*: near s* the
     nudged state then moves with J^T in place of J. `clip` caps the correction at the norm of the
     force before the nudge (gain <= 1), by row over the whole batch or by sample. `reduction = "mean"`
     descends the batch's mean of E + beta C where the sum is meant: eps / b in place of eps, and nothing else.
+    The row b = 0 is the *rest*: what it moves by is drift of a free state that had not settled, or round-off.
     """
 
     signs: tuple[int, ...]
@@ -41,10 +42,10 @@ class NudgedPhase(AbstractPhase):
     def run(self, free: Trajectory, depths: tuple[int, ...], betas: Float[Tensor, "j *c"]) -> Iterator[Snapshot]:
         import torch
 
-        field, eps = free.field, self.step_size(free)
-        start = free.ends[:, None, None]
-        s = start.repeat_interleave(len(betas), 1).repeat_interleave(len(self.signs), 2)
-        nudge = torch.stack([sign * betas for sign in self.signs], 1)[..., None, None]
+        field, eps, start = free.field, self.step_size(free), free.ends[:, None]
+        signed = torch.cat([sign * betas[:, None] for sign in self.signs], 1).flatten(0, 1)
+        nudge = torch.cat([signed, torch.zeros_like(signed[:1])])[..., None, None]
+        s = start.repeat_interleave(len(nudge), 1)
         skew = field.frozen(field.swirl_at, start.expand_as(s)) if self.asymmetric else None
 
         def advance(s: Tensor) -> tuple[Tensor, ...]:
@@ -65,11 +66,17 @@ class NudgedPhase(AbstractPhase):
             s, moved, norm, acted = step(s)
             bound, clipped = torch.maximum(bound, norm), clipped + acted
             if depth in depths:
-                residual = moved / (s - start).flatten(-2).norm(dim=-1)
-                evidence = {"nudge_residual": residual.amax(2), "nudge_norm": bound.amax(2)}
+                nudged, rest = self._by_sign(s).clone(), s[:, -1].clone()
+                residual = self._by_sign(moved / (s - start).flatten(-2).norm(dim=-1))
+                evidence = {"nudge_residual": residual.amax(2), "nudge_norm": self._by_sign(bound).amax(2)}
                 if self.clip != "none":
-                    evidence["clip_share"] = clipped.mean(2) / depth
-                yield Snapshot(depth, evidence, nudged=s.clone())
+                    evidence["clip_share"] = self._by_sign(clipped).mean(2) / depth
+                evidence |= _against_rest(nudged, rest, free.ends)
+                yield Snapshot(depth, evidence, nudged=nudged, rest=rest)
+
+    def _by_sign(self, rows: Float[Tensor, "i m *c"]) -> Float[Tensor, "i j k *c"]:
+        """Rows of a nudged batch by beta and sign, without the one at rest."""
+        return rows[:, :-1].unflatten(1, (-1, len(self.signs)))
 
     def step_size(self, free: Trajectory) -> Tensor:
         """eps of this phase, against states."""
@@ -89,6 +96,26 @@ class NudgedPhase(AbstractPhase):
         assert depth is not None
         products = 1 if self.asymmetric else 0
         return Count(force=1, jvp=products, vjp=products) * (depth * len(self.signs))
+
+
+def _against_rest(
+    nudged: Float[Tensor, "i j k *c b n"], rest: Float[Tensor, "i *c b n"], start: Float[Tensor, "i *c b n"]
+) -> dict[str, Float[Tensor, "i j *c"]]:
+    """drift = |s_0 - s*| / signal, curvature = |s_+ + s_- - 2 s_0| / |s_+ - s_-|, s_0 the state at rest.
+
+    The signal is |s_+ - s_-| / 2, or |s_+- - s_0| of a one-sided rule. The floor is what rounding s* to its dtype
+    comes to, over the signal.
+    """
+    import torch
+
+    moved = nudged - rest[:, None, None]
+    drift, size = ((v.flatten(-2).norm(dim=-1))[:, None] for v in (rest - start, start))
+    if moved.shape[2] == 1:
+        signal, found = moved[:, :, 0].flatten(-2).norm(dim=-1), {}
+    else:
+        signal = 0.5 * (moved[:, :, 0] - moved[:, :, 1]).flatten(-2).norm(dim=-1)
+        found = {"curvature": (moved[:, :, 0] + moved[:, :, 1]).flatten(-2).norm(dim=-1) / (2 * signal)}
+    return found | {"drift": drift / signal, "noise_floor": torch.finfo(start.dtype).eps * size / signal}
 
 
 def _tokens(system: AbstractSystem, v: Float[Tensor, "*r b n"]) -> Tensor:

@@ -12,9 +12,10 @@ from linear import line, noise
 from live import LIVE, SYSTEMS, gap, live_field, whole_gap
 
 from gradbench import registry
+from gradbench.cause import Cause
 from gradbench.diagnostics import ladder as rungs
 from gradbench.diagnostics.deep import certify_deep
-from gradbench.diagnostics.ladder import SOLVED, Cause, Ladder, adjoint, implicit, ladder
+from gradbench.diagnostics.ladder import SOLVED, Ladder, adjoint, implicit, ladder
 from gradbench.engine.problem import build
 from gradbench.engine.solve import solve
 from gradbench.field import Field
@@ -54,7 +55,7 @@ def answers(field: Field, asymmetric: bool) -> dict[str, Params]:
     credits["linearised"] = eps * c @ P.mT @ sum(power(other, j) for j in range(T2)).mT
     found = {name: pulled(field, s, a) for name, a in credits.items()}
     found["bptt"] = {n: sum(g[n] for g in path) for n in path[0]}
-    return found | dict.fromkeys(("along the drift", "beta", "readout"), found["linearised"])
+    return found | dict.fromkeys(("along the drift", "beta -> 0", "beta", "readout"), found["linearised"])
 
 
 @pytest.mark.parametrize("P", [None, TILTED], ids=["free", "projected"])

@@ -1,0 +1,41 @@
+"""Why an estimate is not backpropagation: the typed answers."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+NEGLIGIBLE = 1e-2  # of the reference: an error below it has no cause. A cosine of 0.99995
+
+
+class Cause(StrEnum):
+    """What a step of the ladder changes, in the order of the rungs."""
+
+    TRANSIENT = "transient"
+    NO_FIXED_POINT = "no fixed point"
+    TRUNCATION = "truncation"
+    ASYMMETRY = "asymmetry"
+    RULE = "the rule itself"
+    NONLINEARITY = "nonlinearity in beta"
+    CLIP = "clip"
+    READOUT = "projection or readout"
+    PRECISION = "precision"
+    NONE = "none"
+
+    @property
+    def prose(self) -> str:
+        """One sentence."""
+        return _PROSE[self]
+
+
+_PROSE = {
+    Cause.TRANSIENT: "the free phase is still on its way at T1, and the reference differentiates the way",
+    Cause.NO_FIXED_POINT: "perturbations of s* grow, so that the adjoint series has no limit to approach",
+    Cause.TRUNCATION: "the second phase is too short for the credit to arrive",
+    Cause.ASYMMETRY: "the rule goes by a Jacobian that is not the transposed one",
+    Cause.RULE: "as beta -> 0 the rule does not do what its linearisation does: another cost, an old Jacobian",
+    Cause.NONLINEARITY: "the nudge is too large for the response to be linear",
+    Cause.CLIP: "the clip of the correction acts, and changes where the nudged phase goes",
+    Cause.READOUT: "the projection or the readout is not that of the adjoint",
+    Cause.PRECISION: "the difference of the nudged states drowns in the round-off of the cell's dtype",
+    Cause.NONE: f"no error to explain: it is below {NEGLIGIBLE:g} of the reference",
+}
