@@ -15,9 +15,12 @@ class Cause(StrEnum):
     TRUNCATION = "truncation"
     ASYMMETRY = "asymmetry"
     RULE = "the rule itself"
+    NUDGE = "nudge"
     NONLINEARITY = "nonlinearity in beta"
     CLIP = "clip"
     READOUT = "projection or readout"
+    SIGN = "sign"
+    SCALE = "scale"
     PRECISION = "precision"
     NONE = "none"
 
@@ -33,9 +36,21 @@ _PROSE = {
     Cause.TRUNCATION: "the second phase is too short for the credit to arrive",
     Cause.ASYMMETRY: "the rule goes by a Jacobian that is not the transposed one",
     Cause.RULE: "as beta -> 0 the rule does not do what its linearisation does: another cost, an old Jacobian",
+    Cause.NUDGE: "what a finite nudge adds in the dtype of the cell, taken apart only where it is the largest",
     Cause.NONLINEARITY: "the nudge is too large for the response to be linear",
     Cause.CLIP: "the clip of the correction acts, and changes where the nudged phase goes",
     Cause.READOUT: "the projection or the readout is not that of the adjoint",
+    Cause.SIGN: "every parameter points the opposite way: the rule's own sign is wrong",
+    Cause.SCALE: "every parameter points the right way with the same wrong length: the rule's own scale is wrong",
     Cause.PRECISION: "the difference of the nudged states drowns in the round-off of the cell's dtype",
     Cause.NONE: f"no error to explain: it is below {NEGLIGIBLE:g} of the reference",
 }
+
+
+def column(cause: Cause) -> str:
+    """Its name in the table `budget`."""
+    return str(cause).replace(" ", "_")
+
+
+# those that are steps of a ladder, and so have a size
+CAUSES = tuple(cause for cause in Cause if cause not in (Cause.SIGN, Cause.SCALE, Cause.NONE))

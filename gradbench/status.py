@@ -31,6 +31,8 @@ class Status(StrEnum):
         return self in (Status.ERROR, Status.OOM)
 
 
+EXPLAINED = (Status.UNSETTLED, Status.UNSTABLE, Status.NUDGE_DIVERGED, Status.SETTLED)  # that have a cause to look for
+
 _PROSE = {
     Status.ERROR: "the cell raised an exception: its reason holds the message",
     Status.OOM: "the cell did not fit into the memory of the device",
@@ -59,5 +61,6 @@ class Thresholds:
     growth_steps: int = 60  # products J_G v; the growth is averaged over the last half
     probes: int = 8  # random vectors of the antisymmetry estimate
     energy_rise: float = 1e-3  # of |E|: a larger rise in one step is not monotone
+    faithful: float = 0.1  # |estimate - reference| / |reference|, whole or of a parameter: above, a cause is looked for
     # a parameter whose reference norm is below this share of the global norm has no cosine
     live: dict[str, float] = field(default_factory=lambda: {"float32": 1e-8, "float64": 1e-12})

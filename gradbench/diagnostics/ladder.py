@@ -299,7 +299,7 @@ class Credit:
 
     name: str
     cause: Cause
-    depth: int
+    snapshot: Snapshot  # of the phase at that depth, without its clip up to the rung of that name
     credit: Float[Tensor, "i j *c b n"]
 
 
@@ -318,19 +318,20 @@ def nudged_credits(
     if phase.clip != "none":
         runs.append(phase.run(free, depths, betas))
     for depth, *snapshots in zip(sorted(depths), *runs, strict=True):
-        plain, (tangent, centred) = snapshots[0], (tangents[depth], nudge == "centred")
-        assert plain.nudged is not None
-        assert plain.rest is not None
-        yield Credit("along the drift", no_limit, depth, tangent[:, None])
-        bent = displacement(nudge, free.ends if centred else plain.rest, plain.nudged, both)
-        yield Credit("beta -> 0", Cause.RULE, depth, bent[:, :1])
-        yield Credit("beta", Cause.NONLINEARITY, depth, bent[:, 1:])
-        found = displacement(nudge, free.ends, plain.nudged, both)[:, 1:]
+        bent, centred = snapshots[0], nudge == "centred"
+        assert bent.nudged is not None
+        assert bent.rest is not None
+        plain = Snapshot(depth, nudged=bent.nudged[:, 1:], rest=bent.rest)
+        yield Credit("along the drift", no_limit, plain, tangents[depth][:, None])
+        moved = displacement(nudge, free.ends if centred else bent.rest, bent.nudged, both)
+        yield Credit("beta -> 0", Cause.RULE, plain, moved[:, :1])
+        yield Credit("beta", Cause.NONLINEARITY, plain, moved[:, 1:])
         if not centred:
-            yield Credit("with the drift", no_limit, depth, found)
+            moved = displacement(nudge, free.ends, bent.nudged, both)
+            yield Credit("with the drift", no_limit, plain, moved[:, 1:])
         for clipped in snapshots[1:]:
             assert clipped.nudged is not None
-            yield Credit("clip", Cause.CLIP, depth, displacement(nudge, free.ends, clipped.nudged, betas))
+            yield Credit("clip", Cause.CLIP, clipped, displacement(nudge, free.ends, clipped.nudged, betas))
 
 
 def _rung(name: str, cause: Cause, free: Trajectory, credit: Float[Tensor, "1 b n"]) -> Rung:

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from gradbench.cause import column
 from gradbench.diagnostics.credit import SUMMARY, blocks
 from gradbench.metrics import UNDEFINED, Comparison
 from gradbench.plan import Cell, cell_count
 from gradbench.status import Status, Thresholds
 
 if TYPE_CHECKING:
+    from gradbench.diagnostics.budget import Budget
     from gradbench.diagnostics.certificate import Certificate
     from gradbench.systems.base import Params
 
@@ -29,6 +31,7 @@ class Outcome:
     certificate: Certificate
     comparison: Comparison | None  # None: the free phase diverged, so there is nothing to estimate at
     evidence: dict[str, float]  # of the second phase
+    budget: Budget | None  # None: no error that wants a cause, or no state that could have one
     estimate: Params | None
     reference: Params | None
     seconds: float
@@ -41,7 +44,7 @@ class Outcome:
         row |= {"n_force": count.force, "n_jvp": count.jvp, "n_vjp": count.vjp}
         row |= {"seconds": self.seconds, "peak_memory": self.peak_memory}
         row |= {name: value for name, value in vars(self.certificate).items() if name not in _INTERNAL}
-        row |= {name: self.evidence.get(name) for name in ("nudge_residual", "clip_share", *SUMMARY)}
+        row |= {name: self.evidence.get(name) for name in (*_NUDGED, *SUMMARY)}
         c = self.comparison
         whole = c.whole if c else UNDEFINED
         row |= {name: value for name, value in vars(whole).items() if name != "reason"}
@@ -50,7 +53,20 @@ class Outcome:
         row["worst"] = c.worst if c else ""
         row["params"] = [{"param": name, **vars(p)} for name, p in c.params.items()] if c else []
         row["blocks"] = blocks(self.evidence)
+        row["cause"] = self.budget.cause if self.budget else None
+        row["cause_of"] = self.budget.of if self.budget else None
+        row["budget"] = self._budget()
         return row
+
+    def _budget(self) -> list[dict[str, Any]]:
+        """A row for the whole gradient and one for every live parameter."""
+        if self.budget is None or self.comparison is None:
+            return []
+        rows = []
+        for name, sizes in self.budget.sizes.items():
+            error = (self.comparison.params[name] if name else self.comparison.whole).rel_error
+            rows.append({"param": name, "rel_error": error} | {column(c): size for c, size in sizes.items()})
+        return rows
 
 
 def coordinates(cell: Cell) -> dict[str, Any]:
@@ -66,7 +82,14 @@ def _dataset(options: str) -> str | None:
 
 def unmeasured(cell: Cell, status: Status, reason: str, problem: str | None = None) -> dict[str, Any]:
     """The row of a cell that has no measurement: skipped, error, oom."""
-    return coordinates(cell) | {"problem": problem, "status": str(status), "reason": reason, "params": [], "blocks": []}
+    return coordinates(cell) | {
+        "problem": problem,
+        "status": str(status),
+        "reason": reason,
+        "params": [],
+        "blocks": [],
+        "budget": [],
+    }
 
 
 def judge(
@@ -84,6 +107,7 @@ def judge(
     return Status.SETTLED, comparison.whole.reason
 
 
+_NUDGED = ("nudge_residual", "clip_share", "drift", "curvature", "noise_floor")
 _INTERNAL = ("scale", "shrink", "escape")  # of the certificate: what decided a status, told in its reason
 
 _FREE_REASONS = {

@@ -9,26 +9,29 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch.profiler import record_function
 
+from gradbench.diagnostics.budget import Asked, Budgets, wanting
 from gradbench.diagnostics.certificate import certify
 from gradbench.diagnostics.credit import Credits
 from gradbench.engine.outcome import Outcome, judge
 from gradbench.field import Stack
 from gradbench.metrics import Comparison, comparison, tally
 from gradbench.plan import estimator
-from gradbench.status import Status, Thresholds
+from gradbench.status import EXPLAINED, Status, Thresholds
 from gradbench.trajectory import Trajectory, relax
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from gradbench.estimators.base import AbstractPhase, Reading, Snapshot
+    from gradbench.diagnostics.budget import Budget
+    from gradbench.diagnostics.certificate import Certificate
+    from gradbench.estimators.base import AbstractEstimator, AbstractPhase, Reading, Snapshot
     from gradbench.field import Field
     from gradbench.plan import Cell, Pass, Problem
     from gradbench.systems.base import Params
@@ -46,17 +49,31 @@ class Readings:
     cells: list[list[tuple[Cell, tuple[int, int, int]]]] = field(default_factory=list)
     tallies: list[Tensor] = field(default_factory=list)
     evidence: list[dict[str, Tensor]] = field(default_factory=list)
-    estimates: dict[Cell, Params] = field(default_factory=dict)  # of a single problem
+    taken: list[tuple[AbstractEstimator, Trajectory, Tensor, Reading]] = field(default_factory=list)
 
-    def add(self, cells: list[tuple[Cell, tuple[int, int, int]]], reading: Reading, reference: Params) -> None:
+    def add(
+        self,
+        cells: list[tuple[Cell, tuple[int, int, int]]],
+        rule: AbstractEstimator,
+        free: Trajectory,
+        betas: Tensor,
+        reading: Reading,
+        reference: Params,
+    ) -> None:
         """Take one reading."""
         of_all = {name: g[:, None] for name, g in reference.items()}
         self.cells.append(cells)
         self.tallies.append(tally(reading.gradient, of_all, 3 if self.stacked else 2))
         self.evidence.append(reading.evidence)
-        if not self.stacked:
-            for cell, (i, j, _) in cells:
-                self.estimates[cell] = {name: g[i, j] for name, g in reading.gradient.items()}
+        self.taken.append((rule, free, betas, reading))
+
+    def estimates(self) -> dict[Cell, Params]:
+        """Gradients of the cells of a single problem."""
+        return {
+            cell: {name: g[i, j] for name, g in reading.gradient.items()}
+            for cells, (_, _, _, reading) in zip(self.cells, self.taken, strict=True)
+            for cell, (i, j, _) in cells
+        }
 
     def resolve(self, names: Sequence[str], live: float) -> dict[Cell, tuple[Comparison, dict[str, float]]]:
         """Every cell's comparison and evidence: the one moment at which the device is waited for."""
@@ -89,7 +106,8 @@ def solve(problems: Sequence[Problem], field: Field, thresholds: Thresholds, hol
     if live:
         unused = free.ends.new_empty(0)
         with record_function("gradbench: reverse sweep"):
-            sweep = list(first.reverse.phase.run(free.at(live), first.reverse.depths, unused))
+            depths = sorted({d for p in (first.reverse, *first.passes) for d in p.depths})
+            sweep = list(first.reverse.phase.run(free.at(live), tuple(depths), unused))
         whole = next(s for s in sweep if s.depth is None)
         assert whole.gradient is not None
         assert whole.credit is not None
@@ -105,22 +123,73 @@ def solve(problems: Sequence[Problem], field: Field, thresholds: Thresholds, hol
             _read(passes, free.at(T1s), snapshots, betas, at, credits, readings)
     with record_function("gradbench: waiting for the device"):
         resolved = readings.resolve(list(field.theta), thresholds.live[first.point.dtype])
-    number = sum(len(p.cells) for p in problems)
-    seconds, peak = (time.perf_counter() - start) / number, _peak_memory(device)
-    outcomes = []
+    judged: dict[Cell, tuple[Certificate, Comparison | None, dict[str, float], Status, str]] = {}
     for c, problem in enumerate(problems):
         for cell in problem.cells:
             certificate = certificates[free.T1s.index(cell.steps)][c]
             diverged = certificate.status(thresholds) is Status.DIVERGED
             compared, evidence = (None, {}) if diverged else resolved[cell]
-            status, reason = judge(certificate, compared, evidence, thresholds)
+            judged[cell] = certificate, compared, evidence, *judge(certificate, compared, evidence, thresholds)
+    budgets: dict[Cell, Budget] = {}
+    if credits:
+        with record_function("gradbench: causes"):
+            budgets = _causes(readings, judged, credits.free, reference, sweep, certificates, thresholds)
+    number = sum(len(p.cells) for p in problems)
+    seconds, peak = (time.perf_counter() - start) / number, _peak_memory(device)
+    estimates = {} if readings.stacked else readings.estimates()
+    outcomes = []
+    for problem in problems:
+        for cell in problem.cells:
+            certificate, compared, evidence, status, reason = judged[cell]
             own = None
             if not readings.stacked and cell.steps in live:
                 own = {name: g[live.index(cell.steps)] for name, g in reference.items()}
-            gradients = (readings.estimates.get(cell), own)
-            measured = (certificate, compared, evidence, *gradients, seconds, peak)
+            measured = (certificate, compared, evidence, budgets.get(cell), estimates.get(cell), own, seconds, peak)
             outcomes.append(Outcome(cell, problem.key, status, reason, *measured))
     return outcomes
+
+
+def _causes(
+    readings: Readings,
+    judged: Mapping[Cell, tuple[Certificate, Comparison | None, dict[str, float], Status, str]],
+    free: Trajectory,
+    reference: Params,
+    sweep: Sequence[Snapshot],
+    certificates: Sequence[Sequence[Certificate]],
+    thresholds: Thresholds,
+) -> dict[Cell, Budget]:
+    """Budgets of the cells whose error is above the threshold."""
+    asked = []
+    for own, (rule, at, betas, reading) in zip(readings.cells, readings.taken, strict=True):
+        wanted = {}
+        for cell, place in own:
+            _, compared, _, status, _ = judged[cell]
+            if compared and status in EXPLAINED and wanting(compared, thresholds.faithful) is not None:
+                wanted[cell] = place, compared
+        if wanted:
+            asked.append(Asked(rule, reading.depth, at, betas, reading.gradient, wanted))
+    if not asked:
+        return {}
+    T1s = tuple(sorted({a.free.T1s[i] for a in asked for (i, _, _), _ in a.wanted.values()}))
+    asked = [a.only([i for i, T1 in enumerate(a.free.T1s) if T1 in T1s]) for a in asked]
+    rows = [free.T1s.index(T1) for T1 in T1s]
+    like = free.ends[rows][..., 0, 0]
+
+    def mask(of: Callable[[Certificate], bool]) -> Tensor:
+        return torch.tensor([[of(c) for c in row] for row in certificates], device=like.device).reshape(
+            -1, *like.shape[1:]
+        )
+
+    shared = Budgets(
+        free.at(T1s),
+        {n: g[rows] for n, g in reference.items()},
+        {s.depth: {n: g[rows] for n, g in s.gradient.items()} for s in sweep if s.depth is not None and s.gradient},
+        mask(lambda c: c.settled_share >= thresholds.settled_share)[rows],
+        mask(lambda c: c.rho <= 1 + thresholds.growth)[rows],
+        thresholds.faithful,
+        tuple(sorted({a.depth for a in asked if a.depth is not None})),
+    )
+    return shared.of(asked)
 
 
 def _read(
@@ -142,15 +211,16 @@ def _read(
         for cell in p.cells:
             if cell.steps in free.T1s:
                 j = p.betas.index(cell.beta) if cell.beta is not None else 0
-                rule = (cell.estimator, cell.estimator_options, cell.T2)
-                wanted.setdefault(rule, []).append((cell, (free.T1s.index(cell.steps), j, c)))
+                asked = (cell.estimator, cell.estimator_options, cell.T2)
+                wanted.setdefault(asked, []).append((cell, (free.T1s.index(cell.steps), j, c)))
     for snapshot in snapshots:
         for (name, options, depth), cells in wanted.items():
             if depth == snapshot.depth:
                 with record_function("gradbench: readouts"):
-                    reading = estimator(name, options).read(free, snapshot, betas)
+                    rule = estimator(name, options)
+                    reading = rule.read(free, snapshot, betas)
                     measured = reading.evidence | credits.read(free.T1s, reading)
-                    readings.add(cells, replace(reading, evidence=measured), reference)
+                    readings.add(cells, rule, free, betas, replace(reading, evidence=measured), reference)
 
 
 def _named(phase: AbstractPhase, snapshots: Iterator[Snapshot]) -> Iterator[Snapshot]:

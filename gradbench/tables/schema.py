@@ -1,16 +1,18 @@
 """The explicit Arrow schema of the result tables.
 
 `cells` has one row a planned cell, `params` one row a (cell, parameter), `blocks` one row a (cell, block of the
-state). A record on disk is a `cells` table whose rows carry their parameters and blocks as nested lists, so that a
-cell and what belongs to it are written together or not at all. Null: does not apply. NaN: applies and is undefined,
-with a reason.
+state), `budget` one row a (cell with a cause, parameter). A record on disk is a `cells` table whose rows carry these
+as nested lists, so that a cell and what belongs to it are written together or not at all. Null: does not apply. NaN:
+applies and is undefined, with a reason.
 """
 
 from __future__ import annotations
 
 import pyarrow as pa
 
-VERSION = 2
+from gradbench.cause import CAUSES, column
+
+VERSION = 3
 
 _S, _F, _I, _B = pa.string(), pa.float64(), pa.int64(), pa.bool_()
 
@@ -57,8 +59,13 @@ OUTCOME = {
     "antisymmetry_swirl": _F,
     "antisymmetry_swirl_se": _F,
     "energy_monotone": _B,
+    "cause": _S,  # of an error above the threshold, where the status lets one be looked for
+    "cause_of": _S,  # the parameter whose error it is; empty: the whole gradient's
     "nudge_residual": _F,
     "clip_share": _F,
+    "drift": _F,  # of the state at rest in the nudged phase, over the signal
+    "curvature": _F,
+    "noise_floor": _F,
     "gamma": _F,  # cosine of the state credit, the mean over blocks with clamped layers as 0
     "gamma_free": _F,  # without these
     "gamma_error": _F,  # the same of the credit that prediction errors hold
@@ -91,13 +98,20 @@ BLOCK = {
     "rho_corr": _F,
 }
 
+BUDGET = {
+    "param": _S,  # empty: the whole gradient
+    "rel_error": _F,
+    **{column(cause): _F for cause in CAUSES},  # |what it changes| / |reference|; null: not taken apart
+}
+
 METADATA = {b"gradbench.schema": str(VERSION).encode()}
 
 CELLS = pa.schema({**COORDINATES, **OUTCOME}, metadata=METADATA)
 PARAMS = pa.schema({"cell": _S, **PARAM}, metadata=METADATA)
 BLOCKS = pa.schema({"cell": _S, **BLOCK}, metadata=METADATA)
-NESTED = {"params": PARAMS, "blocks": BLOCKS}  # tables of their own, nested in a record
+BUDGETS = pa.schema({"cell": _S, **BUDGET}, metadata=METADATA)
+NESTED = {"params": PARAMS, "blocks": BLOCKS, "budget": BUDGETS}  # tables of their own, nested in a record
+_LISTS = {"params": PARAM, "blocks": BLOCK, "budget": BUDGET}
 RECORD = pa.schema(
-    {**COORDINATES, **OUTCOME, "params": pa.list_(pa.struct(PARAM)), "blocks": pa.list_(pa.struct(BLOCK))},
-    metadata=METADATA,
+    {**COORDINATES, **OUTCOME, **{name: pa.list_(pa.struct(row)) for name, row in _LISTS.items()}}, metadata=METADATA
 )

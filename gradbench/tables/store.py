@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gradbench.errors import StoreError
-from gradbench.tables.schema import BLOCKS, CELLS, METADATA, NESTED, PARAMS, RECORD, VERSION
+from gradbench.tables.schema import BLOCKS, BUDGETS, CELLS, METADATA, NESTED, PARAMS, RECORD, VERSION
 
 # parquet's checksums cover its pages, and a flipped bit in an offset reads another column: one more covers the file
 BLANK = b"sha256:" + b"0" * 64
@@ -204,3 +204,8 @@ class Run:
     def blocks(self) -> Any:
         """The `blocks` table as a pandas frame."""
         return read_table(self.folder / "blocks.parquet", BLOCKS).to_pandas()
+
+    @property
+    def budget(self) -> Any:
+        """The `budget` table as a pandas frame."""
+        return read_table(self.folder / "budget.parquet", BUDGETS).to_pandas()
