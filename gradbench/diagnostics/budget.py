@@ -6,8 +6,9 @@
   linearised           the rule's own Jacobian                                               asymmetry
   as run               the estimate, in the dtype of the cell                                nudge
 
-Where the nudge is the largest, it is taken apart in float64 by the rungs of `ladder`: drift, the rule itself,
-nonlinearity, clip, readout and precision. The ladder of one cell goes by way of the implicit solution, and so tells
+What of the nudge the other beta of a grid do not tell (nonlinearity grows with beta, round-off as it shrinks) is taken
+apart where it is the largest, in float64 by the rungs of `ladder`: drift, the rule itself, nonlinearity, clip, readout
+and precision. The ladder of one cell goes by way of the implicit solution, and so tells
 truncation from transient also where nothing has settled; here both are `transient` there.
 """
 
@@ -29,7 +30,7 @@ from gradbench.estimators.reverse import Tbptt
 from gradbench.systems.base import AbstractForwardSystem
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float
+    from jaxtyping import Bool, Float, Int
     from torch import Tensor
 
     from gradbench.estimators.base import AbstractEstimator, AbstractPhase
@@ -129,7 +130,31 @@ class Budgets:
         if not isinstance(phase, NudgedPhase):
             return steps | {Cause.READOUT: _minus(a.estimate, adjoint)}
         linear = self._at(rows, phase, a.depth, linearised=True)
-        return steps | {Cause.ASYMMETRY: _minus(linear, adjoint), Cause.NUDGE: _minus(a.estimate, linear)}
+        steps[Cause.ASYMMETRY] = _minus(linear, adjoint)
+        return steps | self._scanned(a, phase, linear, reference)
+
+    def _scanned(self, a: Asked, phase: NudgedPhase, linear: Params, reference: Params) -> Steps:
+        """What the nudge does, told from the other beta of the reading where there are some.
+
+        From the best of them on, what grows with beta is nonlinearity, and what grows as beta shrinks is precision:
+        a slope of 1 or 2 against one of -1. Of a clipped rule the first may be the clip, of a one-sided one the
+        second may be drift, and neither is claimed.
+        """
+        whole = {Cause.NUDGE: _minus(a.estimate, linear)}
+        if len(a.betas) < 2 or phase.clip != "none":
+            return whole
+        lead = self.settled.ndim + 1
+        scale = _squares(reference, list(reference), lead).clamp_min(torch.finfo(torch.float64).tiny)
+        errors = (_squares(whole[Cause.NUDGE], list(reference), lead) / scale).sum(-1)
+        best = errors.nan_to_num(nan=math.inf).argmin(1, keepdim=True)
+        j = torch.arange(len(a.betas), device=best.device).reshape(1, -1, *[1] * (best.ndim - 2))
+        above, below = j > best, (j < best) & (len(phase.signs) == 2)
+        rest = _where(above | below, _minus(a.estimate, _taken(a.estimate, best)))
+        return {
+            Cause.NUDGE: _minus(whole[Cause.NUDGE], rest),
+            Cause.NONLINEARITY: _where(above, rest),
+            Cause.PRECISION: _where(below, rest),
+        }
 
     def _shortened(self, step: Params, rows: Sequence[int]) -> Steps:
         """What the length of the series changes is truncation only where there is a limit to be short of."""
@@ -182,7 +207,9 @@ class Budgets:
         last = {depth: self._at(rows, phase, depth, linearised=True) for depth in depths}
         parts: dict[int, Steps] = {depth: {} for depth in depths}
         snapshots = {}
-        for c in nudged_credits(free, phase, depths, betas, Cause.TRANSIENT):
+        # a state at rest moves by less in the second phase than an error that wants a cause
+        drifting = not bool(self.settled[rows].all())
+        for c in nudged_credits(free, phase, depths, betas, Cause.TRANSIENT, drifting=drifting):
             depth, gradient = c.snapshot.depth, along(free, c.snapshot, c.credit).gradient
             assert depth is not None
             step = _minus(gradient, last[depth])
@@ -192,11 +219,12 @@ class Budgets:
         for a in asked:
             assert a.depth is not None
             steps, own = self._steps(a), dict(parts[a.depth])
-            del steps[Cause.NUDGE]
+            del steps[Cause.NUDGE]  # and with it what the other beta told
             readout = a.rule.read(free, snapshots[a.depth], betas).gradient
             own[Cause.READOUT] = _minus(readout, last[a.depth])
             own[Cause.PRECISION] = _minus(a.estimate, readout)
-            self._on_the_way(steps, own.pop(Cause.TRANSIENT), rows)
+            if Cause.TRANSIENT in own:
+                self._on_the_way(steps, own.pop(Cause.TRANSIENT), rows)
             found |= self._budgets(a, steps | own)
         return found
 
@@ -266,6 +294,13 @@ def _plus(a: Params, b: Params) -> Params:
 
 def _where(mask: Bool[Tensor, "i j *c"], step: Params) -> Params:
     return {n: torch.where(mask.reshape(*mask.shape, *[1] * (g.ndim - mask.ndim)), g, 0.0) for n, g in step.items()}
+
+
+def _taken(g: Params, j: Int[Tensor, "i 1 *c"]) -> Params:
+    """The gradients at one beta of every T1 and stacked problem."""
+    return {
+        n: v.gather(1, j.reshape(*j.shape, *[1] * (v.ndim - j.ndim)).expand(-1, -1, *v.shape[2:])) for n, v in g.items()
+    }
 
 
 def _squares(step: Params, names: Sequence[str], lead: int) -> Float[Tensor, "*lead P"]:

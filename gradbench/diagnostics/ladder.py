@@ -304,11 +304,17 @@ class Credit:
 
 
 def nudged_credits(
-    free: Trajectory, phase: NudgedPhase, depths: tuple[int, ...], betas: Float[Tensor, "j *c"], no_limit: Cause
+    free: Trajectory,
+    phase: NudgedPhase,
+    depths: tuple[int, ...],
+    betas: Float[Tensor, "j *c"],
+    no_limit: Cause,
+    *,
+    drifting: bool = True,
 ) -> Iterator[Credit]:
-    """From the phase along the drift to the phase as it is, in the order of the ladder, depth by depth."""
+    """From the phase along the drift, where there is some, to the phase as it is: rungs of the ladder, by depth."""
     nudge = next(name for name, signs in SIGNS.items() if signs == phase.signs)
-    tangents = dict(response(free, phase, depths, drifting=True))
+    tangents = dict(response(free, phase, depths, drifting=drifting))
     # a nudge that moves the state by SMALL of itself: bent by no more than that, and far above round-off
     size = torch.stack([free.ends.flatten(-2).norm(dim=-1) / a.flatten(-2).norm(dim=-1) for a in tangents.values()])
     least = (SMALL * size.nan_to_num(nan=math.inf)).amin((0, 1))
@@ -322,7 +328,8 @@ def nudged_credits(
         assert bent.nudged is not None
         assert bent.rest is not None
         plain = Snapshot(depth, nudged=bent.nudged[:, 1:], rest=bent.rest)
-        yield Credit("along the drift", no_limit, plain, tangents[depth][:, None])
+        if drifting:
+            yield Credit("along the drift", no_limit, plain, tangents[depth][:, None])
         moved = displacement(nudge, free.ends if centred else bent.rest, bent.nudged, both)
         yield Credit("beta -> 0", Cause.RULE, plain, moved[:, :1])
         yield Credit("beta", Cause.NONLINEARITY, plain, moved[:, 1:])
