@@ -36,6 +36,7 @@ class Measurement:
     cosine: float  # of the whole gradient
     cosines: dict[str, float]  # of each parameter
     blocks: dict[str, dict[str, float]]  # of each block of the state: how its credit follows the reference's
+    budget: dict[str, dict[str, float]]  # of an error that wants a cause: by parameter, "" the whole, what makes it up
     norm_ratio: float
     rel_error: float
     residual: float  # |G(s*) - s*| / |s*|
@@ -104,6 +105,7 @@ def _measurement(outcome: Outcome) -> Measurement:
         reason=outcome.reason,
         cosines={p["param"]: p["cosine"] for p in row.pop("params")},
         blocks={b.pop("block"): b for b in row.pop("blocks")},
+        budget={b.pop("param"): b for b in row.pop("budget")},
         estimate=outcome.estimate,
         reference=outcome.reference,
         row=row,

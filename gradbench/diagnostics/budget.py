@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from gradbench.trajectory import Trajectory
 
 ALONG, SPREAD = 0.999, 0.02  # |cosine| and relative spread of norm ratios of what is a multiple of the reference
+ROUND_OFF = 1e3  # units of it that a difference of two series must exceed
 Place = tuple[int, int, int]  # T1, beta, stacked problem
 Steps = dict[Cause, "Params"]
 
@@ -130,7 +131,11 @@ class Budgets:
         if not isinstance(phase, NudgedPhase):
             return steps | {Cause.READOUT: _minus(a.estimate, adjoint)}
         linear = self._at(rows, phase, a.depth, linearised=True)
-        steps[Cause.ASYMMETRY] = _minus(linear, adjoint)
+        asymmetry, lead = _minus(linear, adjoint), self.settled.ndim + 1
+        left, size = (_squares(g, list(reference), lead).sum(-1).sqrt() for g in (asymmetry, adjoint))
+        # where both series have grown by many orders, what is left of their difference is round-off
+        heard = left > ROUND_OFF * torch.finfo(a.free.ends.dtype).eps * size
+        steps[Cause.ASYMMETRY] = _where(heard, asymmetry)
         return steps | self._scanned(a, phase, linear, reference)
 
     def _scanned(self, a: Asked, phase: NudgedPhase, linear: Params, reference: Params) -> Steps:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from gradbench.plots.antisymmetry_vs_error import antisymmetry_vs_error
 from gradbench.plots.cosine_sweeps import cosine_vs_beta, cosine_vs_damp, cosine_vs_s, cosine_vs_T1, cosine_vs_T2
 from gradbench.plots.credit_by_layer import credit_by_layer
+from gradbench.plots.error_budget import error_budget
+from gradbench.plots.error_vs_beta import error_vs_beta
 from gradbench.plots.error_vs_cost import error_vs_cost
 from gradbench.plots.map_s_damp import map_s_damp
 from gradbench.plots.params import params
@@ -27,6 +29,7 @@ class Tables:
     cells: DataFrame
     params: DataFrame
     blocks: DataFrame
+    budget: DataFrame
     residual: float  # above: not settled
     source: str  # where the numbers come from, for captions
 
@@ -37,7 +40,7 @@ class Tables:
         code = f"commit {env['commit'][:10]}" if env.get("commit") else "no commit"
         changed = " with changes" if env.get("dirty") else ""
         source = f"Suite {plan['suite']}, run {run.id}, {code}{changed}"
-        return cls(run.cells, run.params, run.blocks, plan["thresholds"]["residual"], source)
+        return cls(run.cells, run.params, run.blocks, run.budget, plan["thresholds"]["residual"], source)
 
 
 FIGURES: dict[str, Callable[[Tables], Figure | None]] = {
@@ -51,5 +54,7 @@ FIGURES: dict[str, Callable[[Tables], Figure | None]] = {
     "credit_by_layer": lambda t: credit_by_layer(t.cells, t.blocks),
     "residual_vs_cosine": lambda t: residual_vs_cosine(t.cells, t.residual),
     "antisymmetry_vs_error": lambda t: antisymmetry_vs_error(t.cells),
+    "error_budget": lambda t: error_budget(t.cells, t.budget),
+    "error_vs_beta": lambda t: error_vs_beta(t.cells),
     "error_vs_cost": lambda t: error_vs_cost(t.cells),
 }
