@@ -102,7 +102,7 @@ class Pass:
         # the sweep that gives the references goes to its end, whatever is read on the way
         depth = None if self.phase == ReversePhase() else max(self.depths)
         rows = (self.phase.count(T1, depth) * max(1, len(self.betas)) for T1 in self.T1s)
-        return sum(rows, Count())
+        return sum(rows, self.phase.beside(depth) * len(self.T1s))
 
 
 @dataclass(frozen=True)

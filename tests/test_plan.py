@@ -158,8 +158,8 @@ def test_two_readouts_of_one_phase_share_its_pass_and_another_nudge_does_not() -
 def test_costs_are_those_counted_by_hand() -> None:
     grid = {"system": TOY, "T1": [5, 10], "T2": [2, 4], "beta": [0.1, 0.2]}
     (problem,) = planned(grid | {"estimator": ["bptt", "ep", "aep"]}).problems
-    # free: 10 steps. reverse: one row a T1, 5 + 10. ep, aep: 2 T1 x 2 beta x 2 signs to depth 4.
-    assert problem.cost == Count(force=10 + 32 + 32, jvp=32, vjp=15 + 32)
+    # free: 10 steps. reverse: one row a T1, 5 + 10. ep, aep: 2 T1 x (2 beta x 2 signs and one at rest) to depth 4.
+    assert problem.cost == Count(force=10 + 40 + 40, jvp=40, vjp=15 + 40)
     # alone, free: 5 and 10, once for bptt, four times for ep and for aep; ep and aep need a reference each
     second = 2 * 2 * (2 + 4) * 2  # T1 x beta x depths x signs
     assert problem.cost_alone == Count(force=15 * 9 + 2 * second, jvp=second, vjp=15 * 9 + second)

@@ -65,16 +65,26 @@ def packs(
 
 
 def footprint(problem: Problem) -> int:
-    """Bytes that one problem needs at its peak, as a model: its trajectory, then its widest phase."""
-    T1s = len(problem.T1s)
-    rows = [T1s, *(len(p.T1s) * max(1, len(p.betas)) * 2 for p in problem.passes)]
-    return _state(problem) * (max(problem.T1s) + 1 + (T1s + max(rows)) * RECORDED)
+    """Bytes that one problem needs at its peak, as a model: trajectory and estimates, then its widest phase."""
+    T1s, passes = len(problem.T1s), (problem.reverse, *problem.passes)
+    rows = [T1s, *(len(p.T1s) * (max(1, len(p.betas)) * 2 + 1) for p in problem.passes)]
+    read = sum(
+        len(p.T1s) * max(1, len(p.betas)) * len({(c.estimator, c.estimator_options, c.T2) for c in p.cells})
+        for p in passes
+    )
+    theta = sum(math.prod(shape) for shape in problem.system.shapes.values())
+    return _state(problem) * (max(problem.T1s) + 1 + (T1s + max(rows)) * RECORDED) + read * theta * _width(problem)
 
 
 def _state(problem: Problem) -> int:
     """Bytes of one state of all examples."""
     coordinates = sum(math.prod(shape) for shape in problem.system.layout.values())
-    return problem.point.batch * coordinates * (8 if problem.point.dtype == "float64" else 4)
+    return problem.point.batch * coordinates * _width(problem)
+
+
+def _width(problem: Problem) -> int:
+    """Bytes of a number."""
+    return 8 if problem.point.dtype == "float64" else 4
 
 
 def available(device: str, memory: str | None = None) -> int:

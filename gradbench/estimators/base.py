@@ -83,6 +83,10 @@ class AbstractPhase(ABC):
     def count(self, T1: int, depth: int | None) -> Count:
         """Evaluations that one cell of this phase needs by itself, after its free phase."""
 
+    def beside(self, depth: int | None) -> Count:
+        """Evaluations of evidence, once for all cells of one T1."""
+        return Count()
+
 
 class AbstractEstimator(ABC):
     """A gradient rule. Final ones are frozen dataclasses of their options."""

@@ -93,9 +93,13 @@ class NudgedPhase(AbstractPhase):
         return (limit / correction_z.norm(dim=axes, keepdim=True)).clamp(max=1.0)
 
     def count(self, T1: int, depth: int | None) -> Count:
+        return self.beside(depth) * len(self.signs)
+
+    def beside(self, depth: int | None) -> Count:
+        """The row at rest."""
         assert depth is not None
         products = 1 if self.asymmetric else 0
-        return Count(force=1, jvp=products, vjp=products) * (depth * len(self.signs))
+        return Count(force=1, jvp=products, vjp=products) * depth
 
 
 def _against_rest(
