@@ -16,6 +16,7 @@ from ledger import DEVICE, Ledger, Sweep
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from gradbench.engine import batched
+from gradbench.engine.outcome import Outcome
 from gradbench.engine.precision import ieee_float32
 from gradbench.plan import Plan, plan
 from gradbench.suite import parse
@@ -39,11 +40,17 @@ def family(T2: Sequence[int], beta: Sequence[float]) -> Plan:
 
 
 def sized(T1: int = 100, N: int = 16, D: int = 64, b: int = BATCH, problems: int = CELLS) -> Plan:
-    """Problems of three cells each, all at the usual sizes but one."""
+    """Problems of three cells each, all at the usual sizes but one; eps so small that none diverges on its way."""
     s = [0.1 + 0.9 * i / problems for i in range(problems)]
     system = {"name": "cet_real", "patch": 28 // math.isqrt(N), "D": D}
-    grid = {"system": system, "estimator": ["bptt", "ep", "aep"], "s": s, "damp": 1.0, "T1": T1, "batch": b}
+    grid = {"system": system, "estimator": ["bptt", "ep", "aep"], "s": s, "damp": 1.0, "eps": 0.02}
+    grid |= {"T1": T1, "batch": b}
     return plan(parse({"name": "perf", "about": "", "grid": [grid]}, "perf"))
+
+
+def measured(planned: Plan) -> list[Outcome]:
+    packs = batched.packs(planned.problems, DEVICE)
+    return [o for pack in packs for o in batched.measure(pack, DEVICE, planned.thresholds, "auto")]
 
 
 def paired(plans: Sequence[Plan], rounds: int) -> list[float]:
@@ -53,8 +60,7 @@ def paired(plans: Sequence[Plan], rounds: int) -> list[float]:
         for i in range(rounds + 1):
             for own, planned in zip(times, plans, strict=True):
                 start = perf_counter()
-                for pack in batched.packs(planned.problems, DEVICE):
-                    batched.measure(pack, DEVICE, planned.thresholds, "auto")
+                measured(planned)
                 if DEVICE == "cuda":
                     torch.cuda.synchronize()
                 if i:
@@ -103,6 +109,8 @@ def test_sweep(knob: str, ledger: Ledger, benchmark: BenchmarkFixture) -> None:
         planned = sized(**{knob: value})
         if DEVICE == "cuda":
             torch.cuda.empty_cache()  # what one size leaves behind is not taken from the next one's budget
+        with ieee_float32():
+            assert all(o.status != "diverged" for o in measured(planned))  # such a cell is measured no further
         (seconds,) = paired([planned], rounds=3)
         sweep.add(value, seconds, len(planned.cells))
     benchmark.extra_info["ms_per_cell"] = dict(zip(sweep.values, sweep.ms_per_cell, strict=True))
