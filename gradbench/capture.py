@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,7 +12,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PROGRAMS = 512
-WARM_UPS = 1  # handles, workspaces and cached constants come to be outside of the recording
 
 
 class Captured:
@@ -23,15 +23,17 @@ class Captured:
     """
 
     def __init__(self, function: Callable[..., tuple[Tensor, ...]], *examples: Tensor, compiled: bool = False) -> None:
-        if compiled:
-            # one source line is a program of its own for every system, rule and shape that comes by
-            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, PROGRAMS)
-            function = torch.compile(function, fullgraph=True, dynamic=False)
         self._inputs = [example.detach().clone() for example in examples]
-        stream = torch.cuda.Stream()
+        stream = _stream(torch.cuda.current_device())
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            for _ in range(WARM_UPS):
+            # handles, workspaces and cached constants come to be outside of the recording, and of the program too:
+            # one that had cached something itself would not fit its own second call
+            function(*self._inputs)
+            if compiled:
+                # one source line is a program of its own for every system, rule and shape that comes by
+                torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, PROGRAMS)
+                function = torch.compile(function, fullgraph=True, dynamic=False)
                 function(*self._inputs)
         torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
@@ -45,3 +47,9 @@ class Captured:
                 own.copy_(value)
         self._graph.replay()
         return self._outputs
+
+
+@cache
+def _stream(device: int) -> torch.cuda.Stream:
+    """That of all recordings: every stream that meets a product keeps a workspace of 32 MiB."""
+    return torch.cuda.Stream(device)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 # elements of the states whose norms and energies are taken at once: enough to fill the device, small beside its memory
 SPAN = {"cpu": 2**21, "cuda": 2**26}
+ENERGY = 9  # states that an energy holds, by state: measured 8.4 on cet_energy
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,14 +83,17 @@ class Trajectory:
 def relax(field: Field, T1s: tuple[int, ...], hold: int | None = None) -> Trajectory:
     """Free relaxation s <- Pi(s + eps F(s)) to the largest T1.
 
-    Every state is kept, or where these are more than `hold`, every sqrt(T1)-th.
+    Every state is kept, or where these are more than `hold`, every sqrt(T1)-th. Energies are taken of so many at once
+    that they hold less than half of `hold`.
     """
     T, s = max(T1s), field.init_state()
     every = 1 if hold is None or hold > T else math.isqrt(T - 1) + 1
     kept = s.new_empty((T // every + 1, *s.shape))
     ends = s.new_empty((len(T1s), *s.shape))
     conservative = isinstance(field.system, AbstractEnergySystem)
-    run = max(1, min(T + 1, SPAN[s.device.type] // s.numel())) if every == 1 else every
+    at_once = SPAN[s.device.type] // s.numel()
+    at_once = at_once if hold is None else min(at_once, hold // (2 * ENERGY))
+    run = max(1, min(T + 1, at_once)) if every == 1 else every
     norms, energies = [], []
     block = kept if every == 1 else s.new_empty((min(every, T + 1), *s.shape))
     with torch.no_grad():

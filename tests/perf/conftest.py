@@ -20,7 +20,7 @@ def ledger() -> Iterator[Ledger]:
     """Filled by the benchmarks; printed, stored and compared when they are over."""
     ledger = Ledger()
     yield ledger
-    if not ledger.ratios:
+    if not (ledger.ratios or ledger.sweeps):
         return
     processor = describe(DEVICE)
     slug = re.sub(r"[^a-z0-9]+", "-", processor.lower()).strip("-")
@@ -32,6 +32,7 @@ def ledger() -> Iterator[Ledger]:
         "ceilings": ledger.ceilings,
         "notes": ledger.notes,
         "ratios": ledger.ratios,
+        "sweeps": {knob: asdict(sweep) for knob, sweep in ledger.sweeps.items()},
         "entries": [asdict(e) for e in ledger.entries],
     }
     FOLDER.mkdir(parents=True, exist_ok=True)

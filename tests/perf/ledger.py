@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from gradbench.engine.device import resolve
@@ -27,6 +27,25 @@ class Entry:
     ratio: float  # of the script's time over this one
 
 
+@dataclass
+class Sweep:
+    """Warm seconds of the same cells against one size."""
+
+    values: list[int] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    ms_per_cell: list[float] = field(default_factory=list)
+
+    def add(self, value: int, seconds: float, cells: int) -> None:
+        """Take one size."""
+        self.values.append(value)
+        self.seconds.append(seconds)
+        self.ms_per_cell.append(1e3 * seconds / cells)
+
+    def line(self) -> str:
+        """Milliseconds a cell, by size."""
+        return ", ".join(f"{value} {ms:.2f}" for value, ms in zip(self.values, self.ms_per_cell, strict=True))
+
+
 class Ledger:
     """Entries of a session."""
 
@@ -35,6 +54,7 @@ class Ledger:
         self.ratios: dict[str, float] = {}
         self.ceilings: dict[str, float] = {}
         self.notes: dict[str, object] = {}
+        self.sweeps: dict[str, Sweep] = {}
 
     def add(self, entry: Entry) -> None:
         """Take a timing."""
@@ -56,4 +76,5 @@ class Ledger:
             )
         if peak and stream:
             lines.append(f"ceilings measured here: {peak:.1f} TFLOP/s float32 products, {stream:.2f} TB/s copies")
-        return "\n".join(lines + [f"{k}: {v}" for k, v in self.notes.items()])
+        lines += [f"{k}: {v}" for k, v in self.notes.items()]
+        return "\n".join(lines + [f"ms a cell by {knob}: {sweep.line()}" for knob, sweep in self.sweeps.items()])

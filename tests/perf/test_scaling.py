@@ -1,22 +1,34 @@
-"""Cost follows the distinct physics: more depths of one phase are nearly free, more nudges cost their evaluations."""
+"""Cost follows the distinct physics: more depths of one phase are nearly free, more nudges cost their evaluations.
+
+And how it grows with every size, one at a time.
+"""
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from time import perf_counter
 
 import pytest
 import torch
-from ledger import DEVICE, Ledger
+from ledger import DEVICE, Ledger, Sweep
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from gradbench.engine import batched
+from gradbench.engine.outcome import Outcome
 from gradbench.engine.precision import ieee_float32
 from gradbench.plan import Plan, plan
 from gradbench.suite import parse
 
 CELLS, BATCH = (32, 64) if DEVICE == "cuda" else (2, 16)
+SWEEPS = {
+    "T1": (25, 50, 100, 200, 400),
+    "N": (4, 16, 49, 196),
+    "D": (32, 64, 128, 256),
+    "b": (16, 32, 64, 128, 256),
+    "problems": (1, 4, 16, 64, 256),
+}
 
 
 def family(T2: Sequence[int], beta: Sequence[float]) -> Plan:
@@ -27,6 +39,20 @@ def family(T2: Sequence[int], beta: Sequence[float]) -> Plan:
     return plan(parse({"name": "perf", "about": "", "grid": [grid]}, "perf"))
 
 
+def sized(T1: int = 100, N: int = 16, D: int = 64, b: int = BATCH, problems: int = CELLS) -> Plan:
+    """Problems of three cells each, all at the usual sizes but one; eps so small that none diverges on its way."""
+    s = [0.1 + 0.9 * i / problems for i in range(problems)]
+    system = {"name": "cet_real", "patch": 28 // math.isqrt(N), "D": D}
+    grid = {"system": system, "estimator": ["bptt", "ep", "aep"], "s": s, "damp": 1.0, "eps": 0.02}
+    grid |= {"T1": T1, "batch": b}
+    return plan(parse({"name": "perf", "about": "", "grid": [grid]}, "perf"))
+
+
+def measured(planned: Plan) -> list[Outcome]:
+    packs = batched.packs(planned.problems, DEVICE)
+    return [o for pack in packs for o in batched.measure(pack, DEVICE, planned.thresholds, "auto")]
+
+
 def paired(plans: Sequence[Plan], rounds: int) -> list[float]:
     """Median seconds of each, taken in turn so that what disturbs one disturbs the other."""
     times: list[list[float]] = [[] for _ in plans]
@@ -34,8 +60,7 @@ def paired(plans: Sequence[Plan], rounds: int) -> list[float]:
         for i in range(rounds + 1):
             for own, planned in zip(times, plans, strict=True):
                 start = perf_counter()
-                for pack in batched.packs(planned.problems, DEVICE):
-                    batched.measure(pack, DEVICE, planned.thresholds, "auto")
+                measured(planned)
                 if DEVICE == "cuda":
                     torch.cuda.synchronize()
                 if i:
@@ -73,3 +98,20 @@ def test_twice_the_nudges_add_their_evaluations_and_at_most_10_percent(
     benchmark.extra_info["ratio"] = doubled / alone
     benchmark.pedantic(lambda: None, rounds=1)
     assert doubled / alone <= share + 0.1
+
+
+@pytest.mark.benchmark(group="scaling")
+@pytest.mark.parametrize("knob", SWEEPS)
+def test_sweep(knob: str, ledger: Ledger, benchmark: BenchmarkFixture) -> None:
+    """No bar: time of bptt, ep and aep against one size, the others as usual."""
+    sweep = ledger.sweeps[knob] = Sweep()
+    for value in SWEEPS[knob] if DEVICE == "cuda" else SWEEPS[knob][:3]:
+        planned = sized(**{knob: value})
+        if DEVICE == "cuda":
+            torch.cuda.empty_cache()  # what one size leaves behind is not taken from the next one's budget
+        with ieee_float32():
+            assert all(o.status != "diverged" for o in measured(planned))  # such a cell is measured no further
+        (seconds,) = paired([planned], rounds=3)
+        sweep.add(value, seconds, len(planned.cells))
+    benchmark.extra_info["ms_per_cell"] = dict(zip(sweep.values, sweep.ms_per_cell, strict=True))
+    benchmark.pedantic(lambda: None, rounds=1)
