@@ -1,24 +1,32 @@
-"""Controls: readings that are known before anything is measured."""
+"""Controls: readings that are known before anything is measured, and rulers that they must catch."""
 
 from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Callable
+from pathlib import Path
 from typing import get_args
 
+import pandas as pd
 import pytest
 import torch
 from live import live_field, random_like
 
 from gradbench import registry
+from gradbench import suite as suites
+from gradbench.engine import solve as engine
+from gradbench.engine.problem import build
 from gradbench.estimators import control
 from gradbench.estimators.base import Snapshot
 from gradbench.estimators.control import Kind
 from gradbench.field import Field, Stack
 from gradbench.metrics import Comparison, compare
-from gradbench.selection import CONTROL
+from gradbench.plan import plan
+from gradbench.selection import CONTROL, REFERENCE
 from gradbench.streams import Streams
 from gradbench.systems.base import Params
+from gradbench.tables.checks import evaluate
 from gradbench.trajectory import relax
 
 FIELD = live_field("toy_noncons")
@@ -104,3 +112,56 @@ def test_float32_and_float64_see_the_same_draws(kind: Kind) -> None:
     single = read(kind, {n: v.float() for n, v in g.items()})
     for name, e in read(kind, g).items():
         torch.testing.assert_close(single[name].double(), e, rtol=1e-5, atol=1e-6)
+
+
+def passed() -> dict[str, bool]:
+    """Whether the checks of suite `smoke` on the reference and on its controls pass."""
+    shipped = suites.load(Path("suites/smoke.toml"))
+    problems = [p for p in plan(shipped).problems if any(c.estimator == CONTROL for c in p.cells)]
+    rows = [o.row() for p in problems for o in engine.solve([p], build(p, "cpu"), shipped.decide())]
+    found = {REFERENCE: True, CONTROL: True}
+    for check in shipped.check:
+        if (name := check.where.get("estimator")) in found:
+            found[name] &= evaluate(check, pd.DataFrame(rows)).passed
+    return found
+
+
+def mixed_up(e: Params, r: Params, lead: int) -> tuple[Params, Params]:
+    return {**e, "WQ": e["WK"], "WK": e["WQ"]}, r
+
+
+def with_itself(e: Params, r: Params, lead: int) -> tuple[Params, Params]:
+    return {n: g.expand_as(e[n]) for n, g in r.items()}, r
+
+
+def without_sign(e: Params, r: Params, lead: int) -> tuple[Params, Params]:
+    return {n: g.abs() for n, g in e.items()}, {n: g.abs() for n, g in r.items()}
+
+
+def without_size(e: Params, r: Params, lead: int) -> tuple[Params, Params]:
+    def unit(g: Params) -> Params:
+        return {
+            n: (v.flatten(lead) / v.flatten(lead).norm(dim=-1, keepdim=True)).reshape(v.shape) for n, v in g.items()
+        }
+
+    return unit(e), unit(r)
+
+
+def sorted_entries(e: Params, r: Params, lead: int) -> tuple[Params, Params]:
+    def in_order(g: Params) -> Params:
+        return {n: v.flatten(lead).sort(-1).values.reshape(v.shape) for n, v in g.items()}
+
+    return in_order(e), in_order(r)
+
+
+def test_a_right_ruler_passes() -> None:
+    assert passed() == {REFERENCE: True, CONTROL: True}
+
+
+@pytest.mark.parametrize("wrong", [mixed_up, with_itself, without_sign, without_size, sorted_entries])
+def test_controls_catch_rulers_of_which_the_reference_sees_only_mixed_up_parameters(
+    wrong: Callable[[Params, Params, int], tuple[Params, Params]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = engine.tally
+    monkeypatch.setattr(engine, "tally", lambda e, r, lead: right(*wrong(e, r, lead), lead))
+    assert passed() == {REFERENCE: wrong is not mixed_up, CONTROL: False}
