@@ -16,8 +16,8 @@ from gradbench.engine.precision import ieee_float32
 from gradbench.engine.problem import build
 from gradbench.errors import UserError, near_miss
 from gradbench.plan import Cell, Problem, estimator
+from gradbench.selection import CONTROL, matches
 from gradbench.selection import keys as known
-from gradbench.selection import matches
 from gradbench.status import Status, Thresholds
 
 if TYPE_CHECKING:
@@ -42,8 +42,8 @@ class Explanation:
 def choose(run: Run, cell: str | None, where: Mapping[str, Any], worst: int | None) -> list[dict[str, Any]]:
     """Rows of the cells that are asked for: one by its key, or those of a selection, or the worst of them.
 
-    The worst are the settled cells with the smallest cosine of a parameter, the worst first. Raises UserError where
-    nothing or too much is meant.
+    The worst are the settled cells with the smallest cosine of a parameter, the worst first; a control is none, since
+    its cosine is known. Raises UserError where nothing or too much is meant.
     """
     rows = [row for row in run.cells.to_dict("records") if row["status"] not in ("skipped", "error", "oom")]
     if cell is not None:
@@ -55,7 +55,8 @@ def choose(run: Run, cell: str | None, where: Mapping[str, Any], worst: int | No
             raise UserError(f"--where {key}: is neither a column nor an option{near_miss(key, names)}")
     rows = [row for row in rows if matches(row, where)]
     if worst is not None:
-        rows = [row for row in rows if row["status"] == Status.SETTLED and math.isfinite(row["cosine_min"])]
+        rows = [row for row in rows if row["status"] == Status.SETTLED and row["estimator"] != CONTROL]
+        rows = [row for row in rows if math.isfinite(row["cosine_min"])]
         rows = sorted(rows, key=lambda row: row["cosine_min"])[:worst]
     if not rows:
         raise UserError(f"no measured cell of {run.id} is asked for")

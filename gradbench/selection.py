@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any
 
 IDENTITY = ("system_label", "estimator_label", "s", "damp", "T1", "T2", "beta", "eps", "seed", "dtype", "batch")
+REFERENCE, CONTROL = "bptt", "control"  # estimators that are no rule to compare: the ruler, and its test
 POINT = ("s", "damp", "T1", "T2", "beta", "eps", "seed", "dtype", "batch")
 
 

@@ -9,6 +9,7 @@ import pytest
 
 import gradbench
 from gradbench import cli
+from gradbench.explain import choose
 from gradbench.tables.runs import find
 from gradbench.tables.store import Run
 
@@ -16,7 +17,7 @@ SUITE = """
 about = "one good cell and some bad ones"
 [[grid]]
 system = { name = "toy_noncons", drive_std = 1.0 }
-estimator = ["bptt", "ep", "aep"]
+estimator = ["bptt", "ep", "aep", { name = "control", kind = "flipped" }]
 damp = 3.0
 T1 = 200
 T2 = [2, 60]
@@ -99,13 +100,20 @@ def test_a_phase_that_diverged_has_a_certificate_and_no_ladder(command: Any, run
     assert "ladder" not in out
 
 
+def test_a_control_is_never_among_the_worst(run: Run) -> None:
+    cells = run.cells
+    assert cells.loc[cells["cosine_min"].idxmin(), "estimator"] == "control"
+    rules = cells[cells["status"] == "settled"]["estimator"]
+    assert len(choose(run, None, {}, len(cells))) == (rules != "control").sum() < len(rules)
+
+
 def test_cells_are_chosen_by_key_by_coordinates_or_as_the_worst(command: Any, run: Run) -> None:
     code, out, err = command("--worst", "2", "--where", "estimator=ep,aep")
     assert code == 0
     assert out.count("\ncause: ") == 2
     assert "2 of 2" in err
     cells = run.cells
-    measured = cells[(cells["status"] == "settled") & (cells["estimator"] != "bptt")]
+    measured = cells[(cells["status"] == "settled") & cells["estimator"].isin(["ep", "aep"])]
     assert out.startswith(measured.sort_values("cosine_min")["cell"].iloc[0])
 
 

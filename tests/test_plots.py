@@ -18,7 +18,7 @@ from gradbench.plots import figures, hold, look
 from gradbench.plots.antisymmetry_vs_error import antisymmetry_vs_error
 from gradbench.plots.cosine_sweeps import cosine_vs_beta, cosine_vs_damp, cosine_vs_T1
 from gradbench.plots.credit_by_layer import credit_by_layer
-from gradbench.plots.error_vs_cost import _front, _settings
+from gradbench.plots.error_vs_cost import _front, _settings, error_vs_cost
 from gradbench.plots.figures import FIGURES
 from gradbench.plots.map_s_damp import map_s_damp
 from gradbench.plots.params import params
@@ -153,6 +153,16 @@ def test_a_colour_belongs_to_the_name_whatever_is_beside_it(cells: pd.DataFrame)
     assert look.styles(pd.concat([plugin, cells]))["mine"] == look.styles(plugin)["mine"]
     used = {tuple(c.get_edgecolor()[0][:3]) for c in _markers(cosine_vs_T1(alone)) if not len(c.get_facecolor())}
     assert used == {to_rgba(look.COLOURS["aep"])[:3]}
+
+
+def test_the_reference_and_its_controls_are_no_rules_to_draw(cells: pd.DataFrame) -> None:
+    labels = {"bptt": "bptt", "control": "control", "control kind=flipped": "control"}
+    known = [cells.assign(estimator_label=label, estimator=name) for label, name in labels.items()]
+    with_known = pd.concat([cells, *known])
+    assert hold.estimates(with_known).equals(cells)
+    axes = [error_vs_cost(drawn).axes[0] for drawn in (cells, with_known)]
+    assert len({len([*ax.lines, *ax.collections]) for ax in axes}) == 1
+    assert len({str([line.get_color() for line in ax.lines]) for ax in axes}) == 1
 
 
 def test_a_number_that_is_no_evidence_is_hatched_and_not_coloured(cells: pd.DataFrame) -> None:

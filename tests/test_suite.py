@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import given
@@ -10,7 +11,9 @@ from hypothesis import strategies as st
 
 from gradbench import suite as suites
 from gradbench.errors import UserError
+from gradbench.estimators.control import Kind
 from gradbench.plan import plan
+from gradbench.selection import CONTROL
 from gradbench.suite import Suite, parse
 
 GRID = {"system": "toy_cons", "estimator": "ep"}
@@ -197,6 +200,16 @@ def test_every_shipped_suite_plans_and_its_checks_can_have_a_verdict() -> None:
         planned.verify(loaded.check, str(path), loaded.table)
         assert planned.cells
         assert loaded.name == path.stem
+
+
+@pytest.mark.parametrize("path", sorted(suites.SUITES.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_shipped_suite_but_the_atlas_checks_its_ruler(path: Path) -> None:
+    asked: set[str] = set()
+    for check in suites.load(path).check:
+        if check.where.get("estimator") == CONTROL:
+            kinds = check.where["kind"]
+            asked |= {kinds} if isinstance(kinds, str) else set(kinds)
+    assert asked == (set() if path.stem == "atlas" else set(get_args(Kind)))
 
 
 @pytest.mark.parametrize(

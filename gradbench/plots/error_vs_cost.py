@@ -21,7 +21,8 @@ FREE = ("T1", "T2", "beta")
 @look.themed
 def error_vs_cost(cells: DataFrame) -> Figure | None:
     """Down and to the left is better; a line is the front of a rule: what no cheaper setting of it reaches."""
-    settings = {title: _settings(own) for title, own in hold.by_system(hold.estimates(cells), FREE).items()}
+    cells = hold.estimates(cells)
+    settings = {title: _settings(own) for title, own in hold.by_system(cells, FREE).items()}
     systems = {title: own for title, own in settings.items() if not own.empty}
     if not systems:
         return None
@@ -29,7 +30,7 @@ def error_vs_cost(cells: DataFrame) -> Figure | None:
     lines = -(-len(systems) // columns)
     figure = Figure(figsize=(look.WIDTH, 1.0 + 2.7 * lines), layout="constrained")
     axes = figure.subplots(lines, columns, sharey=True, squeeze=False).ravel()
-    styles = look.styles(cells[cells["estimator"] != hold.REFERENCE])
+    styles = look.styles(cells)
     drawn = {label for own in systems.values() for label in own["estimator_label"]}
     styles = {label: style for label, style in styles.items() if label in drawn}
     for ax, (title, own) in zip(axes, systems.items(), strict=False):

@@ -6,20 +6,20 @@ from math import log
 from typing import TYPE_CHECKING, Any
 
 from gradbench.notation import COORDINATES
+from gradbench.selection import CONTROL, REFERENCE
 from gradbench.status import Status
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-REFERENCE = "bptt"  # what every cosine is a cosine to: its own are 1 by definition, and not drawn
 ALWAYS = ("s", "damp", "T1", "T2", "beta")
 HELD = (*ALWAYS, "eps", "batch")
 USUAL_S, USUAL_BETA = 1.0, 0.02
 
 
 def estimates(cells: DataFrame) -> DataFrame:
-    """All cells but those of the reference itself, and those of estimators that do not apply to their system."""
-    return cells[(cells["estimator"] != REFERENCE) & (cells["status"] != Status.SKIPPED)]
+    """The cells of rules that apply to their system: cosines of the reference and of its controls are known."""
+    return cells[~cells["estimator"].isin([REFERENCE, CONTROL]) & (cells["status"] != Status.SKIPPED)]
 
 
 def one_dtype(cells: DataFrame) -> DataFrame:

@@ -26,6 +26,7 @@ from gradbench import data, registry
 from gradbench import suite as suites
 from gradbench.errors import UserError, near_miss, placed
 from gradbench.estimators.base import AbstractEstimator
+from gradbench.selection import CONTROL
 from gradbench.suite import Dtype, Ints, Number, Strict, Whole
 from gradbench.systems.base import AbstractSystem
 
@@ -171,6 +172,8 @@ def _check(config: Config, system: AbstractSystem, rule: AbstractEstimator) -> N
             raise UserError(f"norm_cap.{name}: {system.name} has no such parameter{near_miss(name, system.shapes)}")
     if config.optimiser.lr_min > config.optimiser.lr:
         raise UserError(f"optimiser.lr_min = {config.optimiser.lr_min:g} is above lr = {config.optimiser.lr:g}")
+    if rule.name == CONTROL:
+        raise UserError(f"estimator = {rule.name!r}: it is made from the reference, and no rule to train by")
     steps = rule.skip_cell(config.T1, config.T2) if config.T1 and config.T2 else None
     if reason := rule.skip(type(system)) or steps:
         raise UserError(f"estimator = {rule.name!r}: {reason}")

@@ -106,7 +106,14 @@ def test_captured_stacks_agree_with_the_eager_cpu(name: str, dtype: str, toleran
     """Every rule, several T1, T2, beta and seeds through recorded graphs, a diverging neighbour included."""
     grid = {
         "system": {"name": name, **options(name)},
-        "estimator": ["bptt", "tbptt", "adjoint", "ep", {"name": "aep", "clip": ["none", "batch", "sample"]}],
+        "estimator": [
+            "bptt",
+            "tbptt",
+            "adjoint",
+            "ep",
+            {"name": "aep", "clip": ["none", "batch", "sample"]},
+            {"name": "control", "kind": ["scaled", "flipped", "shuffled", "random"]},
+        ],
         "s": [0.5, 1.0, 40.0],
         "damp": damp(name),
         "T1": [30, 800],

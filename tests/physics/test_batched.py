@@ -30,6 +30,7 @@ RULES = [
     {"name": "ep", "readout": "energy_contrast"},
     {"name": "ep", "reduction": "mean"},
     {"name": "aep", "clip": ["none", "batch", "sample"]},
+    {"name": "control", "kind": ["scaled", "flipped", "shuffled", "random"]},
 ]
 
 

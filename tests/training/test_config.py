@@ -61,6 +61,7 @@ def test_the_key_is_of_what_is_trained_and_not_of_its_name() -> None:
         ({"estimator": "eqprop"}, "t.toml: estimator = 'eqprop' is not registered"),
         ({"estimator": {"clip": "none"}}, "t.toml: estimator: .* is neither a name nor a table with a name"),
         ({"estimator": {"name": "ep", "readout": "energy_contrast"}}, "needs an energy, which cet_real has not"),
+        ({"estimator": "control"}, "t.toml: estimator = 'control': it is made from the reference"),
         ({"estimator": "tbptt", "T1": 3, "T2": 4}, "t.toml: estimator = 'tbptt': T2 > T1"),
         ({"stepz": 3}, "t.toml: stepz: unknown key. Did you mean 'steps'?"),
         ({"optimiser": {"lr": 1e-3, "clipp": 1}}, "t.toml: optimiser.clipp: unknown key. Did you mean 'clip'?"),

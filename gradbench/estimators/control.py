@@ -1,0 +1,83 @@
+"""The reference in disguise: estimates whose comparison with the reference is known before anything is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, final
+
+from gradbench.estimators.base import AbstractEstimator, AbstractPhase, Reading, Snapshot
+from gradbench.estimators.reverse import ReversePhase
+from gradbench.streams import Streams, normal
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+    from gradbench.trajectory import Trajectory
+
+Kind = Literal["scaled", "flipped", "shuffled", "random"]
+DRAWS = Streams(0)  # the same in every cell: a control differs between cells by their references alone
+
+
+@final
+@dataclass(frozen=True)
+class Control(AbstractEstimator):
+    """Control of the comparison: the reference, changed so that every reading of it is known.
+
+    scaled   2 g                                                    cosine 1, norm_ratio 2, rel_error 1
+    flipped  -g                                                     cosine -1, norm_ratio 1, rel_error 2
+    shuffled the entries of each parameter in a fixed random order  norm_ratio 1, cosine m +- d
+    random   N(0, 1) in each parameter, at the norm of its g        norm_ratio 1, cosine 0 +- d
+    Where n is the number of entries of a parameter and w its share of |g|^2, d^2 = sum w^2 / n over the parameters: one
+    parameter that holds all of g leaves 1 / sqrt(n), whatever the others have. A shuffle keeps the mean of the
+    entries, and so m = sum n mean(g)^2 / |g|^2. No rule to compare: it costs no evaluation beyond the reference.
+    """
+
+    name: ClassVar[str] = "control"
+    uses: ClassVar[frozenset[str]] = frozenset()
+    source: ClassVar[str] = "made from `bptt`; it tests the comparison"
+    exact_when: ClassVar[str] = "never: its error is known"
+    bias_order = None
+
+    kind: Kind = "scaled"
+
+    @property
+    def phase(self) -> AbstractPhase:
+        return ReversePhase()
+
+    def read(self, free: Trajectory, snapshot: Snapshot, betas: Float[Tensor, "j *c"]) -> Reading:
+        assert snapshot.gradient is not None
+        change, gradient = _CHANGES[self.kind], {}
+        for name, g in snapshot.gradient.items():
+            lead = g.shape[: g.ndim - len(free.field.system.shapes[name])]
+            gradient[name] = change(name, g.reshape(*lead, -1)).reshape(g.shape)[:, None]
+        return Reading(snapshot.depth, gradient, None, snapshot.evidence)
+
+
+def _scaled(name: str, g: Float[Tensor, "*r n"]) -> Float[Tensor, "*r n"]:
+    return 2 * g
+
+
+def _flipped(name: str, g: Float[Tensor, "*r n"]) -> Float[Tensor, "*r n"]:
+    return -g
+
+
+def _shuffled(name: str, g: Float[Tensor, "*r n"]) -> Float[Tensor, "*r n"]:
+    import torch
+
+    order = torch.randperm(g.shape[-1], generator=DRAWS[f"shuffled {name}"])
+    return g[..., order.to(g.device)]
+
+
+def _random(name: str, g: Float[Tensor, "*r n"]) -> Float[Tensor, "*r n"]:
+    draw = normal(DRAWS[f"random {name}"], (g.shape[-1],))
+    return (draw / draw.norm()).to(g) * g.norm(dim=-1, keepdim=True)
+
+
+_CHANGES: dict[Kind, Callable[[str, Tensor], Tensor]] = {
+    "scaled": _scaled,
+    "flipped": _flipped,
+    "shuffled": _shuffled,
+    "random": _random,
+}
