@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from gradbench import registry
 from gradbench.errors import UserError, near_miss, placed
@@ -75,7 +75,17 @@ class Cell:
 
 
 _COORDINATES = tuple(f.name for f in fields(Cell))
-_label = cache(registry.label)
+
+
+@cache
+def _label(name: str, options: str, kind: Literal["system", "estimator"]) -> str:
+    """A name with the options that differ from the defaults, trained parameters by their training and digest."""
+    known = json.loads(options)
+    if PARAMS_FROM in known:
+        path, _, digest = known[PARAMS_FROM].rpartition("@")
+        checkpoint = Path(path)  # <training>/<id>/checkpoint.pt, or any file
+        known[PARAMS_FROM] = f"{checkpoint.parent.parent.name or checkpoint.stem}@{digest[:8]}"
+    return registry.label(name, json.dumps(known), kind)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PathCollection
 from matplotlib.colors import to_rgba
 
@@ -170,6 +171,24 @@ def test_an_undefined_parameter_is_named(cells: pd.DataFrame, rows: list[dict]) 
     assert figure is not None
     assert [t.get_text() for t in figure.axes[0].texts] == ["undefined"] * 2  # ep, aep
     assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["W", "b"]
+
+
+LONG = "cet_real D=32 ch=3 dataset=cifar10 dh=32 heads=2 img=32 mem=32 patch=8 params_from=quick@8759bb5e"
+
+
+@pytest.mark.parametrize("name", ["cosine_vs_T1", "cosine_vs_beta", "params", "residual_vs_cosine", "error_vs_cost"])
+def test_a_system_with_many_options_stays_within_its_figure(cells: pd.DataFrame, rows: list[dict], name: str) -> None:
+    other = cells.assign(system_label=LONG, cell="f" + cells["cell"])
+    both = pd.concat([cells, other], ignore_index=True)
+    found = pd.DataFrame([p for row in both.to_dict("records") for p in _params({"W": 0.9, "b": 0.8}, row)])
+    figure = FIGURES[name](figures.Tables(both, found, pd.DataFrame(), 1e-4, ""))
+    assert figure is not None
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    extent = figure.get_tightbbox(canvas.get_renderer())
+    assert extent.width <= figure.get_figwidth()
+    titles = [ax.title.get_window_extent() for ax in figure.axes if ax.title.get_text() and ax.get_visible()]
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(titles, 2))
 
 
 def test_the_held_point_is_written_above_its_row(cells: pd.DataFrame) -> None:

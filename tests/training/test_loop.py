@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -214,7 +215,11 @@ def test_suites_run_on_trained_weights_and_name_them(file: Path, tmp_path: Path)
     suite.write_text(SUITE.replace("PATH", str(done.folder)))
     cells = gb.run(str(suite), out=tmp_path, device="cpu").cells
     assert len(cells) == 4
-    assert cells["system_label"].str.contains("params_from=.*checkpoint.pt@[0-9a-f]{16}").all()
+    assert cells["system_options"].str.contains(f"{done.checkpoint}@[0-9a-f]{{16}}").all()
+    (label,) = set(cells["system_label"])
+    short = re.search(r" params_from=tiny@([0-9a-f]{8}) ", label)
+    assert short
+    assert f"{done.checkpoint}@{short[1]}" in cells["system_options"][0]
     suite.write_text(SUITE.replace("PATH", str(done.folder.parent)))  # of all trainings of a file the last
     assert set(gb.run(str(suite), out=tmp_path, device="cpu").cells["cell"]) == set(cells["cell"])
     suite.write_text(SUITE.replace("PATH", str(done.folder)))
