@@ -25,6 +25,7 @@ from gradbench.suite import Check, Grid, Suite, Table
 from gradbench.systems.base import AbstractSystem
 
 PARAMS_FROM = "params_from"  # beside the options of a system
+TRAININGS = Path("results/training")  # where `gradbench train` puts them, a folder a file, unless it is told otherwise
 
 
 @dataclass(frozen=True)
@@ -347,7 +348,8 @@ def trained(path: Path, where: str = "params_from") -> str:
     try:
         return f"{file}@{hashlib.sha256(file.read_bytes()).hexdigest()[:16]}"
     except OSError as error:
-        raise UserError(f"{where} = {str(path)!r} is no training or checkpoint: {error.strerror}") from None
+        way_out = f". To make one: gradbench train {path.name}" if path.parent == TRAININGS else ""
+        raise UserError(f"{where} = {str(path)!r} is no training or checkpoint: {error.strerror}{way_out}") from None
 
 
 def _options(system: AbstractSystem, source: str) -> str:

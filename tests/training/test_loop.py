@@ -16,8 +16,12 @@ import pytest
 import torch
 
 import gradbench as gb
+from gradbench import suite as suites
 from gradbench.engine import checkpoint
 from gradbench.errors import StoreError, UserError
+from gradbench.exit import Exit
+from gradbench.tables.verdict import judge
+from gradbench.training import config
 from gradbench.training.loop import Progress, Training, train
 
 TEXT = """
@@ -234,6 +238,34 @@ def test_suites_run_on_trained_weights_and_name_them(file: Path, tmp_path: Path)
     checkpoint.save(done.checkpoint, (0, 1), 9, {n: v / 2 for n, v in state.items()}, [])
     again = gb.run(str(suite), out=tmp_path, device="cpu").cells  # other weights are other cells, of another run
     assert not set(again["cell"]) & set(cells["cell"])
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder with the files that ship and without results, as the current one."""
+    for shipped in (suites.SUITES, config.CONFIGS):
+        (tmp_path / shipped).symlink_to(shipped.resolve())
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("checkout")
+def test_the_shipped_suite_of_trained_weights_names_the_training_that_it_needs(capsys: Any) -> None:
+    from gradbench.cli import _code
+
+    for command in ("plan", "run"):
+        assert _code([command, "trained"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "suites/trained.toml: grid[0].params_from = 'results/training/quick' is no training" in line
+        assert "To make one: gradbench train quick." in line
+
+
+@pytest.mark.usefixtures("checkout")
+def test_the_shipped_suite_of_trained_weights_passes_after_that_training() -> None:
+    done = train("quick", device="cpu")
+    scores = done.log.dropna(subset="test").groupby("step")["test"].mean()
+    assert scores.iloc[-1] < 0.75 * scores.iloc[0]
+    verdict = judge(gb.run("trained", device="cpu"))
+    assert verdict.code is Exit.OK, "\n".join(f"{f.result} {f.name}: {f.detail}" for f in verdict.findings)
 
 
 @pytest.mark.parametrize(
