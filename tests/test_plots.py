@@ -144,6 +144,20 @@ def test_credit_is_drawn_layer_by_layer_for_settled_cells_of_layered_systems(cel
     assert credit_by_layer(cells, found[found["block"] != "h1"]) is None  # two blocks are no layers
 
 
+def test_rules_of_equal_credit_lie_on_top_of_each_other_and_one_without_credit_is_not_named(
+    cells: pd.DataFrame,
+) -> None:
+    equal = [{"cell": c} | b for c in cells["cell"] for b in _blocks(0.9)]
+    found = pd.DataFrame(equal).astype({"cosine_error": float})
+    found.loc[found["cell"].isin(cells[cells["estimator_label"] == "aep clip=batch"]["cell"]), "cosine"] = float("nan")
+    figure = credit_by_layer(cells, found)
+    assert figure is not None
+    sizes = [float(c.get_sizes()[0]) for c in figure.axes[0].collections if len(c.get_offsets())]
+    assert sizes == [look.MARKERS[name][1] ** 2 for name in ("ep", "aep")]  # the larger below
+    named = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert named == ["aep", "ep", "settled", "not settled"]
+
+
 def test_a_colour_belongs_to_the_name_whatever_is_beside_it(cells: pd.DataFrame) -> None:
     backwards = cells[::-1]
     alone = cells[cells["estimator_label"] == "aep"]
