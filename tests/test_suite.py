@@ -263,3 +263,28 @@ def test_overrides_replace_a_key_of_every_grid(write_suite) -> None:
 def test_overrides_of_a_file_whose_grids_are_no_tables_are_a_user_error(write_suite) -> None:
     with pytest.raises(UserError, match=r"grid\[0\]"):
         suites.load(write_suite('about = ""\ngrid = [1, 2]', base=""), {"beta": 1})
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("beta=0.1,0.2", [0.1, 0.2]),
+        ("beta=0.1", 0.1),
+        ("T1=10", 10),
+        ("dtype=float64", "float64"),
+        ("bias_std=1e-05", 1e-5),
+        ("estimator=ep,aep", ["ep", "aep"]),
+        ("damp={linspace=[0,1,3]}", {"linspace": [0, 1, 3]}),
+        ('estimator={name="ep",nudge="positive"}', {"name": "ep", "nudge": "positive"}),
+    ],
+)
+def test_settings_are_toml_or_bare_words(text: str, value: object) -> None:
+    assert suites.settings([text], "--set") == {text.partition("=")[0]: value}
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"), [(["beta"], "expected KEY=VALUE"), (["T1=1", "T1=2"], "T1 is set twice")]
+)
+def test_settings_name_the_pair_that_is_none(pairs: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=f"--set '{pairs[-1]}': {message}"):
+        suites.settings(pairs, "--set")

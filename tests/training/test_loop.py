@@ -195,6 +195,9 @@ def test_train_is_a_command(file: Path, tmp_path: Path, capsys: Any) -> None:
     told = capsys.readouterr()
     assert "step 2/2" in told.err
     assert told.out.splitlines()[-1].startswith(str(tmp_path / "training" / "tiny"))
+    words = ["--set", "steps=1", "--set", "estimator=ep", "--set", "dtype=float64"]
+    assert _code(["train", str(file), "--out", str(tmp_path / "words"), *words]) == 0
+    capsys.readouterr()
     assert _code(["train", str(file), "--set", "stepz=2"]) == 2
     assert "stepz: unknown key. Did you mean 'steps'?" in capsys.readouterr().err
 
