@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -143,6 +144,18 @@ def test_another_processor_is_another_run(write_suite: Any, monkeypatch: pytest.
     first = run(suite)
     monkeypatch.setattr(device, "describe", lambda name: "CPU of somebody else")
     assert run(suite).folder != first.folder
+
+
+def test_a_cpu_is_named_by_its_model_or_by_its_kind_where_nobody_tells(tmp_path: Path) -> None:
+    from gradbench.engine import device
+
+    told, silent = tmp_path / "told", tmp_path / "silent"
+    told.write_text("".join(f"processor\t: {i}\nmodel name\t: Some CPU @ 2.1GHz\n\n" for i in range(2)))
+    silent.write_text("processor\t: 0\nBogoMIPS\t: 50.00\n")
+    assert device._cpu(told) == "Some CPU @ 2.1GHz"
+    other = platform.processor() or platform.machine()
+    assert [device._cpu(path) for path in (silent, tmp_path / "none")] == [other, other]
+    assert device.describe("cpu") == f"{device._cpu(Path('/proc/cpuinfo'))}, {torch.get_num_threads()} threads"
 
 
 def test_the_source_digest_covers_what_decides_a_number_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
