@@ -83,6 +83,7 @@ def mistake(content: dict) -> str:
         ("system", {"name": "toy_cons", "bias_std": float("nan")}, "not finite"),
         ("system", {"name": "toy_cons", "N": []}, "empty"),
         ("system", {"name": "cet_real", "dataset": "mnist"}, "dataset = 'mnist' is not known"),
+        ("system", {"name": "cet", "stride": 4}, "'cet' has no such option; known: "),
         ("system", {"name": "cet_real", "img": 32}, "32 is not a multiple of patch"),
     ],
 )
