@@ -89,7 +89,7 @@ def plan_(suite: SuiteName, set_: Set = None, as_json: Json = False) -> None:
     """What a suite would do: cells, problems, families, evaluations, skips. Runs nothing."""
     from gradbench.runner import prepare
 
-    loaded, planned = prepare(suite, _overrides(set_))
+    loaded, planned = prepare(suite, _settings(set_))
     if as_json:
         print(json.dumps(planned.to_json(), indent=1))
         return
@@ -117,7 +117,7 @@ def run(
     from gradbench.progress import told
     from gradbench.runner import run as execute
 
-    overrides = _overrides([*(set_ or ()), *([f"dtype={dtype}"] if dtype else ())])
+    overrides = _settings([*(set_ or ()), *([f"dtype={dtype}"] if dtype else ())])
     with told() as watch:
         done = execute(
             suite,
@@ -197,7 +197,7 @@ def explain(
     from gradbench.tables import runs
 
     found = runs.find(run, out)
-    rows = choose(found, cell, _overrides(where, "--where"), worst)
+    rows = choose(found, cell, _settings(where, "--where"), worst)
     for i, row in enumerate(rows):
         if len(rows) > 1:
             _say(f"{i + 1} of {len(rows)}")
@@ -217,7 +217,7 @@ def train(
     from gradbench.training.loop import train as execute
 
     with told() as watch:
-        done = execute(config, out=out, device=device, overrides=_overrides(set_), fresh=fresh, watch=watch)
+        done = execute(config, out=out, device=device, overrides=_settings(set_), fresh=fresh, watch=watch)
     print(done.last)
     for path in done.draw():
         print(path)
@@ -236,7 +236,7 @@ def tune(
     """The cheapest T1, T2 and beta at which a rule reaches a wanted cosine in every seed."""
     from gradbench.tune import tune as search
 
-    found = search(system, estimator, want, _overrides(set_), device)
+    found = search(system, estimator, want, _settings(set_), device)
     if as_json:
         print(json.dumps(found.to_json(), indent=1))
     else:
@@ -262,26 +262,10 @@ def _definition(cls: type) -> str:
     return inspect.getdoc(cls) or ""
 
 
-def _overrides(pairs: list[str] | None, option: str = "--set") -> dict[str, Any]:
-    """`beta=0.1,0.2` as keys of a grid; values are TOML, and bare words are strings."""
-    import tomllib
+def _settings(pairs: list[str] | None, option: str = "--set") -> dict[str, Any]:
+    from gradbench.suite import settings
 
-    overrides: dict[str, Any] = {}
-    for pair in pairs or ():
-        key, equals, text = pair.partition("=")
-        if not (key and equals and text):
-            raise UserError(f"{option} {pair!r}: expected KEY=VALUE")
-        if key in overrides:
-            raise UserError(f"{option} {pair!r}: {key} is set twice")
-        for attempt in (f"v = {text}", f"v = [{text}]"):
-            try:
-                overrides[key] = tomllib.loads(attempt)["v"]
-                break
-            except tomllib.TOMLDecodeError:
-                continue
-        else:
-            overrides[key] = text.split(",")
-    return overrides
+    return settings(pairs or (), option)
 
 
 def _sentence(text: str) -> str:

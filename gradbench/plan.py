@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from gradbench import registry
 from gradbench.errors import UserError, near_miss, placed
@@ -25,6 +25,7 @@ from gradbench.suite import Check, Grid, Suite, Table
 from gradbench.systems.base import AbstractSystem
 
 PARAMS_FROM = "params_from"  # beside the options of a system
+TRAININGS = Path("results/training")  # where `gradbench train` puts them, a folder a file, unless it is told otherwise
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,17 @@ class Cell:
 
 
 _COORDINATES = tuple(f.name for f in fields(Cell))
-_label = cache(registry.label)
+
+
+@cache
+def _label(name: str, options: str, kind: Literal["system", "estimator"]) -> str:
+    """A name with the options that differ from the defaults, trained parameters by their training and digest."""
+    known = json.loads(options)
+    if PARAMS_FROM in known:
+        path, _, digest = known[PARAMS_FROM].rpartition("@")
+        checkpoint = Path(path)  # <training>/<id>/checkpoint.pt, or any file
+        known[PARAMS_FROM] = f"{checkpoint.parent.parent.name or checkpoint.stem}@{digest[:8]}"
+    return registry.label(name, json.dumps(known), kind)
 
 
 @dataclass(frozen=True)
@@ -337,7 +348,8 @@ def trained(path: Path, where: str = "params_from") -> str:
     try:
         return f"{file}@{hashlib.sha256(file.read_bytes()).hexdigest()[:16]}"
     except OSError as error:
-        raise UserError(f"{where} = {str(path)!r} is no training or checkpoint: {error.strerror}") from None
+        way_out = f". To make one: gradbench train {path.name}" if path.parent == TRAININGS else ""
+        raise UserError(f"{where} = {str(path)!r} is no training or checkpoint: {error.strerror}{way_out}") from None
 
 
 def _options(system: AbstractSystem, source: str) -> str:

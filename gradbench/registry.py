@@ -35,13 +35,17 @@ def estimators() -> dict[str, type[AbstractEstimator]]:
 
 
 def system(name: str, options: Mapping[str, Any] | None = None, where: str = "system") -> AbstractSystem:
-    """The system of that name with some of its options set."""
-    return _build("system", name, systems(), options or {}, where)
+    """The system of that name with some of its options set; others may follow from these."""
+    cls, named = _asked("system", name, systems(), options or {}, where)
+    with placed(where):
+        return cls(**{**cls.implied(named), **named})
 
 
 def estimator(name: str, options: Mapping[str, Any] | None = None, where: str = "estimator") -> AbstractEstimator:
     """The estimator of that name with some of its options set."""
-    return _build("estimator", name, estimators(), options or {}, where)
+    cls, named = _asked("estimator", name, estimators(), options or {}, where)
+    with placed(where):
+        return cls(**named)
 
 
 def options(item: AbstractSystem | AbstractEstimator) -> str:
@@ -75,7 +79,10 @@ def _loaded(point: EntryPoint) -> Any:
         raise UserError(f"plugin {point.value!r} of {point.group} cannot be loaded: {error}") from error
 
 
-def _build(kind: str, name: str, known: Mapping[str, Any], options: Mapping[str, Any], where: str) -> Any:
+def _asked(
+    kind: str, name: str, known: Mapping[str, Any], options: Mapping[str, Any], where: str
+) -> tuple[Any, dict[str, Any]]:
+    """The class of that name and its named options, checked."""
     if name not in known:
         raise UserError(f"{where} = {name!r} is not registered{near_miss(name, known)}")
     cls = known[name]
@@ -89,8 +96,7 @@ def _build(kind: str, name: str, known: Mapping[str, Any], options: Mapping[str,
     if missing:
         raise UserError(f"{where}: {kind} {name!r} needs {', '.join(missing)}")
     # 1 and 1.0 are one option value, and must be one cell
-    with placed(where):
-        return cls(**{k: float(v) if allowed[k] is float else v for k, v in options.items()})
+    return cls, {k: float(v) if allowed[k] is float else v for k, v in options.items()}
 
 
 def _check_type(where: str, value: Any, wanted: Any) -> None:

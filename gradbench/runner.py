@@ -1,7 +1,7 @@
 """Running a suite into a folder: plan, environment, problems one after the other, tables.
 
 A run that was cut off is gone on with when the same suite is run again by the same code on the same
-kind of device; otherwise a new run begins. Nothing measured is ever mixed.
+processor; otherwise a new run begins. Nothing measured is ever mixed.
 """
 
 from __future__ import annotations

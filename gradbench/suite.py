@@ -10,7 +10,7 @@ import os.path
 import re
 import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -103,6 +103,26 @@ def chosen_one(entry: Any) -> tuple[str, dict[str, Any]]:
     if not isinstance(table, dict) or not isinstance(table.get("name"), str):
         raise ValueError(f"{entry!r} is neither a name nor a table with a name")
     return table["name"], {k: v for k, v in table.items() if k != "name"}
+
+
+def settings(pairs: Iterable[str], where: str) -> dict[str, Any]:
+    """KEY=VALUE of a command line or a label: values are TOML, several of them a list, bare words strings."""
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not (key and equals and text):
+            raise UserError(f"{where} {pair!r}: expected KEY=VALUE")
+        if key in found:
+            raise UserError(f"{where} {pair!r}: {key} is set twice")
+        for attempt in (f"v = {text}", f"v = [{text}]"):
+            try:
+                found[key] = tomllib.loads(attempt)["v"]
+                break
+            except tomllib.TOMLDecodeError:
+                continue
+        else:
+            found[key] = text.split(",") if "," in text else text
+    return found
 
 
 def _choices(value: Any) -> tuple[tuple[str, dict[str, tuple[Any, ...]]], ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -14,7 +13,7 @@ from gradbench.engine.precision import ieee_float32
 from gradbench.errors import UserError
 from gradbench.plan import Plan, cell_count, plan
 from gradbench.status import Status
-from gradbench.suite import parse
+from gradbench.suite import parse, settings
 
 if TYPE_CHECKING:
     from gradbench.engine.outcome import Outcome
@@ -120,13 +119,4 @@ def _measured(grid: Mapping[str, Any], device: str) -> list[Outcome]:
 def _labelled(label: str) -> dict[str, Any]:
     """A name with options, from "name key=value ..."."""
     name, *options = label.split()
-    chosen: dict[str, Any] = {"name": name}
-    for option in options:
-        key, equals, value = option.partition("=")
-        if not (key and equals and value):
-            raise UserError(f"{label!r}: {option!r} is not KEY=VALUE")
-        try:
-            chosen[key] = json.loads(value)
-        except ValueError:
-            chosen[key] = value
-    return chosen
+    return {"name": name} | settings(options, f"{label!r}: option")

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import pickle
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from gradbench import data
 
 # before torch is imported, here or in a process that a test starts: on tiny tensors threads only wait for each other
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -36,3 +40,30 @@ def write_suite(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder for full data sets that holds none; what is read from it is forgotten."""
+    monkeypatch.setenv(data.FOLDER_VARIABLE, str(tmp_path))
+    for images in (data.load, data.part):
+        images.cache_clear()
+    yield tmp_path
+    for images in (data.load, data.part):
+        images.cache_clear()
+
+
+@pytest.fixture
+def colour_images(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
+    """20 images to train on and 4 to test on, in the files that CIFAR-10 comes in: (24, 3, 32, 32)."""
+    cifar = pytest.importorskip("torchvision.datasets.cifar")
+    folder = empty_folder / cifar.CIFAR10.base_folder
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 4, 3072), dtype=np.uint8)
+    for i, name in enumerate([*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"]):
+        (folder / name).write_bytes(pickle.dumps({"data": pixels[i], "labels": [i, 1, 2, 9]}))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
+    monkeypatch.setattr(cifar, "check_integrity", lambda *_: True)  # it knows the digests of the real files only
+    monkeypatch.setitem(data.SHAPES, "cifar10", (3, 32, 20))
+    monkeypatch.setitem(data.PARTS, "cifar10", (20, 4))
+    return pixels.reshape(24, 3, 32, 32)

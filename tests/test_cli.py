@@ -18,7 +18,6 @@ import pytest
 import gradbench
 from gradbench import cli
 from gradbench.engine import batched
-from gradbench.errors import UserError
 from gradbench.tables.store import Run
 
 ROOT = Path(__file__).parent.parent
@@ -168,27 +167,6 @@ def test_plan_prints_what_sharing_saves_and_writes_nothing(command: Any, write_s
     assert err.startswith("next: gradbench run")
     assert len(json.loads(command("plan", suite, "--json")[1])["cells"]) == 60
     assert os.listdir(tmp_path) == ["tiny.toml"]
-
-
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("beta=0.1,0.2", [0.1, 0.2]),
-        ("beta=0.1", 0.1),
-        ("T1=10", 10),
-        ("dtype=float64", ["float64"]),
-        ("estimator=ep,aep", ["ep", "aep"]),
-        ("damp={linspace=[0,1,3]}", {"linspace": [0, 1, 3]}),
-        ('estimator={name="ep",nudge="positive"}', {"name": "ep", "nudge": "positive"}),
-    ],
-)
-def test_set_reads_toml_and_bare_words(text: str, value: object) -> None:
-    assert cli._overrides([text]) == {text.partition("=")[0]: value}
-
-
-def test_set_rejects_what_is_no_pair() -> None:
-    with pytest.raises(UserError):
-        cli._overrides(["beta"])
 
 
 def test_run_prints_data_on_stdout_and_talk_on_stderr(command: Any, write_suite: Any, tmp_path: Path) -> None:

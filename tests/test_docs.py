@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 from gradbench import registry
+from gradbench import suite as suites
+from gradbench.training import config
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
@@ -33,6 +35,14 @@ def test_the_table_of_estimators_is_that_of_the_registry() -> None:
     ]
     head = ["| estimator | what it is | exact when | error in β | source |", "|---|---|---|---|---|"]
     assert between("estimators") == [*head, *rows]
+
+
+def test_every_shipped_suite_and_training_is_named_where_these_are_listed() -> None:
+    named = re.split(r"\sEach\s", README.partition("Suites that ship:")[2])[0]
+    assert set(re.findall(r"`(\w+)`", named)) == {path.stem for path in suites.SUITES.glob("*.toml")}
+    table = (Path(__file__).parents[1] / "docs" / "training.md").read_text().partition("| file | trains |")[2]
+    rows = re.findall(r"^\| (`\w+`.*?) \|", table.partition("\n\n")[0], re.MULTILINE)
+    assert set(re.findall(r"`(\w+)`", " ".join(rows))) == {path.stem for path in config.CONFIGS.glob("*.toml")}
 
 
 def test_every_command_of_the_readme_exists() -> None:

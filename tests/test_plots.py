@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PathCollection
 from matplotlib.colors import to_rgba
 
@@ -143,6 +144,20 @@ def test_credit_is_drawn_layer_by_layer_for_settled_cells_of_layered_systems(cel
     assert credit_by_layer(cells, found[found["block"] != "h1"]) is None  # two blocks are no layers
 
 
+def test_rules_of_equal_credit_lie_on_top_of_each_other_and_one_without_credit_is_not_named(
+    cells: pd.DataFrame,
+) -> None:
+    equal = [{"cell": c} | b for c in cells["cell"] for b in _blocks(0.9)]
+    found = pd.DataFrame(equal).astype({"cosine_error": float})
+    found.loc[found["cell"].isin(cells[cells["estimator_label"] == "aep clip=batch"]["cell"]), "cosine"] = float("nan")
+    figure = credit_by_layer(cells, found)
+    assert figure is not None
+    sizes = [float(c.get_sizes()[0]) for c in figure.axes[0].collections if len(c.get_offsets())]
+    assert sizes == [look.MARKERS[name][1] ** 2 for name in ("ep", "aep")]  # the larger below
+    named = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert named == ["aep", "ep", "settled", "not settled"]
+
+
 def test_a_colour_belongs_to_the_name_whatever_is_beside_it(cells: pd.DataFrame) -> None:
     backwards = cells[::-1]
     alone = cells[cells["estimator_label"] == "aep"]
@@ -180,6 +195,24 @@ def test_an_undefined_parameter_is_named(cells: pd.DataFrame, rows: list[dict]) 
     assert figure is not None
     assert [t.get_text() for t in figure.axes[0].texts] == ["undefined"] * 2  # ep, aep
     assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["W", "b"]
+
+
+LONG = "cet_real D=32 ch=3 dataset=cifar10 dh=32 heads=2 img=32 mem=32 patch=8 params_from=quick@8759bb5e"
+
+
+@pytest.mark.parametrize("name", ["cosine_vs_T1", "cosine_vs_beta", "params", "residual_vs_cosine", "error_vs_cost"])
+def test_a_system_with_many_options_stays_within_its_figure(cells: pd.DataFrame, rows: list[dict], name: str) -> None:
+    other = cells.assign(system_label=LONG, cell="f" + cells["cell"])
+    both = pd.concat([cells, other], ignore_index=True)
+    found = pd.DataFrame([p for row in both.to_dict("records") for p in _params({"W": 0.9, "b": 0.8}, row)])
+    figure = FIGURES[name](figures.Tables(both, found, pd.DataFrame(), 1e-4, ""))
+    assert figure is not None
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    extent = figure.get_tightbbox(canvas.get_renderer())
+    assert extent.width <= figure.get_figwidth()
+    titles = [ax.title.get_window_extent() for ax in figure.axes if ax.title.get_text() and ax.get_visible()]
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(titles, 2))
 
 
 def test_the_held_point_is_written_above_its_row(cells: pd.DataFrame) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gradbench import suite as suites
 from gradbench.errors import UserError
 from gradbench.estimators.control import Kind
-from gradbench.plan import plan
+from gradbench.plan import TRAININGS, plan
 from gradbench.selection import CONTROL
 from gradbench.suite import Suite, parse
 
@@ -86,6 +86,7 @@ def mistake(content: dict) -> str:
         ("system", {"name": "toy_cons", "bias_std": float("nan")}, "not finite"),
         ("system", {"name": "toy_cons", "N": []}, "empty"),
         ("system", {"name": "cet_real", "dataset": "mnist"}, "dataset = 'mnist' is not known"),
+        ("system", {"name": "cet", "stride": 4}, "'cet' has no such option; known: "),
         ("system", {"name": "cet_real", "img": 32}, "32 is not a multiple of patch"),
     ],
 )
@@ -193,8 +194,13 @@ def test_a_folder_of_the_name_of_a_shipped_suite_does_not_hide_it(tmp_path: Path
     assert suites.find("aep") == Path("suites/aep.toml")
 
 
-def test_every_shipped_suite_plans_and_its_checks_can_have_a_verdict() -> None:
-    for path in suites.SUITES.glob("*.toml"):
+def test_every_shipped_suite_plans_and_its_checks_can_have_a_verdict(tmp_path: Path, monkeypatch) -> None:
+    shipped = [path.resolve() for path in suites.SUITES.glob("*.toml")]
+    monkeypatch.chdir(tmp_path)  # a plan names trained weights by their digest and looks no further into them
+    checkpoint = TRAININGS / "quick" / "20260101-000000-0000" / "checkpoint.pt"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.touch()
+    for path in shipped:
         loaded = suites.load(path)
         planned = plan(loaded, str(path))
         planned.verify(loaded.check, str(path), loaded.table)
@@ -271,3 +277,28 @@ def test_overrides_replace_a_key_of_every_grid(write_suite) -> None:
 def test_overrides_of_a_file_whose_grids_are_no_tables_are_a_user_error(write_suite) -> None:
     with pytest.raises(UserError, match=r"grid\[0\]"):
         suites.load(write_suite('about = ""\ngrid = [1, 2]', base=""), {"beta": 1})
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("beta=0.1,0.2", [0.1, 0.2]),
+        ("beta=0.1", 0.1),
+        ("T1=10", 10),
+        ("dtype=float64", "float64"),
+        ("bias_std=1e-05", 1e-5),
+        ("estimator=ep,aep", ["ep", "aep"]),
+        ("damp={linspace=[0,1,3]}", {"linspace": [0, 1, 3]}),
+        ('estimator={name="ep",nudge="positive"}', {"name": "ep", "nudge": "positive"}),
+    ],
+)
+def test_settings_are_toml_or_bare_words(text: str, value: object) -> None:
+    assert suites.settings([text], "--set") == {text.partition("=")[0]: value}
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"), [(["beta"], "expected KEY=VALUE"), (["T1=1", "T1=2"], "T1 is set twice")]
+)
+def test_settings_name_the_pair_that_is_none(pairs: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=f"--set '{pairs[-1]}': {message}"):
+        suites.settings(pairs, "--set")

@@ -52,14 +52,19 @@ def check(dataset: str, ch: int, img: int, batch: int) -> None:
     if dataset not in SHAPES:
         raise UserError(f"dataset = {dataset!r} is not known{near_miss(dataset, SHAPES)}")
     colours, size, number = SHAPES[dataset]
-    framed = size + 2 * FRAME if colours == 1 else size  # only grey images are shown otherwise
-    if (ch, img) != (colours, size) and (colours > 1 or img != framed):
-        also = f", shown also as ch x {framed} x {framed}" if colours == 1 else ""
+    if not fits(dataset, ch, img):
+        also = f", shown also as ch x {size + 2 * FRAME} x {size + 2 * FRAME}" if colours == 1 else ""
         raise UserError(
             f"dataset {dataset!r} has images of {colours} x {size} x {size}{also}, not {ch} x {img} x {img}"
         )
     if batch > number:
         raise UserError(f"dataset {dataset!r} has {number} images, fewer than batch = {batch}")
+
+
+def fits(dataset: str, ch: int, img: int) -> bool:
+    """Whether the images of a known dataset can be shown as ch x img x img: as they are, or grey ones in a frame."""
+    colours, size, _ = SHAPES[dataset]
+    return (ch, img) == (colours, size) or (colours == 1 and img == size + 2 * FRAME)
 
 
 def images(dataset: str, ch: int, img: int, batch: int, rng: Generator) -> Tensor:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import platform
+import re
+from functools import cache
+from pathlib import Path
+
 import torch
 
 from gradbench.errors import UserError, near_miss
@@ -20,7 +25,15 @@ def resolve(name: str) -> str:
 
 
 def describe(device: str) -> str:
-    """The name of the processor that did the work."""
+    """The model of the processor that did the work; of a CPU, how many threads torch had."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
-    return f"CPU, {torch.get_num_threads()} threads"
+    return f"{_cpu(Path('/proc/cpuinfo'))}, {torch.get_num_threads()} threads"
+
+
+@cache
+def _cpu(kernel: Path) -> str:
+    """The model of the CPU as Linux tells it, else whatever Python knows of it."""
+    told = kernel.read_text("utf-8") if kernel.exists() else ""
+    model = re.search(r"^model name\s*: (.+)$", told, re.MULTILINE)
+    return model[1].strip() if model else platform.processor() or platform.machine()

@@ -41,12 +41,14 @@ def credit_by_layer(cells: DataFrame, blocks: DataFrame) -> Figure | None:
             panels.append(ax)
     drawn = pd.concat(rows.values())
     show_cosines(panels, drawn[list(CREDITS)])
-    look.legend(figure, {label: styles[label] for label in sorted(drawn["estimator_label"].unique())})
+    shown = drawn.dropna(subset=list(CREDITS), how="all")["estimator_label"].unique()
+    look.legend(figure, {label: styles[label] for label in shown})
     look.caption(
         figure,
         [
             "Cosine of the state credit with the reference's by layer, settled cells: a point a seed, a median line.",
-            "A clamped layer has no displacement and counts 0; adjoints have no prediction error.",
+            "Rules that agree lie on each other. A clamped layer has no displacement and counts 0;",
+            "adjoints have no prediction error.",
             f"Shaded: negative. {FLOOR_WORDS.capitalize()}.",
         ],
     )
@@ -57,8 +59,8 @@ def _panel(ax: Axes, here: DataFrame, column: str, styles: dict[str, look.Style]
     names = list(here["block"].unique())
     here = here.dropna(subset=[column])
     here = here.assign(place=here["block"].map(names.index), **{column: floored(here[column])})
-    for label, rows in here.groupby("estimator_label"):
-        style = styles[str(label)]
+    for label, style in styles.items():
+        rows = here[here["estimator_label"] == label]
         median = rows.groupby("place")[column].median()
         ax.plot(median.index, median, color=style.colour, dashes=style.dashes or (None, None), linewidth=1.2, zorder=2)
         look.points(ax, rows, "place", column, style)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
@@ -40,8 +39,8 @@ def error_vs_cost(cells: DataFrame) -> Figure | None:
             front = _front(rows[rows["status"] == Status.SETTLED])
             if len(front):
                 ax.step(front["cost"], front["error"], where="post", color=style.colour, linewidth=1.5)
-        system, _, point = title.partition("   at ")
-        ax.set_title(f"{textwrap.fill(system, 36)}\nat {point}", loc="left")
+        system, _, point = title.rpartition("at ")
+        ax.set_title(f"{hold.lines(system, 36)}\nat {point}", loc="left")
         ax.set(xscale="log", yscale="log", xlabel="evaluations of F, $Jv$ and $J^Ta$")
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))

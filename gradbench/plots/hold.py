@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from math import log
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 ALWAYS = ("s", "damp", "T1", "T2", "beta")
 HELD = (*ALWAYS, "eps", "batch")
 USUAL_S, USUAL_BETA = 1.0, 0.02
+BESIDE, LINE = 40, 100  # characters of a system that leave room for its point in the same line, and in a line at all
 
 
 def estimates(cells: DataFrame) -> DataFrame:
@@ -70,8 +72,15 @@ def by_system(cells: DataFrame, free: tuple[str, ...] = (), dtypes: bool = False
         own = own if dtypes else one_dtype(own)
         where = point(own, free)
         here = at(own, where)
-        held[f"{system}   at {_words(where, own)}, {', '.join(sorted(here['dtype'].unique()))}"] = here
+        between = "   " if len(system) <= BESIDE else "\n"
+        words = f"at {_words(where, own)}, {', '.join(sorted(here['dtype'].unique()))}"
+        held[f"{lines(system, LINE)}{between}{words}"] = here
     return held
+
+
+def lines(system: str, width: int) -> str:
+    """A system with its options in lines of a width, broken between options."""
+    return textwrap.fill(system, width, break_long_words=False, break_on_hyphens=False)
 
 
 def _words(point: dict[str, Any], cells: DataFrame) -> str:

@@ -35,7 +35,12 @@ def residual_vs_cosine(cells: DataFrame, threshold: float) -> Figure | None:
         for label, style in styles.items():
             look.points(ax, own[own["estimator_label"] == label], "residual", "cosine_min", style, alpha=0.7)
         ax.axvline(threshold, color=look.GREY, linestyle="--", linewidth=1)
-        ax.set(title=system, xscale="log", xlabel=METRICS["residual"].axis, ylabel=look.metric("cosine_min"))
+        ax.set(
+            title=hold.lines(system, hold.LINE // columns),
+            xscale="log",
+            xlabel=METRICS["residual"].axis,
+            ylabel=look.metric("cosine_min"),
+        )
     for i, ax in enumerate(axes):
         below = i + columns < len(systems)
         ax.tick_params(labelbottom=not below)

@@ -65,6 +65,11 @@ class AbstractSystem(ABC):
     def sizes(cls, params: Params, given: Data) -> dict[str, Any]:
         """Options that given parameters and data determine."""
 
+    @classmethod
+    def implied(cls, named: Mapping[str, Any]) -> dict[str, Any]:
+        """Options that follow from the named ones, where they are not named themselves."""
+        return {}
+
     def check(self, batch: int, given: Collection[str] = ()) -> None:
         """Raise UserError where the data that are not given cannot be drawn. Called before anything runs."""
 

@@ -82,6 +82,18 @@ class _Cet(ClosedForms, AbstractSystem):
         if not 0 <= self.mask_ratio <= 1:
             raise UserError(f"{self.name}: mask_ratio = {self.mask_ratio} is not between 0 and 1")
 
+    @classmethod
+    def implied(cls, named: Mapping[str, Any]) -> dict[str, Any]:
+        """ch and img of a dataset that the default sizes cannot show, and the patch closest to the default."""
+        dataset = named.get("dataset", cls.dataset)
+        if dataset not in data.SHAPES or data.fits(dataset, cls.ch, cls.img):
+            return {}
+        ch, img, _ = data.SHAPES[dataset]
+        side = named.get("img", img)
+        # 1 divides every img, so that no patch has to be farther from the default than 1 is
+        patches = [patch for patch in range(1, 2 * cls.patch) if side % patch == 0]
+        return {"ch": ch, "img": img, "patch": min(patches, key=lambda patch: abs(patch - cls.patch))}
+
     def check(self, batch: int, given: Collection[str] = ()) -> None:
         if "x" not in given:
             data.check(self.dataset, self.ch, self.img, batch)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
@@ -148,7 +149,8 @@ def parse(content: dict[str, Any], where: str) -> Config:
     system, rule = config.build_system(f"{where}: system"), config.build_rule(f"{where}: estimator")
     keys = ("s", "damp", "T1", "T2", "beta", "eps", "batch")
     defaults = {key: system.defaults[key] for key in keys if getattr(config, key) is None and key in system.defaults}
-    config = config.model_copy(update=defaults)
+    filled: dict[str, Any] = {"system": (system.name, asdict(system)), "estimator": (rule.name, asdict(rule))}  # type: ignore[call-overload]
+    config = config.model_copy(update=defaults | filled)
     with placed(where):
         _check(config, system, rule)
     return config

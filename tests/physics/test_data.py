@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import gzip
-import pickle
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from gradbench import data
+import gradbench as gb
+from gradbench import data, registry
 from gradbench.errors import UserError
+from gradbench.plan import plan
 from gradbench.streams import Streams
+from gradbench.suite import parse
 
 
 def test_the_sample_is_512_training_and_512_test_images_with_every_class() -> None:
@@ -56,13 +59,6 @@ def test_any_other_size_is_an_error_that_names_those_there_are(ch: int, img: int
         data.check("fashion_mnist_sample", ch, img, 8)
 
 
-@pytest.fixture
-def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv(data.FOLDER_VARIABLE, str(tmp_path))
-    data.load.cache_clear()
-    return tmp_path
-
-
 def write_idx(path: Path, values: np.ndarray) -> None:
     header = struct.pack(">HBB", 0, 8, values.ndim) + struct.pack(f">{values.ndim}I", *values.shape)
     with gzip.open(path, "wb") as file:
@@ -100,7 +96,6 @@ def test_files_that_lie_in_the_data_folder_are_used_without_network(
 
     monkeypatch.setattr(torchvision.datasets.mnist, "download_and_extract_archive", refuse)
     pixels, labels = data.load("fashion_mnist")
-    data.load.cache_clear()
     np.testing.assert_array_equal(pixels, made["train"][:, None])
     assert labels.tolist() == [*range(10), 0, 1]
 
@@ -114,28 +109,15 @@ def test_a_truncated_file_is_an_error_and_leaves_nothing_behind(empty_folder: Pa
     assert not list((empty_folder / "FashionMNIST" / "raw").iterdir())
 
 
-def test_colour_images_are_read_from_files_of_their_own_format(
-    empty_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cifar = pytest.importorskip("torchvision.datasets.cifar")
-    rng = np.random.default_rng(0)
-    folder = empty_folder / cifar.CIFAR10.base_folder
-    folder.mkdir()
-    pixels = rng.integers(0, 256, (5, 4, 3072), dtype=np.uint8)
-    for i in range(5):
-        content = {"data": pixels[i], "labels": [i, 1, 2, 9]}
-        (folder / f"data_batch_{i + 1}").write_bytes(pickle.dumps(content))
-    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
-    monkeypatch.setattr(cifar, "check_integrity", lambda *_: True)  # it knows the digests of the real files only
+def test_colour_images_are_read_from_files_of_their_own_format(colour_images: np.ndarray) -> None:
     loaded, labels = data.load("cifar10")
-    np.testing.assert_array_equal(loaded, pixels.reshape(20, 3, 32, 32))
+    np.testing.assert_array_equal(loaded, colour_images[:20])
     assert labels.tolist() == [v for i in range(5) for v in (i, 1, 2, 9)]
     x, label = data.labelled("cifar10", 3, 32, 20, Streams(0)["data"])
     assert (x.shape, label.dtype) == ((20, 3, 32, 32), torch.int64)
     order = torch.randperm(20, generator=Streams(0)["data"])
     torch.testing.assert_close(x, torch.from_numpy(loaded)[order].double() / 127.5 - 1)
     assert label.tolist() == [int(labels[i]) for i in order]
-    data.load.cache_clear()
 
 
 def test_colour_images_without_files_or_network_are_an_error_that_names_the_ways_out(
@@ -158,6 +140,63 @@ def test_colour_images_have_one_size() -> None:
     for ch, img in ((1, 32), (3, 28), (3, 36)):
         with pytest.raises(UserError, match=f"has images of 3 x 32 x 32, not {ch} x {img} x {img}"):
             data.check("cifar10", ch, img, 8)
+
+
+IMAGE_SYSTEMS = {"cet": 8, "cet_energy": 8, "cet_projected": 8, "cet_real": 8, "residual_mlp": None}  # and their patch
+
+
+@pytest.mark.parametrize(("name", "patch"), IMAGE_SYSTEMS.items())
+def test_a_system_of_images_takes_the_size_of_a_colour_dataset(
+    name: str, patch: int | None, colour_images: np.ndarray
+) -> None:
+    system = registry.system(name, {"dataset": "cifar10"})
+    system.check(4)
+    x = system.sample(Streams(0), 4)
+    assert {n: tuple(v.shape) for n, v in x.items()} == system.data_shapes(4)
+    chosen = torch.randperm(20, generator=Streams(0)["data"])[:4]
+    pixels = torch.from_numpy(colour_images[:20])[chosen]
+    assert torch.equal(x["x"].view(4, 3, 32, 32), data.shown(pixels, 3, 32))
+    assert getattr(system, "patch", None) == patch
+
+
+def test_sizes_that_a_dataset_implies_are_those_of_the_cell_and_its_label(colour_images: np.ndarray) -> None:
+    small = {"D": 8, "heads": 2, "dh": 4, "mem": 6}
+    system = {"name": "cet_real", "dataset": "cifar10", **small}
+    grid = {"system": system, "estimator": "ep", "T1": 4, "T2": 2, "batch": 4}
+    (cell,) = plan(parse({"name": "x", "about": "", "grid": [grid]}, "x.toml"), "x.toml").cells
+    named = {**system, "ch": 3, "img": 32, "patch": 8}
+    (same,) = plan(parse({"name": "x", "about": "", "grid": [grid | {"system": named}]}, "x.toml"), "x.toml").cells
+    assert cell == same
+    assert {"ch=3", "img=32", "patch=8"} <= set(cell.labels["system_label"].split())
+    options = {k: v for k, v in system.items() if k != "name"}
+    m = gb.measure("cet_real", "ep", T1=4, T2=2, batch=4, system_options=options)
+    assert m.row["system_options"] == cell.system_options
+    assert m.reference is not None
+    assert m.reference["Wenc"].shape == (8, 3, 8, 8)
+
+
+def test_grey_images_leave_the_sizes_of_every_system_as_they_are() -> None:
+    for name in IMAGE_SYSTEMS:
+        for dataset in ("fashion_mnist_sample", "fashion_mnist"):
+            system = registry.system(name, {"dataset": dataset})
+            assert system == replace(registry.system(name), dataset=dataset)  # type: ignore[type-var]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ch": 1}, "has images of 3 x 32 x 32, not 1 x 32 x 32"),
+        ({"img": 28}, "has images of 3 x 32 x 32, not 3 x 28 x 28"),
+        ({"patch": 7}, "img = 32 is not a multiple of patch = 7"),
+        ({"img": 2**31 - 1}, "has images of 3 x 32 x 32, not 3 x 2147483647 x 2147483647"),
+    ],
+)
+def test_a_named_size_that_does_not_fit_the_dataset_is_an_error(options: dict[str, int], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        registry.system("cet_real", {"dataset": "cifar10", **options}).check(4)
+    assert registry.system("cet_real", {"dataset": "cifar10", "patch": 4}) == registry.system(
+        "cet_real", {"dataset": "cifar10", "ch": 3, "img": 32, "patch": 4}
+    )
 
 
 def test_the_parts_of_the_sample_are_its_halves_and_a_picture_is_shown_alike_at_any_number_of_axes() -> None:

@@ -80,7 +80,8 @@ def test_a_rule_without_nudge_has_none() -> None:
     ("system", "rule", "want", "said"),
     [
         ("toy_nonconz", "aep", 0.9, "toy_noncons"),
-        ("toy_cons drive_std", "aep", 0.9, "is not KEY=VALUE"),
+        ("toy_cons drive_std", "aep", 0.9, "'toy_cons drive_std': option 'drive_std': expected KEY=VALUE"),
+        ("toy_cons", "aep clip=none clip=batch", 0.9, "option 'clip=batch': clip is set twice"),
         ("toy_cons", "aep clip=sometimes", 0.9, "clip"),
         ("toy_cons", "aep", 1.5, "is not between 0 and 1"),
         ("toy_noncons", "ep readout=energy_contrast", 0.9, "needs an energy"),

@@ -48,7 +48,15 @@ def test_an_evaluation_shows_no_test_image_twice() -> None:
 
 def test_the_key_is_of_what_is_trained_and_not_of_its_name() -> None:
     assert parsed().key == parsed(name="other", about="words").key == parsed(T1=100).key
+    assert parsed().key == parsed(system={"name": "cet_real", "D": 64}, estimator={"name": "aep", "clip": "none"}).key
     assert parsed().key != parsed(T1=101).key
+
+
+def test_options_are_filled_in_with_those_that_follow_from_the_dataset() -> None:
+    name, options = parsed(system={"name": "cet_real", "dataset": "cifar10"}).system
+    assert name == "cet_real"
+    assert [options[key] for key in ("dataset", "ch", "img", "patch", "D")] == ["cifar10", 3, 32, 8, 64]
+    assert parsed().estimator == ("aep", {"nudge": "centred", "clip": "none"})
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,8 +16,12 @@ import pytest
 import torch
 
 import gradbench as gb
+from gradbench import suite as suites
 from gradbench.engine import checkpoint
 from gradbench.errors import StoreError, UserError
+from gradbench.exit import Exit
+from gradbench.tables.verdict import judge
+from gradbench.training import config
 from gradbench.training.loop import Progress, Training, train
 
 TEXT = """
@@ -190,6 +195,9 @@ def test_train_is_a_command(file: Path, tmp_path: Path, capsys: Any) -> None:
     told = capsys.readouterr()
     assert "step 2/2" in told.err
     assert told.out.splitlines()[-1].startswith(str(tmp_path / "training" / "tiny"))
+    words = ["--set", "steps=1", "--set", "estimator=ep", "--set", "dtype=float64"]
+    assert _code(["train", str(file), "--out", str(tmp_path / "words"), *words]) == 0
+    capsys.readouterr()
     assert _code(["train", str(file), "--set", "stepz=2"]) == 2
     assert "stepz: unknown key. Did you mean 'steps'?" in capsys.readouterr().err
 
@@ -214,7 +222,11 @@ def test_suites_run_on_trained_weights_and_name_them(file: Path, tmp_path: Path)
     suite.write_text(SUITE.replace("PATH", str(done.folder)))
     cells = gb.run(str(suite), out=tmp_path, device="cpu").cells
     assert len(cells) == 4
-    assert cells["system_label"].str.contains("params_from=.*checkpoint.pt@[0-9a-f]{16}").all()
+    assert cells["system_options"].str.contains(f"{done.checkpoint}@[0-9a-f]{{16}}").all()
+    (label,) = set(cells["system_label"])
+    short = re.search(r" params_from=tiny@([0-9a-f]{8}) ", label)
+    assert short
+    assert f"{done.checkpoint}@{short[1]}" in cells["system_options"][0]
     suite.write_text(SUITE.replace("PATH", str(done.folder.parent)))  # of all trainings of a file the last
     assert set(gb.run(str(suite), out=tmp_path, device="cpu").cells["cell"]) == set(cells["cell"])
     suite.write_text(SUITE.replace("PATH", str(done.folder)))
@@ -229,6 +241,34 @@ def test_suites_run_on_trained_weights_and_name_them(file: Path, tmp_path: Path)
     checkpoint.save(done.checkpoint, (0, 1), 9, {n: v / 2 for n, v in state.items()}, [])
     again = gb.run(str(suite), out=tmp_path, device="cpu").cells  # other weights are other cells, of another run
     assert not set(again["cell"]) & set(cells["cell"])
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder with the files that ship and without results, as the current one."""
+    for shipped in (suites.SUITES, config.CONFIGS):
+        (tmp_path / shipped).symlink_to(shipped.resolve())
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("checkout")
+def test_the_shipped_suite_of_trained_weights_names_the_training_that_it_needs(capsys: Any) -> None:
+    from gradbench.cli import _code
+
+    for command in ("plan", "run"):
+        assert _code([command, "trained"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "suites/trained.toml: grid[0].params_from = 'results/training/quick' is no training" in line
+        assert "To make one: gradbench train quick." in line
+
+
+@pytest.mark.usefixtures("checkout")
+def test_the_shipped_suite_of_trained_weights_passes_after_that_training() -> None:
+    done = train("quick", device="cpu")
+    scores = done.log.dropna(subset="test").groupby("step")["test"].mean()
+    assert scores.iloc[-1] < 0.75 * scores.iloc[0]
+    verdict = judge(gb.run("trained", device="cpu"))
+    assert verdict.code is Exit.OK, "\n".join(f"{f.result} {f.name}: {f.detail}" for f in verdict.findings)
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from gradbench import data
 from gradbench.estimators.reverse import Bptt, Tbptt
 from gradbench.systems.base import Knobs
 from gradbench.training.config import Optimiser
@@ -221,3 +223,22 @@ def test_the_residual_mlp_takes_a_step_by_every_rule(name: str) -> None:
     assert trainer.state.taken.tolist() == [1, 1, 1]
     assert any(not torch.equal(p, before[n]) for n, p in trainer.state.theta.items())
     assert all(0 <= score <= 1 for score in trainer.test())
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "rule"),
+    [("cet_real", {"D": 8, "heads": 2, "dh": 4, "mem": 6}, "aep"), ("residual_mlp", {"d": 8, "L": 2}, "bptt")],
+)
+def test_colour_images_are_trained_on_at_their_own_size(
+    tiny: Make, colour_images: np.ndarray, name: str, sizes: dict[str, int], rule: str
+) -> None:
+    own = {"name": name, "dataset": "cifar10", **sizes}
+    trainer = Trainer(tiny(system=own, estimator=rule, norm_cap=None, eval_batches=1), "cpu")
+    batch = trainer.batches.train(0)
+    x = trainer.batches.shown(batch, train=True)["x"]
+    assert torch.equal(x.view(2, 4, 3, 32, 32), data.shown(torch.from_numpy(colour_images)[batch["index"]], 3, 32))
+    shown = trainer.batches.shown(trainer.batches.test(0), train=False)["x"][0]
+    assert torch.equal(shown.view(4, 3, 32, 32), data.shown(torch.from_numpy(colour_images[20:]), 3, 32))
+    trainer.advance(0)
+    assert trainer.state.taken.tolist() == [1, 1]
+    assert len(trainer.test()) == 2
