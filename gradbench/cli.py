@@ -153,7 +153,7 @@ def check(run: RunName = "latest", out: Out = Path("results"), as_json: Json = F
     """Print the tables of a run's suite and evaluate its checks; the last line is the verdict."""
     from gradbench.suite import Table
     from gradbench.tables import runs
-    from gradbench.tables.show import show_table
+    from gradbench.tables.show import show_causes, show_table
     from gradbench.tables.verdict import judge
 
     found = runs.find(run, out)
@@ -163,6 +163,8 @@ def check(run: RunName = "latest", out: Out = Path("results"), as_json: Json = F
     else:
         for table in found.claims.get("table", ()):
             print(f"{show_table(Table(**table), found.cells)}\n")
+        if causes := show_causes(found.cells):
+            print(f"{causes}\n  why, and what helps: gradbench explain {found.id} --worst 1\n")
         for finding in verdict.findings:
             print(f"  {finding.result.upper():<5} {finding.name}  [{finding.cells} cells]  {finding.detail}")
         print(f"{verdict.line}  {found.folder / 'verdict.json'}")

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PathCollection
-from matplotlib.colors import to_rgba
+from matplotlib.colors import to_rgb, to_rgba
 
 from gradbench import plots
 from gradbench.errors import StoreError
@@ -19,6 +19,8 @@ from gradbench.plots import figures, hold, look
 from gradbench.plots.antisymmetry_vs_error import antisymmetry_vs_error
 from gradbench.plots.cosine_sweeps import cosine_vs_beta, cosine_vs_damp, cosine_vs_T1
 from gradbench.plots.credit_by_layer import credit_by_layer
+from gradbench.plots.error_budget import COLOURS, LEAST, error_budget
+from gradbench.plots.error_vs_beta import error_vs_beta
 from gradbench.plots.error_vs_cost import _front, _settings, error_vs_cost
 from gradbench.plots.figures import FIGURES
 from gradbench.plots.map_s_damp import map_s_damp
@@ -26,7 +28,7 @@ from gradbench.plots.params import params
 from gradbench.plots.residual_vs_cosine import residual_vs_cosine
 from gradbench.plots.scale import cosine_at, nines
 from gradbench.status import Status
-from gradbench.tables.schema import CELLS, PARAMS
+from gradbench.tables.schema import BUDGETS, CELLS, PARAMS
 from gradbench.tables.store import Run
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -42,7 +44,14 @@ def _cell(number: int, label: str, s: float, damp: float, T1: int, T2: int, beta
     row |= {"estimator": name, "estimator_label": label, "dtype": "float32", "batch": 8, "eps": 0.2}
     row |= {"s": s, "damp": damp, "T1": T1, "T2": T2, "beta": beta, "seed": seed, "status": status.value}
     row |= dict.fromkeys(("cosine", "cosine_mean", "cosine_min"), cosine)
-    row |= {"n_force": T1 + 2 * T2, "n_jvp": 2 * T2, "n_vjp": 2 * T2}
+    row |= {
+        "n_force": T1 + 2 * T2,
+        "n_jvp": 2 * T2,
+        "n_vjp": 2 * T2,
+        "rel_error": ERROR[label],
+        "noise_floor": 1e-7 / beta,
+    }
+    row |= {"cause": "asymmetry", "cause_of": ""} if label == "ep" else {}
     return row | {"residual": 1e-2 if T1 < 100 else 0.0, "antisymmetry": 0.05 * s}
 
 
@@ -67,6 +76,12 @@ def _blocks(cosine: float) -> list[dict]:
     return [{"block": f"h{layer}", "cosine": cosine * (layer > 0), "cosine_error": None} for layer in range(3)]
 
 
+def _budget(row: dict) -> list[dict]:
+    if row["cause"] is None:
+        return []
+    return [dict.fromkeys(BUDGETS.names) | {"param": "", "rel_error": 0.4, "asymmetry": 0.3, "truncation": 0.1}]
+
+
 @pytest.fixture
 def run(tmp_path: Path, rows: list[dict]) -> Run:
     run = Run(tmp_path / "run")
@@ -75,7 +90,11 @@ def run(tmp_path: Path, rows: list[dict]) -> Run:
     plan = {"suite": "toy", "cells": planned, "skipped": [], "problems": ["p"], "thresholds": thresholds}
     run.start(plan, {"commit": "0123456789abcdef"})
     nested = [
-        {"params": _params({"W": row["cosine"], "b": float("nan")}, row), "blocks": _blocks(row["cosine"])}
+        {
+            "params": _params({"W": row["cosine"], "b": float("nan")}, row),
+            "blocks": _blocks(row["cosine"]),
+            "budget": _budget(row),
+        }
         for row in rows
     ]
     run.keep("p", [row | tables for row, tables in zip(rows, nested, strict=True)])
@@ -92,7 +111,7 @@ def test_every_figure_is_drawn_from_a_stored_run_and_redrawn_to_the_same_bytes(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn = plots.draw(run)
-    missing = {"cosine_vs_T2"}  # one T2 only: nothing to show
+    missing = {"cosine_vs_T2", "error_vs_beta"}  # one T2 and two beta: nothing to show
     assert {p.name for p in drawn} == {f"{name}.{kind}" for name in FIGURES.keys() - missing for kind in ("svg", "png")}
     before = {path: path.read_bytes() for path in drawn}
     assert all(before.values())
@@ -205,7 +224,7 @@ def test_a_system_with_many_options_stays_within_its_figure(cells: pd.DataFrame,
     other = cells.assign(system_label=LONG, cell="f" + cells["cell"])
     both = pd.concat([cells, other], ignore_index=True)
     found = pd.DataFrame([p for row in both.to_dict("records") for p in _params({"W": 0.9, "b": 0.8}, row)])
-    figure = FIGURES[name](figures.Tables(both, found, pd.DataFrame(), 1e-4, ""))
+    figure = FIGURES[name](figures.Tables(both, found, pd.DataFrame(), pd.DataFrame(), 1e-4, ""))
     assert figure is not None
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
@@ -266,3 +285,30 @@ def test_the_front_of_cost_and_error_holds_what_no_cheaper_setting_of_the_worst_
     front = _front(settings[settings["status"] == "settled"])
     assert front["T2"].tolist() == [5, 20]
     assert front["cost"].tolist() == [110, 140]
+
+
+def test_a_bar_of_a_budget_is_the_error_divided_as_its_steps_are(cells: pd.DataFrame) -> None:
+    budget = pd.DataFrame([b | {"cell": r["cell"]} for r in cells.to_dict("records") for b in _budget(r)])
+    figure = error_budget(cells, budget)
+    assert figure is not None
+    (panel,) = (ax for ax in figure.axes if ax.get_visible() and ax.get_xlabel().startswith("nudge"))
+    bars = [(p.get_height(), p.get_facecolor()[:3]) for p in panel.patches]
+    for height, cause in ((0.1, "truncation"), (0.3, "asymmetry")):
+        drawn = [h for h, face in bars if face == to_rgb(COLOURS[cause])]
+        assert drawn == pytest.approx([height] * 2)  # at both beta, of ep alone
+    assert [h for h, face in bars if face == to_rgb("0.85")] == pytest.approx([LEAST] * 2)  # aep is faithful
+
+
+def test_without_a_cause_there_is_no_budget_to_draw(cells: pd.DataFrame) -> None:
+    assert error_budget(cells.assign(cause=None), pd.DataFrame(columns=BUDGETS.names)) is None
+
+
+def test_error_against_beta_needs_three_nudges_and_shows_the_floor() -> None:
+    rows = [_cell(i, "aep", 1.0, 1.0, 100, 20, beta, 0) for i, beta in enumerate((0.01, 0.1, 1.0))]
+    cells = pd.DataFrame(rows, columns=CELLS.names).assign(rel_error=[1e-3, 1e-5, 1e-2])
+    assert error_vs_beta(cells[:2]) is None
+    figure = error_vs_beta(cells)
+    assert figure is not None
+    lines = {tuple(line.get_ydata()) for line in figure.axes[0].lines}
+    assert (1e-3, 1e-5, 1e-2) in lines
+    assert any(line == pytest.approx((1e-5, 1e-6, 1e-7)) for line in lines)

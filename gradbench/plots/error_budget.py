@@ -80,7 +80,7 @@ def _bars(ax: Axes, here: DataFrame, own: DataFrame, knob: str) -> list[str]:
             if rows.empty:
                 continue
             parts = own[own["cell"].isin(rows["cell"])]
-            steps = parts[list(COLOURS)].fillna(0.0)
+            steps = parts[list(COLOURS)].astype(float).fillna(0.0)
             finite = np.isfinite(steps.to_numpy()).all(1) & np.isfinite(parts["rel_error"])
             shares = steps[finite].div(steps[finite].sum(axis=1), axis=0)
             heights = shares.mul(parts["rel_error"][finite].clip(upper=TOP), axis=0).sum() / len(rows)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING
 
-from gradbench.selection import POINT, matches
+from gradbench.cause import Cause
+from gradbench.selection import CONTROL, POINT, REFERENCE, matches
+from gradbench.status import Status
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -33,6 +35,22 @@ def show_table(table: Table, cells: DataFrame) -> str:
     head = textwrap.wrap(f"known: {table.known}", WIDTH, initial_indent="  ", subsequent_indent="  ")
     text = _text(lines) if lines else "no cell"
     return "\n".join([table.name, *(head if table.known else []), *(f"  {line}" for line in text.splitlines())])
+
+
+def show_causes(cells: DataFrame) -> str:
+    """How many settled cells of each rule err for which cause; empty where none does."""
+    import pandas as pd
+
+    measured = cells[(cells["status"] == Status.SETTLED) & ~cells["estimator"].isin([REFERENCE, CONTROL])]
+    wanting = measured[measured["cause"].notna()]
+    if wanting.empty:
+        return ""
+    counts = pd.crosstab([wanting["system_label"], wanting["estimator_label"]], wanting["cause"])
+    counts = counts[[str(cause) for cause in Cause if cause in counts]]
+    table = counts.reset_index().rename(columns={"system_label": "system", "estimator_label": "estimator"})
+    table = table.rename_axis(None, axis=1).replace(0, "-")
+    head = f"causes: {len(wanting):,} of {len(measured):,} settled estimates err beyond what is faithful"
+    return "\n".join([head, *(f"  {line}" for line in table.to_string(index=False).splitlines())])
 
 
 def _text(lines: list[dict[str, object]]) -> str:
