@@ -95,6 +95,21 @@ def test_products_are_ieee_float32_whatever_the_caller_had_set() -> None:
         torch.backends.cuda.matmul.allow_tf32 = False
 
 
+@pytest.mark.parametrize("beta", [1e-4, [1e-4, 0.02]], ids=["alone", "beside a good one"])
+def test_tf32_is_named_where_it_drowns_the_nudge(beta: float | list[float]) -> None:
+    grid = {"system": "cet_real", "estimator": "aep", "damp": 1.0, "T1": 300, "T2": 60, "beta": beta, "batch": 4}
+    planned = plan(parse({"name": "t", "about": "", "grid": [grid]}, "t"))
+    with ieee_float32():
+        exact = {o.cell.beta: o.row()["cause"] for o in batched.measure(planned.problems, "cuda", planned.thresholds)}
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        rough = {o.cell.beta: o.row()["cause"] for o in batched.measure(planned.problems, "cuda", planned.thresholds)}
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = False
+    assert set(exact.values()) == {None}
+    assert rough[1e-4] == "precision"
+
+
 def test_peak_memory_is_that_of_the_device() -> None:
     m = gb.measure("cet_real", "bptt", T1=20, batch=4, device="cuda")
     assert 0 < m.row["peak_memory"] < 2**32
@@ -134,6 +149,10 @@ def test_captured_stacks_agree_with_the_eager_cpu(name: str, dtype: str, toleran
     for o in alone:
         assert stacked[o.cell.key].status == o.status, o.cell
     for o in settled:
+        found = stacked[o.cell.key].budget
+        if o.budget and found and o.budget.of == found.of:
+            largest = sorted(o.budget.sizes[o.budget.of].values())[-2:]
+            assert found.cause is o.budget.cause or largest[-1] < 2 * largest[0]  # equal ones are round-off's choice
         assert o.comparison is not None
         theirs = stacked[o.cell.key].comparison
         assert theirs is not None
