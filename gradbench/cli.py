@@ -110,6 +110,7 @@ def run(
     set_: Set = None,
     engine: Annotated[str, typer.Option(help="auto, eager (a problem at a time), batched or compiled.")] = "auto",
     memory: Annotated[str | None, typer.Option(help="What packs may take: 80% of what is free, or 24GiB.")] = None,
+    certify: Annotated[bool, typer.Option("--certify", help="Eigenvalues and condition of every free state.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Write where the time went into the run folder.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew, even where a run could be gone on with.")] = False,
 ) -> None:
@@ -126,6 +127,7 @@ def run(
             overrides=overrides,
             engine=engine,
             memory=memory,
+            certify=certify,
             profile=profile,
             fresh=fresh,
             watch=watch,

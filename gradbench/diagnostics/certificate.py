@@ -23,6 +23,24 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Deep:
+    """What products with the Jacobian at s* say beyond that, at one T1, by Krylov spaces of a bounded size.
+
+    Eigenvalues and singular values are those of the worst sample.
+    """
+
+    residual_rate: float  # factor of |s_{t+1} - s_t| a step, over the last quarter of T1; NaN: fewer than two steps
+    rho_arnoldi: float  # largest |lambda(J_G)|
+    spectrum_open: float  # residual of the eigenvalues, relative: small where the Krylov space has found them
+    sigma_max: float  # of J_G, at least: above 1, perturbations may grow before they fall
+    condition: float  # of 1 - J_G, at least
+    end_states: int  # how many differ, over the samples
+    distance: float  # |s* - fixed point| / |s*|, residual / (1 - rho); inf where rho >= 1
+    angle: float  # degrees between J^-1 g and J^-T g, g = dC/ds; NaN where a solve failed
+    rightmost: float | None = None  # largest Re lambda(J); None: the system projects, and its flow goes not by J alone
+
+
+@dataclass(frozen=True)
 class Certificate:
     """Evidence about s* at one T1. NaN: not measured, because the phase diverged or the notion does not apply."""
 
@@ -39,6 +57,12 @@ class Certificate:
     antisymmetry_se: float = math.nan
     antisymmetry_swirl: float = math.nan
     antisymmetry_swirl_se: float = math.nan
+    deep: Deep | None = None  # None: not asked for
+
+    def radius(self, at: Thresholds) -> float:
+        """The rho that decides: Arnoldi's where it is found within the margin of the threshold, else the growth."""
+        found = self.deep is not None and self.deep.spectrum_open <= at.growth
+        return self.deep.rho_arnoldi if self.deep is not None and found else self.rho
 
     def status(self, at: Thresholds) -> Status:
         """What the free phase came to; SETTLED leaves the word to the second phase."""
@@ -49,7 +73,7 @@ class Certificate:
             return Status.COLLAPSED
         if self.settled_share < at.settled_share:
             return Status.UNSETTLED
-        if not self.rho <= 1 + at.growth:
+        if not self.radius(at) <= 1 + at.growth:
             return Status.UNSTABLE
         return Status.SETTLED
 

@@ -41,6 +41,7 @@ class Outcome:
         row |= {"n_force": count.force, "n_jvp": count.jvp, "n_vjp": count.vjp}
         row |= {"seconds": self.seconds, "peak_memory": self.peak_memory}
         row |= {name: value for name, value in vars(self.certificate).items() if name not in _INTERNAL}
+        row |= vars(self.certificate.deep) if self.certificate.deep else {}
         row |= {name: self.evidence.get(name) for name in ("nudge_residual", "clip_share", *SUMMARY)}
         c = self.comparison
         whole = c.whole if c else UNDEFINED
@@ -75,7 +76,7 @@ def judge(
     """The status of a measured cell, with the number that decided it."""
     free = certificate.status(at)
     if free is not Status.SETTLED or comparison is None:
-        return free, _FREE_REASONS[free].format(**vars(certificate))
+        return free, _FREE_REASONS[free].format(**vars(certificate) | {"rho": certificate.radius(at)})
     bound = at.divergence * certificate.scale
     if not evidence.get("nudge_norm", 0.0) <= bound:
         return Status.NUDGE_DIVERGED, f"|s| reached {evidence['nudge_norm']:.1e} in the nudged phase"
@@ -84,7 +85,7 @@ def judge(
     return Status.SETTLED, comparison.whole.reason
 
 
-_INTERNAL = ("scale", "shrink", "escape")  # of the certificate: what decided a status, told in its reason
+_INTERNAL = ("scale", "shrink", "escape", "deep")  # of the certificate: what decided a status, told in its reason
 
 _FREE_REASONS = {
     Status.DIVERGED: "|s| / |s_0| reached {escape:.1e}",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-VERSION = 2
+VERSION = 3
 
 _S, _F, _I, _B = pa.string(), pa.float64(), pa.int64(), pa.bool_()
 
@@ -57,6 +57,15 @@ OUTCOME = {
     "antisymmetry_swirl": _F,
     "antisymmetry_swirl_se": _F,
     "energy_monotone": _B,
+    "residual_rate": _F,  # this and the next eight: null without --certify
+    "rho_arnoldi": _F,
+    "rightmost": _F,  # null where the system projects
+    "spectrum_open": _F,
+    "sigma_max": _F,
+    "condition": _F,
+    "end_states": _I,
+    "distance": _F,
+    "angle": _F,
     "nudge_residual": _F,
     "clip_share": _F,
     "gamma": _F,  # cosine of the state credit, the mean over blocks with clamped layers as 0
