@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     Product = Callable[[Tensor], Tensor]
+    Order = Callable[[Tensor], Tensor]  # of complex numbers, the largest of which is wanted
 
 CLOSED = 500  # times the round-off of |M v|: what orthogonalisation leaves below this makes the space invariant
 PATIENCE = 10  # products between two looks at the eigenvalues
@@ -54,16 +55,22 @@ class Spectrum:
 
     values: Complex[Tensor, "*b"]
     residual: Float[Tensor, "*b"]  # |M y - value y| / |value|, |y| = 1
-    products: int
 
 
-def krylov(product: Product, v: Float[Tensor, "*r b n"], m: int) -> Krylov:
-    """m steps of Arnoldi from v, orthogonalised twice, in the dtype of v. v must not be zero."""
+def krylov(product: Product, v: Float[Tensor, "*r b n"], m: int, known: Krylov | None = None) -> Krylov:
+    """m steps of Arnoldi from v, orthogonalised twice, in the dtype of v; the first are those `known`.
+
+    v must not be zero.
+    """
     basis, H = v.new_zeros(m + 1, *v.shape), v.new_zeros(*v.shape[:-1], m + 1, m)
     dims = torch.full(v.shape[:-1], m, device=v.device)
-    tiny = torch.finfo(v.dtype).tiny
+    tiny, first = torch.finfo(v.dtype).tiny, 0
     basis[0] = v / v.norm(dim=-1, keepdim=True)
-    for k in range(m):
+    if known is not None:
+        first = known.H.shape[-1]
+        basis[: first + 1], H[..., : first + 1, :first] = known.basis, known.H
+        dims = torch.where(known.dims < first, known.dims, dims)
+    for k in range(first, m):
         w = product(basis[k])
         size = w.norm(dim=-1)
         for _ in range(2):  # once leaves round-off of the size of |M v| / |w| along the basis
@@ -81,29 +88,29 @@ def krylov(product: Product, v: Float[Tensor, "*r b n"], m: int) -> Krylov:
 def leading(
     product: Product,
     v: Float[Tensor, "*r b n"],
-    order: Callable[[Tensor], Tensor] = torch.abs,
+    orders: Sequence[Order] = (torch.abs,),
     most: int = 160,
     tol: float = 1e-8,
-) -> Spectrum:
-    """The eigenvalue of v -> M v with the largest `order`, of each sample, by Arnoldi from v.
+) -> tuple[list[Spectrum], Krylov]:
+    """For every order the eigenvalue of v -> M v with the largest, of each sample, by Arnoldi from v; and the space.
 
-    `v` is a random start, `order` |.| for the spectral radius or the real part for the rightmost. The space grows,
-    and is taken anew at twice its size, until the residuals are below `tol` or it has `most` or n dimensions, when
-    it is exact. A start without a component along an eigenvector does not see it.
+    `v` is a random start, an order |.| for the spectral radius or the real part for the rightmost. The space grows to
+    twice its size until all residuals are below `tol` or it has `most` or n dimensions, when it is exact. A start
+    without a component along an eigenvector does not see it.
     Arnoldi 1951; Saad, Numerical Methods for Large Eigenvalue Problems, ch. 6.
     """
-    n, m, products = v.shape[-1], 2 * PATIENCE, 0
+    n, m, space = v.shape[-1], 2 * PATIENCE, None
     while True:
         m = min(m, n, most)
-        space, products = krylov(product, v, m), products + m
-        values, open_ = ritz(space, order)
-        if bool((open_ <= tol).all()) or m in (n, most):
-            return Spectrum(values, open_, products)
+        space = krylov(product, v, m, space)
+        found = [ritz(space, order) for order in orders]
+        if all(bool((s.residual <= tol).all()) for s in found) or m in (n, most):
+            return found, space
         m *= 2
 
 
-def ritz(space: Krylov, order: Callable[[Tensor], Tensor]) -> tuple[Complex[Tensor, "*r b"], Float[Tensor, "*r b"]]:
-    """The eigenvalue of H with the largest `order`, of each sample, and its relative residual; NaN: not finite."""
+def ritz(space: Krylov, order: Order) -> Spectrum:
+    """The eigenvalue of H with the largest `order`, of each sample; NaN where it is not finite."""
     values = torch.full((space.dims.numel(),), torch.nan, dtype=torch.complex128)
     open_ = values.real.clone()
     for rows, H in space.parts():
@@ -112,12 +119,10 @@ def ritz(space: Krylov, order: Callable[[Tensor], Tensor]) -> tuple[Complex[Tens
         values[rows] = lambdas.take_along_dim(k, -1)[:, 0]
         left = H[:, -1, -1] * vectors[:, -1].take_along_dim(k, -1)[:, 0].abs()
         open_[rows] = left / values[rows].abs().clamp_min(1e-300)
-    return values.reshape(space.dims.shape), open_.reshape(space.dims.shape)
+    return Spectrum(values.reshape(space.dims.shape), open_.reshape(space.dims.shape))
 
 
-def outermost(
-    space: Krylov, orders: Sequence[Callable[[Tensor], Tensor]]
-) -> list[tuple[Complex[Tensor, "*r"], Float[Tensor, "*r"]]]:
+def outermost(space: Krylov, orders: Sequence[Order]) -> list[Spectrum]:
     """For every order the eigenvalue of the worst sample of each row, with its residual. Vectors of that one only."""
     values = space.H.new_full(space.H.shape[:-2] + space.H.shape[-1:], torch.nan, dtype=torch.complex128, device="cpu")
     flat = values.view(-1, values.shape[-1])
@@ -126,8 +131,8 @@ def outermost(
     found = []
     for order in orders:
         worst = order(values).nan_to_num(nan=-math.inf).amax(-1).argmax(-1)
-        value, open_ = ritz(space.sample(worst), order)
-        found.append((value[..., 0], open_[..., 0]))
+        of_worst = ritz(space.sample(worst), order)
+        found.append(Spectrum(of_worst.values[..., 0], of_worst.residual[..., 0]))
     return found
 
 

@@ -26,7 +26,9 @@ DENSE = 2**24  # entries of the Jacobians of all samples up to which they are ta
 KRYLOV = 2**23  # entries that a Krylov basis may have: a large batch gets a smaller space, and `open` says so
 SAME = 1e-3  # |s - s'| / |s| of two end states that count as one
 SPACE = 32  # dimensions of the Krylov spaces of a batch: up to this size small matrices are cheap, on a CPU too
-PAIRS = 16  # of J_G^T J_G, whose largest eigenvalue is found first
+PAIRS = 16  # products with J_G^T J_G, whose largest eigenvalue is found first; of one problem up to FEW
+FEW = 40
+SYMMETRIC = 1e-12  # |A|_F / |J|_F in float64 up to which J^-1 g needs no solve of its own beside J^-T g
 SOLVED = 1e-2  # |g - M a| / |g| that a batch's solves may leave: above, there is no angle
 
 
@@ -75,7 +77,8 @@ def certify_deep(free: Trajectory, thresholds: Thresholds, seed: int) -> DeepCer
     if not (shallow.escape <= thresholds.divergence and bool(s.isfinite().all())):
         nan = math.nan
         return DeepCertificate(shallow, rate, nan, nan, nan, nan, nan, False, distinct, math.inf, nan)
-    step, force = free.field.step_at(s[None]), free.field.at(s[None])
+    field, g = free.field, free.cost_slope[0]
+    step = field.step_at(s[None])
     v = normal(Streams(seed)["krylov"], tuple(s.shape)).to(s)
     most = max(2, min(160, KRYLOV // s.numel()))
 
@@ -85,28 +88,33 @@ def certify_deep(free: Trajectory, thresholds: Thresholds, seed: int) -> DeepCer
     def vjp(a: Tensor) -> Tensor:
         return step.vjp(a[None])[0]
 
-    modulus = leading(jvp, v, most=most)
-    right = leading(lambda v: force.jvp(v[None])[0], v, torch.real, most)
+    (modulus, right), space = leading(jvp, v, (torch.abs, torch.real), most)
+    rightmost = (right.values.real - 1) / field.knobs.eps
+    left = right.residual * (right.values / (right.values - 1)).abs()  # of lambda(J), which is smaller
+    if field.system.projects:  # then J_G is not 1 + eps J, and J has eigenvalues of its own
+        force = field.at(s[None])
+        (right,), _ = leading(lambda v: force.jvp(v[None])[0], v, (torch.real,), most)
+        rightmost, left = right.values.real, right.residual
     rho = float(modulus.values.abs().max())
-    exact = s.numel() * s.shape[-1] <= DENSE
-    g = free.cost_slope[0]
-    nudge = free.field.project_jvp(_ahead(free)[0], g)
+    nudge, exact = field.project_jvp(_ahead(free)[0], g), s.numel() * s.shape[-1] <= DENSE
     if exact:
         M = torch.eye(s.shape[-1]).to(s) - dense(step, s)
-        values = torch.linalg.svdvals(M)
-        largest, smallest = values[:, 0], values[:, -1]
+        number = torch.linalg.cond(M)
         response, credit = (torch.linalg.solve_ex(A, v[..., None])[0][..., 0] for A, v in ((M, nudge), (M.mT, g)))
     else:
-        largest, smallest = singular(lambda v: v - jvp(v), lambda a: a - vjp(a), v, most)
-        response, credit = (_solved(product, v, 60, 20, 1e-8) for product, v in ((jvp, nudge), (vjp, g)))
+        largest, smallest = singular(lambda v: v - jvp(v), lambda a: a - vjp(a), v, min(most, FEW))
+        number = torch.maximum(condition(space), largest / smallest)  # either is a lower bound
+        credit = _solved(vjp, g, 60, 20, 1e-6)
+        symmetric = shallow.antisymmetry <= SYMMETRIC and not field.system.projects
+        response = credit if symmetric else _solved(jvp, nudge, 60, 20, 1e-6)
     return DeepCertificate(
         free=shallow,
         residual_rate=rate,
         rho=rho,
-        rightmost=float(right.values.real.max()),
-        open=float(torch.maximum(modulus.residual, right.residual).max()),
-        sigma_max=float(singular(jvp, vjp, v, most)[0].max()),
-        condition=float((largest / smallest).max()),
+        rightmost=float(rightmost.max()),
+        open=float(torch.maximum(modulus.residual, left).max()),
+        sigma_max=float(singular(jvp, vjp, v, min(most, FEW))[0].max()),
+        condition=float(number.max()),
         condition_exact=exact,
         end_states=distinct,
         distance=_distance(shallow.residual, rho),
@@ -160,11 +168,11 @@ def _krylov(free: Trajectory, seeds: Sequence[int]) -> dict[str, Tensor]:
     backward = field.repeated(lambda a: (frozen().vjp(a),), v)
     both = field.repeated(squared, v)
     space = krylov(lambda v: forward(v)[0], v, min(SPACE, ends.shape[-1]))
-    (modulus, left), (right, left_right) = outermost(space, (torch.abs, torch.real))
+    modulus, right = outermost(space, (torch.abs, torch.real))
     found = {
         "residual_rate": _rate(free),
-        "rho_arnoldi": modulus.abs(),
-        "spectrum_open": torch.maximum(left, left_right),
+        "rho_arnoldi": modulus.values.abs(),
+        "spectrum_open": torch.maximum(modulus.residual, right.residual),
         "sigma_max": singular(lambda v: v, lambda v: both(v)[0], v, PAIRS)[0].amax(-1),
         "condition": condition(space).amax(-1),
         "end_states": _distinct(ends),
@@ -175,7 +183,7 @@ def _krylov(free: Trajectory, seeds: Sequence[int]) -> dict[str, Tensor]:
         ),
     }
     if not field.system.projects:
-        found["rightmost"] = (right.real.to(ends.device) - 1) / field.knobs.eps.double()
+        found["rightmost"] = (right.values.real.to(ends.device) - 1) / field.knobs.eps.double()
     return found
 
 
@@ -199,7 +207,7 @@ def _solved(
     product: Product, right: Float[Tensor, "*r b n"], m: int, restarts: int, tol: float
 ) -> Float[Tensor, "*r b n"]:
     """x with (1 - M) x = right; all of a row NaN where a sample of it leaves more than `tol` of its right side."""
-    found = gmres(lambda v: v - product(v), right, m=m, restarts=restarts)
+    found = gmres(lambda v: v - product(v), right, tol / 10, m, restarts)
     left = (right - found + product(found)).norm(dim=-1)
     wrong = ~(left <= tol * right.norm(dim=-1)).all(-1)
     return found.masked_fill(wrong[..., None, None], math.nan)

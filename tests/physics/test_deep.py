@@ -17,7 +17,7 @@ from gradbench.diagnostics.deep import certify_deep, deepen
 from gradbench.engine import batched
 from gradbench.engine.problem import build
 from gradbench.engine.solve import solve
-from gradbench.field import Field
+from gradbench.field import Field, StepMap
 from gradbench.plan import plan
 from gradbench.status import Status, Thresholds
 from gradbench.suite import parse
@@ -80,6 +80,25 @@ def test_a_large_system_has_its_eigenvalues_from_a_krylov_space() -> None:
     assert found.open < 1e-6
     assert found.rho == pytest.approx(max(float(torch.linalg.eigvals(M).abs().max()) for M in G), rel=1e-6)
     assert found.rightmost == pytest.approx(max(float(torch.linalg.eigvals(M).real.max()) for M in J), rel=1e-6)
+
+
+def test_a_large_batch_is_certified_by_a_bounded_number_of_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As residual_mlp at b = 128 is, whose matrices are too large: a space of bounded size, pairs, a solve."""
+    field = live_field("residual_mlp", batch=16)
+    free = relax(field, (0,))
+    exact = certify_deep(free, Thresholds(), 0)
+    monkeypatch.setattr(deep, "DENSE", 0)
+    monkeypatch.setattr(deep, "KRYLOV", 12 * free.ends.numel())
+    products = []
+    for name in ("jvp", "vjp"):
+        product = getattr(StepMap, name)
+        monkeypatch.setattr(StepMap, name, lambda *a, product=product: (products.append(1), product(*a))[1])
+    found = certify_deep(free, Thresholds(), 0)
+    assert len(products) <= 60 + 12 + 2 * 2 * 12 + 24 + 3  # growth, space, pairs twice, a solve and its checks
+    assert found.rho == pytest.approx(exact.rho, rel=1e-3)
+    assert found.condition <= exact.condition * (1 + 1e-10)
+    assert found.open > 1e-8  # and says that the space was too small
+    assert found.angle == pytest.approx(exact.angle, abs=1e-9)
 
 
 def test_the_residual_falls_by_rho_a_step_and_bounds_the_distance() -> None:
