@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 SMALLEST = 1e-8  # an error by cause, or 1 - cos, that is smaller is drawn here
+CROWDED = 300  # high over low, from which on an axis of steps has labels at powers of ten only
+ESCAPE = 3  # times the largest update of the reference, beyond which those of an estimate are out of sight
 CAUSED = "#D55E00"
 DASHES = {"ep": (5, 1.5), "aep": (1, 1.2), "adjoint": "", "tbptt": (5, 1.5, 1, 1.5)}  # they often agree
 NAMES = {"ep": "EP, linearised", "aep": "asymmetric EP, linearised"}
@@ -44,7 +46,7 @@ def explained(
     depths       estimator, T2, cosine; `T2` marks the cell's
     updates      param, step, estimate, reference; of `rule`
     """
-    figure = Figure(figsize=(look.WIDTH, 6.4), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12))
+    figure = Figure(figsize=(look.WIDTH, 6.8), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12))
     (left, right), (lower, last) = figure.subplots(2, 2)
     _causes(left, causes, negligible)
     _eigenvalues(right, eigenvalues)
@@ -68,7 +70,7 @@ def _causes(ax: Axes, causes: DataFrame, negligible: float) -> None:
         ax.annotate(text, (end, place), size=8, bbox=paper, **at)
     ax.axvline(negligible, color=look.GREY, linewidth=0.9, linestyle=":", zorder=4)
     ax.set_xscale("log")
-    ax.set_xlim(SMALLEST / 2, 60 * top)
+    ax.set_xlim(SMALLEST / 2, 200 * top)
     ax.xaxis.set_major_locator(LogLocator(numticks=7))
     ax.xaxis.set_minor_formatter(NullFormatter())
     ax.set_yticks(places, causes["cause"])
@@ -107,14 +109,14 @@ def _depths(ax: Axes, depths: DataFrame, T2: int | None) -> None:
         entries.append(Line2D([], [], label="T2 of the cell", color=look.GREY, linewidth=0.9, linestyle=":"))
     _steps(ax)
     ax.set_yscale("log")
-    ax.legend(handles=entries, loc="best", frameon=True, framealpha=0.9, edgecolor="none", fontsize=8)
+    _legend(ax, entries)
     ax.set(xlabel="depth T2 (steps)", ylabel="$1 -$ cosine to BPTT", title="Depth")
 
 
 def _updates(ax: Axes, updates: DataFrame, rule: str) -> None:
     ax.set_title("Updates, step by step")
     if updates.empty:
-        ax.text(0.5, 0.5, "no second phase beside\nthe steps of BPTT", transform=ax.transAxes, ha="center", va="center")
+        ax.text(0.5, 0.5, "no steps of both\nto be compared", transform=ax.transAxes, ha="center", va="center")
         ax.set(xticks=[], yticks=[])
         return
     entries = []
@@ -124,13 +126,24 @@ def _updates(ax: Axes, updates: DataFrame, rule: str) -> None:
         entries.append(Line2D([], [], color=colour, linewidth=2, label=str(name)))
     entries.append(Line2D([], [], color=look.GREY, linewidth=3.2, alpha=0.35, label="BPTT"))
     entries.append(Line2D([], [], color=look.GREY, linewidth=1.3, linestyle="--", label=rule))
-    ax.legend(handles=entries, loc="best", frameon=True, framealpha=0.9, edgecolor="none", fontsize=8)
+    _legend(ax, entries)
+    bound = ESCAPE * updates["reference"].abs().max()
+    if not updates["estimate"].abs().max() <= bound:
+        ax.set_ylim(-bound, bound)
+        ax.set_title("Updates, step by step (estimate off scale)")
     _steps(ax)
     ax.set(xlabel="step of the second phase", ylabel="update, of the largest entry")
 
 
+def _legend(ax: Axes, entries: list[Line2D]) -> None:
+    """Below the panel, where it hides no line."""
+    place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17), "ncols": 3, "fontsize": 8}
+    ax.legend(handles=entries, frameon=False, columnspacing=1.2, handlelength=2.2, **place)
+
+
 def _steps(ax: Axes) -> None:
     ax.set_xscale("log")
-    ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    low, high = ax.get_xlim()
+    ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < CROWDED * low else (1.0,)))
     ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     ax.xaxis.set_minor_formatter(NullFormatter())
