@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from gradbench.diagnostics.certificate import Deep
 from gradbench.diagnostics.credit import SUMMARY, blocks
 from gradbench.metrics import UNDEFINED, Comparison
 from gradbench.plan import Cell, cell_count
@@ -41,7 +42,7 @@ class Outcome:
         row |= {"n_force": count.force, "n_jvp": count.jvp, "n_vjp": count.vjp}
         row |= {"seconds": self.seconds, "peak_memory": self.peak_memory}
         row |= {name: value for name, value in vars(self.certificate).items() if name not in _INTERNAL}
-        row |= vars(self.certificate.deep) if self.certificate.deep else {}
+        row |= {f.name: getattr(self.certificate.deep, f.name, None) for f in fields(Deep)}
         row |= {name: self.evidence.get(name) for name in ("nudge_residual", "clip_share", *SUMMARY)}
         c = self.comparison
         whole = c.whole if c else UNDEFINED
