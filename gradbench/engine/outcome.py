@@ -77,7 +77,7 @@ def judge(
     """The status of a measured cell, with the number that decided it."""
     free = certificate.status(at)
     if free is not Status.SETTLED or comparison is None:
-        return free, _FREE_REASONS[free].format(**vars(certificate) | {"rho": certificate.radius(at)})
+        return free, _FREE_REASONS[free].format(**vars(certificate) | {"rho": certificate.radius})
     bound = at.divergence * certificate.scale
     if not evidence.get("nudge_norm", 0.0) <= bound:
         return Status.NUDGE_DIVERGED, f"|s| reached {evidence['nudge_norm']:.1e} in the nudged phase"

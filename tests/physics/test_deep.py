@@ -229,10 +229,10 @@ def test_eigenvalues_that_were_not_found_decide_nothing() -> None:
     certificate = planted(torch.diag(torch.tensor([0.5, 1.05, -0.9], dtype=torch.float64)))
     lost = replace(certificate, rho=0.9, deep=replace(deep_of(certificate), spectrum_open=0.1))
     assert lost.status(Thresholds()) is Status.SETTLED
-    assert lost.radius(Thresholds()) == 0.9
+    assert lost.radius == 0.9
     nothing = replace(certificate, rho=0.9, deep=replace(deep_of(certificate), rho_arnoldi=math.nan))
     nothing = replace(nothing, deep=replace(deep_of(nothing), spectrum_open=math.nan))
-    assert nothing.radius(Thresholds()) == 0.9
+    assert nothing.radius == 0.9
 
 
 def test_a_cell_that_diverged_has_no_deep_certificate_and_disturbs_no_other() -> None:
