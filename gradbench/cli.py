@@ -6,13 +6,16 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gradbench.errors import StoreError, UserError
 from gradbench.exit import Exit
 from gradbench.status import Status
+
+if TYPE_CHECKING:
+    from gradbench.explain import Explanation
 
 app = typer.Typer(
     add_completion=False,
@@ -110,6 +113,7 @@ def run(
     set_: Set = None,
     engine: Annotated[str, typer.Option(help="auto, eager (a problem at a time), batched or compiled.")] = "auto",
     memory: Annotated[str | None, typer.Option(help="What packs may take: 80% of what is free, or 24GiB.")] = None,
+    certify: Annotated[bool, typer.Option("--certify", help="Eigenvalues and condition of every free state.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Write where the time went into the run folder.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew, even where a run could be gone on with.")] = False,
 ) -> None:
@@ -126,6 +130,7 @@ def run(
             overrides=overrides,
             engine=engine,
             memory=memory,
+            certify=certify,
             profile=profile,
             fresh=fresh,
             watch=watch,
@@ -191,6 +196,9 @@ def explain(
         list[str] | None, typer.Option("--where", metavar="KEY=V,...", help="Cells by coordinate or option.")
     ] = None,
     worst: Annotated[int | None, typer.Option(metavar="N", help="The settled cells with the worst parameter.")] = None,
+    figure: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Draw it too: a .png or .svg, or a folder for both.")
+    ] = None,
     out: Out = Path("results"),
 ) -> None:
     """Say why a cosine is what it is: certificate, ladder, cause and remedy, measured anew on the CPU."""
@@ -200,10 +208,30 @@ def explain(
 
     found = runs.find(run, out)
     rows = choose(found, cell, _settings(where, "--where"), worst)
+    if figure is not None and figure.suffix not in ("", ".png", ".svg"):
+        raise UserError(f"--figure {figure}: expected a .png, a .svg or a folder")
+    if figure is not None and figure.suffix and len(rows) > 1:
+        raise UserError(f"--figure {figure}: {len(rows)} cells have a figure each; name a folder")
     for i, row in enumerate(rows):
         if len(rows) > 1:
             _say(f"{i + 1} of {len(rows)}")
-        print(tell(of(found, row)), flush=True)
+        explanation = of(found, row)
+        print(tell(explanation), flush=True)
+        if figure is not None:
+            _draw(explanation, figure)
+
+
+def _draw(explanation: Explanation, path: Path) -> None:
+    from gradbench.explain import picture
+    from gradbench.plots import save
+
+    drawn = picture(explanation)
+    if drawn is None:
+        _say(f"{explanation.cell.key}: no figure, since the free phase diverged")
+        return
+    kinds = (path.suffix[1:],) if path.suffix else ("svg", "png")
+    for file in save(drawn, path if path.suffix else path / explanation.cell.key, kinds):
+        print(file)
 
 
 @app.command()

@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from gradbench.cause import Cause
+from gradbench.cause import NEGLIGIBLE, Cause
 from gradbench.diagnostics.arbiter import Slope, arbitrate
 from gradbench.diagnostics.deep import DeepCertificate, certify_deep
 from gradbench.diagnostics.ladder import Ladder, free_phase, ladder
 from gradbench.diagnostics.remedy import Case, remedy
+from gradbench.diagnostics.series import Updates, depths, eigenvalues, updates
 from gradbench.engine.precision import ieee_float32
 from gradbench.engine.problem import build
 from gradbench.errors import UserError, near_miss
@@ -21,6 +22,8 @@ from gradbench.selection import keys as known
 from gradbench.status import Status, Thresholds
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from gradbench.tables.store import Run
 
 SHOWN = ("system_label", "estimator_label", "s", "damp", "T1", "T2", "beta", "eps", "seed", "dtype", "batch")
@@ -90,18 +93,56 @@ def explain(run: Run, row: Mapping[str, Any]) -> Explanation:
         return Explanation(cell, row, status, certificate, found, slope, remedy(case))
 
 
+def picture(e: Explanation) -> Figure | None:
+    """The explanation as a figure; None where the free phase diverged, and there is nothing to draw."""
+    from pandas import DataFrame
+
+    from gradbench.plots.explained import explained
+
+    if e.ladder is None:
+        return None
+    cell, rule = e.cell, estimator(e.cell.estimator, e.cell.estimator_options)
+    T2 = cell.T2 if cell.T2 is not None else Problem((cell,)).system.defaults["T2"]
+    with ieee_float32():
+        free = free_phase(build(Problem((cell,)), "cpu").wide, cell.steps)
+        spectrum = eigenvalues(free, cell.seed)
+        curves, moves = depths(free, T2), updates(free, rule, T2, cell.beta)
+    causes = [{"cause": str(c), "size": v, "culprit": c is e.ladder.culprit[0]} for c, v in e.ladder.sizes.items()]
+    values = {"real": spectrum.values.real.tolist(), "imaginary": spectrum.values.imag.tolist()}
+    drawn = [{"estimator": n, "T2": d, "cosine": v} for n, by_depth in curves.items() for d, v in by_depth.items()]
+    told = e.recorded["estimator_label"]
+    return explained(
+        DataFrame(causes, columns=["cause", "size", "culprit"]),
+        DataFrame(values | {"whole": spectrum.whole}),
+        DataFrame(drawn),
+        DataFrame(list(_moves(moves)), columns=["param", "step", "estimate", "reference"]),
+        negligible=NEGLIGIBLE,
+        T2=cell.T2,
+        rule=str(told),
+        sentences=[
+            f"{_named(e.recorded)}: {e.status}, cause {e.ladder.culprit[0]}.",
+            f"Eigenvalues of sample {spectrum.sample}"
+            + ("." if spectrum.whole else ", as a Krylov space sees them: the outermost are found first."),
+            *(["Updates: of the worst parameter and the two largest, the entry farthest off."] if moves else []),
+            "Curves in float64.",
+        ],
+    )
+
+
+def _moves(found: Mapping[str, Updates]) -> Iterator[dict[str, Any]]:
+    for name, update in found.items():
+        for t, (estimate, reference) in enumerate(zip(update.estimate, update.reference, strict=True)):
+            moved = {"estimate": float(estimate), "reference": float(reference)}
+            yield {"param": f"{name}[{', '.join(map(str, update.entry))}]", "step": t + 1} | moved
+
+
 def tell(e: Explanation) -> str:
     """The explanation as text: the cell, its certificate, the ladder, parameters, culprit and remedy."""
     return "\n".join(_lines(e))
 
 
 def _lines(e: Explanation) -> Iterator[str]:
-    named = {name: e.recorded[name] for name in SHOWN}
-    yield f"{e.cell.key}  " + " ".join(
-        str(v) if n.endswith("label") else f"{n}={v:g}" if isinstance(v, float) else f"{n}={v}"
-        for n, v in named.items()
-        if v is not None and v == v
-    )
+    yield f"{e.cell.key}  {_named(e.recorded)}"
     yield f"  recorded: {e.recorded['status']}, {_reading(e.recorded)}"
     if e.ladder is not None:
         whole = e.ladder.whole
@@ -122,6 +163,15 @@ def _lines(e: Explanation) -> Iterator[str]:
     yield from _verdict(e)
 
 
+def _named(row: Mapping[str, Any]) -> str:
+    named = {name: row[name] for name in SHOWN}
+    return " ".join(
+        str(v) if n.endswith("label") else f"{n}={v:g}" if isinstance(v, float) else f"{n}={v}"
+        for n, v in named.items()
+        if v is not None and v == v
+    )
+
+
 def _reading(row: Mapping[str, Any]) -> str:
     numbers = ", ".join(f"{n} {row[n]:.6g}" for n in ("cosine", "cosine_min", "rel_error"))
     return f"{numbers}, worst {row['worst'] or '-'}"
@@ -138,6 +188,7 @@ def _evidence(c: DeepCertificate) -> Iterator[tuple[str, str, str]]:
     kind = "dense" if c.condition_exact else "at least, from a Krylov space"
     yield "condition", f"{c.condition:.1e}", f"of I - J_G, {kind}"
     yield "antisymmetry", f"{c.free.antisymmetry:.3f}", "|A|_F / |J|_F"
+    yield "its angle", f"{c.angle:.2f}", "degrees between J^-1 g and J^-T g, g = dC/ds: what credit feels of it"
     yield "end states", str(c.end_states), "that differ, over the samples"
 
 

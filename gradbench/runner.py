@@ -78,6 +78,7 @@ def run(
     overrides: dict[str, Any] | None = None,
     engine: str = "auto",
     memory: str | None = None,
+    certify: bool = False,
     profile: bool = False,
     fresh: bool = False,
     watch: Watch | None = None,
@@ -85,8 +86,9 @@ def run(
     """Run a suite, or go on with it where it was cut off; the folder of the run.
 
     `overrides` replaces keys of every grid; `engine` is auto, eager (a problem at a time), batched or compiled
-    (batched, and compiled first; CUDA only); `memory` what packs may take, as "80%" or "24GiB"; `profile` writes
-    where the time went. Raises UserError before anything runs, StoreError where the results cannot be written.
+    (batched, and compiled first; CUDA only); `memory` what packs may take, as "80%" or "24GiB"; `certify` adds a
+    deep certificate to every cell; `profile` writes where the time went. Raises UserError before anything runs,
+    StoreError where the results cannot be written.
     """
     loaded, planned = prepare(suite, overrides)
     from gradbench.engine import device as devices
@@ -100,7 +102,7 @@ def run(
     from gradbench.engine.batched import available
 
     budget = available(device, memory)
-    env = environment(planned.key, device)
+    env = environment(f"{planned.key} certified" if certify else planned.key, device)
     for problem in {
         (p.point.system_options, p.point.batch, p.params_from and p.point.seed): p for p in planned.problems
     }.values():
@@ -115,7 +117,7 @@ def run(
     from gradbench.profile import profiled
 
     with profiled(target.folder / "profile", device) if profile else nullcontext():
-        execute(target, planned, device, engine, budget, watch or (lambda progress: None))
+        execute(target, planned, device, engine, budget, watch or (lambda progress: None), certify)
     return target
 
 
@@ -129,7 +131,7 @@ def prepare(suite: str, overrides: dict[str, Any] | None = None) -> tuple[suites
     return loaded, planned
 
 
-def execute(target: Run, planned: Plan, device: str, engine: str, budget: int, watch: Watch) -> None:
+def execute(target: Run, planned: Plan, device: str, engine: str, budget: int, watch: Watch, certify: bool) -> None:
     """Measure what has no record yet, then write the tables."""
     from gradbench.engine.batched import packs
     from gradbench.engine.outcome import unmeasured
@@ -146,7 +148,7 @@ def execute(target: Run, planned: Plan, device: str, engine: str, budget: int, w
         writing: list[Future[None]] = []
         for pack in packs(waiting, device, engine, budget):
             written, writing = writing, []
-            for problem, found in _measure(pack, planned, device, engine, budget):
+            for problem, found in _measure(pack, planned, device, engine, budget, certify):
                 writing.append(writer.submit(_keep, target, problem, found))
                 progress.done += len(found)
                 progress.done_weight += _weight(problem)
@@ -164,7 +166,7 @@ def _keep(target: Run, problem: Problem, found: list[Outcome] | list[dict[str, A
 
 
 def _measure(
-    pack: Sequence[Problem], planned: Plan, device: str, engine: str, budget: int
+    pack: Sequence[Problem], planned: Plan, device: str, engine: str, budget: int, certify: bool
 ) -> Iterator[tuple[Problem, list[Outcome] | list[dict[str, Any]]]]:
     """Outcomes of every problem of a pack. A pack that fails is halved, so that what goes wrong costs one problem.
 
@@ -176,13 +178,13 @@ def _measure(
     from gradbench.engine.outcome import unmeasured
 
     try:
-        outcomes = batched.measure(pack, device, planned.thresholds, engine, budget)
+        outcomes = batched.measure(pack, device, planned.thresholds, engine, budget, certify)
     except UserError:
         raise
     except Exception as error:
         if len(pack) > 1:
             for half in (pack[: len(pack) // 2], pack[len(pack) // 2 :]):
-                yield from _measure(half, planned, device, engine, budget // 2)
+                yield from _measure(half, planned, device, engine, budget // 2, certify)
             return
         # on the CPU torch says so in a RuntimeError
         full = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import gradbench
 from gradbench import cli
-from gradbench.explain import choose
+from gradbench.explain import choose, explain, picture
+from gradbench.metrics import compare
+from gradbench.plots.look import COLOURS
 from gradbench.tables.runs import find
 from gradbench.tables.store import Run
 
@@ -130,6 +133,49 @@ def test_cells_are_chosen_by_key_by_coordinates_or_as_the_worst(command: Any, ru
 )
 def test_a_mistake_is_one_line(command: Any, arguments: list[str], words: str) -> None:
     code, out, err = command(*arguments)
+    assert code == 2
+    assert not out
+    assert words in err
+
+
+def test_a_figure_has_four_panels_with_what_was_found(command: Any, run: Run, tmp_path: Path) -> None:
+    where = key(run, estimator="ep", T2=60, system="toy_noncons")
+    code, out, _ = command(where, "--figure", str(tmp_path / "new" / "why.png"))
+    assert code == 0
+    assert out.splitlines()[-1] == str(tmp_path / "new" / "why.png")
+    assert (tmp_path / "new" / "why.png").read_bytes().startswith(b"\x89PNG")
+    command(where, "--figure", str(tmp_path))
+    assert {p.name for p in tmp_path.iterdir()} == {"new", f"{where}.png", f"{where}.svg"}
+
+    (row,) = choose(run, where, {}, None)
+    explanation = explain(run, row)
+    figure = picture(explanation)
+    assert figure is not None
+    causes, eigenvalues, depths, updates = figure.axes
+    assert explanation.ladder is not None
+    sizes = {str(c): max(v, 1e-8) for c, v in explanation.ladder.sizes.items()}
+    words = [label.get_text() for label in causes.get_yticklabels()]
+    assert {w: bar.get_width() for w, bar in zip(words, causes.patches, strict=True)} == pytest.approx(sizes)
+    points = np.concatenate([c.get_offsets() for c in eigenvalues.collections])
+    assert len(points) == 256
+    assert np.hypot(*points.T).max() == pytest.approx(explanation.certificate.rho, rel=1e-6)
+    (naive,) = (line for line in depths.lines if line.get_color() == COLOURS["ep"])
+    linearised = compare(explanation.ladder["linearised"].gradient, explanation.ladder.reference, 0.0).whole.cosine
+    at_T2 = dict(zip(*naive.get_data(), strict=True))[60]
+    assert at_T2 == pytest.approx(1 - linearised, rel=1e-6)
+    assert len([line for line in updates.lines if len(line.get_xdata()) == 60]) == 6  # three entries, two rules
+
+
+def test_what_diverged_has_no_figure_and_says_so(command: Any, run: Run, tmp_path: Path) -> None:
+    code, _, err = command(key(run, system="cet_energy"), "--figure", str(tmp_path / "x.svg"))
+    assert code == 0
+    assert "no figure, since the free phase diverged" in err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("path", "words"), [("a.pdf", "a .png, a .svg or a folder"), ("a.png", "name a folder")])
+def test_a_figure_that_cannot_be_is_refused_before_anything_is_measured(command: Any, path: str, words: str) -> None:
+    code, out, err = command("--worst", "2", "--figure", path)
     assert code == 2
     assert not out
     assert words in err

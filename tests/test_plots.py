@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -312,3 +313,24 @@ def test_error_against_beta_needs_three_nudges_and_shows_the_floor() -> None:
     lines = {tuple(line.get_ydata()) for line in figure.axes[0].lines}
     assert (1e-3, 1e-5, 1e-2) in lines
     assert any(line == pytest.approx((1e-5, 1e-6, 1e-7)) for line in lines)
+
+
+def test_an_estimate_that_escapes_leaves_the_reference_in_sight() -> None:
+    from gradbench.plots.explained import explained
+
+    causes = pd.DataFrame({"cause": ["truncation", "clip"], "size": [math.inf, 0.5], "culprit": [True, False]})
+    eigenvalues = pd.DataFrame({"real": [0.5, 1.1], "imaginary": [0.1, 0.0], "whole": [False, False]})
+    depths = pd.DataFrame({"estimator": "ep", "T2": [1, 10, 4000], "cosine": [0.5, 0.9, math.nan]})
+    steps = {"param": "W[0]", "step": [1, 2, 3], "estimate": [0.1, 1e67, math.nan], "reference": [0.1, 0.05, 0.01]}
+    figure = explained(
+        causes, eigenvalues, depths, pd.DataFrame(steps), negligible=0.01, T2=10, rule="ep", sentences=["A cell."]
+    )
+    bars, spectrum, curve, moves = figure.axes
+    assert moves.get_ylim() == pytest.approx((-0.3, 0.3))
+    assert "off scale" in moves.get_title()
+    assert [t.get_text() for t in bars.texts] == ["not finite", "5.0e-01"]
+    assert spectrum.get_title().startswith("Ritz values")
+    figure.draw_without_rendering()
+    boxes = [t.get_window_extent() for t in curve.get_xticklabels() if t.get_text()]
+    boxes = [b for b in sorted(boxes, key=lambda b: b.x0) if b.width]
+    assert all(a.x1 < b.x0 for a, b in itertools.pairwise(boxes))

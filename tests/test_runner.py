@@ -384,6 +384,22 @@ def test_a_profile_says_where_the_time_went(write_suite: Any, tmp_path: Path) ->
     assert (folder / "trace.json.gz").stat().st_size > 1000
 
 
+def test_a_certified_run_is_a_run_of_its_own(write_suite: Any, solved: list[str]) -> None:
+    suite = write_suite()
+    plain, certified = run(suite), run(suite, certify=True)
+    assert plain.id != certified.id
+    assert len(solved) == 2 * PROBLEMS
+    assert run(suite, certify=True).id == certified.id
+    assert len(solved) == 2 * PROBLEMS  # gone on with, not measured again
+    new = ["residual_rate", "rho_arnoldi", "rightmost", "spectrum_open", "sigma_max", "condition", "end_states"]
+    new += ["distance", "angle"]
+    assert plain.cells[new].isna().all(axis=None)
+    rows = certified.cells[certified.cells["status"] == "settled"]
+    assert rows[new].notna().all(axis=None)
+    assert (rows["rho_arnoldi"] <= rows["sigma_max"] * 1.0001).all()
+    pd.testing.assert_frame_equal(plain.cells["cosine"].to_frame(), certified.cells["cosine"].to_frame())
+
+
 def test_compiling_needs_cuda(write_suite: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="needs a CUDA device"):
         run(write_suite(), out=tmp_path, device="cpu", engine="compiled")

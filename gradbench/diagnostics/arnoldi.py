@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
 
-    from jaxtyping import Complex, Float
+    from jaxtyping import Complex, Float, Int
     from torch import Tensor
 
     Product = Callable[[Tensor], Tensor]
+    Order = Callable[[Tensor], Tensor]  # of complex numbers, the largest of which is wanted
 
-CLOSED = 1e-13  # of |M v|: what is left after orthogonalisation below this is round-off, and the space invariant
+CLOSED = 500  # times the round-off of |M v|: what orthogonalisation leaves below this makes the space invariant
 PATIENCE = 10  # products between two looks at the eigenvalues
 
 
@@ -23,96 +25,149 @@ PATIENCE = 10  # products between two looks at the eigenvalues
 class Krylov:
     """An orthonormal basis of span{v, M v, M^2 v ...} and M in it: M V_m = V_{m+1} H, sample by sample."""
 
-    basis: Float[Tensor, "m+1 b n"]
-    H: Float[Tensor, "b m+1 m"]
-    dims: tuple[int, ...]  # of each sample's space: below m where it is invariant under M
+    basis: Float[Tensor, "m+1 *r b n"]
+    H: Float[Tensor, "*r b m+1 m"]
+    dims: Int[Tensor, "*r b"]  # of each sample's space: below m where it is invariant under M
+
+    def parts(self) -> Iterator[tuple[Int[Tensor, "k"], Float[Tensor, "k d+1 d"]]]:
+        """H of the samples whose spaces have d dimensions, for every d, with their places: in float64, on the CPU.
+
+        A sample whose H is not finite has no part.
+        """
+        H, dims = self.H.flatten(0, -3).double().cpu(), self.dims.flatten().cpu()
+        dims = torch.where(H.isfinite().all(-1).all(-1), dims, torch.zeros_like(dims))
+        for d in dims.unique().tolist():
+            if d:
+                rows = (dims == d).nonzero()[:, 0]
+                yield rows, H[rows, : d + 1, :d]
+
+    def sample(self, index: Int[Tensor, "*r"]) -> Krylov:
+        """One sample of every row."""
+        at = index.to(self.H.device)[..., None]
+        H = self.H.take_along_dim(at[..., None, None], -3)
+        basis = self.basis.take_along_dim(at[None, ..., None], -2)
+        return Krylov(basis, H, self.dims.take_along_dim(at, -1))
 
 
 @dataclass(frozen=True, eq=False)
 class Spectrum:
     """One eigenvalue a sample, with the share of its modulus that the Krylov space leaves open."""
 
-    values: Complex[Tensor, "b"]
-    residual: float  # largest |M y - value y| / |value| over samples, |y| = 1
-    products: int
+    values: Complex[Tensor, "*b"]
+    residual: Float[Tensor, "*b"]  # |M y - value y| / |value|, |y| = 1
 
 
-def krylov(product: Product, v: Float[Tensor, "b n"], m: int) -> Krylov:
-    """m steps of Arnoldi from v, orthogonalised twice. v must be float64 and not zero."""
-    b, n = v.shape
-    basis, H, dims = v.new_zeros(m + 1, b, n), v.new_zeros(b, m + 1, m), [m] * b
+def krylov(product: Product, v: Float[Tensor, "*r b n"], m: int, known: Krylov | None = None) -> Krylov:
+    """m steps of Arnoldi from v, orthogonalised twice, in the dtype of v; the first are those `known`.
+
+    v must not be zero.
+    """
+    basis, H = v.new_zeros(m + 1, *v.shape), v.new_zeros(*v.shape[:-1], m + 1, m)
+    dims = torch.full(v.shape[:-1], m, device=v.device)
+    tiny, first = torch.finfo(v.dtype).tiny, 0
     basis[0] = v / v.norm(dim=-1, keepdim=True)
-    for k in range(m):
+    if known is not None:
+        first = known.H.shape[-1]
+        basis[: first + 1], H[..., : first + 1, :first] = known.basis, known.H
+        dims = torch.where(known.dims < first, known.dims, dims)
+    for k in range(first, m):
         w = product(basis[k])
         size = w.norm(dim=-1)
         for _ in range(2):  # once leaves round-off of the size of |M v| / |w| along the basis
-            h = torch.einsum("kbn,bn->bk", basis[: k + 1], w)
-            w = w - torch.einsum("kbn,bk->bn", basis[: k + 1], h)
-            H[:, : k + 1, k] += h
+            h = torch.einsum("k...n,...n->...k", basis[: k + 1], w)
+            w = w - torch.einsum("k...n,...k->...n", basis[: k + 1], h)
+            H[..., : k + 1, k] += h
         left = w.norm(dim=-1)
-        closed = left <= CLOSED * size
-        dims = [min(d, k + 1) if end else d for d, end in zip(dims, closed.tolist(), strict=True)]
-        H[:, k + 1, k] = torch.where(closed, torch.zeros_like(left), left)
-        basis[k + 1] = torch.where(closed[:, None], torch.zeros_like(w), w / left.clamp_min(1e-300)[:, None])
-    return Krylov(basis, H, tuple(dims))
+        closed = left <= CLOSED * torch.finfo(v.dtype).eps * size
+        dims = torch.where(closed, dims.clamp(max=k + 1), dims)
+        H[..., k + 1, k] = torch.where(closed, torch.zeros_like(left), left)
+        basis[k + 1] = torch.where(closed[..., None], torch.zeros_like(w), w / left.clamp_min(tiny)[..., None])
+    return Krylov(basis, H, dims)
 
 
 def leading(
     product: Product,
-    v: Float[Tensor, "b n"],
-    order: Callable[[Tensor], Tensor] = torch.abs,
+    v: Float[Tensor, "*r b n"],
+    orders: Sequence[Order] = (torch.abs,),
     most: int = 160,
     tol: float = 1e-8,
-) -> Spectrum:
-    """The eigenvalue of v -> M v with the largest `order`, of each sample, by Arnoldi from v.
+) -> tuple[list[Spectrum], Krylov]:
+    """For every order the eigenvalue of v -> M v with the largest, of each sample, by Arnoldi from v; and the space.
 
-    Shapes: v `(b, n)`, a random start in float64. `order` is |.| for the spectral radius or the real part for the
-    rightmost. The space grows, and is taken anew at twice its size, until the residual is below `tol` or it has
-    `most` or n dimensions, when it is exact. A start without a component along an eigenvector does not see it.
+    `v` is a random start, an order |.| for the spectral radius or the real part for the rightmost. The space grows to
+    twice its size until all residuals are below `tol` or it has `most` or n dimensions, when it is exact. A start
+    without a component along an eigenvector does not see it.
     Arnoldi 1951; Saad, Numerical Methods for Large Eigenvalue Problems, ch. 6.
     """
-    n, m, products = v.shape[-1], 2 * PATIENCE, 0
+    n, m, space = v.shape[-1], 2 * PATIENCE, None
     while True:
         m = min(m, n, most)
-        space, products = krylov(product, v, m), products + m
-        values, open_ = _ritz(space, order)
-        if open_ <= tol or m in (n, most):
-            return Spectrum(values, open_, products)
+        space = krylov(product, v, m, space)
+        found = [ritz(space, order) for order in orders]
+        if all(bool((s.residual <= tol).all()) for s in found) or m in (n, most):
+            return found, space
         m *= 2
 
 
-def _ritz(space: Krylov, order: Callable[[Tensor], Tensor]) -> tuple[Tensor, float]:
-    values, residuals = [], []
-    for H, d in zip(space.H.cpu(), space.dims, strict=True):
-        lambdas, vectors = torch.linalg.eig(H[:d, :d])
-        k = int(order(lambdas).argmax())
-        values.append(lambdas[k])
-        open_ = H[d, d - 1] * vectors[d - 1, k].abs()
-        residuals.append(float(open_ / lambdas[k].abs().clamp_min(1e-300)))
-    return torch.stack(values), max(residuals)
+def ritz(space: Krylov, order: Order) -> Spectrum:
+    """The eigenvalue of H with the largest `order`, of each sample; NaN where it is not finite."""
+    values = torch.full((space.dims.numel(),), torch.nan, dtype=torch.complex128)
+    open_ = values.real.clone()
+    for rows, H in space.parts():
+        lambdas, vectors = torch.linalg.eig(H[:, :-1])
+        k = order(lambdas).argmax(-1, keepdim=True)
+        values[rows] = lambdas.take_along_dim(k, -1)[:, 0]
+        left = H[:, -1, -1] * vectors[:, -1].take_along_dim(k, -1)[:, 0].abs()
+        open_[rows] = left / values[rows].abs().clamp_min(1e-300)
+    return Spectrum(values.reshape(space.dims.shape), open_.reshape(space.dims.shape))
+
+
+def outermost(space: Krylov, orders: Sequence[Order]) -> list[Spectrum]:
+    """For every order the eigenvalue of the worst sample of each row, with its residual. Vectors of that one only."""
+    values = space.H.new_full(space.H.shape[:-2] + space.H.shape[-1:], torch.nan, dtype=torch.complex128, device="cpu")
+    flat = values.view(-1, values.shape[-1])
+    for rows, H in space.parts():
+        flat[rows, : H.shape[-1]] = torch.linalg.eigvals(H[:, :-1])
+    found = []
+    for order in orders:
+        worst = order(values).nan_to_num(nan=-math.inf).amax(-1).argmax(-1)
+        of_worst = ritz(space.sample(worst), order)
+        found.append(Spectrum(of_worst.values[..., 0], of_worst.residual[..., 0]))
+    return found
+
+
+def condition(space: Krylov) -> Float[Tensor, "*r b"]:
+    """A lower bound of the condition number of 1 - M, of each sample: that of 1 - M as the space sees it.
+
+    The extreme singular values of (1 - M) V_m, which H holds, lie between those of 1 - M.
+    """
+    bound = torch.full((space.dims.numel(),), torch.nan, dtype=torch.float64)
+    for rows, H in space.parts():
+        values = torch.linalg.svdvals(torch.eye(*H.shape[-2:], dtype=H.dtype) - H)
+        bound[rows] = values[:, 0] / values[:, -1]
+    return bound.reshape(space.dims.shape)
 
 
 def singular(
-    jvp: Product, vjp: Product, v: Float[Tensor, "b n"], most: int = 160
-) -> tuple[Float[Tensor, "b"], Float[Tensor, "b"]]:
+    jvp: Product, vjp: Product, v: Float[Tensor, "*r b n"], most: int = 160
+) -> tuple[Float[Tensor, "*r b"], Float[Tensor, "*r b"]]:
     """Largest and smallest singular value of M, of each sample, from the Krylov space of M^T M.
 
     Exact where n <= `most`. Otherwise the largest is a lower bound that converges fast, and the smallest an upper
     bound that may not: their ratio is then a lower bound of the condition number.
     """
     space = krylov(lambda v: vjp(jvp(v)), v, min(v.shape[-1], most))
-    squares = [torch.linalg.eigvalsh(_symmetric(H[:d, :d])) for H, d in zip(space.H.cpu(), space.dims, strict=True)]
-    ends = torch.stack([torch.stack([s[-1], s[0]]) for s in squares]).clamp_min(0).sqrt()
-    return ends[:, 0], ends[:, 1]
-
-
-def _symmetric(H: Tensor) -> Tensor:
-    return 0.5 * (H + H.mT)
+    ends = torch.full((space.dims.numel(), 2), torch.nan, dtype=torch.float64)
+    for rows, H in space.parts():
+        squares = torch.linalg.eigvalsh(0.5 * (H[:, :-1] + H[:, :-1].mT))
+        ends[rows] = squares[:, [-1, 0]].clamp_min(0).sqrt()
+    largest, smallest = ends.mT.reshape(2, *space.dims.shape)
+    return largest, smallest
 
 
 def gmres(
-    product: Product, g: Float[Tensor, "b n"], tol: float = 1e-12, m: int = 60, restarts: int = 20
-) -> Float[Tensor, "b n"]:
+    product: Product, g: Float[Tensor, "*r b n"], tol: float = 1e-12, m: int = 60, restarts: int = 20
+) -> Float[Tensor, "*r b n"]:
     """x with M x = g of each sample: least |g - M x| over a Krylov space of m, restarted.
 
     Stops at |g - M x| <= tol |g|, or after the last restart: the caller checks what is left. A sample whose g is
@@ -122,15 +177,16 @@ def gmres(
     for _ in range(restarts):
         r = g - product(x)
         left = r.norm(dim=-1)
-        rows = (left > tol * size).nonzero()[:, 0]
-        if not len(rows):
+        done = left <= tol * size
+        if bool(done.all()):
             break
-        safe = torch.where((left > 0)[:, None], r, torch.ones_like(r))  # a solved sample's space is not used
+        safe = torch.where((left > 0)[..., None], r, torch.ones_like(r))  # a solved sample's space is not used
         space = krylov(product, safe, min(m, g.shape[-1]))
-        for i in rows.tolist():
-            d = space.dims[i]
-            e = g.new_zeros(d + 1, 1)
-            e[0] = left[i]
-            y = torch.linalg.lstsq(space.H[i, : d + 1, :d], e).solution[:, 0]
-            x[i] += y @ space.basis[:d, i]
+        y = torch.zeros(g.shape[:-1].numel(), space.H.shape[-1], dtype=torch.float64)
+        for rows, H in space.parts():
+            e = H.new_zeros(len(H), H.shape[-2], 1)
+            e[:, 0, 0] = left.flatten().cpu()[rows].double()
+            y[rows, : H.shape[-1]] = torch.linalg.lstsq(H, e).solution[..., 0]
+        moved = torch.einsum("k...n,...k->...n", space.basis[:-1], y.reshape(*g.shape[:-1], -1).to(g))
+        x = torch.where(done[..., None], x, x + moved)
     return x

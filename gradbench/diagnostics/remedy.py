@@ -12,7 +12,7 @@ import torch
 from gradbench.cause import NEGLIGIBLE, Cause
 from gradbench.diagnostics.arnoldi import leading
 from gradbench.diagnostics.deep import certify_deep
-from gradbench.diagnostics.ladder import SOLVED, adjoints, estimate, free_phase, implicit, ladder
+from gradbench.diagnostics.ladder import adjoints, estimate, free_phase, ladder
 from gradbench.estimators.adjoint import Adjoint
 from gradbench.estimators.aep import Aep
 from gradbench.estimators.ep import Ep, NudgedPhase
@@ -94,7 +94,8 @@ def _calmer(case: Case) -> str | None:
     v = normal(Streams(case.seed)["krylov"], tuple(s.shape[1:])).to(s)
 
     def largest(linear: Linear, order: Callable[[Tensor], Tensor]) -> float:
-        return float(order(leading(lambda v: linear.jvp(v[None])[0], v, order).values).max())
+        (found,), _ = leading(lambda v: linear.jvp(v[None])[0], v, (order,))
+        return float(order(found.values).max())
 
     rightmost = largest(wide.at(s), torch.real)
     if rightmost < 0:
@@ -120,9 +121,11 @@ def _deeper(case: Case) -> str | None:
             if left <= NEGLIGIBLE:
                 return f"T2 = {T2} brings the error to {left:.1e}"
         return f"T2 = T1 = {case.T1} is exact"
-    limit, left = implicit(free)
-    if left > SOLVED:
+    try:
+        limit = case.ladder["implicit"].credit
+    except KeyError:  # its solve failed
         return None
+    assert limit is not None
     eps = case.rule.phase.step_size(free) if isinstance(case.rule.phase, NudgedPhase) else None
     for terms, a in enumerate(adjoints(free, DEEPEST, eps)):
         if float((a - limit).norm()) <= TRUNCATED * float(limit.norm()):

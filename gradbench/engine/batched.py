@@ -30,8 +30,9 @@ def measure(
     thresholds: Thresholds,
     engine: str = "batched",
     budget: int | None = None,
+    deep: bool = False,
 ) -> list[Outcome]:
-    """Measure problems of one shape. Raises torch.OutOfMemoryError where they do not fit.
+    """Measure problems of one shape. Raises torch.OutOfMemoryError where they do not fit. `deep`: see `solve`.
 
     Eager is one problem in plain torch; a stack may hold one problem, too, and is captured on CUDA, compiled
     before if so asked. Where the states of a trajectory would take most of the budget, some are taken twice.
@@ -40,7 +41,7 @@ def measure(
     alone = engine == "eager" or (len(fields) == 1 and not device.startswith("cuda"))
     field = fields[0] if alone else Stack.of(fields, compiled=engine == "compiled")
     hold = (budget or available(device)) // 2 // (len(problems) * _state(problems[0]))
-    return solve(problems, field, thresholds, max(2, hold))
+    return solve(problems, field, thresholds, max(2, hold), deep=deep)
 
 
 def packs(

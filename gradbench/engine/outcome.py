@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from gradbench.cause import column
+from gradbench.diagnostics.certificate import Deep
 from gradbench.diagnostics.credit import SUMMARY, blocks
 from gradbench.metrics import UNDEFINED, Comparison
 from gradbench.plan import Cell, cell_count
@@ -44,6 +45,7 @@ class Outcome:
         row |= {"n_force": count.force, "n_jvp": count.jvp, "n_vjp": count.vjp}
         row |= {"seconds": self.seconds, "peak_memory": self.peak_memory}
         row |= {name: value for name, value in vars(self.certificate).items() if name not in _INTERNAL}
+        row |= {f.name: getattr(self.certificate.deep, f.name, None) for f in fields(Deep)}
         row |= {name: self.evidence.get(name) for name in (*_NUDGED, *SUMMARY)}
         c = self.comparison
         whole = c.whole if c else UNDEFINED
@@ -98,7 +100,7 @@ def judge(
     """The status of a measured cell, with the number that decided it."""
     free = certificate.status(at)
     if free is not Status.SETTLED or comparison is None:
-        return free, _FREE_REASONS[free].format(**vars(certificate))
+        return free, _FREE_REASONS[free].format(**vars(certificate) | {"rho": certificate.radius})
     bound = at.divergence * certificate.scale
     if not evidence.get("nudge_norm", 0.0) <= bound:
         return Status.NUDGE_DIVERGED, f"|s| reached {evidence['nudge_norm']:.1e} in the nudged phase"
@@ -108,7 +110,7 @@ def judge(
 
 
 _NUDGED = ("nudge_residual", "clip_share", "drift", "curvature", "noise_floor")
-_INTERNAL = ("scale", "shrink", "escape")  # of the certificate: what decided a status, told in its reason
+_INTERNAL = ("scale", "shrink", "escape", "deep")  # of the certificate: what decided a status, told in its reason
 
 _FREE_REASONS = {
     Status.DIVERGED: "|s| / |s_0| reached {escape:.1e}",

@@ -19,6 +19,7 @@ from torch.profiler import record_function
 from gradbench.diagnostics.budget import Asked, Budgets, wanting
 from gradbench.diagnostics.certificate import certify
 from gradbench.diagnostics.credit import Credits
+from gradbench.diagnostics.deep import deepen
 from gradbench.engine.outcome import Outcome, judge
 from gradbench.field import Stack
 from gradbench.metrics import Comparison, comparison, tally
@@ -87,10 +88,17 @@ class Readings:
         return resolved
 
 
-def solve(problems: Sequence[Problem], field: Field, thresholds: Thresholds, hold: int | None = None) -> list[Outcome]:
+def solve(
+    problems: Sequence[Problem],
+    field: Field,
+    thresholds: Thresholds,
+    hold: int | None = None,
+    *,
+    deep: bool = False,
+) -> list[Outcome]:
     """Measure all cells of problems of one shape: `field` is that of the only one, or the stack of all.
 
-    Of a free trajectory longer than `hold` states only some are kept at a time.
+    Of a free trajectory longer than `hold` states only some are kept at a time. `deep`: with deep certificates.
     """
     first, start = problems[0], time.perf_counter()
     device = next(iter(field.theta.values())).device
@@ -99,7 +107,11 @@ def solve(problems: Sequence[Problem], field: Field, thresholds: Thresholds, hol
     with record_function("gradbench: free phase"):
         free = relax(field, first.T1s, hold)
     with record_function("gradbench: certificate"):
-        certificates = certify(free, thresholds, [p.point.seed for p in problems])
+        seeds = [p.point.seed for p in problems]
+        certificates = certify(free, thresholds, seeds)
+    if deep:
+        with record_function("gradbench: deep certificate"):
+            certificates = deepen(certificates, free, thresholds, seeds)
     gone = [all(c.status(thresholds) is Status.DIVERGED for c in row) for row in certificates]
     live = tuple(T1 for T1, diverged in zip(free.T1s, gone, strict=True) if not diverged)
     readings, reference, credits = Readings(isinstance(field, Stack)), {}, None
@@ -111,7 +123,7 @@ def solve(problems: Sequence[Problem], field: Field, thresholds: Thresholds, hol
         whole = next(s for s in sweep if s.depth is None)
         assert whole.gradient is not None
         assert whole.credit is not None
-        reference, credits = whole.gradient, Credits(free.at(live), whole.credit, [p.point.seed for p in problems])
+        reference, credits = whole.gradient, Credits(free.at(live), whole.credit, seeds)
         _read([p.reverse for p in problems], free.at(live), sweep, unused, reference, credits, readings)
     for passes in zip(*(p.passes for p in problems), strict=True):
         T1s = tuple(T1 for T1 in passes[0].T1s if T1 in live)

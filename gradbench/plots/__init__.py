@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,8 +28,8 @@ def draw(run: Run) -> list[Path]:
     return paths
 
 
-def save(figure: Figure, stem: Path) -> list[Path]:
-    """Write a figure as SVG and as PNG; the files."""
+def save(figure: Figure, stem: Path, kinds: Collection[str] = ("svg", "png")) -> list[Path]:
+    """Write a figure as SVG, as PNG, or as both; the files."""
     from gradbench.plots import look
 
     # no dates and no version strings: equal tables make equal files
@@ -38,7 +39,7 @@ def save(figure: Figure, stem: Path) -> list[Path]:
         figure.draw_without_rendering()  # lay out once, not again for each file
         figure.set_layout_engine("none")
         inches = figure.get_tightbbox().padded(0.06)  # the caption hangs below the figure
-        for kind, nothing in metadata.items():
+        for kind, nothing in ((kind, metadata[kind]) for kind in kinds):
             paths.append(stem.with_suffix(f".{kind}"))
             fill = partial(figure.savefig, format=kind, metadata=nothing, dpi=150, bbox_inches=inches)
             write(paths[-1], fill)

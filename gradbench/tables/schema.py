@@ -61,6 +61,15 @@ OUTCOME = {
     "energy_monotone": _B,
     "cause": _S,  # of an error above the threshold, where the status lets one be looked for
     "cause_of": _S,  # the parameter whose error it is; empty: the whole gradient's
+    "residual_rate": _F,  # this and the next eight: null without --certify
+    "rho_arnoldi": _F,
+    "rightmost": _F,  # null where the system projects
+    "spectrum_open": _F,
+    "sigma_max": _F,
+    "condition": _F,
+    "end_states": _I,
+    "distance": _F,
+    "angle": _F,
     "nudge_residual": _F,
     "clip_share": _F,
     "drift": _F,  # of the state at rest in the nudged phase, over the signal

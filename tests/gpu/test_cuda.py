@@ -19,6 +19,7 @@ from gradbench.engine.precision import ieee_float32
 from gradbench.engine.problem import build
 from gradbench.field import Linear, Stack
 from gradbench.plan import Plan, plan
+from gradbench.status import Thresholds
 from gradbench.suite import parse
 from gradbench.training.config import parse as parse_training
 from gradbench.training.loop import Progress, train
@@ -319,3 +320,19 @@ def test_the_model_of_memory_is_about_right() -> None:
         measured, model = torch.cuda.max_memory_reserved() - before, sum(map(batched.footprint, pack))
         print(f"{pack[0].point.system}: model {model / 2**30:.2f} GiB, reserved {measured / 2**30:.2f} GiB")
         assert 0.5 < measured / model < 1.25
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_deep_certificates_of_a_stack_are_those_of_the_cpu(name: str, dtype: str) -> None:
+    grid = {"system": {"name": name, **options(name)}, "estimator": "bptt", "damp": damp(name), "T1": [50, 400]}
+    content = {"name": "t", "about": "", "grid": [grid | {"seed": [0, 1], "batch": 4, "dtype": dtype}]}
+    problems, at = plan(parse(content, "t")).problems, Thresholds()
+    with ieee_float32():
+        cpu, cuda = (batched.measure(problems, d, at, "batched", None, True) for d in ("cpu", "cuda"))
+    for mine, theirs in zip(cpu, cuda, strict=True):
+        assert mine.status == theirs.status
+        ours, found = vars(mine.certificate.deep), vars(theirs.certificate.deep)
+        for column in ("rho_arnoldi", "rightmost", "sigma_max", "condition", "end_states", "angle"):
+            expected = None if ours[column] is None else pytest.approx(ours[column], rel=2e-3, abs=0.05, nan_ok=True)
+            assert found[column] == expected, column

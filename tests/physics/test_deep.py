@@ -3,16 +3,43 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
-from live import SYSTEMS, live_field
+from linear import line, noise
+from live import LIVE, SYSTEMS, live_field
 
 from gradbench.diagnostics import deep
-from gradbench.diagnostics.deep import certify_deep
-from gradbench.field import Field
-from gradbench.status import Thresholds
-from gradbench.trajectory import relax
+from gradbench.diagnostics.certificate import Certificate, Deep, certify
+from gradbench.diagnostics.deep import certify_deep, deepen
+from gradbench.engine import batched
+from gradbench.engine.problem import build
+from gradbench.engine.solve import solve
+from gradbench.field import Field, StepMap
+from gradbench.plan import plan
+from gradbench.status import Status, Thresholds
+from gradbench.suite import parse
+from gradbench.trajectory import Trajectory, relax
+
+P = torch.eye(5, dtype=torch.float64) - 0.2 * noise(5, 5, seed=9)
+
+
+def close(found: float | None, expected: float | None, **how: Any) -> bool:
+    """Null beside null, or two numbers that agree."""
+    return found is None if expected is None else bool(found == pytest.approx(expected, **how))
+
+
+def batch(free: Trajectory) -> list[Certificate]:
+    """The certificates of a batch, of one problem, by T1."""
+    shallow = certify(free, Thresholds(), [0])
+    return [c for (c,) in deepen(shallow, free, Thresholds(), [0])]
+
+
+def deep_of(certificate: Certificate) -> Deep:
+    assert certificate.deep is not None
+    return certificate.deep
 
 
 def matrices(field: Field, s: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -55,6 +82,25 @@ def test_a_large_system_has_its_eigenvalues_from_a_krylov_space() -> None:
     assert found.rightmost == pytest.approx(max(float(torch.linalg.eigvals(M).real.max()) for M in J), rel=1e-6)
 
 
+def test_a_large_batch_is_certified_by_a_bounded_number_of_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As residual_mlp at b = 128 is, whose matrices are too large: a space of bounded size, pairs, a solve."""
+    field = live_field("residual_mlp", batch=16)
+    free = relax(field, (0,))
+    exact = certify_deep(free, Thresholds(), 0)
+    monkeypatch.setattr(deep, "DENSE", 0)
+    monkeypatch.setattr(deep, "KRYLOV", 12 * free.ends.numel())
+    products = []
+    for name in ("jvp", "vjp"):
+        product = getattr(StepMap, name)
+        monkeypatch.setattr(StepMap, name, lambda *a, product=product: (products.append(1), product(*a))[1])
+    found = certify_deep(free, Thresholds(), 0)
+    assert len(products) <= 60 + 12 + 2 * 2 * 12 + 24 + 3  # growth, space, pairs twice, a solve and its checks
+    assert found.rho == pytest.approx(exact.rho, rel=1e-3)
+    assert found.condition <= exact.condition * (1 + 1e-10)
+    assert found.open > 1e-8  # and says that the space was too small
+    assert found.angle == pytest.approx(exact.angle, abs=1e-9)
+
+
 def test_the_residual_falls_by_rho_a_step_and_bounds_the_distance() -> None:
     field = live_field("toy_cons")
     found, far = (certify_deep(relax(field, (T1,)), Thresholds(), 0) for T1 in (60, 30))
@@ -79,3 +125,121 @@ def test_a_phase_that_diverged_has_no_jacobian_to_read() -> None:
     assert found.distance == math.inf
     with pytest.raises(ValueError, match="one T1"):
         certify_deep(relax(live_field("toy_cons"), (2, 3)), Thresholds(), 0)
+
+
+@pytest.mark.parametrize("projection", [None, P], ids=["plain", "projected"])
+def test_of_a_linear_system_every_number_is_that_of_its_matrices(projection: torch.Tensor | None) -> None:
+    field = line(skew=0.6, P=projection)
+    free = relax(field, (3, 30))
+    W, eye = field.theta["W"], torch.eye(5, dtype=torch.float64)
+    Pi = eye if projection is None else projection
+    G, g = Pi @ (eye + 0.2 * W), field.x["c"]
+    response, credit = torch.linalg.solve(eye - G, Pi @ g.mT), Pi.mT @ torch.linalg.solve(eye - G.mT, g.mT)
+    angle = math.degrees(math.acos(float((response * credit).sum() / response.norm() / credit.norm())))
+    rho = float(torch.linalg.eigvals(G).abs().max())
+    exact = certify_deep(relax(field, (30,)), Thresholds(), 0)
+    for certificate in batch(free):
+        found = deep_of(certificate)
+        assert found.rho_arnoldi == pytest.approx(rho, rel=1e-10)
+        assert found.sigma_max == pytest.approx(float(torch.linalg.matrix_norm(G, 2)), rel=1e-10)
+        assert found.condition == pytest.approx(float(torch.linalg.cond(eye - G)), rel=1e-10)
+        assert found.angle == pytest.approx(angle, rel=1e-10)
+        assert found.distance == pytest.approx(certificate.residual / (1 - rho), rel=1e-10)
+        assert found.spectrum_open < 1e-10
+        if projection is None:
+            assert found.rightmost == pytest.approx(float(torch.linalg.eigvals(W).real.max()), rel=1e-10)
+        else:
+            assert found.rightmost is None
+    assert exact.angle == pytest.approx(angle, rel=1e-10)
+    assert angle > 5
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_a_batch_has_the_numbers_of_dense_matrices_or_bounds_of_them(name: str) -> None:
+    field = live_field(name)
+    free = relax(field, (400,))
+    found, (J, G) = deep_of(batch(free)[0]), matrices(field, free.ends[0])
+    eye = torch.eye(len(J[0]), dtype=torch.float64)
+    sigma_max = max(float(torch.linalg.matrix_norm(M, 2)) for M in G)
+    condition = max(float(torch.linalg.cond(eye - M)) for M in G)
+    assert found.rho_arnoldi == pytest.approx(max(float(torch.linalg.eigvals(M).abs().max()) for M in G), rel=2e-4)
+    assert 0.999 * sigma_max <= found.sigma_max <= sigma_max * (1 + 1e-10)
+    assert 0.5 * condition <= found.condition <= condition * (1 + 1e-8)
+    assert (found.rightmost is None) is field.system.projects
+    if found.rightmost is not None:
+        right = max(float(torch.linalg.eigvals(M).real.max()) for M in J)
+        assert found.rightmost == pytest.approx(right, rel=1e-3)
+    assert found.angle == pytest.approx(certify_deep(free, Thresholds(), 0).angle, rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_float32_is_enough_for_a_batch(name: str) -> None:
+    """Bases and products in float32, small matrices in float64: what the engine does with a float32 run."""
+    wide, narrow = (deep_of(batch(relax(live_field(name, dtype=d), (200,)))[0]) for d in ("float64", "float32"))
+    for column in ("rho_arnoldi", "rightmost", "sigma_max", "condition", "end_states"):
+        assert close(getattr(narrow, column), getattr(wide, column), rel=2e-3), column
+    assert narrow.angle == pytest.approx(wide.angle, rel=1e-3, abs=0.05)
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_a_stack_has_the_deep_certificates_of_its_problems(name: str) -> None:
+    options = {k: v for k, v in LIVE[name].items() if k != "damp"}
+    grid = {"system": {"name": name, **options}, "estimator": "bptt", "s": [0.3, 0.9], "damp": 1.0, "T1": [5, 40]}
+    grid |= {"seed": [0, 1], "eps": [0.1, 0.2], "batch": 2, "dtype": "float64"}
+    problems = plan(parse({"name": "t", "about": "", "grid": [grid]}, "t")).problems
+    eager = [o for p in problems for o in solve([p], build(p, "cpu"), Thresholds(), deep=True)]
+    stacked = {o.cell: o.row() for o in batched.measure(problems, "cpu", Thresholds(), deep=True)}
+    for alone in eager:
+        row, together = alone.row(), stacked[alone.cell]
+        assert row["status"] == together["status"]
+        for column in vars(deep_of(alone.certificate)):
+            # what a Krylov space leaves open depends on round-off
+            assert close(together[column], row[column], rel=1e-5, abs=1e-6, nan_ok=True), column
+
+
+def planted(G: torch.Tensor) -> Certificate:
+    """The certificate of a linear map at its fixed point."""
+    field = line(at=1.0, drive=0.0)
+    W = torch.zeros(5, 5, dtype=torch.float64)
+    W[: len(G), : len(G)] = G
+    s = noise(3, 5, seed=3)
+    W = (W - torch.eye(5, dtype=torch.float64)) / 0.2
+    still = field.x | {"x": -s @ W.mT, "s0": s}
+    field = replace(field, theta=field.theta | {"W": W, "h": torch.zeros(5, dtype=torch.float64)}, x=still)
+    return batch(relax(field, (1,)))[0]
+
+
+@pytest.mark.parametrize(
+    ("G", "rho"),
+    [
+        (torch.tensor([[0.9, 0.83], [-0.83, 0.9]], dtype=torch.float64), math.hypot(0.9, 0.83)),
+        (torch.diag(torch.tensor([0.5, 1.05, -0.9], dtype=torch.float64)), 1.05),
+    ],
+    ids=["skew, whose symmetric part is 0.9", "symmetric saddle"],
+)
+def test_a_state_at_rest_whose_perturbations_grow_is_unstable(G: torch.Tensor, rho: float) -> None:
+    certificate = planted(G)
+    assert certificate.residual < 1e-12
+    assert deep_of(certificate).rho_arnoldi == pytest.approx(rho, rel=1e-10)
+    assert replace(certificate, rho=0.9).status(Thresholds()) is Status.UNSTABLE  # whatever the growth says
+    assert deep_of(certificate).distance == math.inf
+
+
+def test_eigenvalues_that_were_not_found_decide_nothing() -> None:
+    certificate = planted(torch.diag(torch.tensor([0.5, 1.05, -0.9], dtype=torch.float64)))
+    lost = replace(certificate, rho=0.9, deep=replace(deep_of(certificate), spectrum_open=0.1))
+    assert lost.status(Thresholds()) is Status.SETTLED
+    assert lost.radius == 0.9
+    nothing = replace(certificate, rho=0.9, deep=replace(deep_of(certificate), rho_arnoldi=math.nan))
+    nothing = replace(nothing, deep=replace(deep_of(nothing), spectrum_open=math.nan))
+    assert nothing.radius == 0.9
+
+
+def test_a_cell_that_diverged_has_no_deep_certificate_and_disturbs_no_other() -> None:
+    grid = {"system": "toy_cons", "estimator": "bptt", "eps": [0.05, 5.0], "T1": 200, "batch": 2, "dtype": "float64"}
+    problems = plan(parse({"name": "t", "about": "", "grid": [grid]}, "t")).problems
+    healthy, gone = batched.measure(problems, "cpu", Thresholds(), deep=True)
+    assert gone.certificate.deep is None
+    assert gone.row().get("rho_arnoldi") is None
+    (alone,) = batched.measure(problems[:1], "cpu", Thresholds(), deep=True)
+    assert vars(deep_of(healthy.certificate)) == pytest.approx(vars(deep_of(alone.certificate)), rel=1e-6)

@@ -1,0 +1,151 @@
+"""A cell as series: the spectrum at s*, estimates against depth, updates step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from gradbench.diagnostics.arnoldi import krylov, ritz
+from gradbench.diagnostics.deep import SPACE, dense
+from gradbench.diagnostics.ladder import LIVE, adjoints
+from gradbench.estimators.base import Snapshot, along
+from gradbench.estimators.reverse import Bptt, ReversePhase, Tbptt
+from gradbench.metrics import compare
+from gradbench.streams import Streams, normal
+
+if TYPE_CHECKING:
+    from jaxtyping import Complex, Float
+    from torch import Tensor
+
+    from gradbench.estimators.base import AbstractEstimator
+    from gradbench.systems.base import Params
+    from gradbench.trajectory import Trajectory
+
+WIDEST = 1024  # coordinates of a state up to which all eigenvalues are taken
+RITZ = 100  # dimensions of the Krylov space of a wider one
+DEPTHS = 24  # points of a depth curve
+DEEPER = 2  # times the T2 of the cell, where its curves end
+STEPS = 60  # of the second phase, whose updates are shown
+PARAMS = 3
+
+
+@dataclass(frozen=True, eq=False)
+class Eigenvalues:
+    """Of J_G at s*, of the sample with the largest modulus."""
+
+    values: Complex[Tensor, "m"]
+    whole: bool  # all of them; else Ritz values of a Krylov space, the outermost of which are found first
+    sample: int
+
+
+def eigenvalues(free: Trajectory, seed: int) -> Eigenvalues:
+    """The spectrum of the worst sample of a trajectory of one T1; `seed` draws the start that finds the sample."""
+    s = free.ends[0]
+    step = free.field.step_at(s[None])
+    v = normal(Streams(seed)["krylov"], tuple(s.shape)).to(s)
+    space = krylov(lambda v: step.jvp(v[None])[0], v, min(SPACE, s.shape[-1]))
+    worst = int(ritz(space, torch.abs).values.abs().argmax())
+    x = {n: t[worst : worst + 1] if n in free.field.system.per_example else t for n, t in free.field.x.items()}
+    s, v, alone = s[worst : worst + 1], v[worst : worst + 1], replace(free.field, x=x)
+    step = alone.step_at(s[None])
+    if s.shape[-1] <= WIDEST:
+        return Eigenvalues(torch.linalg.eigvals(dense(step, s)[0]), True, worst)
+    space = krylov(lambda v: step.jvp(v[None])[0], v, RITZ)
+    return Eigenvalues(torch.linalg.eigvals(space.H[0, : space.dims[0], : space.dims[0]]), False, worst)
+
+
+def depths(free: Trajectory, T2: int) -> dict[str, dict[int, float]]:
+    """Cosine to backpropagation against depth: of what the rules tend to for beta -> 0, whatever the rule of the cell.
+
+    Truncated backpropagation up to T1, the adjoint, and EP and asymmetric EP linearised at s*: all of a single pass.
+    """
+    most = max(DEEPER * T2, DEPTHS)
+    at = sorted({round(most ** (k / (DEPTHS - 1))) for k in range(DEPTHS)} | {T2})
+    swept = [depth for depth in at if depth <= free.T1s[0]]
+    *partial, whole = ReversePhase().run(free, tuple(swept), free.ends.new_empty(0))
+    reference = _first(whole.gradient)
+    found = {"tbptt": {s.depth: _first(s.gradient) for s in partial if s.depth is not None}} if swept else {}
+    phases = {
+        "adjoint": adjoints(free, most),
+        "ep": responses(free, most, asymmetric=False),
+        "aep": responses(free, most, asymmetric=True),
+    }
+    for name, credits in phases.items():
+        kept = [a for terms, a in enumerate(credits) if terms in at]
+        pulled = along(free, Snapshot(None), torch.stack(kept, 1)).gradient
+        found[name] = {depth: {n: g[0, j] for n, g in pulled.items()} for j, depth in enumerate(at)}
+    return {
+        name: {depth: compare(gradient, reference, LIVE).whole.cosine for depth, gradient in by_depth.items()}
+        for name, by_depth in found.items()
+    }
+
+
+def responses(free: Trajectory, steps: int, *, asymmetric: bool) -> Iterator[Float[Tensor, "1 b n"]]:
+    """-ds/dbeta at beta = 0 after 0, 1, 2 ... steps of a nudged phase: a <- Pi'(a + eps (J a + dC/ds)).
+
+    With J - 2 A in place of J where it is `asymmetric`, A of the part that the rule corrects.
+    """
+    field, s, g = free.field, free.ends, free.cost_slope
+    linear, skew, a = field.at(s), field.swirl_at(s) if asymmetric else None, torch.zeros_like(free.ends)
+    with torch.no_grad():
+        u = s + field.step_size * field.force(s)
+    yield a
+    for _ in range(steps):
+        push = linear.jvp(a) + g - (2 * skew.antisym(a) if skew is not None else 0)
+        a = field.project_jvp(u, a + field.step_size * push)
+        yield a
+
+
+@dataclass(frozen=True, eq=False)
+class Updates:
+    """Of one entry of a parameter, step by step: an estimate as it grows, and backpropagation as it goes back in time.
+
+    In units of the largest entry of the parameter's reference.
+    """
+
+    entry: tuple[int, ...]  # the one of which the estimate is farthest from its reference
+    estimate: Float[Tensor, "t"]
+    reference: Float[Tensor, "t"]
+
+
+def updates(free: Trajectory, rule: AbstractEstimator, T2: int, beta: float | None) -> dict[str, Updates]:
+    """Updates of up to three parameters: the worst first, then the largest; of none where there are no such steps.
+
+    The gradient-descending updates of Ernoult et al. 2019: where the dynamics are conservative and at rest, the t-th
+    step of EP, the change of its readout, is the gradient that backpropagation finds t steps before the end.
+    """
+    steps = min(T2, free.T1s[0], STEPS)
+    if not steps or isinstance(rule, Bptt):
+        return {}
+    at, betas = tuple(range(1, steps + 1)), free.ends.new_tensor([] if beta is None else [beta])
+    *swept, whole = ReversePhase().run(free, at, free.ends.new_empty(0))
+    reference = _first(whole.gradient)
+    truncated = [_first(s.gradient) for s in swept]
+    grown = truncated
+    if not isinstance(rule, Tbptt):
+        grown = [
+            {n: g[0, 0].clone() for n, g in rule.read(free, snapshot, betas).gradient.items()}
+            for snapshot in rule.phase.run(free, at, betas)
+        ]
+    direct = {n: g[0] for n, g in free.cost_grads.items()}
+    final = compare(grown[-1], reference, LIVE)
+    alive = sorted(final.defined, key=lambda n: -final.params[n].reference_norm)
+    found = {}
+    for n in list(dict.fromkeys([*([final.worst] if final.worst else []), *alive]))[:PARAMS]:
+        gap = (grown[-1][n] - reference[n]).abs()
+        entry = tuple(int(i) for i in torch.unravel_index(gap.argmax(), gap.shape))
+        pair = (_moves(direct[n], [g[n] for g in gradients], entry) for gradients in (grown, truncated))
+        found[n] = Updates(entry, *(moved / reference[n].abs().max() for moved in pair))
+    return found
+
+
+def _moves(direct: Tensor, grown: list[Tensor], entry: tuple[int, ...]) -> Tensor:
+    return torch.stack([g[entry] for g in (direct, *grown)]).diff()
+
+
+def _first(gradient: Params | None) -> Params:
+    assert gradient is not None
+    return {n: g[0] for n, g in gradient.items()}
