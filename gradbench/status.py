@@ -31,8 +31,6 @@ class Status(StrEnum):
         return self in (Status.ERROR, Status.OOM)
 
 
-EXPLAINED = (Status.UNSETTLED, Status.UNSTABLE, Status.NUDGE_DIVERGED, Status.SETTLED)  # that have a cause to look for
-
 _PROSE = {
     Status.ERROR: "the cell raised an exception: its reason holds the message",
     Status.OOM: "the cell did not fit into the memory of the device",

@@ -7,9 +7,8 @@
   as run               the estimate, in the dtype of the cell                                nudge
 
 What of the nudge the other beta of a grid do not tell (nonlinearity grows with beta, round-off as it shrinks) is taken
-apart where it is the largest, in float64 by the rungs of `ladder`: drift, the rule itself, nonlinearity, clip, readout
-and precision. The ladder of one cell goes by way of the implicit solution, and so tells
-truncation from transient also where nothing has settled; here both are `transient` there.
+apart where it is the largest, in float64 by the rungs of `ladder`: the rule itself, nonlinearity, drift, clip, readout
+and precision. All of this is asked at stable fixed points only. Elsewhere the status of a cell is its cause.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ from gradbench.estimators.adjoint import AdjointPhase
 from gradbench.estimators.base import Snapshot, along
 from gradbench.estimators.ep import NudgedPhase
 from gradbench.estimators.reverse import Tbptt
+from gradbench.status import Status
 from gradbench.systems.base import AbstractForwardSystem
 
 if TYPE_CHECKING:
@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 
 ALONG, SPREAD = 0.999, 0.02  # |cosine| and relative spread of norm ratios of what is a multiple of the reference
 ROUND_OFF = 1e3  # units of it that a difference of two series must exceed
+# what a status that outranks the cosine says of its error
+BLAMED = {Status.UNSETTLED: Cause.TRANSIENT, Status.UNSTABLE: Cause.NO_FIXED_POINT}
+EXPLAINED = (Status.SETTLED, Status.NUDGE_DIVERGED)
 Place = tuple[int, int, int]  # T1, beta, stacked problem
 Steps = dict[Cause, "Params"]
 
@@ -51,7 +54,8 @@ class Budget:
 
     cause: Cause
     of: str  # the parameter whose error it is; empty: the whole gradient's
-    sizes: dict[str, dict[Cause, float]]  # |step| / |reference| by cause, of the whole ("") and of every live parameter
+    # |step| / |reference| by cause, of the whole ("") and of every live parameter; where the status is to blame, of `of`
+    sizes: dict[str, dict[Cause, float]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,15 +87,13 @@ class Asked:
 class Budgets:
     """What the causes of all cells of a trajectory share.
 
-    `reference` and `truncated` are the gradients `(i, *c, ...)` of its reverse sweep, whole and by depth; `settled` and
-    `stable` say what its certificates found. Errors above `faithful` want a cause.
+    `reference` and `truncated` are the gradients `(i, *c, ...)` of its reverse sweep, whole and by depth. Errors above
+    `faithful` want a cause.
     """
 
     free: Trajectory
     reference: Params
     truncated: Mapping[int, Params]
-    settled: Bool[Tensor, "i *c"]
-    stable: Bool[Tensor, "i *c"]
     faithful: float
     depths: tuple[int, ...]  # of all readings
     _series: dict[object, dict[int, Params]] = field(default_factory=dict)
@@ -118,7 +120,7 @@ class Budgets:
         rows = [self.free.T1s.index(T1) for T1 in a.free.T1s]
         reference = _rows(self.reference, rows)
         if isinstance(a.rule, Tbptt):
-            return self._shortened(_minus(a.estimate, reference), rows)
+            return {Cause.TRUNCATION: _minus(a.estimate, reference)}
         if a.depth is None:
             return {Cause.READOUT: _minus(a.estimate, reference)}
         phase, adjoint = a.rule.phase, self._at(rows, a.rule.phase, a.depth)
@@ -126,13 +128,12 @@ class Budgets:
             steps: Steps = {Cause.TRUNCATION: _minus(adjoint, reference)}
         else:
             truncated = _rows(self.truncated[a.depth], rows)
-            steps = self._shortened(_minus(truncated, reference), rows)
-            self._on_the_way(steps, _minus(adjoint, truncated), rows)
+            steps = {Cause.TRUNCATION: _minus(truncated, reference), Cause.TRANSIENT: _minus(adjoint, truncated)}
         if not isinstance(phase, NudgedPhase):
             return steps | {Cause.READOUT: _minus(a.estimate, adjoint)}
         linear = self._at(rows, phase, a.depth, linearised=True)
-        asymmetry, lead = _minus(linear, adjoint), self.settled.ndim + 1
-        left, size = (_squares(g, list(reference), lead).sum(-1).sqrt() for g in (asymmetry, adjoint))
+        asymmetry = _minus(linear, adjoint)
+        left, size = (_squares(g, list(reference), self._lead).sum(-1).sqrt() for g in (asymmetry, adjoint))
         # where both series have grown by many orders, what is left of their difference is round-off
         heard = left > ROUND_OFF * torch.finfo(a.free.ends.dtype).eps * size
         steps[Cause.ASYMMETRY] = _where(heard, asymmetry)
@@ -148,9 +149,9 @@ class Budgets:
         whole = {Cause.NUDGE: _minus(a.estimate, linear)}
         if len(a.betas) < 2 or phase.clip != "none":
             return whole
-        lead = self.settled.ndim + 1
-        scale = _squares(reference, list(reference), lead).clamp_min(torch.finfo(torch.float64).tiny)
-        errors = (_squares(whole[Cause.NUDGE], list(reference), lead) / scale).sum(-1)
+        names = list(reference)
+        scale = _squares(reference, names, self._lead).clamp_min(torch.finfo(torch.float64).tiny)
+        errors = (_squares(whole[Cause.NUDGE], names, self._lead) / scale).sum(-1)
         best = errors.nan_to_num(nan=math.inf).argmin(1, keepdim=True)
         j = torch.arange(len(a.betas), device=best.device).reshape(1, -1, *[1] * (best.ndim - 2))
         above, below = j > best, (j < best) & (len(phase.signs) == 2)
@@ -161,21 +162,10 @@ class Budgets:
             Cause.PRECISION: _where(below, rest),
         }
 
-    def _shortened(self, step: Params, rows: Sequence[int]) -> Steps:
-        """What the length of the series changes is truncation only where there is a limit to be short of."""
-        settled, stable = self.settled[rows][:, None], self.stable[rows][:, None]
-        return {
-            Cause.TRANSIENT: _where(~settled, step),
-            Cause.NO_FIXED_POINT: _where(settled & ~stable, step),
-            Cause.TRUNCATION: _where(settled & stable, step),
-        }
-
-    def _on_the_way(self, steps: Steps, step: Params, rows: Sequence[int]) -> None:
-        """What the way to s* changes is transient, but where s* is at rest and lets every perturbation grow."""
-        lost = (self.settled & ~self.stable)[rows][:, None]
-        for cause, mask in ((Cause.TRANSIENT, ~lost), (Cause.NO_FIXED_POINT, lost)):
-            moved = _where(mask, step)
-            steps[cause] = _plus(steps[cause], moved) if cause in steps else moved
+    @property
+    def _lead(self) -> int:
+        """Axes of a gradient before those of its parameter: T1, beta, and the cells of a stack."""
+        return self.free.ends.ndim - 1
 
     def _at(self, rows: Sequence[int], phase: AbstractPhase, depth: int, *, linearised: bool = False) -> Params:
         """The adjoint's gradient with as many terms, at the step size of the phase; or that of the linearised phase."""
@@ -212,9 +202,8 @@ class Budgets:
         last = {depth: self._at(rows, phase, depth, linearised=True) for depth in depths}
         parts: dict[int, Steps] = {depth: {} for depth in depths}
         snapshots = {}
-        # a state at rest moves by less in the second phase than an error that wants a cause
-        drifting = not bool(self.settled[rows].all())
-        for c in nudged_credits(free, phase, depths, betas, Cause.TRANSIENT, drifting=drifting):
+        # a state at rest drifts by less in the second phase than what would bend an error that wants a cause
+        for c in nudged_credits(free, phase, depths, betas, Cause.TRANSIENT, drifting=False):
             depth, gradient = c.snapshot.depth, along(free, c.snapshot, c.credit).gradient
             assert depth is not None
             step = _minus(gradient, last[depth])
@@ -228,14 +217,14 @@ class Budgets:
             readout = a.rule.read(free, snapshots[a.depth], betas).gradient
             own[Cause.READOUT] = _minus(readout, last[a.depth])
             own[Cause.PRECISION] = _minus(a.estimate, readout)
-            if Cause.TRANSIENT in own:
-                self._on_the_way(steps, own.pop(Cause.TRANSIENT), rows)
+            if Cause.TRANSIENT in own and Cause.TRANSIENT in steps:
+                own[Cause.TRANSIENT] = _plus(own[Cause.TRANSIENT], steps[Cause.TRANSIENT])
             found |= self._budgets(a, steps | own)
         return found
 
     def _budgets(self, a: Asked, steps: Steps) -> dict[Cell, Budget]:
-        names, stacked = list(a.estimate), self.settled.ndim == 2
-        parts = torch.broadcast_tensors(*(_squares(step, names, 3 if stacked else 2) for step in steps.values()))
+        names, stacked = list(a.estimate), self._lead == 3
+        parts = torch.broadcast_tensors(*(_squares(step, names, self._lead) for step in steps.values()))
         squares = torch.stack(parts, -1).expand(-1, len(a.betas) or 1, *[-1] * (parts[0].ndim - 1))
         values = (squares if stacked else squares[:, :, None]).tolist()
         return {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -10,8 +9,9 @@ import torch
 
 from gradbench.diagnostics.arnoldi import krylov, ritz
 from gradbench.diagnostics.deep import SPACE, dense
-from gradbench.diagnostics.ladder import LIVE, adjoints
+from gradbench.diagnostics.ladder import LIVE, adjoints, response
 from gradbench.estimators.base import Snapshot, along
+from gradbench.estimators.ep import NudgedPhase
 from gradbench.estimators.reverse import Bptt, ReversePhase, Tbptt
 from gradbench.metrics import compare
 from gradbench.streams import Streams, normal
@@ -68,35 +68,16 @@ def depths(free: Trajectory, T2: int) -> dict[str, dict[int, float]]:
     *partial, whole = ReversePhase().run(free, tuple(swept), free.ends.new_empty(0))
     reference = _first(whole.gradient)
     found = {"tbptt": {s.depth: _first(s.gradient) for s in partial if s.depth is not None}} if swept else {}
-    phases = {
-        "adjoint": adjoints(free, most),
-        "ep": responses(free, most, asymmetric=False),
-        "aep": responses(free, most, asymmetric=True),
-    }
-    for name, credits in phases.items():
-        kept = [a for terms, a in enumerate(credits) if terms in at]
+    phases = {"ep": NudgedPhase((1, -1)), "aep": NudgedPhase((1, -1), asymmetric=True)}
+    credits = {"adjoint": [a for terms, a in enumerate(adjoints(free, most)) if terms in at]}
+    credits |= {name: [a for _, a in response(free, phase, at, drifting=False)] for name, phase in phases.items()}
+    for name, kept in credits.items():
         pulled = along(free, Snapshot(None), torch.stack(kept, 1)).gradient
         found[name] = {depth: {n: g[0, j] for n, g in pulled.items()} for j, depth in enumerate(at)}
     return {
         name: {depth: compare(gradient, reference, LIVE).whole.cosine for depth, gradient in by_depth.items()}
         for name, by_depth in found.items()
     }
-
-
-def responses(free: Trajectory, steps: int, *, asymmetric: bool) -> Iterator[Float[Tensor, "1 b n"]]:
-    """-ds/dbeta at beta = 0 after 0, 1, 2 ... steps of a nudged phase: a <- Pi'(a + eps (J a + dC/ds)).
-
-    With J - 2 A in place of J where it is `asymmetric`, A of the part that the rule corrects.
-    """
-    field, s, g = free.field, free.ends, free.cost_slope
-    linear, skew, a = field.at(s), field.swirl_at(s) if asymmetric else None, torch.zeros_like(free.ends)
-    with torch.no_grad():
-        u = s + field.step_size * field.force(s)
-    yield a
-    for _ in range(steps):
-        push = linear.jvp(a) + g - (2 * skew.antisym(a) if skew is not None else 0)
-        a = field.project_jvp(u, a + field.step_size * push)
-        yield a
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch.profiler import record_function
 
-from gradbench.diagnostics.budget import Asked, Budgets, wanting
+from gradbench.diagnostics.budget import BLAMED, EXPLAINED, Asked, Budget, Budgets, wanting
 from gradbench.diagnostics.certificate import certify
 from gradbench.diagnostics.credit import Credits
 from gradbench.diagnostics.deep import deepen
@@ -24,13 +24,12 @@ from gradbench.engine.outcome import Outcome, judge
 from gradbench.field import Stack
 from gradbench.metrics import Comparison, comparison, tally
 from gradbench.plan import estimator
-from gradbench.status import EXPLAINED, Status, Thresholds
+from gradbench.status import Status, Thresholds
 from gradbench.trajectory import Trajectory, relax
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from gradbench.diagnostics.budget import Budget
     from gradbench.diagnostics.certificate import Certificate
     from gradbench.estimators.base import AbstractEstimator, AbstractPhase, Reading, Snapshot
     from gradbench.field import Field
@@ -145,7 +144,7 @@ def solve(
     budgets: dict[Cell, Budget] = {}
     if credits:
         with record_function("gradbench: causes"):
-            budgets = _causes(readings, judged, credits.free, reference, sweep, certificates, thresholds)
+            budgets = _causes(readings, judged, credits.free, reference, sweep, thresholds)
     number = sum(len(p.cells) for p in problems)
     seconds, peak = (time.perf_counter() - start) / number, _peak_memory(device)
     estimates = {} if readings.stacked else readings.estimates()
@@ -167,41 +166,34 @@ def _causes(
     free: Trajectory,
     reference: Params,
     sweep: Sequence[Snapshot],
-    certificates: Sequence[Sequence[Certificate]],
     thresholds: Thresholds,
 ) -> dict[Cell, Budget]:
     """Budgets of the cells whose error is above the threshold."""
-    asked = []
+    found, asked = {}, []
     for own, (rule, at, betas, reading) in zip(readings.cells, readings.taken, strict=True):
         wanted = {}
         for cell, place in own:
             _, compared, _, status, _ = judged[cell]
-            if compared and status in EXPLAINED and wanting(compared, thresholds.faithful) is not None:
-                wanted[cell] = place, compared
+            of = wanting(compared, thresholds.faithful) if compared else None
+            if compared and of is not None:
+                if status in BLAMED:
+                    error = (compared.params[of] if of else compared.whole).rel_error
+                    found[cell] = Budget(BLAMED[status], of, {of: {BLAMED[status]: error}})
+                elif status in EXPLAINED:
+                    wanted[cell] = place, compared
         if wanted:
             asked.append(Asked(rule, reading.depth, at, betas, reading.gradient, wanted))
-    if not asked:
-        return {}
     T1s = tuple(sorted({a.free.T1s[i] for a in asked for (i, _, _), _ in a.wanted.values()}))
     asked = [a.only([i for i, T1 in enumerate(a.free.T1s) if T1 in T1s]) for a in asked]
     rows = [free.T1s.index(T1) for T1 in T1s]
-    like = free.ends[rows][..., 0, 0]
-
-    def mask(of: Callable[[Certificate], bool]) -> Tensor:
-        return torch.tensor([[of(c) for c in row] for row in certificates], device=like.device).reshape(
-            -1, *like.shape[1:]
-        )
-
     shared = Budgets(
         free.at(T1s),
         {n: g[rows] for n, g in reference.items()},
         {s.depth: {n: g[rows] for n, g in s.gradient.items()} for s in sweep if s.depth is not None and s.gradient},
-        mask(lambda c: c.settled_share >= thresholds.settled_share)[rows],
-        mask(lambda c: c.rho <= 1 + thresholds.growth)[rows],
         thresholds.faithful,
         tuple(sorted({a.depth for a in asked if a.depth is not None})),
     )
-    return shared.of(asked)
+    return found | (shared.of(asked) if asked else {})
 
 
 def _read(

@@ -11,7 +11,6 @@ from matplotlib.patches import Patch
 from gradbench.cause import CAUSES, column
 from gradbench.notation import COORDINATES
 from gradbench.plots import hold, look
-from gradbench.status import EXPLAINED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,7 +32,7 @@ COLOURS = dict(
 @look.themed
 def error_budget(cells: DataFrame, budget: DataFrame) -> Figure | None:
     """One bar a rule and value: the error of what wants a cause, divided as the steps of its ladder are."""
-    shown = cells[cells["estimator_label"].isin(RULES) & cells["status"].isin(EXPLAINED)]
+    shown = cells[cells["estimator_label"].isin(RULES) & cells["rel_error"].notna()]
     own = budget.merge(shown[["cell", "cause_of"]], left_on=["cell", "param"], right_on=["cell", "cause_of"])
     panels: dict[str, dict[str, tuple[str, DataFrame]]] = {}
     for knob in KNOBS:

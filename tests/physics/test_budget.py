@@ -231,7 +231,7 @@ def test_what_is_right_has_no_cause(rule: str) -> None:
 
 def test_a_parameter_without_a_gradient_wants_no_cause() -> None:
     """s* = 0 where nothing drives it: <a, s*> is zero."""
-    found = measured(line(drive=0.0), "adjoint", 400, 3, 1e-3, vanish=0.0, collapse=0.0)
+    found = measured(line(drive=0.0), "adjoint", 400, 3, 1e-3, vanish=0.0, collapse=0.0, residual=1.0)
     assert found.comparison is not None
     assert found.comparison.params["W"].reason.startswith("the reference")
     assert found.budget is not None

@@ -137,7 +137,7 @@ def test_coordinates_without_meaning_fold_and_rules_without_steps_are_skipped() 
     assert planned.skipped[0][1] == "the free state of residual_mlp is a forward pass: there are no steps to go back by"
     (problem,) = planned.problems
     assert problem.T1s == (0,)
-    assert (problem.cost.force, problem.cost.vjp) == (1 + 9 * 2, 1)
+    assert (problem.cost.force, problem.cost.vjp) == (1 + 9 * 3, 1)  # both signs and the row at rest
 
 
 def test_the_certificate_of_no_steps_says_what_it_saw() -> None:

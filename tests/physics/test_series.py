@@ -7,11 +7,11 @@ import torch
 from live import live_field
 
 from gradbench.diagnostics import series
-from gradbench.diagnostics.ladder import estimate, response
-from gradbench.diagnostics.series import depths, eigenvalues, responses, updates
+from gradbench.diagnostics.ladder import estimate
+from gradbench.diagnostics.series import depths, eigenvalues, updates
 from gradbench.estimators.adjoint import Adjoint
 from gradbench.estimators.aep import Aep
-from gradbench.estimators.ep import Ep, NudgedPhase
+from gradbench.estimators.ep import Ep
 from gradbench.estimators.reverse import Bptt, Tbptt
 from gradbench.field import Field
 from gradbench.metrics import compare
@@ -58,15 +58,6 @@ def test_depths_are_the_cosines_of_the_rules_at_each_depth() -> None:
             cosine = compare(estimate(rule, free, T2, beta), reference, 0.0).whole.cosine
             assert found[name][T2] == pytest.approx(cosine, abs=1e-6), (name, T2)
     assert found["ep"][12] < found["aep"][12] - 1e-3
-
-
-def test_a_response_is_that_of_the_ladder() -> None:
-    for name in ("toy_noncons", "cet_projected"):
-        free = relax(live_field(name), (100,))
-        for asymmetric in (False, True):
-            *_, last = responses(free, 7, asymmetric=asymmetric)
-            expected, _ = response(free, NudgedPhase((1, -1), asymmetric=asymmetric), 7, drifting=False)
-            torch.testing.assert_close(last, expected, rtol=1e-12, atol=1e-14)
 
 
 def test_updates_are_steps_of_the_estimate_and_agree_where_the_dynamics_are_conservative() -> None:
