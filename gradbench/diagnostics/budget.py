@@ -54,7 +54,7 @@ class Budget:
 
     cause: Cause
     of: str  # the parameter whose error it is; empty: the whole gradient's
-    # |step| / |reference| by cause, of the whole ("") and of every live parameter; where the status is to blame, of `of`
+    # |step| / |reference| by cause: of the whole ("") and every live parameter, or of `of` where the status is to blame
     sizes: dict[str, dict[Cause, float]]
 
 
