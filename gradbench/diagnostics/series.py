@@ -12,7 +12,7 @@ from gradbench.diagnostics.deep import SPACE, dense
 from gradbench.diagnostics.ladder import LIVE, adjoints, response
 from gradbench.estimators.base import Snapshot, along
 from gradbench.estimators.ep import NudgedPhase
-from gradbench.estimators.reverse import Bptt, ReversePhase, Tbptt
+from gradbench.estimators.reverse import ReversePhase, Tbptt
 from gradbench.metrics import compare
 from gradbench.streams import Streams, normal
 
@@ -99,7 +99,7 @@ def updates(free: Trajectory, rule: AbstractEstimator, T2: int, beta: float | No
     step of EP, the change of its readout, is the gradient that backpropagation finds t steps before the end.
     """
     steps = min(T2, free.T1s[0], STEPS)
-    if not steps or isinstance(rule, Bptt):
+    if not steps or "T2" not in rule.uses:
         return {}
     at, betas = tuple(range(1, steps + 1)), free.ends.new_tensor([] if beta is None else [beta])
     *swept, whole = ReversePhase().run(free, at, free.ends.new_empty(0))

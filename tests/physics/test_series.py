@@ -11,6 +11,7 @@ from gradbench.diagnostics.ladder import estimate
 from gradbench.diagnostics.series import depths, eigenvalues, updates
 from gradbench.estimators.adjoint import Adjoint
 from gradbench.estimators.aep import Aep
+from gradbench.estimators.control import Control
 from gradbench.estimators.ep import Ep
 from gradbench.estimators.reverse import Bptt, Tbptt
 from gradbench.field import Field
@@ -88,4 +89,5 @@ def test_updates_of_naive_ep_leave_those_of_bptt_where_the_dynamics_are_not() ->
 
 def test_without_steps_there_are_no_updates() -> None:
     assert updates(relax(live_field("residual_mlp"), (0,)), Ep(), 5, 0.1) == {}
-    assert updates(relax(live_field("toy_cons"), (20,)), Bptt(), 5, None) == {}
+    for rule in (Bptt(), Control("shuffled")):
+        assert updates(relax(live_field("toy_cons"), (20,)), rule, 5, None) == {}
