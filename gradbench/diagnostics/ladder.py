@@ -1,7 +1,7 @@
 """Why an estimate is not backpropagation: gradients in between, each of which changes one thing.
 
   bptt                 through the T1 steps
-  adjoint, T1 terms    every Jacobian of the path taken at s*                                transient
+  adjoint, T1 terms    every Jacobian of the path taken at s*                        transient, or no fixed point
   implicit             no end to the series: (1 - J_G^T) a = dC/ds solved            transient, or no fixed point
   adjoint, T2 terms    as many terms as the second phase has steps                           truncation
   linearised           the rule's own Jacobian, J where it is J^T that is right              asymmetry
@@ -187,7 +187,7 @@ def ladder(
     elif not isinstance(rule, Bptt):
         no_limit = Cause.NO_FIXED_POINT if settled and not stable else Cause.TRANSIENT
         if T1:
-            rungs.append(_rung("adjoint, T1 terms", Cause.TRANSIENT, free, adjoint(free, T1)))
+            rungs.append(_rung("adjoint, T1 terms", no_limit, free, adjoint(free, T1)))
         credit, left = implicit(free)
         if left <= SOLVED:
             rungs.append(_rung("implicit", no_limit, free, credit))

@@ -11,6 +11,7 @@ from matplotlib.patches import Patch
 from gradbench.cause import CAUSES, column
 from gradbench.notation import COORDINATES
 from gradbench.plots import hold, look
+from gradbench.status import Status
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 KNOBS = ("T1", "T2", "beta")
 RULES = ("ep", "aep")  # whose default forms are shown, from left to right
 TOP = 1.25  # bars are cut here: an estimate that is off by more than its reference is simply wrong
+WITHOUT = (Status.DIVERGED, Status.COLLAPSED, Status.UNDEFINED)  # of which no error is told
 LEAST = 0.012  # height of a bar that would not be seen: faithful is not absent
 COLOURS = dict(
     zip(
@@ -32,7 +34,7 @@ COLOURS = dict(
 @look.themed
 def error_budget(cells: DataFrame, budget: DataFrame) -> Figure | None:
     """One bar a rule and value: the error of what wants a cause, divided as the steps of its ladder are."""
-    shown = cells[cells["estimator_label"].isin(RULES) & cells["rel_error"].notna()]
+    shown = cells[cells["estimator_label"].isin(RULES) & ~cells["status"].isin(WITHOUT)]
     own = budget.merge(shown[["cell", "cause_of"]], left_on=["cell", "param"], right_on=["cell", "cause_of"])
     panels: dict[str, dict[str, tuple[str, DataFrame]]] = {}
     for knob in KNOBS:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 SMALLEST = 1e-8  # an error by cause, or 1 - cos, that is smaller is drawn here
+FAR = 0.1  # 1 - cos: where every curve stays above, there are no decades to show
 CROWDED = 300  # high over low, from which on an axis of steps has labels at powers of ten only
 ESCAPE = 3  # times the largest update of the reference, beyond which those of an estimate are out of sight
 CAUSED = "#D55E00"
@@ -108,7 +109,11 @@ def _depths(ax: Axes, depths: DataFrame, T2: int | None) -> None:
         ax.axvline(T2, color=look.GREY, linewidth=0.9, linestyle=":")
         entries.append(Line2D([], [], label="T2 of the cell", color=look.GREY, linewidth=0.9, linestyle=":"))
     _steps(ax)
-    ax.set_yscale("log")
+    if (1 - depths["cosine"]).min() < FAR:
+        ax.set_yscale("log")
+    else:
+        ax.ticklabel_format(axis="y", useOffset=False)
+        ax.yaxis.set_major_locator(MaxNLocator(4))
     _legend(ax, entries)
     ax.set(xlabel="depth T2 (steps)", ylabel="$1 -$ cosine to BPTT", title="Depth")
 
