@@ -21,8 +21,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from gradbench.cause import Cause
-from gradbench.diagnostics.ladder import nudged_credits, response
-from gradbench.estimators.adjoint import AdjointPhase
+from gradbench.diagnostics.ladder import adjoints, nudged_credits, response
 from gradbench.estimators.base import Snapshot, along
 from gradbench.estimators.ep import NudgedPhase
 from gradbench.estimators.reverse import Tbptt
@@ -179,18 +178,11 @@ class Budgets:
             if nudged and own:
                 credits = response(self.free, nudged, self.depths, drifting=False)
             else:
-                snapshots = AdjointPhase().run(self._paced(nudged), self.depths, self.free.ends.new_empty(0))
-                credits = ((s.depth, s.credit) for s in snapshots if s.depth is not None and s.credit is not None)
+                eps = nudged.step_size(self.free) if nudged else None
+                terms = enumerate(adjoints(self.free, max(self.depths), eps))
+                credits = ((depth, a) for depth, a in terms if depth in self.depths)
             self._series[key] = {d: along(self.free, Snapshot(d), a[:, None]).gradient for d, a in credits}
         return {n: g[rows] for n, g in self._series[key][depth].items()}
-
-    def _paced(self, phase: NudgedPhase | None) -> Trajectory:
-        """The same end states under a step map with the step size of a phase."""
-        if phase is None or phase.reduction == "sum":
-            return self.free
-        own = self.free.field
-        eps = phase.step_size(self.free).reshape(own.knobs.eps.shape)
-        return replace(self.free, field=replace(own, knobs=own.knobs._replace(eps=eps)), _views={})
 
     def _taken_apart(self, phase: NudgedPhase, asked: Sequence[Asked]) -> dict[Cell, Budget]:
         """The budgets of readings of one phase at the same rows and columns, with the nudge in parts."""

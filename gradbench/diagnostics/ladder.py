@@ -222,13 +222,13 @@ def estimate(rule: AbstractEstimator, free: Trajectory, T2: int | None, beta: fl
     return _only(rule.read(free, snapshot, betas).gradient)
 
 
-def adjoint(free: Trajectory, terms: int, eps: Tensor | None = None) -> Float[Tensor, "1 b n"]:
+def adjoint(free: Trajectory, terms: int, eps: Tensor | None = None) -> Float[Tensor, "i *c b n"]:
     """Credit eps sum_{j<terms} (Pi'^T (1 + eps J^T))^j Pi'^T dC/ds at s*, with the projection where there is one."""
     *_, credit = adjoints(free, terms, eps)
     return credit
 
 
-def adjoints(free: Trajectory, terms: int, eps: Tensor | None = None) -> Iterator[Float[Tensor, "1 b n"]]:
+def adjoints(free: Trajectory, terms: int, eps: Tensor | None = None) -> Iterator[Float[Tensor, "i *c b n"]]:
     """The same for 0, 1, 2 ... terms."""
     field, s = free.field, free.ends
     eps = field.step_size if eps is None else eps
