@@ -58,6 +58,7 @@ METRICS = {
     "clip_share": Word("", "share of clipped steps"),
     "drift": Word("", "drift of the state at rest, per displacement", log=True),
     "curvature": Word(r"$|s_++s_--2s_0|/|s_+-s_-|$", "curvature of the response", log=True),
+    "rho_T2": Word(r"$\rho^{T_2}$", "truncation expected", log=True),
     "noise_floor": Word("", "round-off of the free state, per displacement", log=True),
     "gamma": Word(r"$\Gamma$", "cosine of the state credit"),
     "gamma_free": Word(r"$\Gamma$", "cosine of the state credit, free layers"),

@@ -47,6 +47,7 @@ class Outcome:
         row |= {name: value for name, value in vars(self.certificate).items() if name not in _INTERNAL}
         row |= {f.name: getattr(self.certificate.deep, f.name, None) for f in fields(Deep)}
         row |= {name: self.evidence.get(name) for name in (*_NUDGED, *SUMMARY)}
+        row["rho_T2"] = _power(self.certificate.rho, self.cell.T2) if self.cell.T2 is not None else None
         c = self.comparison
         whole = c.whole if c else UNDEFINED
         row |= {name: value for name, value in vars(whole).items() if name != "reason"}
@@ -107,6 +108,14 @@ def judge(
     if comparison.whole.reason.startswith("the reference"):
         return Status.UNDEFINED, comparison.whole.reason
     return Status.SETTLED, comparison.whole.reason
+
+
+def _power(rho: float, T2: int) -> float:
+    """rho^T2; inf where it is beyond every float."""
+    try:
+        return rho**T2
+    except OverflowError:
+        return math.inf
 
 
 _NUDGED = ("nudge_residual", "clip_share", "drift", "curvature", "noise_floor")

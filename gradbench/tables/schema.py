@@ -75,6 +75,7 @@ OUTCOME = {
     "drift": _F,  # of the state at rest in the nudged phase, over the signal
     "curvature": _F,
     "noise_floor": _F,
+    "rho_T2": _F,  # rho^T2: what a second phase of T2 steps is expected to leave out
     "gamma": _F,  # cosine of the state credit, the mean over blocks with clamped layers as 0
     "gamma_free": _F,  # without these
     "gamma_error": _F,  # the same of the credit that prediction errors hold

@@ -13,7 +13,7 @@ from gradbench import measure, registry
 from gradbench.diagnostics.antisymmetry import antisymmetry
 from gradbench.diagnostics.certificate import Certificate, certify
 from gradbench.diagnostics.spectrum import growth
-from gradbench.engine.outcome import judge
+from gradbench.engine.outcome import _power, judge
 from gradbench.field import Linear
 from gradbench.metrics import compare
 from gradbench.status import Status, Thresholds
@@ -174,3 +174,16 @@ def test_every_system_has_a_live_point() -> None:
     for name in registry.systems():
         ((certificate,),) = certify(relax(live_field(name), (800,)), Thresholds(), [0])
         assert certificate.status(Thresholds()) is Status.SETTLED, name
+
+
+def test_the_truncation_to_expect_falls_as_the_error_of_the_adjoint_does() -> None:
+    place = {"damp": 3.0, "T1": 400, "batch": 2, "dtype": "float64", "system_options": {"drive_std": 1.0}}
+    rows = [measure("toy_noncons", "adjoint", T2=T2, **place).row for T2 in (8, 16)]  # type: ignore[arg-type]
+    assert [row["rho_T2"] for row in rows] == pytest.approx([rows[0]["rho"] ** T2 for T2 in (8, 16)])
+    fell, expected = (rows[1][name] / rows[0][name] for name in ("rel_error", "rho_T2"))
+    assert math.log(fell) == pytest.approx(math.log(expected), rel=0.15)
+
+
+def test_a_growth_beyond_every_float_is_infinite() -> None:
+    assert _power(5.0, 1000) == math.inf
+    assert math.isnan(_power(math.nan, 5))
