@@ -121,7 +121,5 @@ PARAMS = pa.schema({"cell": _S, **PARAM}, metadata=METADATA)
 BLOCKS = pa.schema({"cell": _S, **BLOCK}, metadata=METADATA)
 BUDGETS = pa.schema({"cell": _S, **BUDGET}, metadata=METADATA)
 NESTED = {"params": PARAMS, "blocks": BLOCKS, "budget": BUDGETS}  # tables of their own, nested in a record
-_LISTS = {"params": PARAM, "blocks": BLOCK, "budget": BUDGET}
-RECORD = pa.schema(
-    {**COORDINATES, **OUTCOME, **{name: pa.list_(pa.struct(row)) for name, row in _LISTS.items()}}, metadata=METADATA
-)
+_LISTS = {name: pa.list_(pa.struct([field for field in rows if field.name != "cell"])) for name, rows in NESTED.items()}
+RECORD = pa.schema({**COORDINATES, **OUTCOME, **_LISTS}, metadata=METADATA)
