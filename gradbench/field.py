@@ -83,6 +83,7 @@ class Closed(Linear):
         assert system is not None
         self._field = field
         self._products = (system.swirl_jvp, system.swirl_vjp) if swirl else (system.jvp, system.vjp)
+        self._antisym = system.swirl_antisym if swirl else None
         with torch.no_grad():
             self._saved = field.activate(s)
 
@@ -93,6 +94,10 @@ class Closed(Linear):
     def vjp(self, a: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
         """J^T a."""
         return self._field.product(self._products[1], self._saved, a)
+
+    def antisym(self, v: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
+        """A v."""
+        return self._field.product(self._antisym, self._saved, v) if self._antisym else super().antisym(v)
 
 
 class StepMap(Linear):

@@ -265,6 +265,13 @@ class ClosedForms(ABC):
         """J^T a of the swirl."""
         return self.vjp(theta, context, saved, a, knobs)
 
+    def swirl_antisym(
+        self, theta: Params, context: Params, saved: Saved, v: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Float[Tensor, "*r b n"]:
+        """1/2 (J v - J^T v) of the swirl, where the two may share their work."""
+        turned = self.swirl_vjp(theta, context, saved, v, knobs)
+        return 0.5 * (self.swirl_jvp(theta, context, saved, v, knobs) - turned)
+
 
 def descent(energy: Any, theta: Params, x: Data, context: Params, s: Tensor, knobs: Knobs) -> Tensor:
     """-dE/ds by reverse mode, differentiable again in s and theta, and under vmap."""

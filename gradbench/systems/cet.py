@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 
     from gradbench.streams import Streams
 
+ALIGNED = 32  # what the length of a row should be a multiple of: measured a seventh less for a compiled free step
+
 
 @dataclass(frozen=True)
 class _Cet(ClosedForms, AbstractSystem):
@@ -182,16 +184,17 @@ class _Cet(ClosedForms, AbstractSystem):
         """Weights that meet the same operand, side by side: one product where there would be five.
 
         `ahead` takes tokens to pixels, memories and heads, and what came of these back to tokens; `back` is its
-        transpose.
+        transpose. Spare rows of zeros give the way back a width that products are fast at.
         """
         import torch
 
         rest = [theta["Wdec"].flatten(1), theta["Wmem"]]
         returned = [rest[0].mT, 2 * rest[1].mT]
         ahead, back = self._head_weights(theta)
+        spare = -sum(W.shape[0] for W in (*returned, *ahead)) % ALIGNED
         return {
             "ahead_in": torch.cat([*rest, *(W.mT for W in back)], -1),
-            "ahead_out": torch.cat([*returned, *ahead], -2),
+            "ahead_out": torch.cat([*returned, *ahead, theta["Wmem"].new_zeros((spare, self.D))], -2),
             "back_in": torch.cat([*rest, *(W.mT for W in ahead)], -1),
             "back_out": torch.cat([*returned, *back], -2),
         }
@@ -297,7 +300,9 @@ class _Cet(ClosedForms, AbstractSystem):
     def _out(self, parts: tuple[Tensor, ...], W: Float[Tensor, "K D"]) -> Float[Tensor, "*b N D"]:
         import torch
 
-        return torch.cat(parts, -1) @ W
+        spare = W.shape[-2] - sum(part.shape[-1] for part in parts)
+        zeros = [parts[0].new_zeros((*parts[0].shape[:-1], spare))] if spare else []
+        return torch.cat([*parts, *zeros], -1) @ W
 
     @abstractmethod
     def _head_weights(self, theta: Params) -> tuple[list[Tensor], list[Tensor]]:
@@ -447,6 +452,23 @@ class _RealAttention(_Cet, AbstractDrivenSystem):
         z, y = self._parts(a)
         attended = self._attended_vjp(saved, self._projected(z, context["back_in"]), knobs.sigma)
         return self._from_heads(attended, context["back_out"], y)
+
+    def swirl_antisym(
+        self, theta: Params, context: Params, saved: Saved, v: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Float[Tensor, "*r b n"]:
+        z, y = self._parts(v)
+        *ahead, back = (z @ context["skew_in"]).split(self.heads * self.dh, -1)
+        moved = self._attended_jvp(saved, ahead, knobs.sigma), self._attended_vjp(saved, [back], knobs.sigma)
+        return self._join(self._out((*moved[0], *moved[1]), context["skew_out"]), y.new_zeros(y.shape))
+
+    def _fused(self, theta: Params) -> Params:
+        import torch
+
+        ahead, back = self._head_weights(theta)
+        return super()._fused(theta) | {
+            "skew_in": torch.cat([W.mT for W in (*back, *ahead)], -1),
+            "skew_out": 0.5 * torch.cat([*ahead, *(-W for W in back)], -2),
+        }
 
     def _projected(self, z: Tensor, W: Float[Tensor, "D K"]) -> Sequence[Tensor]:
         """Tokens before each kind of head alone."""

@@ -311,11 +311,12 @@ def test_clip_share_counts_the_steps_that_were_clipped(clip: str) -> None:
 def test_counts_are_what_one_cell_evaluates(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = {"jvp": 0, "vjp": 0}
 
-    def counting(owner: type, method: str, product: str) -> None:
+    def counting(owner: type, method: str, *products: str) -> None:
         original = getattr(owner, method)
 
         def counted(self: object, *states: torch.Tensor) -> object:
-            seen[product] += len(states[-1].reshape(-1, *states[-1].shape[-2:]))  # rows share one call
+            for product in products:
+                seen[product] += len(states[-1].reshape(-1, *states[-1].shape[-2:]))  # rows share one call
             return original(self, *states)
 
         monkeypatch.setattr(owner, method, counted)
@@ -323,6 +324,7 @@ def test_counts_are_what_one_cell_evaluates(name: str, monkeypatch: pytest.Monke
     if live_field(name).closed:
         counting(Closed, "jvp", "jvp")
         counting(Closed, "vjp", "vjp")
+        counting(Closed, "antisym", "jvp", "vjp")
         counting(Field, "backward", "vjp")
     else:
         counting(Linear, "jvp", "jvp")
