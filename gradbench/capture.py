@@ -23,6 +23,7 @@ class Captured:
     """
 
     def __init__(self, function: Callable[..., tuple[Tensor, ...]], *examples: Tensor, compiled: bool = False) -> None:
+        self._function = function  # and with it what it reads, which nobody else may hold
         self._inputs = [example.detach().clone() for example in examples]
         stream = _stream(torch.cuda.current_device())
         stream.wait_stream(torch.cuda.current_stream())

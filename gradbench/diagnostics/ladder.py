@@ -320,17 +320,18 @@ def nudged_credits(
     least = (SMALL * size.nan_to_num(nan=math.inf)).amin((0, 1))
     small = torch.minimum(torch.where(least.isfinite() & (least > 0), least, betas[0]), betas.amin(0))
     both = torch.cat([small[None], betas])
-    runs = [replace(phase, clip="none").run(free, depths, both)]
+    centred = nudge == "centred"
+    unclipped = replace(phase, clip="none")
+    runs = [(unclipped.bare if centred else unclipped).run(free, depths, both)]
     if phase.clip != "none":
-        runs.append(phase.run(free, depths, betas))
+        runs.append(phase.bare.run(free, depths, betas))
     for depth, *snapshots in zip(sorted(depths), *runs, strict=True):
-        bent, centred = snapshots[0], nudge == "centred"
+        bent = snapshots[0]
         assert bent.nudged is not None
-        assert bent.rest is not None
         plain = Snapshot(depth, nudged=bent.nudged[:, 1:], rest=bent.rest)
         if drifting:
             yield Credit("along the drift", no_limit, plain, tangents[depth][:, None])
-        moved = displacement(nudge, free.ends if centred else bent.rest, bent.nudged, both)
+        moved = displacement(nudge, free.ends if bent.rest is None else bent.rest, bent.nudged, both)
         yield Credit("beta -> 0", Cause.RULE, plain, moved[:, :1])
         yield Credit("beta", Cause.NONLINEARITY, plain, moved[:, 1:])
         if not centred:

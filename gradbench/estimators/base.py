@@ -87,6 +87,11 @@ class AbstractPhase(ABC):
         """Evaluations of evidence, once for all cells of one T1."""
         return Count()
 
+    @property
+    def bare(self) -> AbstractPhase:
+        """The same without what only evidence needs."""
+        return self
+
 
 class AbstractEstimator(ABC):
     """A gradient rule. Final ones are frozen dataclasses of their options."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal, final
 
 from gradbench.estimators.base import AbstractEstimator, AbstractPhase, Count, Reading, Snapshot, along
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 Nudge = Literal["centred", "positive", "negative"]
 Clip = Literal["none", "batch", "sample"]
 Reduction = Literal["sum", "mean"]
+CACHED = 2**17  # entries of the states that a CPU takes at a time: as they are with what a force makes of them
 SIGNS: dict[Nudge, tuple[int, ...]] = {"centred": (1, -1), "positive": (1,), "negative": (-1,)}
 
 
@@ -32,51 +34,78 @@ class NudgedPhase(AbstractPhase):
     force before the nudge (gain <= 1), by row over the whole batch or by sample. `reduction = "mean"`
     descends the batch's mean of E + beta C where the sum is meant: eps / b in place of eps, and nothing else.
     The row b = 0 is the *rest*: what it moves by is drift of a free state that had not settled, or round-off.
+    Evidence alone reads it, and only a phase that is `observed` has it.
     """
 
     signs: tuple[int, ...]
     asymmetric: bool = False
     clip: Clip = "none"
     reduction: Reduction = "sum"
+    observed: bool = True
+
+    @property
+    def bare(self) -> AbstractPhase:
+        return replace(self, observed=False)
 
     def run(self, free: Trajectory, depths: tuple[int, ...], betas: Float[Tensor, "j *c"]) -> Iterator[Snapshot]:
         import torch
 
-        field, eps, start = free.field, self.step_size(free), free.ends[:, None]
         signed = torch.cat([sign * betas[:, None] for sign in self.signs], 1).flatten(0, 1)
-        nudge = torch.cat([signed, torch.zeros_like(signed[:1])])[..., None, None]
-        s = start.repeat_interleave(len(nudge), 1)
-        skew = field.frozen(field.swirl_at, start.expand_as(s)) if self.asymmetric else None
+        nudge = torch.cat([signed, torch.zeros_like(signed[: int(self.observed)])])[..., None, None]
+        cuts, steps, states = _cuts(free.ends, len(nudge)), [], []
+        for i, m in cuts:
+            start = free.ends[i, None]
+            s = start.repeat_interleave(len(nudge[m]), 1)
+            states.append((s, *s.new_zeros(2, *s.shape[:-2])))
+            steps.append(free.field.repeated(self._advance(free, start, nudge[m], s), *states[-1]))
+        for depth in range(1, max(depths) + 1):
+            before = [state[0].clone() for state in states] if depth in depths else []
+            states = [step(*state) for step, state in zip(steps, states, strict=True)]
+            if depth in depths:
+                s, bound, clipped = (_joined(rows, cuts) for rows in zip(*states, strict=True))
+                yield self._snapshot(depth, free.ends, s, _joined(before, cuts), bound, clipped)
 
-        def advance(s: Tensor) -> tuple[Tensor, ...]:
+    def _advance(
+        self, free: Trajectory, start: Tensor, nudge: Tensor, like: Tensor
+    ) -> Callable[..., tuple[Tensor, ...]]:
+        """One step of rows that start alike: their states, the largest norm of each, and how often it was clipped."""
+        import torch
+
+        field, eps = free.field, self.step_size(free)
+        skew = field.frozen(field.swirl_at, start.expand_as(like)) if self.asymmetric else None
+
+        def advance(s: Tensor, bound: Tensor, clipped: Tensor) -> tuple[Tensor, ...]:
             with torch.no_grad():
                 force = field.force(s)
                 push = force - nudge * field.cost_slope(s)
-                clipped = torch.zeros_like(s[..., 0, 0])
                 if skew is not None:
                     correction = 2 * skew().antisym(s - start)
-                    gain = self._gain(field.system, force, correction)
-                    clipped = clipped + (gain < 1).to(s).mean((-2, -1))  # share of samples
-                    push = push - gain * correction
+                    if self.clip != "none":
+                        gain = self._gain(field.system, force, correction)
+                        correction = gain * correction
+                        clipped += (gain < 1).to(s).mean((-2, -1))  # share of samples
+                    push = push - correction
                 ahead = field.project(s + eps * push)
-            return ahead, (ahead - s).flatten(-2).norm(dim=-1), ahead.flatten(-2).norm(dim=-1), clipped
+                torch.maximum(bound, ahead.flatten(-2).norm(dim=-1), out=bound)
+            return ahead, bound, clipped
 
-        step, (clipped, bound) = field.repeated(advance, s), s.new_zeros(2, *s.shape[:-2])
-        for depth in range(1, max(depths) + 1):
-            s, moved, norm, acted = step(s)
-            bound, clipped = torch.maximum(bound, norm), clipped + acted
-            if depth in depths:
-                nudged, rest = self._by_sign(s).clone(), s[:, -1].clone()
-                residual = self._by_sign(moved / (s - start).flatten(-2).norm(dim=-1))
-                evidence = {"nudge_residual": residual.amax(2), "nudge_norm": self._by_sign(bound).amax(2)}
-                if self.clip != "none":
-                    evidence["clip_share"] = self._by_sign(clipped).mean(2) / depth
-                evidence |= _against_rest(nudged, rest, free.ends)
-                yield Snapshot(depth, evidence, nudged=nudged, rest=rest)
+        return advance
 
-    def _by_sign(self, rows: Float[Tensor, "i m *c"]) -> Float[Tensor, "i j k *c"]:
-        """Rows of a nudged batch by beta and sign, without the one at rest."""
-        return rows[:, :-1].unflatten(1, (-1, len(self.signs)))
+    def _snapshot(self, depth: int, start: Tensor, s: Tensor, last: Tensor, bound: Tensor, clipped: Tensor) -> Snapshot:
+        """What the rows `(i, m, *c, ...)` of a nudged batch are after its last step, by beta and sign."""
+        moved, gone = ((s - other).flatten(-2).norm(dim=-1) for other in (last, start[:, None]))
+        rest = s[:, -1].clone() if self.observed else None
+
+        def by_sign(rows: Tensor) -> Float[Tensor, "i j k *c"]:
+            return (rows[:, :-1] if self.observed else rows).unflatten(1, (-1, len(self.signs)))
+
+        nudged = by_sign(s).clone()
+        evidence = {"nudge_residual": by_sign(moved / gone).amax(2), "nudge_norm": by_sign(bound).amax(2)}
+        if self.clip != "none":
+            evidence["clip_share"] = by_sign(clipped).mean(2) / depth
+        if rest is not None:
+            evidence |= _against_rest(nudged, rest, start)
+        return Snapshot(depth, evidence, nudged=nudged, rest=rest)
 
     def step_size(self, free: Trajectory) -> Tensor:
         """eps of this phase, against states."""
@@ -84,8 +113,6 @@ class NudgedPhase(AbstractPhase):
         return eps / free.ends.shape[-2] if self.reduction == "mean" else eps
 
     def _gain(self, system: AbstractSystem, force: Tensor, correction: Tensor) -> Tensor:
-        if self.clip == "none":
-            return force.new_ones((1, 1))
         # the correction lives on the tokens; other blocks would only loosen the cap
         force_z, correction_z = (_tokens(system, v) for v in (force, correction))
         axes = (-2, -1) if self.clip == "batch" else (-1,)
@@ -100,6 +127,24 @@ class NudgedPhase(AbstractPhase):
         assert depth is not None
         products = 1 if self.asymmetric else 0
         return Count(force=1, jvp=products, vjp=products) * depth
+
+
+def _cuts(ends: Float[Tensor, "i *c b n"], width: int) -> list[tuple[slice, slice]]:
+    """Rows of a nudged batch, by T1 and nudge, that are taken together: on a CPU so many as stay in its cache."""
+    rows = len(ends) * width if ends.is_cuda else max(1, CACHED // ends[0].numel())
+    tall, wide = max(1, rows // width), min(rows, width)
+    starts = itertools.product(range(0, len(ends), tall), range(0, width, wide))
+    return [(slice(i, i + tall), slice(m, m + wide)) for i, m in starts]
+
+
+def _joined(parts: Sequence[Tensor], cuts: Sequence[tuple[slice, slice]]) -> Float[Tensor, "i m ..."]:
+    """The rows again that were cut."""
+    import torch
+
+    if len(parts) == 1:
+        return parts[0]
+    across = len({m.start for _, m in cuts})
+    return torch.cat([torch.cat(list(parts[k : k + across]), 1) for k in range(0, len(parts), across)])
 
 
 def _against_rest(

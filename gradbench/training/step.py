@@ -80,7 +80,7 @@ def gradient(rule: AbstractEstimator, free: Trajectory, T2: int, betas: Float[Te
     depth = T2 if "T2" in rule.uses else None
     if depth is not None and rule.phase == ReversePhase():  # the sweep goes to its end, and this is it
         free = replace(free, T1s=(depth,), kept=free.kept[-1 - depth :], norms=free.norms[-1 - depth :], _views={})
-    snapshots = rule.phase.run(free, () if depth is None else (depth,), betas)
+    snapshots = rule.phase.bare.run(free, () if depth is None else (depth,), betas)
     snapshot = next(s for s in snapshots if s.depth == depth)
     return {name: g[0, 0] for name, g in rule.read(free, snapshot, betas).gradient.items()}
 
