@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -48,7 +48,7 @@ class Trajectory:
         if T1s == self.T1s:
             return self
         if T1s not in self._views:
-            ends = self.ends[[self.T1s.index(T1) for T1 in T1s]]
+            ends = chosen(self.ends, [self.T1s.index(T1) for T1 in T1s])
             self._views[T1s] = dataclasses.replace(self, T1s=T1s, ends=ends, _views={})
         return self._views[T1s]
 
@@ -78,6 +78,11 @@ class Trajectory:
     def cost_grads(self) -> Params:
         """dC/dtheta at s*, `(i, *c, ...)`: added once to every estimate."""
         return self.field.cost_grads(self.ends)
+
+
+def chosen(v: Float[Tensor, "i ..."], rows: Sequence[int]) -> Float[Tensor, "k ..."]:
+    """Some rows; an index made of numbers would have the device waited for, to be copied there."""
+    return v if list(rows) == list(range(len(v))) else torch.stack([v[i] for i in rows])
 
 
 def relax(field: Field, T1s: tuple[int, ...], hold: int | None = None) -> Trajectory:

@@ -27,6 +27,7 @@ from gradbench.estimators.ep import NudgedPhase
 from gradbench.estimators.reverse import Tbptt
 from gradbench.status import Status
 from gradbench.systems.base import AbstractForwardSystem
+from gradbench.trajectory import chosen
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -76,8 +77,8 @@ class Asked:
             for cell, ((i, j, c), found) in self.wanted.items()
             if i in rows and j in columns
         }
-        estimate = {n: g[list(rows)][:, list(columns)] for n, g in self.estimate.items()}
-        betas = self.betas[list(columns)] if len(self.betas) else self.betas
+        estimate = {n: _columns(chosen(g, rows), columns) for n, g in self.estimate.items()}
+        betas = chosen(self.betas, columns) if len(self.betas) else self.betas
         free = self.free.at(tuple(self.free.T1s[i] for i in rows))
         return replace(self, free=free, betas=betas, estimate=estimate, wanted=wanted)
 
@@ -182,7 +183,7 @@ class Budgets:
                 terms = enumerate(adjoints(self.free, max(self.depths), eps))
                 credits = ((depth, a) for depth, a in terms if depth in self.depths)
             self._series[key] = {d: along(self.free, Snapshot(d), a[:, None]).gradient for d, a in credits}
-        return {n: g[rows] for n, g in self._series[key][depth].items()}
+        return {n: chosen(g, rows) for n, g in self._series[key][depth].items()}
 
     def _taken_apart(self, phase: NudgedPhase, asked: Sequence[Asked]) -> dict[Cell, Budget]:
         """The budgets of readings of one phase at the same rows and columns, with the nudge in parts."""
@@ -267,7 +268,11 @@ def wanting(found: Comparison, faithful: float) -> str | None:
 
 
 def _rows(gradient: Params, rows: Sequence[int]) -> Params:
-    return {n: g[rows][:, None] for n, g in gradient.items()}
+    return {n: chosen(g, rows)[:, None] for n, g in gradient.items()}
+
+
+def _columns(g: Tensor, columns: Sequence[int]) -> Tensor:
+    return chosen(g.transpose(0, 1), columns).transpose(0, 1)
 
 
 def _minus(a: Params, b: Params) -> Params:

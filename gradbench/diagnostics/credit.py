@@ -23,6 +23,7 @@ import torch
 
 from gradbench.streams import Streams, normal
 from gradbench.systems.base import AbstractForwardSystem
+from gradbench.trajectory import chosen
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -92,7 +93,7 @@ class Credits:
         if self._forward:
             slopes = self.free.field.wide.layer_slopes
             return {name: part.expand(len(rows), 1, *part.shape) for name, part in self._layers(slopes)}
-        return self._blocks(self.swept[rows][:, None])
+        return self._blocks(chosen(self.swept, rows)[:, None])
 
     def _layers(self, h: Float[Tensor, "*r b m"]) -> Iterator[tuple[str, Float[Tensor, "*r b d"]]]:
         system = self.free.field.system

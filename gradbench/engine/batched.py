@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
 
-from gradbench.engine.problem import build
+from gradbench.engine.problem import build, draw
 from gradbench.engine.solve import solve
 from gradbench.errors import UserError
 from gradbench.field import Stack
@@ -37,7 +38,8 @@ def measure(
     Eager is one problem in plain torch; a stack may hold one problem, too, and is captured on CUDA, compiled
     before if so asked. Where the states of a trajectory would take most of the budget, some are taken twice.
     """
-    fields = [build(problem, device) for problem in problems]
+    same = cache(draw)  # problems that differ in a knob alone start from the same numbers
+    fields = [build(problem, device, draw=same) for problem in problems]
     alone = engine == "eager" or (len(fields) == 1 and not device.startswith("cuda"))
     field = fields[0] if alone else Stack.of(fields, compiled=engine == "compiled")
     hold = (budget or available(device)) // 2 // (len(problems) * _state(problems[0]))
@@ -49,8 +51,8 @@ def packs(
 ) -> Iterator[list[Problem]]:
     """Cut problems into packs of one shape that fit into `budget` bytes, by default a share of what is free.
 
-    The eager engine takes every problem alone, and so does auto on a CPU: there a problem already fills the
-    cores, and a record a problem is what an interrupted run goes on from.
+    The eager engine takes every problem alone, and so does auto on a CPU: there a problem already fills a
+    core, and a record a problem is what an interrupted run goes on from.
     """
     if engine == "eager" or (engine == "auto" and not device.startswith("cuda")):
         yield from ([problem] for problem in problems)
@@ -63,6 +65,14 @@ def packs(
         number = -(-len(family) // size)  # packs of equal size waste nothing
         for i in range(number):
             yield family[i::number]
+
+
+def workers(cut: Sequence[Sequence[Problem]], device: str, engine: str, budget: int) -> int:
+    """How many of these packs run side by side: on a CPU, where a pack is one problem, as cores and `budget` allow."""
+    if device.startswith("cuda") or engine == "batched" or not cut:
+        return 1
+    most = max(footprint(problem) for pack in cut for problem in pack)
+    return max(1, min(torch.get_num_threads(), len(cut), budget // most))
 
 
 def footprint(problem: Problem) -> int:

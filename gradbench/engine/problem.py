@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from gradbench.plan import Problem
+    from gradbench.systems.base import AbstractSystem, Data, Params
+
+
+def draw(system: AbstractSystem, seed: int, batch: int) -> tuple[Params, Data]:
+    """theta and x, on the CPU in float64."""
+    streams = Streams(seed)
+    return system.init_params(streams["params"]), system.sample(streams, batch)
 
 
 def build(
@@ -24,11 +31,11 @@ def build(
     device: str,
     params: Mapping[str, Tensor] | None = None,
     data: Mapping[str, Tensor] | None = None,
+    draw: Callable[[AbstractSystem, int, int], tuple[Params, Data]] = draw,
 ) -> Field:
-    """Draw theta and x on the CPU in float64, put trained or given tensors in their place, cast and move."""
-    point, system, streams = problem.point, problem.system, Streams(problem.point.seed)
-    theta = system.init_params(streams["params"])
-    x = system.sample(streams, point.batch)
+    """Draw theta and x, put trained or given tensors in their place, cast and move."""
+    point, system = problem.point, problem.system
+    theta, x = map(dict, draw(system, point.seed, point.batch))
     if problem.params_from is not None:
         theta |= _fitting(
             planned_params(problem.params_from, point.seed, system.shapes),

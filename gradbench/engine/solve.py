@@ -25,7 +25,7 @@ from gradbench.field import Stack
 from gradbench.metrics import Comparison, comparison, tally
 from gradbench.plan import estimator
 from gradbench.status import Status, Thresholds
-from gradbench.trajectory import Trajectory, relax
+from gradbench.trajectory import Trajectory, chosen, relax
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -100,9 +100,12 @@ def solve(
     Of a free trajectory longer than `hold` states only some are kept at a time. `deep`: with deep certificates.
     """
     first, start = problems[0], time.perf_counter()
+    grid = list(zip(*(p.passes for p in problems), strict=True))
     device = next(iter(field.theta.values())).device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+    # copied to the device before anything runs there that would have to be waited for
+    nudges = [next(iter(field.theta.values())).new_tensor([p.betas for p in passes]).mT for passes in grid]
     with record_function("gradbench: free phase"):
         free = relax(field, first.T1s, hold)
     with record_function("gradbench: certificate"):
@@ -124,13 +127,12 @@ def solve(
         assert whole.credit is not None
         reference, credits = whole.gradient, Credits(free.at(live), whole.credit, seeds)
         _read([p.reverse for p in problems], free.at(live), sweep, unused, reference, credits, readings)
-    for passes in zip(*(p.passes for p in problems), strict=True):
+    for passes, betas in zip(grid, nudges, strict=True):
         T1s = tuple(T1 for T1 in passes[0].T1s if T1 in live)
         if T1s and credits:
-            betas = free.ends.new_tensor([p.betas for p in passes]).mT
             betas = betas if readings.stacked else betas[:, 0]
             snapshots = _named(passes[0].phase, passes[0].phase.run(free.at(T1s), passes[0].depths, betas))
-            at = {name: g[[live.index(T1) for T1 in T1s]] for name, g in reference.items()}
+            at = {name: chosen(g, [live.index(T1) for T1 in T1s]) for name, g in reference.items()}
             _read(passes, free.at(T1s), snapshots, betas, at, credits, readings)
     with record_function("gradbench: waiting for the device"):
         resolved = readings.resolve(list(field.theta), thresholds.live[first.point.dtype])
@@ -169,7 +171,8 @@ def _causes(
     thresholds: Thresholds,
 ) -> dict[Cell, Budget]:
     """Budgets of the cells whose error is above the threshold."""
-    found, asked = {}, []
+    found: dict[Cell, Budget] = {}
+    asked = []
     for own, (rule, at, betas, reading) in zip(readings.cells, readings.taken, strict=True):
         wanted = {}
         for cell, place in own:
@@ -183,17 +186,23 @@ def _causes(
                     wanted[cell] = place, compared
         if wanted:
             asked.append(Asked(rule, reading.depth, at, betas, reading.gradient, wanted))
+    if not asked:
+        return found
     T1s = tuple(sorted({a.free.T1s[i] for a in asked for (i, _, _), _ in a.wanted.values()}))
     asked = [a.only([i for i, T1 in enumerate(a.free.T1s) if T1 in T1s]) for a in asked]
     rows = [free.T1s.index(T1) for T1 in T1s]
     shared = Budgets(
         free.at(T1s),
-        {n: g[rows] for n, g in reference.items()},
-        {s.depth: {n: g[rows] for n, g in s.gradient.items()} for s in sweep if s.depth is not None and s.gradient},
+        {n: chosen(g, rows) for n, g in reference.items()},
+        {
+            s.depth: {n: chosen(g, rows) for n, g in s.gradient.items()}
+            for s in sweep
+            if s.depth is not None and s.gradient
+        },
         thresholds.faithful,
         tuple(sorted({a.depth for a in asked if a.depth is not None})),
     )
-    return found | (shared.of(asked) if asked else {})
+    return found | shared.of(asked)
 
 
 def _read(

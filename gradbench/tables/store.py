@@ -11,7 +11,7 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -58,9 +58,17 @@ def write(path: Path, fill: Callable[[BinaryIO], object]) -> None:
             os.close(folder)
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON atomically."""
-    write(path, lambda file: file.write((json.dumps(content, indent=1) + "\n").encode()))
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write an object as JSON, atomically: a line for every value, and for every entry of a list."""
+    write(path, lambda file: file.write(_lines(content).encode()))
+
+
+def _lines(content: Mapping[str, Any]) -> str:
+    def text(value: Any) -> str:
+        entries = isinstance(value, list) and len(value) > 1
+        return "[\n  " + ",\n  ".join(map(json.dumps, value)) + "\n ]" if entries else json.dumps(value)
+
+    return "{\n " + ",\n ".join(f"{json.dumps(key)}: {text(value)}" for key, value in content.items()) + "\n}\n"
 
 
 def read_json(path: Path) -> Any:
@@ -170,7 +178,8 @@ class Run:
         """
         plan = self.plan
         planned = [c["cell"] for c in (*plan["cells"], *plan["skipped"])]
-        records = [self.record(key) for key in plan["problems"] if key in self.done()]
+        done = self.done()
+        records = [self.record(key) for key in plan["problems"] if key in done]
         rest = pa.Table.from_pylist(list(extra), schema=RECORD)
         table = pa.concat_tables([*records, rest])
         index = {key: i for i, key in enumerate(table["cell"].to_pylist())}
