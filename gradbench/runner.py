@@ -13,7 +13,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
@@ -117,7 +117,9 @@ def run(
     from gradbench.profile import profiled
 
     with profiled(target.folder / "profile", device) if profile else nullcontext():
-        execute(target, planned, device, engine, budget, watch or (lambda progress: None), certify)
+        # a profile sees the thread that asked for it
+        told = watch or (lambda progress: None)
+        execute(target, planned, device, engine, budget, told, certify=certify, alone=profile)
     return target
 
 
@@ -131,11 +133,14 @@ def prepare(suite: str, overrides: dict[str, Any] | None = None) -> tuple[suites
     return loaded, planned
 
 
-def execute(target: Run, planned: Plan, device: str, engine: str, budget: int, watch: Watch, certify: bool) -> None:
-    """Measure what has no record yet, then write the tables."""
-    from gradbench.engine.batched import packs
+def execute(
+    target: Run, planned: Plan, device: str, engine: str, budget: int, watch: Watch, *, certify: bool, alone: bool
+) -> None:
+    """Measure what has no record yet, then write the tables. `alone`: no two packs side by side."""
+    from gradbench.engine.batched import packs, workers
     from gradbench.engine.outcome import unmeasured
     from gradbench.engine.precision import ieee_float32
+    from gradbench.engine.workers import side_by_side
 
     finished = _finished(target)
     waiting = [p for p in planned.problems if p.key not in finished]
@@ -144,17 +149,21 @@ def execute(target: Run, planned: Plan, device: str, engine: str, budget: int, w
         progress.kept += len(statuses)
         progress.statuses.update(statuses)
     watch(progress)
+    cut = list(packs(waiting, device, engine, budget))
+    side = 1 if alone else workers(cut, device, engine, budget)
+
+    def measured(pack: list[Problem]) -> Iterator[tuple[Problem, list[Outcome] | list[dict[str, Any]]]]:
+        return _measure(pack, planned, device, engine, budget // side, certify)
+
     with ieee_float32(), ThreadPoolExecutor(1) as writer:  # rows are made and stored while the next pack runs
-        writing: list[Future[None]] = []
-        for pack in packs(waiting, device, engine, budget):
-            written, writing = writing, []
-            for problem, found in _measure(pack, planned, device, engine, budget, certify):
-                writing.append(writer.submit(_keep, target, problem, found))
-                progress.done += len(found)
-                progress.done_weight += _weight(problem)
-                progress.statuses.update(row["status"] if isinstance(row, dict) else row.status for row in found)
-            for record in written:
-                record.result()
+        writing: deque[Future[None]] = deque()
+        for problem, found in side_by_side(measured, cut, side):
+            writing.append(writer.submit(_keep, target, problem, found))
+            progress.done += len(found)
+            progress.done_weight += _weight(problem)
+            progress.statuses.update(row["status"] if isinstance(row, dict) else row.status for row in found)
+            while writing and writing[0].done():
+                writing.popleft().result()
             watch(progress)
         for record in writing:
             record.result()

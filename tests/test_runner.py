@@ -7,8 +7,9 @@ import platform
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,17 @@ PROBLEMS = 6  # of the tiny suite
 
 
 @pytest.fixture
-def solved(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Keys of the problems that are measured while a test runs."""
+def cores() -> Iterator[Callable[[int], None]]:
+    """Sets how many cores torch may use."""
+    found = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(found)
+
+
+@pytest.fixture
+def solved(monkeypatch: pytest.MonkeyPatch, cores: Callable[[int], None]) -> list[str]:
+    """Keys of the problems that are measured, one after the other, while a test runs."""
+    cores(1)
     keys: list[str] = []
     measure = batched.measure
     monkeypatch.setattr(
@@ -71,6 +81,63 @@ def test_an_interrupted_run_goes_on_and_gives_the_tables_of_one_that_was_not(
     assert len(solved) == len(set(solved)) == PROBLEMS
     same(done, run(suite, out=suite.parent / "other"))
     assert len(list((suite.parent / "results" / "runs" / "tiny").glob("*/plan.json"))) == 1
+
+
+def test_problems_side_by_side_give_the_tables_of_one_after_the_other(
+    write_suite: Any, cores: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite, measure = write_suite(), batched.measure
+    both, threads = threading.Barrier(2, timeout=30), set()
+
+    def together(*arguments: Any) -> Any:
+        both.wait()  # two at a time, or never
+        threads.add(threading.get_ident())
+        assert torch.get_num_threads() == 1
+        return measure(*arguments)
+
+    cores(1)
+    alone = run(suite)
+    cores(2)
+    monkeypatch.setattr(batched, "measure", together)
+    same(alone, run(suite, out=suite.parent / "other"))
+    assert len(threads) == 2
+    assert torch.get_num_threads() == 2
+
+
+def test_an_interrupt_stops_every_worker_and_the_next_run_goes_on(
+    write_suite: Any, cores: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite, measure, stopped = write_suite(), batched.measure, []
+
+    def endless(pack: Any, *rest: Any) -> Any:
+        if pack[0].point.seed == 0:
+            return measure(pack, *rest)
+        try:
+            while True:
+                time.sleep(0.01)
+        except KeyboardInterrupt:
+            stopped.append(pack[0].key)
+            raise
+
+    cores(2)
+    monkeypatch.setattr(batched, "measure", endless)
+    with pytest.raises(KeyboardInterrupt):
+        run(suite, watch=interrupt_after(1))
+    assert stopped
+    monkeypatch.setattr(batched, "measure", measure)
+    assert len(run(suite).cells) == 60
+
+
+def test_workers_share_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    packs = [[problem] for problem in runner.prepare("smoke")[1].problems]
+    most = max(batched.footprint(problem) for (problem,) in packs)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    assert batched.workers(packs, "cpu", "auto", 2 * most) == 2
+    assert batched.workers(packs, "cpu", "auto", most // 2) == 1
+    assert batched.workers(packs[:3], "cpu", "eager", 9 * most) == 3
+    assert batched.workers(packs, "cpu", "batched", 9 * most) == 1
+    assert batched.workers(packs, "cuda", "auto", 9 * most) == 1
+    assert batched.workers([], "cpu", "auto", most) == 1
 
 
 def test_a_finished_run_measures_nothing_again(write_suite: Any, solved: list[str]) -> None:
@@ -312,7 +379,9 @@ def slow(suite: Path, out: Path) -> subprocess.Popen[str]:
         "batched.measure = lambda *a: (time.sleep(0.3), solve(*a))[1]\n"
         "gradbench.run(sys.argv[1], out=sys.argv[2], device='cpu')"
     )
-    return subprocess.Popen([sys.executable, "-c", code, str(suite), str(out)], stderr=subprocess.PIPE, text=True)
+    one = os.environ | {"OMP_NUM_THREADS": "1"}  # another number of cores is another processor
+    command = [sys.executable, "-c", code, str(suite), str(out)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=one)
 
 
 def records(out: Path) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -13,6 +14,12 @@ from ledger import BASELINE, DEVICE, FOLDER, TOLERANCE, Ledger
 
 from gradbench.engine.device import describe
 from gradbench.runner import _git
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cores() -> None:
+    """All of them, as a user has: the other tests leave torch one."""
+    torch.set_num_threads(os.cpu_count() or 1)
 
 
 @pytest.fixture(scope="session")

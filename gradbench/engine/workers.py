@@ -1,0 +1,51 @@
+"""Problems side by side on the cores of a CPU: a step is too little work to be shared between them."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def side_by_side(function: Callable[[T], Iterable[R]], items: Sequence[T], workers: int) -> Iterator[R]:
+    """What `function` gives for every item: in order by a single worker, else as items are done.
+
+    Every worker is a thread whose torch uses one core, so that what it computes does not depend on their number.
+    Whatever stops the caller stops all of them, at their next operation.
+    """
+    if workers == 1:
+        for item in items:
+            yield from function(item)
+        return
+    cores, busy = torch.get_num_threads(), set[int]()
+
+    def begin() -> None:
+        torch.set_num_threads(1)
+        torch.set_flush_denormal(True)  # a setting of each thread
+
+    def work(item: T) -> list[R]:
+        busy.add(threading.get_ident())
+        try:
+            return list(function(item))
+        finally:
+            busy.discard(threading.get_ident())
+
+    pool = ThreadPoolExecutor(workers, initializer=begin)
+    try:
+        for done in as_completed([pool.submit(work, item) for item in items]):
+            yield from done.result()
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for thread in tuple(busy):
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(KeyboardInterrupt))
+        raise
+    finally:
+        pool.shutdown()
+        torch.set_num_threads(cores)
