@@ -54,6 +54,16 @@ class DeepCertificate:
         return self.rho < 1
 
 
+def by_lu(M: Float[Tensor, "*r b n n"], v: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
+    """x with M x = v of each sample; not finite where M is singular."""
+    cores = torch.get_num_threads()
+    torch.set_num_threads(1)  # oneMKL's LU on several fails or never returns on some processors (torch 2.15, AMD Zen 5)
+    try:
+        return torch.linalg.solve_ex(M, v[..., None])[0][..., 0]
+    finally:
+        torch.set_num_threads(cores)
+
+
 def dense(linear: Linear, like: Float[Tensor, "b n"]) -> Float[Tensor, "b n n"]:
     """The matrix of a linear map of each sample, from n products M^T e_i, which are its rows."""
     rows = []
@@ -100,7 +110,7 @@ def certify_deep(free: Trajectory, thresholds: Thresholds, seed: int) -> DeepCer
     if exact:
         M = torch.eye(s.shape[-1]).to(s) - dense(step, s)
         number = torch.linalg.cond(M)
-        response, credit = (torch.linalg.solve_ex(A, v[..., None])[0][..., 0] for A, v in ((M, nudge), (M.mT, g)))
+        response, credit = by_lu(M, nudge), by_lu(M.mT, g)
     else:
         largest, smallest = singular(lambda v: v - jvp(v), lambda a: a - vjp(a), v, min(most, FEW))
         number = torch.maximum(condition(space), largest / smallest)  # either is a lower bound

@@ -30,7 +30,7 @@ import torch
 
 from gradbench.cause import NEGLIGIBLE, Cause
 from gradbench.diagnostics.arnoldi import gmres
-from gradbench.diagnostics.deep import DENSE, dense
+from gradbench.diagnostics.deep import DENSE, by_lu, dense
 from gradbench.estimators.base import Snapshot, along
 from gradbench.estimators.ep import SIGNS, NudgedPhase, displacement
 from gradbench.estimators.reverse import Bptt, Tbptt
@@ -255,7 +255,7 @@ def implicit(free: Trajectory) -> tuple[Float[Tensor, "1 b n"], float]:
 
     if s.numel() * s.shape[-1] <= DENSE:
         transposed = torch.eye(s.shape[-1]).to(s) - dense(step, s).mT
-        a = torch.linalg.solve_ex(transposed, g[..., None])[0][..., 0]
+        a = by_lu(transposed, g)
     else:
         a = gmres(residual_map, g)
     left, size = (g - residual_map(a)).norm(dim=-1), g.norm(dim=-1)

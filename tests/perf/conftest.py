@@ -16,10 +16,13 @@ from gradbench.engine.device import describe
 from gradbench.runner import _git
 
 
-@pytest.fixture(scope="session", autouse=True)
-def cores() -> None:
+@pytest.fixture(autouse=True)
+def cores() -> Iterator[None]:
     """All of them, as a user has: the other tests leave torch one."""
+    found = torch.get_num_threads()
     torch.set_num_threads(os.cpu_count() or 1)
+    yield
+    torch.set_num_threads(found)
 
 
 @pytest.fixture(scope="session")
