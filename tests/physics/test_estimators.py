@@ -9,9 +9,11 @@ import torch
 from live import ESTIMATORS, SYSTEMS, gap, live_field, random_like, whole_gap
 
 from gradbench import registry
+from gradbench.estimators import ep
 from gradbench.estimators.base import AbstractEstimator
+from gradbench.estimators.ep import NudgedPhase
 from gradbench.estimators.reverse import Bptt, ReversePhase, Tbptt
-from gradbench.field import Closed, Field, Linear
+from gradbench.field import Closed, Field, Linear, Stack
 from gradbench.metrics import compare
 from gradbench.systems.base import AbstractForwardSystem, Params
 from gradbench.trajectory import Trajectory, relax
@@ -343,3 +345,30 @@ def test_counts_are_what_one_cell_evaluates(name: str, monkeypatch: pytest.Monke
         depth = None if whole else depths[0]
         promised = rule.phase.count(6, depth) + rule.phase.beside(depth)
         assert seen == {"jvp": promised.jvp, "vjp": promised.vjp}, rule_name
+
+
+@pytest.mark.parametrize("cached", [1, 6_000, 10_000, 2**30])  # entries: of a row, of three, of a T1, of all
+@pytest.mark.parametrize("stacked", [False, True])
+def test_a_nudged_batch_in_pieces_is_the_same_batch(
+    cached: int, stacked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    field = live_field("cet_real")
+    field = Stack.of([field, field]) if stacked else field
+    free = relax(field, (20, 60))
+    betas = free.ends.new_tensor([0.02, 0.1])
+    betas = betas[:, None].expand(2, 2) if stacked else betas
+    phase = NudgedPhase((1, -1), asymmetric=True, clip="sample")
+    whole = list(phase.run(free, (3, 8), betas))
+    monkeypatch.setattr(ep, "CACHED", cached)
+    cut = list(phase.run(free, (3, 8), betas))
+    bare = list(phase.bare.run(free, (3, 8), betas))
+    for a, b, c in zip(whole, cut, bare, strict=True):
+        assert a.nudged is not None
+        assert c.rest is None
+        for other in (b, c):
+            torch.testing.assert_close(other.nudged, a.nudged, rtol=1e-12, atol=1e-13)
+            for name, value in other.evidence.items():
+                torch.testing.assert_close(value, a.evidence[name], rtol=1e-6, atol=1e-12, msg=name)
+        torch.testing.assert_close(b.rest, a.rest, rtol=1e-12, atol=1e-13)
+        assert b.evidence.keys() == a.evidence.keys()
+        assert a.evidence.keys() - c.evidence.keys() == {"drift", "curvature", "noise_floor"}
