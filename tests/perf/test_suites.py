@@ -14,7 +14,7 @@ from script import measure
 
 from gradbench.engine.precision import ieee_float32
 from gradbench.engine.problem import build
-from gradbench.plan import Problem
+from gradbench.plan import Cell, Problem
 from gradbench.runner import prepare, run
 from gradbench.selection import CONTROL
 
@@ -31,24 +31,29 @@ def test_suite(
     rules = [cell for cell in planned.cells if cell.estimator != CONTROL]  # a control is nothing to write a script for
     rng = random.Random(0)
     chosen = rng.sample(rules, sample)
-    seconds = []
+    seconds: list[float] = []
 
     def whole() -> float:
         start = perf_counter()
         run(suite, out=tmp_path, device=DEVICE, fresh=True)
         return perf_counter() - start
 
+    def step_by_step(cells: list[Cell]) -> None:
+        with ieee_float32():
+            for cell in cells:
+                field = build(Problem((cell,)), DEVICE)
+                if DEVICE == "cuda":
+                    torch.cuda.synchronize()
+                start = perf_counter()
+                measure(cell, field, planned.thresholds.live[cell.dtype])
+                seconds.append(perf_counter() - start)
+
+    step_by_step(chosen[:1])
+    seconds.clear()  # that warmed up
+    step_by_step(chosen[::2])  # half before and half after: how fast a shared machine is changes by the minute
     cold = whole()
     warm = whole() if DEVICE == "cuda" else cold  # a CPU builds nothing that a second run could keep
-    with ieee_float32():
-        for i, cell in enumerate([chosen[0], *chosen]):  # the first warms up
-            field = build(Problem((cell,)), DEVICE)
-            if DEVICE == "cuda":
-                torch.cuda.synchronize()
-            start = perf_counter()
-            measure(cell, field, planned.thresholds.live[cell.dtype])
-            if i:
-                seconds.append(perf_counter() - start)
+    step_by_step(chosen[1::2])
     script = sum(seconds) / len(seconds)
     cells = len(rules)
     ratio = script / (warm / cells)
