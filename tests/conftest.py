@@ -31,6 +31,16 @@ batch = 2
 
 
 @pytest.fixture
+def cores() -> Iterator[Callable[[int], None]]:
+    """Sets how many cores torch may use."""
+    import torch
+
+    found = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(found)
+
+
+@pytest.fixture
 def write_suite(tmp_path: Path) -> Callable[..., Path]:
     """Write a suite file: `text` after the tiny suite, or in its place."""
 

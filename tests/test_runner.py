@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +28,6 @@ from gradbench.tables.store import Run, read_json
 
 COST_OF_TIME = ["seconds", "peak_memory"]
 PROBLEMS = 6  # of the tiny suite
-
-
-@pytest.fixture
-def cores() -> Iterator[Callable[[int], None]]:
-    """Sets how many cores torch may use."""
-    found = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(found)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 
 import pytest
@@ -17,12 +17,9 @@ from gradbench.runner import _git
 
 
 @pytest.fixture(autouse=True)
-def cores() -> Iterator[None]:
-    """All of them, as a user has: the other tests leave torch one."""
-    found = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)
-    yield
-    torch.set_num_threads(found)
+def all_cores(cores: Callable[[int], None]) -> None:
+    """As a user has: the other tests leave torch one."""
+    cores(os.cpu_count() or 1)
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -247,14 +248,10 @@ def test_a_cell_that_diverged_has_no_deep_certificate_and_disturbs_no_other() ->
 
 
 @pytest.mark.parametrize("n", [40, 400])
-def test_the_dense_solve_is_right_on_several_cores(n: int) -> None:
+def test_the_dense_solve_is_right_on_several_cores(n: int, cores: Callable[[int], None]) -> None:
     M, v = torch.eye(n, dtype=torch.float64) + 0.1 / n**0.5 * noise(3, n, n, seed=1), noise(3, n, seed=2)
-    found = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        x = deep.by_lu(M, v)
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(found)
+    cores(2)
+    x = deep.by_lu(M, v)
+    assert torch.get_num_threads() == 2
     torch.testing.assert_close(x, torch.from_numpy(np.linalg.solve(M.numpy(), v.numpy()[..., None])[..., 0]))
     assert not deep.by_lu(torch.zeros_like(M), v).isfinite().any()
