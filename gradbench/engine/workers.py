@@ -17,8 +17,8 @@ R = TypeVar("R")
 def side_by_side(function: Callable[[T], Iterable[R]], items: Sequence[T], workers: int) -> Iterator[R]:
     """What `function` gives for every item: in order by a single worker, else as items are done.
 
-    Every worker is a thread whose torch uses one core, so that what it computes does not depend on their number.
-    Whatever stops the caller stops all of them, at their next operation.
+    A single worker is the caller, with all its cores. Several are threads whose torch uses one core each, and
+    whatever stops the caller stops them, at their next operation.
     """
     if workers == 1:
         for item in items:
