@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 SOLVED = 1e-8  # |g - (1 - J_G^T) a| / |g|: above, there is no implicit rung
 SMALL = 1e-5  # of |s*|: what a nudge moves the state by that stands for beta -> 0
+HEARD = 1e4  # units of round-off of |s*| that its first step moves the state by at least
 STATES = 2**27  # entries of a trajectory that are kept; of a longer one some states are
 LIVE = 1e-12  # a parameter whose reference is below this share of the whole has no error
 
@@ -315,9 +316,13 @@ def nudged_credits(
     """From the phase along the drift, where there is some, to the phase as it is: rungs of the ladder, by depth."""
     nudge = next(name for name, signs in SIGNS.items() if signs == phase.signs)
     tangents = dict(response(free, phase, depths, drifting=drifting))
-    # a nudge that moves the state by SMALL of itself: bent by no more than that, and far above round-off
-    size = torch.stack([free.ends.flatten(-2).norm(dim=-1) / a.flatten(-2).norm(dim=-1) for a in tangents.values()])
-    least = (SMALL * size.nan_to_num(nan=math.inf)).amin((0, 1))
+    # a nudge that moves the state by SMALL of itself: bent by no more than that, and far above round-off, which from
+    # the first step on grows as the nudge does
+    rest, first, *grown = (
+        v.flatten(-2).norm(dim=-1) for v in (free.ends, phase.step_size(free) * free.cost_slope, *tangents.values())
+    )
+    least = (SMALL * (rest / torch.stack(grown)).nan_to_num(nan=math.inf)).amin((0, 1))
+    least = torch.maximum(least, (HEARD * torch.finfo(rest.dtype).eps * rest / first).nan_to_num(nan=0.0).amax(0))
     small = torch.minimum(torch.where(least.isfinite() & (least > 0), least, betas[0]), betas.amin(0))
     both = torch.cat([small[None], betas])
     centred = nudge == "centred"

@@ -192,6 +192,12 @@ def test_a_planted_fault_is_named(
     assert found.cause is cause, {str(c): v for c, v in found.sizes.items()}
 
 
+def test_the_smallest_nudge_is_heard_where_everything_grows() -> None:
+    """Of a saddle, a nudge that ends at SMALL of the state would start below its round-off, which grows as it does."""
+    found = climb(line(pull=-0.5, skew=0.0, at=1.0), "ep", {}, 40, 200, 1e-3)
+    assert found.sizes[Cause.RULE] < 1e-2 * found.sizes[Cause.NO_FIXED_POINT]
+
+
 @pytest.mark.parametrize(("rule", "place"), [("aep", {}), ("ep", {"skew": 0.0})])
 def test_the_floor_of_float32_is_named_and_float64_has_none(rule: str, place: dict[str, Any]) -> None:
     field = line(**place)
