@@ -106,16 +106,16 @@ class StepMap(Linear):
     def __init__(self, field: Field, s: Float[Tensor, "*r b n"]) -> None:
         self._field, self._force = field, field.at(s)
         with torch.no_grad():
-            self._u = s + field.step_size * field.force(s) if field.system.projects else s
+            self._u = torch.addcmul(s, field.step_size, field.force(s)) if field.system.projects else s
 
     def jvp(self, v: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
         """J_G v."""
-        return self._field.project_jvp(self._u, v + self._field.step_size * self._force.jvp(v))
+        return self._field.project_jvp(self._u, torch.addcmul(v, self._field.step_size, self._force.jvp(v)))
 
     def vjp(self, a: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
         """J_G^T a."""
         p = self._field.project_vjp(self._u, a)
-        return p + self._field.step_size * self._force.vjp(p)
+        return torch.addcmul(p, self._field.step_size, self._force.vjp(p))
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,7 +196,7 @@ class Field:
 
     def step(self, s: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
         """G(s) = Pi(s + eps F(s))."""
-        return self.project(s + self.step_size * self.force(s))
+        return self.project(torch.addcmul(s, self.step_size, self.force(s)))
 
     def project(self, u: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
         """Pi(u)."""

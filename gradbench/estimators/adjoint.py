@@ -32,12 +32,12 @@ class AdjointPhase(AbstractPhase):
 
         field, eps, a = free.field, free.field.step_size, free.cost_slope
         with torch.no_grad():
-            u = free.ends + eps * field.force(free.ends)
+            u = torch.addcmul(free.ends, eps, field.force(free.ends))
         linear = field.frozen(field.at, free.ends)
 
         def back(a: Tensor) -> tuple[Tensor, ...]:
             p = field.project_vjp(u, a) if self.projection == "kept" else a
-            return p, p + eps * linear().vjp(p)
+            return p, torch.addcmul(p, eps, linear().vjp(p))
 
         step, total = field.repeated(back, a), torch.zeros_like(a)
         for term in range(1, max(depths) + 1):

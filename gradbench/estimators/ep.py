@@ -77,15 +77,16 @@ class NudgedPhase(AbstractPhase):
         def advance(s: Tensor, bound: Tensor, clipped: Tensor) -> tuple[Tensor, ...]:
             with torch.no_grad():
                 force = field.force(s)
-                push = force - nudge * field.cost_slope(s)
+                push = torch.addcmul(force, nudge, field.cost_slope(s), value=-1)
                 if skew is not None:
-                    correction = 2 * skew().antisym(s - start)
-                    if self.clip != "none":
-                        gain = self._gain(field.system, force, correction)
-                        correction = gain * correction
+                    half = skew().antisym(s - start)
+                    if self.clip == "none":
+                        push = push.sub(half, alpha=2)
+                    else:
+                        gain = self._gain(field.system, force, 2 * half)
+                        push = torch.addcmul(push, gain, half, value=-2)
                         clipped += (gain < 1).to(s).mean((-2, -1))  # share of samples
-                    push = push - correction
-                ahead = field.project(s + eps * push)
+                ahead = field.project(torch.addcmul(s, eps, push))
                 torch.maximum(bound, ahead.flatten(-2).norm(dim=-1), out=bound)
             return ahead, bound, clipped
 

@@ -36,13 +36,13 @@ class ReversePhase(AbstractPhase):
 
         def back(s: Tensor, a: Tensor, felt: Tensor, *total: Tensor) -> tuple[Tensor, ...]:
             with torch.no_grad():
-                u = s + eps * field.force(s) if field.system.projects else s
+                u = torch.addcmul(s, eps, field.force(s)) if field.system.projects else s
             p = field.project_vjp(u, a)
             felt += p
             Jp, pulled = field.backward(s, p)
             for name, sum_ in zip(names, total, strict=True):
                 sum_ += pulled[name]
-            return a.copy_(p + eps * Jp), felt, *total
+            return torch.addcmul(p, eps, Jp, out=a), felt, *total
 
         # rows of what is carried back, the T1 that have joined: a, sum p, and the sums of its pulls
         a = free.cost_slope.clone()

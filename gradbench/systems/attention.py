@@ -7,6 +7,7 @@ the scores moves it by P o (dS - sum(P o dS)), which is symmetric in dS.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -24,6 +25,27 @@ def heads(x: Float[Tensor, "*b N Hh"], H: int) -> Float[Tensor, "*b H N h"]:
 def merge(x: Float[Tensor, "*b H N h"]) -> Float[Tensor, "*b N Hh"]:
     """Undo `heads`."""
     return x.transpose(-3, -2).flatten(-2)
+
+
+def side_by_side(
+    flat: Sequence[Float[Tensor, "*b N _"]], by_head: Sequence[Float[Tensor, "*b H N h"]], spare: int = 0
+) -> Float[Tensor, "*b N K"]:
+    """Features of every token as one row, those of its heads behind the others, then `spare` zeros.
+
+    What is copied here is copied once, where undoing `heads` and then a cat would copy it twice.
+    """
+    import torch
+
+    merged = [x.transpose(-3, -2) for x in by_head]
+    features = [(x, x.shape[-1:]) for x in flat] + [(x, x.shape[-2:]) for x in merged]
+    sizes = [math.prod(shape) for _, shape in features]
+    tokens = torch.broadcast_shapes(*(x.shape[: x.ndim - len(shape)] for x, shape in features))
+    row, start = features[0][0].new_empty((*tokens, sum(sizes) + spare)), 0
+    for (x, shape), size in zip(features, sizes, strict=True):
+        row[..., start : start + size].unflatten(-1, shape).copy_(x)
+        start += size
+    row[..., start:].zero_()
+    return row
 
 
 def small(a: Float[Tensor, "*b N K"], b: Float[Tensor, "*b K M"]) -> Float[Tensor, "*b N M"]:

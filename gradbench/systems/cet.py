@@ -27,8 +27,8 @@ from gradbench.systems.attention import (
     energy_slope,
     energy_slope_jvp,
     heads,
-    merge,
     outer,
+    side_by_side,
 )
 from gradbench.systems.base import (
     AbstractDrivenSystem,
@@ -212,9 +212,8 @@ class _Cet(ClosedForms, AbstractSystem):
         z, y = self._parts(s)
         decoded, memory, *projected = self._into(z, context["ahead_in"])
         attended = self._attended(self._attend(projected), knobs.sigma)
-        tokens = self._out((self._patches(y), memory.relu(), *attended), context["ahead_out"])
-        force_z = context["input"] + tokens - (2 * self.well + knobs.damp) * z
-        return self._join(force_z, self._image(decoded) + theta["bdec"][:, None, None] - y)
+        tokens = context["input"] + self._out((self._patches(y), memory.relu()), attended, context["ahead_out"])
+        return self._join(self._pulled_back(tokens, z, knobs), self._image(decoded) + theta["bdec"][:, None, None] - y)
 
     def activate(self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"], knobs: Knobs) -> Saved:
         z, y = self._parts(s)
@@ -228,8 +227,9 @@ class _Cet(ClosedForms, AbstractSystem):
         z, y = self._parts(v)
         decoded, memory, *projected = self._into(z, context["ahead_in"])
         attended = self._attended_jvp(saved, projected, knobs.sigma)
-        tokens = self._out((self._patches(y), memory * (saved["memory"] > 0), *attended), context["ahead_out"])
-        return self._join(tokens - (2 * self.well + knobs.damp) * z, self._image(decoded) - y)
+        flat = (self._patches(y), memory * (saved["memory"] > 0))
+        tokens = self._pulled_back(self._out(flat, attended, context["ahead_out"]), z, knobs)
+        return self._join(tokens, self._image(decoded) - y)
 
     def vjp(
         self, theta: Params, context: Params, saved: Saved, a: Float[Tensor, "*r b n"], knobs: Knobs
@@ -256,33 +256,35 @@ class _Cet(ClosedForms, AbstractSystem):
         self, context: Params, saved: Saved, z: Tensor, y: Tensor, knobs: Knobs
     ) -> tuple[Float[Tensor, "*r b N K"], Tensor]:
         """Credits of pixels, memories and heads, side by side, and of the image."""
-        import torch
-
         decoded, memory, *projected = self._into(z, context["back_in"])
-        heads = self._attended_vjp(saved, projected, knobs.sigma)
-        return torch.cat((self._patches(y), memory * (saved["memory"] > 0), *heads), -1), decoded
+        by_head = self._attended_vjp(saved, projected, knobs.sigma)
+        return side_by_side((self._patches(y), memory * (saved["memory"] > 0)), by_head), decoded
 
     def _returned(
         self, context: Params, z: Tensor, y: Tensor, moved: Tensor, decoded: Tensor, knobs: Knobs
     ) -> Float[Tensor, "*r b n"]:
-        tokens = moved @ context["back_out"] - (2 * self.well + knobs.damp) * z
+        tokens = self._pulled_back(moved @ context["back_out"], z, knobs)
         return self._join(tokens, self._image(decoded) - y)
+
+    def _pulled_back(self, tokens: Tensor, z: Float[Tensor, "*b N D"], knobs: Knobs) -> Float[Tensor, "*b N D"]:
+        """With the pull of the well, tokens - (2 w + c) z."""
+        return tokens.addcmul(z, 2 * self.well + knobs.damp, value=-1)
 
     def _pulled(
         self, theta: Params, x: Data, saved: Saved, z: Tensor, y: Tensor, moved: Tensor, knobs: Knobs
     ) -> Params:
         """<a, W f(W' z)>: W' meets the tokens and what moved, W the credits and what was handed on."""
-        import torch
-
-        rest = (self._patches(saved["y"]), saved["memory"], *self._attended(saved, knobs.sigma), self._seen(x))
-        shape = torch.broadcast_shapes(*(part.shape[:-1] for part in rest))
+        flat = (self._patches(saved["y"]), saved["memory"], self._seen(x))
+        handed_on = side_by_side(flat, self._attended(saved, knobs.sigma))
+        inner, outside = outer(saved["z"], moved), outer(z, handed_on)
         width, pixels = self.heads * self.dh, self.ch * self.patch**2
-        inner, outside = outer(saved["z"], moved), outer(z, torch.cat([part.expand(*shape, -1) for part in rest], -1))
-        by_z = inner.split([pixels, self.mem, *[width] * ((inner.shape[-1] - self.mem - pixels) // width)], -1)
-        by_a = outside.split([part.shape[-1] for part in rest], -1)
+        by_z, by_a = (
+            g.split([*sizes, *[width] * ((g.shape[-1] - sum(sizes)) // width)], -1)
+            for g, sizes in ((inner, [pixels, self.mem]), (outside, [pixels, self.mem, pixels]))
+        )
         token, kernel = z.sum(-3), theta["Wenc"].shape  # everything that enters as a bias is a sum of tokens
-        return self._head_grads(by_z[2:], by_a[2:-1]) | {
-            "Wenc": by_a[-1].unflatten(-1, kernel[1:]),
+        return self._head_grads(by_z[2:], by_a[3:]) | {
+            "Wenc": by_a[2].unflatten(-1, kernel[1:]),
             "benc": token.sum(-2),
             "bpos": token,
             "Wdec": (by_z[0] + by_a[0]).unflatten(-1, kernel[1:]),
@@ -297,12 +299,11 @@ class _Cet(ClosedForms, AbstractSystem):
         sizes = [pixels - skip, self.mem, *[width] * kinds]
         return list((z @ W[:, skip:]).split(sizes if skip < pixels else sizes[1:], -1))
 
-    def _out(self, parts: tuple[Tensor, ...], W: Float[Tensor, "K D"]) -> Float[Tensor, "*b N D"]:
-        import torch
-
-        spare = W.shape[-2] - sum(part.shape[-1] for part in parts)
-        zeros = [parts[0].new_zeros((*parts[0].shape[:-1], spare))] if spare else []
-        return torch.cat([*parts, *zeros], -1) @ W
+    def _out(
+        self, flat: tuple[Tensor, ...], by_head: tuple[Tensor, ...], W: Float[Tensor, "K D"]
+    ) -> Float[Tensor, "*b N D"]:
+        spare = W.shape[-2] - sum(x.shape[-1] for x in flat) - self.heads * self.dh * len(by_head)
+        return side_by_side(flat, by_head, spare) @ W
 
     @abstractmethod
     def _head_weights(self, theta: Params) -> tuple[list[Tensor], list[Tensor]]:
@@ -317,15 +318,19 @@ class _Cet(ClosedForms, AbstractSystem):
         """What attention and its derivatives need of the projected tokens."""
 
     @abstractmethod
-    def _attended(self, at: Saved, sigma: Tensor) -> tuple[Tensor, ...]:
+    def _attended(self, at: Saved, sigma: Tensor) -> tuple[Float[Tensor, "*b H N h"], ...]:
         """sigma times what attention hands to each of its `ahead` weights."""
 
     @abstractmethod
-    def _attended_jvp(self, at: Saved, projected: Sequence[Tensor], sigma: Tensor) -> tuple[Tensor, ...]:
+    def _attended_jvp(
+        self, at: Saved, projected: Sequence[Float[Tensor, "*b N Hh"]], sigma: Tensor
+    ) -> tuple[Float[Tensor, "*b H N h"], ...]:
         """Its change with the projected tokens."""
 
     @abstractmethod
-    def _attended_vjp(self, at: Saved, projected: Sequence[Tensor], sigma: Tensor) -> tuple[Tensor, ...]:
+    def _attended_vjp(
+        self, at: Saved, projected: Sequence[Float[Tensor, "*b N Hh"]], sigma: Tensor
+    ) -> tuple[Float[Tensor, "*b H N h"], ...]:
         """The same for the transpose, from credits projected by `back_in`."""
 
     def _parts(self, s: Float[Tensor, "*r b n"]) -> tuple[Tensor, Tensor]:
@@ -408,11 +413,11 @@ class _EnergyAttention(_Cet, AbstractEnergySystem):
         return energy_attention(q, k, self.gamma)
 
     def _attended(self, at: Saved, sigma: Tensor) -> tuple[Tensor, ...]:
-        return tuple(sigma * merge(slope) for slope in energy_slope(at))
+        return tuple(sigma * slope for slope in energy_slope(at))
 
     def _attended_jvp(self, at: Saved, projected: Sequence[Tensor], sigma: Tensor) -> tuple[Tensor, ...]:
         dq, dk = self._by_head(projected)
-        return tuple(sigma * merge(moved) for moved in energy_slope_jvp(at, self.gamma, dq, dk))
+        return tuple(sigma * moved for moved in energy_slope_jvp(at, self.gamma, dq, dk))
 
     def _attended_vjp(self, at: Saved, projected: Sequence[Tensor], sigma: Tensor) -> tuple[Tensor, ...]:
         return self._attended_jvp(at, projected, sigma)  # a Hessian
@@ -459,7 +464,7 @@ class _RealAttention(_Cet, AbstractDrivenSystem):
         z, y = self._parts(v)
         *ahead, back = (z @ context["skew_in"]).split(self.heads * self.dh, -1)
         moved = self._attended_jvp(saved, ahead, knobs.sigma), self._attended_vjp(saved, [back], knobs.sigma)
-        return self._join(self._out((*moved[0], *moved[1]), context["skew_out"]), y.new_zeros(y.shape))
+        return self._join(self._out((), (*moved[0], *moved[1]), context["skew_out"]), y.new_zeros(y.shape))
 
     def _fused(self, theta: Params) -> Params:
         import torch
@@ -476,7 +481,7 @@ class _RealAttention(_Cet, AbstractDrivenSystem):
 
     def _from_heads(self, attended: tuple[Tensor, ...], W: Float[Tensor, "K D"], y: Tensor) -> Tensor:
         """A force on the tokens alone."""
-        return self._join(self._out(attended, W[self.mem + self.ch * self.patch**2 :]), y.new_zeros(y.shape))
+        return self._join(self._out((), attended, W[self.mem + self.ch * self.patch**2 :]), y.new_zeros(y.shape))
 
     def _head_weights(self, theta: Params) -> tuple[list[Tensor], list[Tensor]]:
         return [theta["WO"].mT], [theta[w].flatten(0, 1) for w in ("WQ", "WK", "WV")]
@@ -489,14 +494,14 @@ class _RealAttention(_Cet, AbstractDrivenSystem):
         return attention(*self._by_head(projected))
 
     def _attended(self, at: Saved, sigma: Tensor) -> tuple[Tensor, ...]:
-        return (sigma * merge(attend(at)),)
+        return (sigma * attend(at),)
 
     def _attended_jvp(self, at: Saved, projected: Sequence[Tensor], sigma: Tensor) -> tuple[Tensor, ...]:
-        return (sigma * merge(attend_jvp(at, *self._by_head(projected))),)
+        return (sigma * attend_jvp(at, *self._by_head(projected)),)
 
     def _attended_vjp(self, at: Saved, projected: Sequence[Tensor], sigma: Tensor) -> tuple[Tensor, ...]:
         (credit,) = self._by_head(projected)
-        return tuple(sigma * merge(part) for part in attend_vjp(at, credit))
+        return tuple(sigma * part for part in attend_vjp(at, credit))
 
 
 @final
