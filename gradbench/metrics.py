@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Float64
     from torch import Tensor
 
     from gradbench.systems.base import Params
@@ -17,8 +19,7 @@ if TYPE_CHECKING:
 ATTENTION = ("WQ", "WK", "WV", "WO")  # the group of `cosine_attn`
 
 
-@dataclass(frozen=True)
-class Similarity:
+class Similarity(NamedTuple):
     """Four readings of one comparison; NaN where the reading is undefined."""
 
     cosine: float
@@ -74,55 +75,82 @@ def compare(estimate: Params, reference: Params, live: float) -> Comparison:
 
     `live`: a parameter whose reference norm is below this share of the global one has no cosine.
     """
-    sums = tally(estimate, reference, 0).tolist()
-    return comparison(dict(zip(reference, sums, strict=True)), live)
+    (found,) = comparisons(Reference(reference, 0).tally(estimate).cpu().numpy()[None], list(reference), live)
+    return found
 
 
-def tally(estimate: Params, reference: Params, lead: int) -> Float[Tensor, "*lead P 6"]:
-    """<e, r>, |e|^2, |r|^2, |e - r|^2, signs that agree, signs compared: by parameter, in float64.
+class Reference:
+    """A gradient that estimates are compared with, and what every comparison needs of it.
 
-    The first `lead` axes stay, and the reference's broadcast against the estimate's. Signs are compared where
-    |reference| exceeds 16 units of round-off of its largest entry.
+    The first `lead` axes stay, and broadcast against the estimate's. Signs are compared where |reference| exceeds 16
+    units of round-off of its largest entry.
     """
-    rows = []
-    for name, r in reference.items():
-        e, r = (g.reshape(*g.shape[:lead], -1) for g in (estimate[name], r))
-        noise = 16 * torch.finfo(r.dtype).eps * r.abs().amax(-1, keepdim=True)
-        heard = r.abs() > noise
-        agree = (e.sign() == r.sign()) & heard
-        e, r = e.double(), r.double()
-        terms = (e * r, e.square(), r.square(), (e - r).square(), agree.double(), heard.double())
-        rows.append(torch.stack(torch.broadcast_tensors(*(term.sum(-1) for term in terms)), -1))
-    return torch.stack(rows, -2)
+
+    def __init__(self, gradient: Params, lead: int) -> None:
+        self._lead, self._names = lead, list(gradient)
+        flat = [g.reshape(*g.shape[:lead], -1) for g in gradient.values()]
+        self._sizes = [r.shape[-1] for r in flat]
+        noise = [16 * torch.finfo(r.dtype).eps * r.abs().amax(-1, keepdim=True) for r in flat]
+        heard = [r.abs() > floor for r, floor in zip(flat, noise, strict=True)]
+        self._whole = torch.cat(flat, -1)
+        # a NaN agrees with nothing
+        self._signs = torch.where(torch.cat(heard, -1), self._whole.sign(), math.nan)
+        self._known = [self._sums(self._whole.double().square()), self._sums(torch.cat(heard, -1))]
+
+    def tally(self, estimate: Params) -> Float64[Tensor, "*lead P 6"]:
+        """<e, r>, |e|^2, |r|^2, |e - r|^2, signs that agree, signs compared: by parameter, in float64."""
+        e = torch.cat([estimate[n].reshape(*estimate[n].shape[: self._lead], -1) for n in self._names], -1)
+        agree, e, r = self._sums(e.sign() == self._signs), e.double(), self._whole.double()
+        squares, heard = self._known
+        terms = self._sums(e * r), self._sums(e.square()), squares, self._sums((e - r).square()), agree, heard
+        return torch.stack(torch.broadcast_tensors(*terms), -1)
+
+    def _sums(self, entries: Tensor) -> Float64[Tensor, "*lead P"]:
+        return torch.stack([own.sum(-1) for own in entries.split(self._sizes, -1)], -1).double()
 
 
-def comparison(sums: dict[str, list[float]], live: float) -> Comparison:
-    """The readings of one estimate, from its tallies by parameter."""
-    whole = _similarity([sum(term) for term in zip(*sums.values(), strict=True)], 0.0, "the reference")
-    floor = live * whole.reference_norm
-    return Comparison(whole, {n: _similarity(row, floor, f"the reference of {n}") for n, row in sums.items()})
-
-
-def _similarity(sums: list[float], floor: float, what: str) -> Similarity:
-    dot, ee, rr, dd, agree, heard = sums
-    norm, size = math.sqrt(rr), math.sqrt(ee)
-    reason = ""
-    if not math.isfinite(norm):
-        reason = f"{what} is not finite"
-    elif norm <= floor or norm == 0:
-        reason = f"{what} is zero" if norm == 0 else f"{what} is below the floor of liveness"
-    elif not math.isfinite(size):
-        reason = "the estimate is not finite"
-    elif size == 0:
-        reason = "the estimate is zero"
-    nan = math.nan
-    if norm == 0 or not math.isfinite(norm):
-        return Similarity(nan, nan, nan, nan, norm, reason)
-    return Similarity(
-        cosine=nan if reason else dot / (norm * size),
-        norm_ratio=size / norm,
-        rel_error=math.sqrt(dd) / norm,
-        sign_agreement=agree / heard if heard else nan,
-        reference_norm=norm,
-        reason=reason,
+def comparisons(sums: Float64[np.ndarray, "k P 6"], names: Sequence[str], live: float) -> list[Comparison]:
+    """The readings of k estimates, from their tallies by parameter."""
+    whole = sums.sum(1, keepdims=True)
+    every = np.concatenate([whole, sums], 1)
+    floor = np.concatenate(
+        [np.zeros_like(whole[..., 2]), np.broadcast_to(live * np.sqrt(whole[..., 2]), sums.shape[:2])], 1
     )
+    rows, reasons = _readings(every, floor)
+    whats = ["the reference", *(f"the reference of {n}" for n in names)]
+    found = []
+    for values, codes in zip(rows.tolist(), reasons.tolist(), strict=True):
+        first, *by_param = (
+            Similarity._make((*row, _REASONS[code].format(what)))
+            for row, code, what in zip(values, codes, whats, strict=True)
+        )
+        found.append(Comparison(first, dict(zip(names, by_param, strict=True))))
+    return found
+
+
+# why a cosine is undefined: the last that holds
+_REASONS = (
+    "",
+    "the estimate is zero",
+    "the estimate is not finite",
+    "{} is below the floor of liveness",
+    "{} is zero",
+    "{} is not finite",
+)
+
+
+def _readings(
+    sums: Float64[np.ndarray, "k P 6"], floor: Float64[np.ndarray, "k P"]
+) -> tuple[Float64[np.ndarray, "k P 5"], np.ndarray]:
+    """The numbers of `Similarity`, and which of the reasons there is."""
+    with np.errstate(all="ignore"):
+        dot, ee, rr, dd, agree, heard = np.moveaxis(sums, -1, 0)
+        norm, size = np.sqrt(rr), np.sqrt(ee)
+        tests = (size == 0, ~np.isfinite(size), norm <= floor, norm == 0, ~np.isfinite(norm))
+        reason = np.zeros(norm.shape, int)
+        for code, holds in enumerate(tests, 1):
+            reason[holds] = code
+        rows = np.stack([dot / (norm * size), size / norm, np.sqrt(dd) / norm, agree / heard, norm], -1)
+    rows[..., 0][reason > 0] = math.nan
+    rows[..., :4][(norm == 0) | ~np.isfinite(norm)] = math.nan
+    return rows, reason

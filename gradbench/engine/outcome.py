@@ -50,11 +50,11 @@ class Outcome:
         row["rho_T2"] = _power(self.certificate.rho, self.cell.T2) if self.cell.T2 is not None else None
         c = self.comparison
         whole = c.whole if c else UNDEFINED
-        row |= {name: value for name, value in vars(whole).items() if name != "reason"}
+        row |= {name: value for name, value in whole._asdict().items() if name != "reason"}
         for name in ("cosine_mean", "cosine_min", "cosine_attn"):
             row[name] = getattr(c, name) if c else math.nan
         row["worst"] = c.worst if c else ""
-        row["params"] = [{"param": name, **vars(p)} for name, p in c.params.items()] if c else []
+        row["params"] = [{"param": name, **p._asdict()} for name, p in c.params.items()] if c else []
         row["blocks"] = blocks(self.evidence)
         row["cause"] = self.budget.cause if self.budget else None
         row["cause_of"] = self.budget.of if self.budget else None

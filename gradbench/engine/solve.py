@@ -22,7 +22,7 @@ from gradbench.diagnostics.credit import Credits
 from gradbench.diagnostics.deep import deepen
 from gradbench.engine.outcome import Outcome, judge
 from gradbench.field import Stack
-from gradbench.metrics import Comparison, comparison, tally
+from gradbench.metrics import Comparison, Reference, comparisons
 from gradbench.plan import estimator
 from gradbench.status import Status, Thresholds
 from gradbench.trajectory import Trajectory, chosen, relax
@@ -58,12 +58,11 @@ class Readings:
         free: Trajectory,
         betas: Tensor,
         reading: Reading,
-        reference: Params,
+        reference: Reference,
     ) -> None:
         """Take one reading."""
-        of_all = {name: g[:, None] for name, g in reference.items()}
         self.cells.append(cells)
-        self.tallies.append(tally(reading.gradient, of_all, 3 if self.stacked else 2))
+        self.tallies.append(reference.tally(reading.gradient))
         self.evidence.append(reading.evidence)
         self.taken.append((rule, free, betas, reading))
 
@@ -79,11 +78,12 @@ class Readings:
         """Every cell's comparison and evidence: the one moment at which the device is waited for."""
         resolved: dict[Cell, tuple[Comparison, dict[str, float]]] = {}
         for cells, sums, evidence in zip(self.cells, self.tallies, self.evidence, strict=True):
-            whole = sums.tolist() if self.stacked else sums[:, :, None].tolist()
-            values = {n: v.tolist() if self.stacked else v[:, :, None].tolist() for n, v in evidence.items()}
-            for cell, (i, j, c) in cells:
-                by_param = dict(zip(names, whole[i][j][c], strict=True))
-                resolved[cell] = comparison(by_param, live), {name: v[i][j][c] for name, v in values.items()}
+            places = tuple(zip(*(place if self.stacked else place[:2] for _, place in cells), strict=True))
+            compared = comparisons(sums.cpu().numpy()[places], names, live)
+            values = zip(*(v.cpu().numpy()[places].tolist() for v in evidence.values()), strict=True)
+            by_cell = values if evidence else [()] * len(cells)
+            for (cell, _), found, row in zip(cells, compared, by_cell, strict=True):
+                resolved[cell] = found, dict(zip(evidence, row, strict=True))
         return resolved
 
 
@@ -219,6 +219,7 @@ def _read(
     The passes of stacked problems have the same T1, depths and number of betas, but may want other cells of
     that grid.
     """
+    of_all = Reference({name: g[:, None] for name, g in reference.items()}, 3 if readings.stacked else 2)
     wanted: dict[tuple[str, str, int | None], list[tuple[Cell, tuple[int, int, int]]]] = {}
     for c, p in enumerate(passes):
         for cell in p.cells:
@@ -233,7 +234,7 @@ def _read(
                     rule = estimator(name, options)
                     reading = rule.read(free, snapshot, betas)
                     measured = reading.evidence | credits.read(free.T1s, reading)
-                    readings.add(cells, rule, free, betas, replace(reading, evidence=measured), reference)
+                    readings.add(cells, rule, free, betas, replace(reading, evidence=measured), of_all)
 
 
 def _named(phase: AbstractPhase, snapshots: Iterator[Snapshot]) -> Iterator[Snapshot]:

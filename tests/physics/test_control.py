@@ -21,7 +21,7 @@ from gradbench.estimators import control
 from gradbench.estimators.base import Snapshot
 from gradbench.estimators.control import Kind
 from gradbench.field import Field, Stack
-from gradbench.metrics import Comparison, compare
+from gradbench.metrics import Comparison, Reference, compare
 from gradbench.plan import plan
 from gradbench.selection import CONTROL, REFERENCE
 from gradbench.streams import Streams
@@ -162,6 +162,13 @@ def test_a_right_ruler_passes() -> None:
 def test_controls_catch_rulers_of_which_the_reference_sees_only_mixed_up_parameters(
     wrong: Callable[[Params, Params, int], tuple[Params, Params]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = engine.tally
-    monkeypatch.setattr(engine, "tally", lambda e, r, lead: right(*wrong(e, r, lead), lead))
+    class Wrong(Reference):
+        def __init__(self, gradient: Params, lead: int) -> None:
+            self.own = gradient, lead
+
+        def tally(self, estimate: Params) -> torch.Tensor:
+            estimate, reference = wrong(estimate, *self.own)
+            return Reference(reference, self.own[1]).tally(estimate)
+
+    monkeypatch.setattr(engine, "Reference", Wrong)
     assert passed() == {REFERENCE: wrong is not mixed_up, CONTROL: False}

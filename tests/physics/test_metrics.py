@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from gradbench.metrics import compare, comparison, tally
+from gradbench.metrics import Reference, compare, comparisons
 
 REFERENCE = {"WQ": torch.tensor([3.0, 4.0]), "b": torch.tensor([0.0, 2.0, -1.0])}
 
@@ -80,9 +80,9 @@ def test_signs_below_the_noise_floor_do_not_count() -> None:
 def test_stacked_cells_are_compared_as_each_alone() -> None:
     rng = torch.Generator().manual_seed(0)
     stacks = [{n: torch.randn((4, *g.shape), generator=rng) for n, g in REFERENCE.items()} for _ in range(2)]
-    sums = tally(*stacks, lead=1)
-    for c in range(4):
+    estimates, references = stacks
+    sums = Reference(references, lead=1).tally(estimates)
+    for c, together in enumerate(comparisons(sums.numpy(), list(REFERENCE), 1e-8)):
         alone = compare(*({n: g[c] for n, g in stack.items()} for stack in stacks), 1e-8)
-        together = comparison(dict(zip(REFERENCE, sums[c].tolist(), strict=True)), 1e-8)
         assert together.whole.cosine == pytest.approx(alone.whole.cosine, rel=1e-14)
         assert together.params["b"].rel_error == pytest.approx(alone.params["b"].rel_error, rel=1e-14)
