@@ -89,6 +89,8 @@ def certify(free: Trajectory, thresholds: Thresholds, seeds: Sequence[int]) -> l
 
     What needs the Jacobian is taken only at T1 where at least one cell has not diverged.
     """
+    # drawn before the device is waited for: until then it relaxes
+    probes = _probes(free.ends, thresholds.probes + 1, seeds)
     norms = free.norms
     scale = torch.where(norms[0] > 0, norms[0], norms[:2][-1])
     ratio = torch.where(scale > 0, norms / scale, norms)
@@ -113,7 +115,7 @@ def certify(free: Trajectory, thresholds: Thresholds, seeds: Sequence[int]) -> l
     live = (escape <= thresholds.divergence).reshape(len(ends), -1).any(-1).tolist()
     if any(live):
         rows = [i for i, alive in enumerate(live) if alive]
-        for name, value in _linear(free.at(tuple(ends[i] for i in rows)), thresholds, seeds).items():
+        for name, value in _linear(free.at(tuple(ends[i] for i in rows)), thresholds, probes).items():
             evidence[name] = torch.full_like(norms[ends], math.nan).index_copy(0, _index(rows, value), value)
     columns = {name: value.reshape(len(ends), -1).tolist() for name, value in evidence.items()}
     defaults = {"energy_monotone": None}
@@ -138,12 +140,15 @@ def _index(rows: list[int], like: Tensor) -> Tensor:
     return torch.tensor(rows, device=like.device)
 
 
-def _linear(free: Trajectory, thresholds: Thresholds, seeds: Sequence[int]) -> dict[str, Tensor]:
-    field, ends = free.field, free.ends
-    shape = (thresholds.probes + 1, *ends.shape[-2:])
-    drawn = {seed: normal(Streams(seed)["probes"], shape).to(ends) for seed in set(seeds)}
+def _probes(ends: Float[Tensor, "i *c b n"], number: int, seeds: Sequence[int]) -> Float[Tensor, "p *c b n"]:
+    drawn = {seed: normal(Streams(seed)["probes"], (number, *ends.shape[-2:])).to(ends) for seed in set(seeds)}
     draws = torch.stack([drawn[seed] for seed in seeds], 1)
-    probes = (draws if ends.ndim == 4 else draws[:, 0])[:, None].expand(-1, *ends.shape)
+    return draws if ends.ndim == 4 else draws[:, 0]
+
+
+def _linear(free: Trajectory, thresholds: Thresholds, probes: Float[Tensor, "p *c b n"]) -> dict[str, Tensor]:
+    field, ends = free.field, free.ends
+    probes = probes[:, None].expand(-1, *ends.shape)
     frozen = field.frozen(field.step_at, ends)
     product = field.repeated(lambda v: (frozen().jvp(v),), probes[-1])
     measured = {"rho": growth(lambda v: product(v)[0], probes[-1], thresholds.growth_steps)}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from gradbench.engine.problem import build, draw
+from gradbench.engine.problem import build, draw, moved
 from gradbench.engine.solve import solve
 from gradbench.errors import UserError
 from gradbench.field import Stack
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from gradbench.engine.outcome import Outcome
     from gradbench.plan import Problem
     from gradbench.status import Thresholds
+    from gradbench.systems.base import AbstractSystem, Data, Params
 
 CPU_BUDGET = 2**32  # bytes of a pack, where nobody says
 SHARE = 0.8  # of the free memory of a GPU
@@ -38,8 +39,14 @@ def measure(
     Eager is one problem in plain torch; a stack may hold one problem, too, and is captured on CUDA, compiled
     before if so asked. Where the states of a trajectory would take most of the budget, some are taken twice.
     """
-    same = cache(draw)  # problems that differ in a knob alone start from the same numbers
-    fields = [build(problem, device, draw=same) for problem in problems]
+    dtype = getattr(torch, problems[0].point.dtype)
+
+    @cache  # problems that differ in a knob alone start from the same numbers
+    def drawn(system: AbstractSystem, seed: int, batch: int) -> tuple[Params, Data]:
+        theta, x = draw(system, seed, batch)
+        return moved(theta, device, dtype), moved(x, device, dtype)
+
+    fields = [build(problem, device, draw=drawn) for problem in problems]
     alone = engine == "eager" or (len(fields) == 1 and not device.startswith("cuda"))
     field = fields[0] if alone else Stack.of(fields, compiled=engine == "compiled")
     hold = (budget or available(device)) // 2 // (len(problems) * _state(problems[0]))

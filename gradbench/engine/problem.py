@@ -46,12 +46,17 @@ def build(
     x |= _fitting(data or {}, system.data_shapes(point.batch), f"data of {point.system}")
     dtype = getattr(torch, point.dtype)
 
-    def move(tensor: Tensor) -> Tensor:
-        return tensor.detach().to(device, dtype) if tensor.is_floating_point() else tensor.detach().to(device)
-
     scalars = [torch.tensor(0.0 if v is None else v, dtype=dtype) for v in (point.s, point.damp, point.eps)]
     knobs = Knobs(*(v.to(device) for v in scalars))
-    return Field(system, {n: move(p) for n, p in theta.items()}, {n: move(v) for n, v in x.items()}, knobs)
+    return Field(system, moved(theta, device, dtype), moved(x, device, dtype), knobs)
+
+
+def moved(tensors: Mapping[str, Tensor], device: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The same on a device, numbers in a dtype; what is so already is not copied."""
+    return {
+        name: value.detach().to(device, dtype) if value.is_floating_point() else value.detach().to(device)
+        for name, value in tensors.items()
+    }
 
 
 def _fitting(given: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], what: str) -> dict[str, Tensor]:
