@@ -1,4 +1,4 @@
-"""Problems side by side on the cores of a CPU: a step is too little work to be shared between them."""
+"""Packs side by side: on the cores of a CPU, which share a step badly, and on streams of a GPU, which would idle."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ctypes
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import cache
 from typing import TypeVar
 
 import torch
@@ -14,11 +15,11 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def side_by_side(function: Callable[[T], Iterable[R]], items: Sequence[T], workers: int) -> Iterator[R]:
+def side_by_side(function: Callable[[T], Iterable[R]], items: Sequence[T], workers: int, device: str) -> Iterator[R]:
     """What `function` gives for every item: in order by a single worker, else as items are done.
 
-    A single worker is the caller, with all its cores. Several are threads whose torch uses one core each, and
-    whatever stops the caller stops them, at their next operation.
+    A single worker is the caller, with all its cores. Several are threads, whose torch uses a core each or a stream
+    of the GPU each, and whatever stops the caller stops them, at their next operation.
     """
     if workers == 1:
         for item in items:
@@ -26,7 +27,12 @@ def side_by_side(function: Callable[[T], Iterable[R]], items: Sequence[T], worke
         return
     cores, busy = torch.get_num_threads(), set[int]()
 
+    streams = [_stream(device, k) for k in range(workers)] if device.startswith("cuda") else []
+
     def begin() -> None:
+        if streams:
+            torch.cuda.set_stream(streams.pop())
+            return
         torch.set_num_threads(1)
         torch.set_flush_denormal(True)  # a setting of each thread
 
@@ -49,3 +55,9 @@ def side_by_side(function: Callable[[T], Iterable[R]], items: Sequence[T], worke
     finally:
         pool.shutdown()
         torch.set_num_threads(cores)
+
+
+@cache
+def _stream(device: str, k: int) -> torch.cuda.Stream:
+    """The same in every run: torch keeps memory for a stream that has used it."""
+    return torch.cuda.Stream(device)

@@ -42,7 +42,7 @@ class ReversePhase(AbstractPhase):
             Jp, pulled = field.backward(s, p)
             for name, sum_ in zip(names, total, strict=True):
                 sum_ += pulled[name]
-            return torch.addcmul(p, eps, Jp, out=a), felt, *total
+            return a.copy_(torch.addcmul(p, eps, Jp)), felt, *total
 
         # rows of what is carried back, the T1 that have joined: a, sum p, and the sums of its pulls
         a = free.cost_slope.clone()
