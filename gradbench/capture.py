@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PROGRAMS = 512
+_recording = threading.Lock()  # memory cannot be given back while any stream records
 
 
 class Captured:
@@ -25,7 +28,7 @@ class Captured:
     def __init__(self, function: Callable[..., tuple[Tensor, ...]], *examples: Tensor, compiled: bool = False) -> None:
         self._function = function  # and with it what it reads, which nobody else may hold
         self._inputs = [example.detach().clone() for example in examples]
-        stream = _stream(torch.cuda.current_device())
+        stream = _beside(torch.cuda.current_stream())
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             # handles, workspaces and cached constants come to be outside of the recording, and of the program too:
@@ -37,9 +40,20 @@ class Captured:
                 function = torch.compile(function, fullgraph=True, dynamic=False)
                 function(*self._inputs)
         torch.cuda.current_stream().wait_stream(stream)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, stream=stream):
-            self._outputs = function(*self._inputs)
+        with _recording, torch.cuda.stream(stream):
+            # a recording gets memory of its own, as much at most as the function has left unused by now
+            if torch.cuda.mem_get_info()[0] < unused():
+                torch.cuda.empty_cache()
+            self._graph = torch.cuda.CUDAGraph()
+            # not torch.cuda.graph, which waits for the device and gives all its memory back, at every recording
+            self._graph.capture_begin(capture_error_mode="thread_local")
+            try:
+                self._outputs = function(*self._inputs)
+            except BaseException:
+                with contextlib.suppress(RuntimeError):
+                    self._graph.capture_end()
+                raise
+            self._graph.capture_end()
 
     def __call__(self, *values: Tensor) -> tuple[Tensor, ...]:
         """The outputs for these inputs, of the shapes of the examples."""
@@ -50,7 +64,12 @@ class Captured:
         return self._outputs
 
 
+def unused(device: str | None = None) -> int:
+    """Bytes of a GPU that torch keeps for tensors to come: they count as taken, and are given back when asked for."""
+    return torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
 @cache
-def _stream(device: int) -> torch.cuda.Stream:
-    """That of all recordings: every stream that meets a product keeps a workspace of 32 MiB."""
-    return torch.cuda.Stream(device)
+def _beside(stream: torch.cuda.Stream) -> torch.cuda.Stream:
+    """That of all recordings made for a stream: each that meets a product keeps a workspace of 32 MiB."""
+    return torch.cuda.Stream(stream.device)

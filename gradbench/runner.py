@@ -6,6 +6,7 @@ processor; otherwise a new run begins. Nothing measured is ever mixed.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import importlib
 import json
@@ -14,9 +15,9 @@ import subprocess
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -155,9 +156,10 @@ def execute(
     def measured(pack: list[Problem]) -> Iterator[tuple[Problem, list[Outcome] | list[dict[str, Any]]]]:
         return _measure(pack, planned, device, engine, budget // side, certify)
 
-    with ieee_float32(), ThreadPoolExecutor(1) as writer:  # rows are made and stored while the next pack runs
+    # rows are made and stored while the next pack runs
+    with ieee_float32(), _unwalked(), ThreadPoolExecutor(1) as writer:
         writing: deque[Future[None]] = deque()
-        for problem, found in side_by_side(measured, cut, side):
+        for problem, found in side_by_side(measured, cut, side, device):
             writing.append(writer.submit(_keep, target, problem, found))
             progress.done += len(found)
             progress.done_weight += _weight(problem)
@@ -168,6 +170,16 @@ def execute(
         for record in writing:
             record.result()
     target.compact(unmeasured(cell, Status.SKIPPED, reason) for cell, reason in planned.skipped)
+
+
+@contextmanager
+def _unwalked() -> Iterator[None]:
+    """What is there already, modules and the plan, is not walked through at every collection of what a run makes."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _keep(target: Run, problem: Problem, found: list[Outcome] | list[dict[str, Any]]) -> None:

@@ -128,7 +128,9 @@ def test_workers_share_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert batched.workers(packs, "cpu", "auto", most // 2) == 1
     assert batched.workers(packs[:3], "cpu", "eager", 9 * most) == 3
     assert batched.workers(packs, "cpu", "batched", 9 * most) == 1
-    assert batched.workers(packs, "cuda", "auto", 9 * most) == 1
+    assert batched.workers(packs, "cuda", "auto", 9 * most) == batched.LANES
+    assert batched.workers(packs[:1], "cuda", "auto", 9 * most) == 1
+    assert batched.workers(packs, "cuda", "compiled", 9 * most) == 1
     assert batched.workers([], "cpu", "auto", most) == 1
 
 

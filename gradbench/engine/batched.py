@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from gradbench.capture import unused
 from gradbench.engine.problem import build, draw, moved
 from gradbench.engine.solve import solve
 from gradbench.errors import UserError
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 CPU_BUDGET = 2**32  # bytes of a pack, where nobody says
 SHARE = 0.8  # of the free memory of a GPU
+LANES = 2  # packs in flight on a GPU: one computes while another is waited for, judged or begun
 # states that a recorded force with its transposed product holds, by state: measured 30 on cet_real, 20 on the toys
 RECORDED = 32
 
@@ -58,8 +60,8 @@ def packs(
 ) -> Iterator[list[Problem]]:
     """Cut problems into packs of one shape that fit into `budget` bytes, by default a share of what is free.
 
-    The eager engine takes every problem alone, and so does auto on a CPU: there a problem already fills a
-    core, and a record a problem is what an interrupted run goes on from.
+    On a GPU as many packs as it has lanes share them. The eager engine takes every problem alone, and so does auto on
+    a CPU: there a problem already fills a core, and a record a problem is what an interrupted run goes on from.
     """
     if engine == "eager" or (engine == "auto" and not device.startswith("cuda")):
         yield from ([problem] for problem in problems)
@@ -68,16 +70,26 @@ def packs(
     for problem in problems:
         families.setdefault(problem.shape, []).append(problem)
     for family in families.values():
-        size = max(1, (budget or available(device)) // footprint(family[0]))
+        size = max(1, (budget or available(device)) // lanes(device, engine) // footprint(family[0]))
         number = -(-len(family) // size)  # packs of equal size waste nothing
         for i in range(number):
             yield family[i::number]
 
 
+def lanes(device: str, engine: str) -> int:
+    """Packs that are in flight on a device: several on a GPU, unless its programs are compiled first."""
+    return LANES if device.startswith("cuda") and engine in ("auto", "batched") else 1
+
+
 def workers(cut: Sequence[Sequence[Problem]], device: str, engine: str, budget: int) -> int:
-    """How many of these packs run side by side: on a CPU, where a pack is one problem, as cores and `budget` allow."""
-    if device.startswith("cuda") or engine == "batched" or not cut:
+    """How many of these packs run side by side.
+
+    On a GPU its lanes; on a CPU, where a pack is one problem, as many as cores and `budget` allow.
+    """
+    if not cut:
         return 1
+    if device.startswith("cuda") or engine == "batched":
+        return min(lanes(device, engine), len(cut))
     most = max(footprint(problem) for pack in cut for problem in pack)
     return max(1, min(torch.get_num_threads(), len(cut), budget // most))
 
@@ -110,7 +122,7 @@ def available(device: str, memory: str | None = None) -> int:
 
     Raises UserError for anything else.
     """
-    free = torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else CPU_BUDGET
+    free = torch.cuda.mem_get_info(device)[0] + unused(device) if device.startswith("cuda") else CPU_BUDGET
     if memory is None:
         return int(SHARE * free) if device.startswith("cuda") else free
     number, unit = memory.rstrip("%BGMKib"), memory.lstrip("0123456789.")

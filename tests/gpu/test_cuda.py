@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import threading
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -306,17 +308,54 @@ def test_packing_order_memory_and_compilation_change_no_row(dtype: str, toleranc
             assert (cosine, error) == pytest.approx(whole[key][1:], rel=tolerance, abs=tolerance)
 
 
-def test_the_model_of_memory_is_about_right() -> None:
-    """Of packs of some GiB: recordings and energies hold up to 2 GiB, however small a pack is."""
+def test_packs_side_by_side_give_the_rows_of_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite, measure, both = tmp_path / "lanes.toml", batched.measure, threading.Barrier(2, timeout=60)
+    suite.write_text("""about = "Two packs."
+[[grid]]
+system = ["cet_real", { name = "toy_noncons", drive_std = 1.0 }]
+estimator = ["bptt", "adjoint", "ep", "aep"]
+seed = [0, 1, 2]
+s = [0.25, 1.0, 40.0]
+T1 = [50, 200]
+T2 = [5, 15]
+beta = [0.005, 0.05]
+damp = 1.0
+batch = 8
+""")
+
+    def together(*arguments: Any) -> Any:
+        both.wait()  # two at a time, or never
+        return measure(*arguments)
+
+    def rows(out: str) -> pd.DataFrame:
+        return gb.run(str(suite), out=tmp_path / out, device="cuda").cells.drop(columns=["seconds", "peak_memory"])
+
+    monkeypatch.setattr(batched, "measure", together)
+    found = rows("two")
+    monkeypatch.setattr(batched, "measure", measure)
+    monkeypatch.setattr(batched, "LANES", 1)
+    pd.testing.assert_frame_equal(found, rows("one"), check_exact=True)
+    assert {"settled", "unsettled", "diverged"} <= set(found["status"])
+
+
+def test_the_model_of_memory_is_about_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of packs of some GiB: recordings and energies hold up to 2 GiB, however small a pack is.
+
+    Where memory is short, and torch keeps nothing that a recording of the past had.
+    """
     grid = {"system": ["cet_real", "cet_energy", "cet_projected"], "estimator": ["bptt", "ep", "aep"], "batch": 64}
     grid |= {"s": [i / 16 for i in range(1, 17)], "T1": [50, 200], "T2": [5, 10], "beta": [0.02, 0.1]}
     planned = plan(parse({"name": "t", "about": "", "grid": [grid]}, "t"))
-    for pack in batched.packs(planned.problems, "cuda"):
+    packs, memory = list(batched.packs(planned.problems, "cuda")), torch.cuda.mem_get_info()[1]
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (0, memory))
+    for pack in packs:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_reserved()
         with ieee_float32():
-            batched.measure(pack, "cuda", planned.thresholds)
+            batched.measure(pack, "cuda", planned.thresholds, budget=memory)
         measured, model = torch.cuda.max_memory_reserved() - before, sum(map(batched.footprint, pack))
         print(f"{pack[0].point.system}: model {model / 2**30:.2f} GiB, reserved {measured / 2**30:.2f} GiB")
         assert 0.5 < measured / model < 1.25
