@@ -1,19 +1,34 @@
-"""Where the time of a run went: a trace for a viewer, and a table by phase and by kernel."""
+"""Where the time of a run went: a trace for a viewer, and a table by phase and by operation."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import gzip
+import json
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from torch.profiler import ProfilerActivity, profile
 
 from gradbench.tables.store import write
 
-if TYPE_CHECKING:
-    from pathlib import Path
+OPERATIONS = 25  # lines of the table
+PHASE = "gradbench: "
+ON_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
 
-KERNELS = 25  # lines of the table
+
+class Span(NamedTuple):
+    """An entry of a trace: what ran where, from when on and for how long, in microseconds."""
+
+    kind: str
+    name: str
+    thread: int | str
+    start: float
+    duration: float
 
 
 @contextmanager
@@ -23,23 +38,72 @@ def profiled(folder: Path, device: str) -> Iterator[None]:
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
     with profile(activities=activities) as found:
         yield
-    folder.mkdir(parents=True, exist_ok=True)
-    found.export_chrome_trace(str(folder / "trace.json.gz"))
-    write(folder / "table.txt", lambda file: file.write(_table(found.key_averages(), cuda).encode()))
+    with tempfile.TemporaryDirectory() as scratch:
+        plain = Path(scratch) / "trace.json"
+        found.export_chrome_trace(str(plain))
+        content = plain.read_bytes()
+    write(folder / "trace.json.gz", lambda file: file.write(gzip.compress(content, compresslevel=1)))
+    # read back from the trace: torch's own averages take a minute for a million operations
+    write(folder / "table.txt", lambda file: file.write(table(spans(content), cuda).encode()))
 
 
-def _table(events: Any, cuda: bool) -> str:
-    """Milliseconds by phase, then the operations that took most, on the device where there is one."""
-    lines = [f"{'phase':<44}{'calls':>8}{'host ms':>12}{'device ms':>12}"]
-    phases = [e for e in events if e.key.startswith("gradbench: ") and e.cpu_time_total]
-    for e in sorted(phases, key=lambda e: -e.cpu_time_total):
-        device = f"{e.device_time_total / 1e3:>12.1f}" if cuda else f"{'':>12}"
-        lines.append(f"{e.key.removeprefix('gradbench: '):<44}{e.count:>8}{e.cpu_time_total / 1e3:>12.1f}{device}")
-    where, own = ("device", "self_device_time_total") if cuda else ("host", "self_cpu_time_total")
-    rest = [e for e in events if not e.key.startswith("gradbench: ") and getattr(e, own) > 0]
-    whole = sum(getattr(e, own) for e in rest)
-    lines += ["", f"{'operation':<84}{'calls':>8}{where + ' ms':>12}{'share':>8}"]
-    for e in sorted(rest, key=lambda e: -getattr(e, own))[:KERNELS]:
-        time = getattr(e, own)
-        lines.append(f"{e.key[:82]:<84}{e.count:>8}{time / 1e3:>12.1f}{time / whole:>8.1%}")
+def spans(trace: bytes) -> list[Span]:
+    """What has a duration in a trace of Chrome's format."""
+
+    def lean(entry: dict[str, Any]) -> Any:
+        if "traceEvents" in entry:
+            return entry["traceEvents"]
+        if entry.get("ph") != "X" or "cat" not in entry:
+            return None
+        return Span(sys.intern(entry["cat"]), sys.intern(entry["name"]), entry["tid"], entry["ts"], entry["dur"])
+
+    return [entry for entry in json.loads(trace, object_hook=lean) if entry is not None]
+
+
+def table(found: Iterable[Span], cuda: bool) -> str:
+    """Milliseconds by phase, then the operations that took most: on the device where there is one, else by themselves.
+
+    On the device a phase lasts from its first operation to its last.
+    """
+    found = list(found)
+    phases = [s for s in found if s.kind == "user_annotation" and s.name.startswith(PHASE)]
+    host, calls = _sums((s.name, s.duration) for s in phases)
+    device, _ = _sums((s.name, s.duration) for s in found if s.kind == "gpu_user_annotation")
+    lines = [f"{'phase':<44}{'calls':>8}{'host ms':>12}" + (f"{'device ms':>12}" if cuda else "")]
+    for name in sorted(host, key=lambda name: -host[name]):
+        there = f"{device.get(name, 0.0) / 1e3:>12.1f}" if cuda else ""
+        lines.append(f"{name.removeprefix(PHASE):<44}{calls[name]:>8}{host[name] / 1e3:>12.1f}{there}")
+    own = ((s.name, s.duration) for s in found if s.kind in ON_DEVICE) if cuda else _alone(found)
+    spent, calls = _sums(own)
+    whole = sum(spent.values())
+    lines += ["", f"{'operation':<84}{'calls':>8}{('device' if cuda else 'host') + ' ms':>12}{'share':>8}"]
+    for name in sorted(spent, key=lambda name: -spent[name])[:OPERATIONS]:
+        lines.append(f"{name[:82]:<84}{calls[name]:>8}{spent[name] / 1e3:>12.1f}{spent[name] / whole:>8.1%}")
     return "\n".join(lines) + "\n"
+
+
+def _sums(durations: Iterable[tuple[str, float]]) -> tuple[dict[str, float], dict[str, int]]:
+    total, number = defaultdict[str, float](float), defaultdict[str, int](int)
+    for name, duration in durations:
+        total[name] += duration
+        number[name] += 1
+    return total, number
+
+
+def _alone(found: Iterable[Span]) -> Iterator[tuple[str, float]]:
+    """Every operation of the host with its duration, less that of the operations which it calls."""
+    by_thread = defaultdict[int | str, list[Span]](list)
+    for span in found:
+        if span.kind == "cpu_op":
+            by_thread[span.thread].append(span)
+    for own in by_thread.values():
+        own.sort(key=lambda s: (s.start, -s.duration))
+        open_: list[tuple[Span, float]] = []  # and what is left of it
+        for span in own:
+            while open_ and open_[-1][0].start + open_[-1][0].duration <= span.start:
+                done, left = open_.pop()
+                yield done.name, left
+            if open_:
+                open_[-1] = open_[-1][0], open_[-1][1] - span.duration
+            open_.append((span, span.duration))
+        yield from ((done.name, left) for done, left in open_)

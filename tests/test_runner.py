@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import os
 import platform
 import signal
@@ -18,7 +20,7 @@ import pytest
 import torch
 
 import gradbench
-from gradbench import runner
+from gradbench import profile, runner
 from gradbench.engine import batched
 from gradbench.engine.batched import available
 from gradbench.errors import StoreError, UserError
@@ -444,7 +446,38 @@ def test_a_profile_says_where_the_time_went(write_suite: Any, tmp_path: Path) ->
     table = (folder / "table.txt").read_text()
     for phase in ("free phase", "certificate", "reverse sweep", "NudgedPhase", "readouts"):
         assert f"\n{phase} " in table
-    assert (folder / "trace.json.gz").stat().st_size > 1000
+    with gzip.open(folder / "trace.json.gz") as trace:
+        assert profile.table(profile.spans(trace.read()), cuda=False) == table
+
+
+def test_a_table_of_a_trace_is_its_sums() -> None:
+    """On the host an operation by itself, without those that it calls; on the device its kernels and copies."""
+
+    def entry(cat: str, name: str, ts: float, dur: float, tid: int = 1) -> dict[str, Any]:
+        return {"ph": "X", "cat": cat, "name": name, "pid": 0, "tid": tid, "ts": ts, "dur": dur, "args": {"Ev Idx": 0}}
+
+    host = [
+        entry("user_annotation", "gradbench: free phase", 0, 9000),
+        entry("cpu_op", "outer", 0, 8000), entry("cpu_op", "inner", 1000, 2000), entry("cpu_op", "inner", 3000, 1000),
+        entry("cpu_op", "inner", 0, 500, tid=2),
+    ]  # fmt: skip
+    device = [
+        entry("gpu_user_annotation", "gradbench: free phase", 100, 7000, tid=7),
+        entry("kernel", "gemm", 100, 3000, tid=7), entry("gpu_memcpy", "Memcpy DtoD", 4000, 1000, tid=7),
+    ]  # fmt: skip
+    named = [{"ph": "M", "name": "process_name", "pid": 0, "tid": 0, "ts": 0, "args": {"name": "python"}}]
+    trace = json.dumps({"schemaVersion": 1, "deviceProperties": [], "traceEvents": [*named, *host, *device]}).encode()
+    found = [" ".join(line.split()) for line in profile.table(profile.spans(trace), cuda=False).splitlines()]
+    assert found[1:] == [
+        "free phase 1 9.0",
+        "",
+        "operation calls host ms share",
+        "outer 1 5.0 58.8%",
+        "inner 3 3.5 41.2%",
+    ]
+    found = [" ".join(line.split()) for line in profile.table(profile.spans(trace), cuda=True).splitlines()]
+    assert found[1:3] == ["free phase 1 9.0 7.0", ""]
+    assert found[3:] == ["operation calls device ms share", "gemm 1 3.0 75.0%", "Memcpy DtoD 1 1.0 25.0%"]
 
 
 def test_a_certified_run_is_a_run_of_its_own(write_suite: Any, solved: list[str]) -> None:
