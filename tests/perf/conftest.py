@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 
 import pytest
@@ -16,14 +16,17 @@ from gradbench.engine.device import describe
 from gradbench.runner import _git
 
 
-@pytest.fixture(autouse=True)
-def all_cores(cores: Callable[[int], None]) -> None:
+@pytest.fixture(autouse=True, scope="session")
+def all_cores() -> Iterator[None]:
     """As a user has: the other tests leave torch one."""
-    cores(os.cpu_count() or 1)
+    found = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    yield
+    torch.set_num_threads(found)
 
 
 @pytest.fixture(scope="session")
-def ledger() -> Iterator[Ledger]:
+def ledger(all_cores: None) -> Iterator[Ledger]:
     """Filled by the benchmarks; printed, stored and compared when they are over."""
     ledger = Ledger()
     yield ledger
