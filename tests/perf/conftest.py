@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 
 import pytest
@@ -16,8 +17,8 @@ from gradbench.engine.device import describe
 from gradbench.runner import _git
 
 
-@pytest.fixture(autouse=True, scope="session")
-def all_cores() -> Iterator[None]:
+@contextmanager
+def every_core() -> Iterator[None]:
     """As a user has: the other tests leave torch one."""
     found = torch.get_num_threads()
     torch.set_num_threads(os.cpu_count() or 1)
@@ -25,14 +26,21 @@ def all_cores() -> Iterator[None]:
     torch.set_num_threads(found)
 
 
+@pytest.fixture(autouse=True)
+def all_cores() -> Iterator[None]:
+    with every_core():
+        yield
+
+
 @pytest.fixture(scope="session")
-def ledger(all_cores: None) -> Iterator[Ledger]:
+def ledger() -> Iterator[Ledger]:
     """Filled by the benchmarks; printed, stored and compared when they are over."""
     ledger = Ledger()
     yield ledger
     if not (ledger.ratios or ledger.sweeps):
         return
-    processor = describe(DEVICE)
+    with every_core():
+        processor = describe(DEVICE)
     slug = re.sub(r"[^a-z0-9]+", "-", processor.lower()).strip("-")
     content = {
         "processor": processor,
