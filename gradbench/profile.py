@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from torch.profiler import ProfilerActivity, profile
 
-from gradbench.tables.store import write
+from gradbench.tables.store import guarded, write
 
 OPERATIONS = 25  # lines of the table
 PHASE = "gradbench: "
@@ -38,7 +38,7 @@ def profiled(folder: Path, device: str) -> Iterator[None]:
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
     with profile(activities=activities) as found:
         yield
-    with tempfile.TemporaryDirectory() as scratch:
+    with guarded(folder), tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         plain = Path(scratch) / "trace.json"
         found.export_chrome_trace(str(plain))
         content = plain.read_bytes()
