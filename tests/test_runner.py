@@ -23,6 +23,7 @@ import gradbench
 from gradbench import profile, runner
 from gradbench.engine import batched
 from gradbench.engine.batched import available
+from gradbench.engine.device import resolve
 from gradbench.errors import StoreError, UserError
 from gradbench.runner import Progress
 from gradbench.tables import runs
@@ -494,6 +495,14 @@ def test_a_certified_run_is_a_run_of_its_own(write_suite: Any, solved: list[str]
     assert rows[new].notna().all(axis=None)
     assert (rows["rho_arnoldi"] <= rows["sigma_max"] * 1.0001).all()
     pd.testing.assert_frame_equal(plain.cells["cosine"].to_frame(), certified.cells["cosine"].to_frame())
+
+
+def test_another_gpu_is_chosen_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recordings are made on torch's current device: a pack on another one would record nothing."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert resolve("cuda:0") == "cuda:0"
+    with pytest.raises(UserError, match="set CUDA_VISIBLE_DEVICES=1"):
+        resolve("cuda:1")
 
 
 def test_compiling_needs_cuda(write_suite: Any, tmp_path: Path) -> None:

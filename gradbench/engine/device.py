@@ -21,6 +21,9 @@ def resolve(name: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     if kind == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device = {name!r}: torch {torch.__version__} sees no CUDA device here; use cpu or auto")
+    if kind == "cuda" and name not in ("cuda", "cuda:0"):
+        index = name.partition(":")[2]
+        raise UserError(f"device = {name!r}: runs are made on the first CUDA device; set CUDA_VISIBLE_DEVICES={index}")
     return name
 
 
