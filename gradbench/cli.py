@@ -195,7 +195,9 @@ def explain(
     where: Annotated[
         list[str] | None, typer.Option("--where", metavar="KEY=V,...", help="Cells by coordinate or option.")
     ] = None,
-    worst: Annotated[int | None, typer.Option(metavar="N", help="The settled cells with the worst parameter.")] = None,
+    worst: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="The settled cells with the worst parameter.")
+    ] = None,
     figure: Annotated[
         Path | None, typer.Option(metavar="PATH", help="Draw it too: a .png or .svg, or a folder for both.")
     ] = None,
@@ -320,7 +322,8 @@ def _code(arguments: list[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         code = Exit.INTERRUPTED
     if code == Exit.INTERRUPTED:
-        _say("gradbench: interrupted; what was measured is kept, run the same command to go on")
+        kept = "; what was measured is kept, run the same command to go on"
+        _say(f"gradbench: interrupted{kept if arguments[:1] in (['run'], ['train']) else ''}")
     return int(code)
 
 

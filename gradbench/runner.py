@@ -113,14 +113,17 @@ def run(
     if target is None:
         target = runs.new(folder, f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{env['identity'][:4]}")
         target.start(planned.to_json(), env)
-    target.claim(loaded.model_dump(mode="json", include={"check", "table", "allow_incomplete"}))
-    runs.point(folder, target)
-    from gradbench.profile import profiled
+    with target.alone():
+        target.claim(loaded.model_dump(mode="json", include={"check", "table", "allow_incomplete"}))
+        runs.point(folder, target)
+        if profile and len(_finished(target)) == len(planned.problems):
+            raise UserError(f"{target.folder}: nothing is left to measure, and so to profile; use --fresh")
+        from gradbench.profile import profiled
 
-    with profiled(target.folder / "profile", device) if profile else nullcontext():
-        # a profile sees the thread that asked for it
-        told = watch or (lambda progress: None)
-        execute(target, planned, device, engine, budget, told, certify=certify, alone=profile)
+        with profiled(target.folder / "profile", device) if profile else nullcontext():
+            # a profile sees the thread that asked for it
+            told = watch or (lambda progress: None)
+            execute(target, planned, device, engine, budget, told, certify=certify, alone=profile)
     return target
 
 

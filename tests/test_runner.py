@@ -401,14 +401,16 @@ def test_a_run_that_is_killed_goes_on(write_suite: Any, solved: list[str]) -> No
     same(done, run(suite, out=suite.parent / "other"))
 
 
-def test_two_runs_of_one_suite_at_once_do_no_harm(write_suite: Any) -> None:
+def test_a_second_process_on_a_run_is_refused(write_suite: Any) -> None:
     suite = write_suite()
     out = suite.parent / "results"
-    both = [slow(suite, out) for _ in range(2)]
-    for process in both:
-        assert process.communicate(timeout=120)[1] == ""
-        assert process.returncode == 0
-    same(runs.find("tiny", out), run(suite, out=suite.parent / "other"))
+    first = run(suite)
+    kept = {p: p.stat().st_mtime_ns for p in first.folder.rglob("*.parquet")}
+    with first.alone():
+        told = slow(suite, out).communicate(timeout=120)[1]
+    assert "another process works on this run; wait for it, or begin a run of its own with --fresh" in told
+    assert {p: p.stat().st_mtime_ns for p in first.folder.rglob("*.parquet")} == kept
+    assert run(suite).id == first.id  # let go of
 
 
 def test_measure_compares_one_cell_and_says_so_of_a_list() -> None:
@@ -428,7 +430,7 @@ def test_a_plugin_that_cannot_be_loaded_is_named() -> None:
 def test_memory_is_a_share_or_a_size() -> None:
     assert available("cpu", "50%") == available("cpu") // 2
     assert available("cpu", "1.5GiB") == 3 * 2**29
-    for wrong in ("5GB", "lots", "24", "-1GiB", "0%", ""):
+    for wrong in ("5GB", "lots", "24", "-1GiB", "0%", "150%", ""):
         with pytest.raises(UserError, match="memory = "):
             available("cpu", wrong)
 
@@ -479,6 +481,15 @@ def test_a_table_of_a_trace_is_its_sums() -> None:
     found = [" ".join(line.split()) for line in profile.table(profile.spans(trace), cuda=True).splitlines()]
     assert found[1:3] == ["free phase 1 9.0 7.0", ""]
     assert found[3:] == ["operation calls device ms share", "gemm 1 3.0 75.0%", "Memcpy DtoD 1 1.0 25.0%"]
+
+
+def test_a_profile_of_nothing_is_refused_and_the_one_before_stays(write_suite: Any, tmp_path: Path) -> None:
+    suite = write_suite()
+    table = run(suite, out=tmp_path, profile=True).folder / "profile" / "table.txt"
+    before = table.read_bytes()
+    with pytest.raises(UserError, match="nothing is left to measure, and so to profile; use --fresh"):
+        run(suite, out=tmp_path, profile=True)
+    assert table.read_bytes() == before
 
 
 def test_a_certified_run_is_a_run_of_its_own(write_suite: Any, solved: list[str]) -> None:

@@ -133,4 +133,6 @@ def available(device: str, memory: str | None = None) -> int:
         raise UserError(f"memory = {memory!r}: expected a share as 80% or a size as 24GiB") from None
     if not amount > 0:
         raise UserError(f"memory = {memory!r}: there must be some")
+    if unit == "%" and float(number) > 100:
+        raise UserError(f"memory = {memory!r}: there is no more than 100% of what is free")
     return int(amount)

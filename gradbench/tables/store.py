@@ -6,6 +6,7 @@ named by its problem's content key. A run that is cut off keeps every record it 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import io
 import json
@@ -20,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from gradbench.errors import StoreError
+from gradbench.errors import StoreError, UserError
 from gradbench.tables.schema import BLOCKS, BUDGETS, CELLS, METADATA, NESTED, PARAMS, RECORD, VERSION
 
 # parquet's checksums cover its pages, and a flipped bit in an offset reads another column: one more covers the file
@@ -140,6 +141,21 @@ class Run:
         """The checks of the suite, as it stood when the run was last worked on."""
         content: dict[str, Any] = read_json(self.folder / "checks.json")
         return content
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Nobody else works on the run inside. Raises UserError where a process does; one that dies lets go of it."""
+        with guarded(self.folder):
+            lock = os.open(self.folder / ".lock", os.O_CREAT | os.O_RDWR)
+        try:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                way_out = "wait for it, or begin a run of its own with --fresh"
+                raise UserError(f"{self.folder}: another process works on this run; {way_out}") from None
+            yield
+        finally:
+            os.close(lock)
 
     def claim(self, claims: dict[str, Any]) -> None:
         """Set the checks: these may change without anything being measured again."""
