@@ -266,9 +266,11 @@ def tune(
     as_json: Json = False,
 ) -> None:
     """The cheapest T1, T2 and beta at which a rule reaches a wanted cosine in every seed."""
+    from gradbench.progress import told
     from gradbench.tune import tune as search
 
-    found = search(system, estimator, want, _settings(set_), device)
+    with told() as watch:
+        found = search(system, estimator, want, _settings(set_), device, watch)
     if as_json:
         print(json.dumps(found.to_json(), indent=1))
     else:

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 from gradbench.engine import batched
 from gradbench.engine.device import resolve
 from gradbench.engine.precision import ieee_float32
+from gradbench.engine.workers import side_by_side
 from gradbench.errors import UserError
-from gradbench.plan import Plan, cell_count, plan
+from gradbench.plan import Plan, Problem, cell_count, plan
+from gradbench.runner import Progress, Watch
 from gradbench.status import Status
 from gradbench.suite import parse, settings
 
@@ -56,14 +58,19 @@ class Tuned:
 
 
 def tune(
-    system: str, estimator: str, want: float, overrides: Mapping[str, Any] | None = None, device: str = "auto"
+    system: str,
+    estimator: str,
+    want: float,
+    overrides: Mapping[str, Any] | None = None,
+    device: str = "auto",
+    watch: Watch | None = None,
 ) -> Tuned:
     """Search doubling ladders of T1, T2 and beta for the cheapest setting with cosine_min >= want in every seed.
 
     `system` and `estimator` are names, or names with options as labels have them ("toy_noncons drive_std=1.0");
     `overrides` are keys of a grid and replace a ladder, too. First the free phase alone is taken at every T1;
-    second phases run only where all seeds settled. Raises UserError for anything that cannot be planned, and for a
-    wanted cosine outside of (0, 1).
+    second phases run only where all seeds settled. `watch` is told how far either is. Raises UserError for anything
+    that cannot be planned, and for a wanted cosine outside of (0, 1).
     """
     if not 0 < want < 1:
         raise UserError(f"cosine_min = {want:g} is not between 0 and 1")
@@ -72,7 +79,8 @@ def tune(
     grid = {key: list(value) if isinstance(value, tuple) else value for key, value in grid.items()}
     grid["system"], rule = _labelled(system), _labelled(estimator)
     _planned(grid | {"estimator": rule})  # mistakes are told before anything is measured
-    free = _measured(grid | {"estimator": "bptt"}, device)
+    told = watch or (lambda progress: None)
+    free = _measured(grid | {"estimator": "bptt"}, device, told)
     by_T1: dict[int | None, list[Status]] = {}
     for outcome in free:
         by_T1.setdefault(outcome.cell.T1, []).append(outcome.status)
@@ -83,7 +91,7 @@ def tune(
     if None not in settled:
         grid["T1"] = settled
     found: dict[tuple[int | None, int | None, float | None], list[Outcome]] = {}
-    for outcome in _measured(grid | {"estimator": rule}, device):
+    for outcome in _measured(grid | {"estimator": rule}, device, told):
         cell = outcome.cell
         found.setdefault((cell.T1, cell.T2, cell.beta), []).append(outcome)
     points = []
@@ -108,11 +116,23 @@ def _planned(grid: Mapping[str, Any]) -> Plan:
     return planned
 
 
-def _measured(grid: Mapping[str, Any], device: str) -> list[Outcome]:
-    planned, outcomes = _planned(grid), []
+def _measured(grid: Mapping[str, Any], device: str, watch: Watch) -> list[Outcome]:
+    planned, outcomes, budget = _planned(grid), [], batched.available(device)
+    cut = list(batched.packs(planned.problems, device, budget=budget))
+    side = batched.workers(cut, device, "auto", budget)
+    progress = Progress(len(planned.cells), len(planned.problems))
+
+    def measured(pack: list[Problem]) -> list[tuple[int, list[Outcome]]]:
+        return [(len(pack), batched.measure(pack, device, planned.thresholds, "auto", budget // side))]
+
+    watch(progress)
     with ieee_float32():
-        for pack in batched.packs(planned.problems, device):
-            outcomes += batched.measure(pack, device, planned.thresholds, "auto")
+        for problems, found in side_by_side(measured, cut, side, device):
+            outcomes += found
+            progress.done += len(found)
+            progress.done_weight += problems
+            progress.statuses.update(outcome.status for outcome in found)
+            watch(progress)
     return outcomes
 
 

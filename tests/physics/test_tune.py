@@ -65,6 +65,15 @@ def test_a_biased_rule_reaches_no_high_cosine_and_says_what_it_does() -> None:
     assert 0 < found.front[-1].cosine_min < 0.99999
 
 
+def test_the_way_is_told_of_both_passes() -> None:
+    told: list[tuple[int, int]] = []
+    tune(TOY, "aep", 0.9, SMALL, watch=lambda progress: told.append((progress.done, progress.cells)))
+    ends = [i for i, (done, cells) in enumerate(told) if done == cells]
+    assert [done for done, _ in (told[0], told[ends[0] + 1])] == [0, 0]
+    assert len(ends) == 2
+    assert told[ends[0]][1] < told[ends[1]][1]
+
+
 def test_a_system_that_never_settles_has_no_setting() -> None:
     found = tune(TOY, "aep", 0.9, SMALL | {"T1": [1, 2]})
     assert (found.chosen, found.front, found.unsettled) == (None, (), (1, 2))
