@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import os
@@ -490,6 +491,14 @@ def test_a_profile_of_nothing_is_refused_and_the_one_before_stays(write_suite: A
     with pytest.raises(UserError, match="nothing is left to measure, and so to profile; use --fresh"):
         run(suite, out=tmp_path, profile=True)
     assert table.read_bytes() == before
+
+
+def test_a_file_system_without_locks_is_one_to_run_on(write_suite: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: Any) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", refused)
+    assert len(run(write_suite()).cells) == 60
 
 
 def test_a_certified_run_is_a_run_of_its_own(write_suite: Any, solved: list[str]) -> None:

@@ -153,6 +153,8 @@ class Run:
             except BlockingIOError:
                 way_out = "wait for it, or begin a run of its own with --fresh"
                 raise UserError(f"{self.folder}: another process works on this run; {way_out}") from None
+            except OSError:
+                pass  # a file system without locks, as clusters have: whoever runs twice there is not told
             yield
         finally:
             os.close(lock)
