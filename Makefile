@@ -10,7 +10,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 BENCH  := $(BIN)/gradbench
 
-.PHONY: help setup bench plan run plot check train test lint perf clean
+.PHONY: help setup bench plan run plot check train test lint docs perf clean
 .DEFAULT_GOAL := help
 
 help: ## these lines
@@ -48,6 +48,9 @@ lint: $(READY) ## style, types, layers
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(READY) ## the tables of the docs, written from the code
+	$(BIN)/python docs/tables.py
 
 perf: $(READY) ## benchmarks, as ratios: DEVICE=
 	GRADBENCH_PERF_DEVICE=$(DEVICE) $(BIN)/python -m pytest tests/perf --benchmark-only -s $(ARGS)

@@ -6,7 +6,9 @@ Importing this touches neither torch nor the disk.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import importlib
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from gradbench import estimators, systems
 
@@ -15,16 +17,26 @@ __all__ = ["estimators", "measure", "run", "systems"]
 
 if TYPE_CHECKING:
     from gradbench.api import measure
-    from gradbench.runner import run
+    from gradbench.commands.running import run
+
+_LOADED = {"measure": "gradbench.api", "run": "gradbench.commands.running"}  # when first used
 
 
-def __getattr__(name: str) -> Any:
-    if name == "measure":
-        from gradbench.api import measure
-
-        return measure
-    if name == "run":
-        from gradbench.runner import run
-
-        return run
+def __getattr__(name: str) -> object:
+    if name in _LOADED:
+        return getattr(importlib.import_module(_LOADED[name]), name)
     raise AttributeError(f"module 'gradbench' has no attribute {name!r}")
+
+
+class _Listing(ModuleType):
+    """A package that lists what it holds when called: `gradbench.systems()` beside `gradbench.systems.toy`."""
+
+    def __call__(self) -> list[str]:
+        """Registered names, sorted."""
+        from gradbench.planning import registry
+
+        return list(getattr(registry, "known_" + self.__name__.rpartition(".")[2])())
+
+
+for _package in (estimators, systems):
+    _package.__class__ = _Listing

@@ -4,39 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from inspect import Parameter, Signature, signature
 from typing import TYPE_CHECKING, Any
 
-from gradbench import registry
 from gradbench.engine.device import resolve
+from gradbench.engine.draws import build
 from gradbench.engine.precision import ieee_float32
-from gradbench.engine.problem import build
-from gradbench.engine.solve import solve
-from gradbench.errors import UserError
-from gradbench.plan import plan
-from gradbench.suite import parse
+from gradbench.engine.solving import solve
+from gradbench.errors import UserError, near_miss
+from gradbench.planning import registry
+from gradbench.planning.plans import plan
+from gradbench.planning.suites import parse
+from gradbench.vocabulary.coordinates import COORDINATES, Value
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from gradbench.engine.outcome import Outcome
-    from gradbench.status import Status
     from gradbench.systems.base import Params
+    from gradbench.vocabulary.status import Status
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """An estimate beside its reference, with the evidence that the comparison means something.
+    """An estimate and its reference, with the evidence that their comparison means something.
 
-    `row` holds every column of the `cells` table; the attributes are those read most. A number that is
+    `row` holds every column of the table `cells`; the attributes are the columns that are read most. A number that is
     undefined is NaN, and `reason` says why.
     """
 
     status: Status
     reason: str
     cosine: float  # of the whole gradient
-    cosines: dict[str, float]  # of each parameter
-    blocks: dict[str, dict[str, float]]  # of each block of the state: how its credit follows the reference's
-    budget: dict[str, dict[str, float]]  # of an error that wants a cause: by parameter, "" the whole, what makes it up
+    cosines: dict[str, float]  # by parameter
+    blocks: dict[str, dict[str, float]]  # by block of the state: its credit against that of the reference
+    budget: dict[str, dict[str, float]]  # by parameter, "" the whole: its error by cause; {} where none is looked for
     norm_ratio: float
     rel_error: float
     residual: float  # |G(s*) - s*| / |s*|
@@ -50,41 +52,35 @@ def measure(
     system: str,
     estimator: str,
     *,
-    s: float | None = None,
-    damp: float | None = None,
-    T1: int | None = None,
-    T2: int | None = None,
-    beta: float | None = None,
-    eps: float | None = None,
-    seed: int = 0,
-    batch: int | None = None,
-    dtype: str = "float32",
     device: str = "cpu",
     params: Mapping[str, Tensor] | None = None,
     data: Mapping[str, Tensor] | None = None,
-    system_options: Mapping[str, Any] | None = None,
-    estimator_options: Mapping[str, Any] | None = None,
+    system_options: Mapping[str, object] | None = None,
+    estimator_options: Mapping[str, object] | None = None,
+    **coordinates: Value,
 ) -> Measurement:
     """Compare one estimate with backpropagation through time.
 
-    What is None takes the system's default. `params` and `data` replace what `seed` would draw; sizes
-    and batch are read from them. Raises UserError for unknown names, options, shapes and pairs that do
-    not go together; numerical trouble is the status of the measurement.
+    The signature has a keyword for every coordinate. A coordinate that is None or left out takes the default of the
+    system. `params` and `data` replace what `seed` would draw, and sizes and batch are read from them. Raises UserError
+    for unknown names and options, for wrong shapes, and for an estimator that does not apply to the system. Numerical
+    trouble is no exception but the status of the measurement.
     """
+    for name in coordinates:
+        if name not in COORDINATES:
+            known = [p.name for p in signature(measure).parameters.values()]
+            raise UserError(f"measure: there is no argument {name!r}{near_miss(name, known)}")
     params, data = params or {}, data or {}
-    known = registry.systems().get(system)
-    sizes = known.sizes(dict(params), dict(data)) if known else {}
-    batches = {len(data[n]) for n in (known.per_example if known else ()) if n in data}
+    known_system = registry.known_systems().get(system)
+    sizes = known_system.sizes(dict(params), dict(data)) if known_system else {}
+    batches = {len(data[n]) for n in (known_system.per_example if known_system else ()) if n in data}
     if len(batches) > 1:
         raise UserError(f"data of {system}: entries disagree on the number of examples: {sorted(batches)}")
-    given = {"s": s, "damp": damp, "T1": T1, "T2": T2, "beta": beta, "eps": eps}
+    named = coordinates | ({"batch": batches.pop()} if batches else {})
     grid = {
         "system": {"name": system, **sizes, **(system_options or {})},
         "estimator": {"name": estimator, **(estimator_options or {})},
-        **{name: value for name, value in given.items() if value is not None},
-        "seed": seed,
-        "dtype": dtype,
-        "batch": batches.pop() if batches else batch,
+        **{name: value for name, value in named.items() if value is not None},
     }
     asked = plan(parse({"name": "measure", "about": "one cell", "grid": [grid]}, "measure"), "measure", data)
     if asked.skipped:
@@ -96,6 +92,20 @@ def measure(
         field = build(problem, resolve(device), params, data)
         (outcome,) = solve([problem], field, asked.thresholds)
     return _measurement(outcome)
+
+
+def _signed() -> Signature:
+    """The signature of `measure` with a keyword for every coordinate."""
+    written = signature(measure)
+    *others, _ = written.parameters.values()
+    keywords = [
+        Parameter(name, Parameter.KEYWORD_ONLY, default=c.default, annotation=f"{c.type.__name__} | None")
+        for name, c in COORDINATES.items()
+    ]
+    return written.replace(parameters=[*others, *keywords])
+
+
+measure.__signature__ = _signed()  # type: ignore[attr-defined]
 
 
 def _measurement(outcome: Outcome) -> Measurement:

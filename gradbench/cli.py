@@ -1,4 +1,4 @@
-"""The command line. Data on stdout, talk on stderr; nothing heavy is imported before it is needed."""
+"""The command line. Data go to stdout, messages to stderr; heavy modules are imported only where they are needed."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gradbench.errors import StoreError, UserError
-from gradbench.exit import Exit
-from gradbench.status import Status
+from gradbench.vocabulary.exit import Exit
+from gradbench.vocabulary.status import Status
 
 if TYPE_CHECKING:
-    from gradbench.explain import Explanation
+    from gradbench.commands.explaining import Explanation
 
 app = typer.Typer(
     add_completion=False,
@@ -30,7 +30,7 @@ SuiteName = Annotated[str, typer.Argument(metavar="SUITE", help="Name of a shipp
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=V,...", help="Replace a key of every grid.")]
 
 
-USAGE_ERROR: Any = typer.BadParameter.__base__  # the parent of all that typer says of a command line
+USAGE_ERROR: Any = typer.BadParameter.__base__  # the base of all mistakes in a command line
 
 
 def _say(text: str) -> None:
@@ -40,14 +40,15 @@ def _say(text: str) -> None:
 @app.command("list")
 def list_(as_json: Json = False) -> None:
     """Systems, estimators, suites and trainings."""
-    from gradbench import registry, suite
-    from gradbench.training import config
+    from gradbench.planning import files, registry
 
     items = {
-        "systems": [(n, _summary(c)) for n, c in registry.systems().items()],
-        "estimators": [(n, f"{_summary(c)} Exact when: {c.exact_when}.") for n, c in registry.estimators().items()],
-        "suites": [(p.stem, suite.about(p)) for p in sorted(suite.SUITES.glob("*.toml"))],
-        "trainings": [(p.stem, suite.about(p)) for p in sorted(config.CONFIGS.glob("*.toml"))],
+        "systems": [(n, _summary(c)) for n, c in registry.known_systems().items()],
+        "estimators": [
+            (n, f"{_summary(c)} Exact when: {c().claim.prose(c.uses)}.") for n, c in registry.known_estimators().items()
+        ],
+        "suites": [(p.stem, files.about(p)) for p in sorted(files.SUITES.glob("*.toml"))],
+        "trainings": [(p.stem, files.about(p)) for p in sorted(files.CONFIGS.glob("*.toml"))],
     }
     if as_json:
         print(json.dumps({kind: dict(rows) for kind, rows in items.items()}, indent=1))
@@ -64,20 +65,21 @@ def show(name: str, as_json: Json = False) -> None:
     """A system or an estimator: definition, options, defaults, source."""
     from dataclasses import fields
 
-    from gradbench import registry
     from gradbench.errors import near_miss
+    from gradbench.planning import registry
 
-    known: dict[str, Any] = {**registry.systems(), **registry.estimators()}
+    known: dict[str, Any] = {**registry.known_systems(), **registry.known_estimators()}
     if name not in known:
         raise UserError(f"{name!r} is neither a system nor an estimator{near_miss(name, known)}")
     cls = known[name]
     options = {f.name: f.default for f in fields(cls)}
     facts: dict[str, Any] = {"name": name, "definition": _definition(cls), "options": options, "source": cls.source}
     facts["uses"] = sorted(cls.uses)
-    if name in registry.systems():
+    if name in registry.known_systems():
         facts |= {"conservative": cls.conservative, "defaults": dict(cls.defaults), "parameters": cls().shapes}
     else:
-        facts |= {"exact_when": cls.exact_when, "bias_order": cls().bias_order}
+        claim = cls().claim
+        facts |= {"exact_when": claim.prose(cls.uses), "bias_order": claim.order}
     if as_json:
         print(json.dumps(facts, indent=1))
         return
@@ -90,7 +92,7 @@ def show(name: str, as_json: Json = False) -> None:
 @app.command("plan")
 def plan_(suite: SuiteName, set_: Set = None, as_json: Json = False) -> None:
     """What a suite would do: cells, problems, families, evaluations, skips. Runs nothing."""
-    from gradbench.runner import prepare
+    from gradbench.commands.running import prepare
 
     loaded, planned = prepare(suite, _settings(set_))
     if as_json:
@@ -118,11 +120,11 @@ def run(
     fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew, even where a run could be gone on with.")] = False,
 ) -> None:
     """Run a suite, or go on with it where it was cut off."""
-    from gradbench.progress import told
-    from gradbench.runner import run as execute
+    from gradbench.commands.progress import watcher
+    from gradbench.commands.running import run as execute
 
     overrides = _settings([*(set_ or ()), *([f"dtype={dtype}"] if dtype else ())])
-    with told() as watch:
+    with watcher() as watch:
         done = execute(
             suite,
             out=out,
@@ -144,10 +146,10 @@ def run(
     if not done.plan["cells"]:
         _say("gradbench: every cell of this suite is skipped: nothing was measured")
         raise typer.Exit(Exit.NOTHING)
-    incomplete = int(sum(n for s, n in statuses.items() if s in ("error", "oom")))
+    incomplete = int(sum(n for s, n in statuses.items() if Status(s).incomplete))
     if incomplete and not done.claims["allow_incomplete"]:
         rows = done.cells
-        first = rows[rows["status"].isin(["error", "oom"])].iloc[0]
+        first = rows[rows["status"].isin([s for s in Status if s.incomplete])].iloc[0]
         _say(f"{incomplete} of {len(rows)} cells were not measured; first: {first['reason']}")
         _say("next: the same command tries them again")
         raise typer.Exit(Exit.INCOMPLETE)
@@ -156,23 +158,23 @@ def run(
 @app.command()
 def check(run: RunName = "latest", out: Out = Path("results"), as_json: Json = False) -> None:
     """Print the tables of a run's suite and evaluate its checks; the last line is the verdict."""
-    from gradbench.suite import Table
+    from gradbench.planning.suites import Table
     from gradbench.tables import runs
-    from gradbench.tables.show import show_causes, show_table
+    from gradbench.tables.text import show_causes, show_table
     from gradbench.tables.verdict import judge
 
-    found = runs.find(run, out)
-    verdict = judge(found)
+    target = runs.find(run, out)
+    verdict = judge(target)
     if as_json:
         print(json.dumps(verdict.to_json(), indent=1))
     else:
-        for table in found.claims.get("table", ()):
-            print(f"{show_table(Table(**table), found.cells)}\n")
-        if causes := show_causes(found.cells):
-            print(f"{causes}\n  why, and what helps: gradbench explain {found.id} --worst 1\n")
+        for table in target.claims.get("table", ()):
+            print(f"{show_table(Table(**table), target.cells)}\n")
+        if causes := show_causes(target.cells):
+            print(f"{causes}\n  why, and what helps: gradbench explain {target.id} --worst 1\n")
         for finding in verdict.findings:
             print(f"  {finding.result.upper():<5} {finding.name}  [{finding.cells} cells]  {finding.detail}")
-        print(f"{verdict.line}  {found.folder / 'verdict.json'}")
+        print(f"{verdict.line}  {target.folder / 'verdict.json'}")
     raise typer.Exit(verdict.code)
 
 
@@ -182,9 +184,9 @@ def plot(run: RunName = "latest", out: Out = Path("results")) -> None:
     from gradbench import plots
     from gradbench.tables import runs
 
-    found = runs.find(run, out)
-    _say(f"drawing {found.folder}")
-    for path in plots.draw(found):
+    target = runs.find(run, out)
+    _say(f"drawing {target.folder}")
+    for path in plots.draw(target):
         print(path)
 
 
@@ -204,12 +206,13 @@ def explain(
     out: Out = Path("results"),
 ) -> None:
     """Say why a cosine is what it is: certificate, ladder, cause and remedy, measured anew on the CPU."""
-    from gradbench.explain import choose, tell
-    from gradbench.explain import explain as of
+    from gradbench.commands.explaining import choose
+    from gradbench.commands.explaining import explain as explain_cell
+    from gradbench.commands.telling import tell
     from gradbench.tables import runs
 
-    found = runs.find(run, out)
-    rows = choose(found, cell, _settings(where, "--where"), worst)
+    target = runs.find(run, out)
+    rows = choose(target, cell, _settings(where, "--where"), worst)
     if figure is not None and figure.suffix not in ("", ".png", ".svg"):
         raise UserError(f"--figure {figure}: expected a .png, a .svg or a folder")
     if figure is not None and figure.suffix and len(rows) > 1:
@@ -217,14 +220,14 @@ def explain(
     for i, row in enumerate(rows):
         if len(rows) > 1:
             _say(f"{i + 1} of {len(rows)}")
-        explanation = of(found, row)
+        explanation = explain_cell(target, row)
         print(tell(explanation), flush=True)
         if figure is not None:
             _draw(explanation, figure)
 
 
 def _draw(explanation: Explanation, path: Path) -> None:
-    from gradbench.explain import picture
+    from gradbench.commands.explaining import picture
     from gradbench.plots import save
 
     drawn = picture(explanation)
@@ -245,10 +248,10 @@ def train(
     fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew, even where it could be gone on with.")] = False,
 ) -> None:
     """Train by a rule and watch its fidelity, or go on with it where it was cut off."""
-    from gradbench.progress import told
-    from gradbench.training.loop import train as execute
+    from gradbench.commands.progress import watcher
+    from gradbench.commands.trainings import train as execute
 
-    with told() as watch:
+    with watcher() as watch:
         done = execute(config, out=out, device=device, overrides=_settings(set_), fresh=fresh, watch=watch)
     print(done.last)
     for path in done.draw():
@@ -266,24 +269,24 @@ def tune(
     as_json: Json = False,
 ) -> None:
     """The cheapest T1, T2 and beta at which a rule reaches a wanted cosine in every seed."""
-    from gradbench.progress import told
-    from gradbench.tune import tune as search
+    from gradbench.commands.progress import watcher
+    from gradbench.commands.tuning import tune as search
 
-    with told() as watch:
-        found = search(system, estimator, want, _settings(set_), device, watch)
+    with watcher() as watch:
+        tuned = search(system, estimator, want, _settings(set_), device, watch)
     if as_json:
-        print(json.dumps(found.to_json(), indent=1))
+        print(json.dumps(tuned.to_json(), indent=1))
     else:
-        for point in found.front:
-            print(f"{'->' if point == found.chosen else '  '} {point}")
-        if found.unsettled:
-            print(f"   left out, since not every seed settles there: T1 = {', '.join(map(str, found.unsettled))}")
-    if found.chosen is None:
-        best = f"the best reaches {found.front[-1].cosine_min:.6f}" if found.front else "no T1 settles"
+        for point in tuned.front:
+            print(f"{'->' if point == tuned.chosen else '  '} {point}")
+        if tuned.unsettled:
+            print(f"   left out, since not every seed settles there: T1 = {', '.join(map(str, tuned.unsettled))}")
+    if tuned.chosen is None:
+        best = f"the best reaches {tuned.front[-1].cosine_min:.6f}" if tuned.front else "no T1 settles"
         _say(f"gradbench: no setting reaches cosine_min {want:g}: {best}")
         raise typer.Exit(Exit.CHECK_FAILED)
-    if not as_json and found.chosen not in found.front:
-        print(f"-> {found.chosen}")
+    if not as_json and tuned.chosen not in tuned.front:
+        print(f"-> {tuned.chosen}")
 
 
 def _summary(cls: type) -> str:
@@ -297,7 +300,7 @@ def _definition(cls: type) -> str:
 
 
 def _settings(pairs: list[str] | None, option: str = "--set") -> dict[str, Any]:
-    from gradbench.suite import settings
+    from gradbench.planning.values import settings
 
     return settings(pairs or (), option)
 
@@ -318,14 +321,14 @@ def _code(arguments: list[str]) -> int:
     except StoreError as error:
         _say(f"gradbench: {error}")
         code = Exit.STORE
-    except OSError as error:  # of stdout: the store has errors of its own
+    except OSError as error:  # of stdout: the store raises a StoreError
         _say(f"gradbench: {error.strerror}")
         code = Exit.STORE
     except (KeyboardInterrupt, typer.Abort):
         code = Exit.INTERRUPTED
     if code == Exit.INTERRUPTED:
-        kept = "; what was measured is kept, run the same command to go on"
-        _say(f"gradbench: interrupted{kept if arguments[:1] in (['run'], ['train']) else ''}")
+        way_on = "; what was measured is kept, run the same command to go on"
+        _say(f"gradbench: interrupted{way_on if arguments[:1] in (['run'], ['train']) else ''}")
     return int(code)
 
 
@@ -335,8 +338,8 @@ def main() -> None:
     try:
         print(end="", flush=True)
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the exit would try it again
-        if not isinstance(error, BrokenPipeError):  # a reader that leaves, as `head` does, needs no telling
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else it is flushed again at the exit
+        if not isinstance(error, BrokenPipeError):  # a reader that leaves, as `head` does, is no failure
             _say(f"gradbench: {error.strerror}")
             code = Exit.STORE
     sys.exit(code)

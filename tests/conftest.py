@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gradbench import data
+from gradbench.data import datasets
 
 # before torch is imported, here or in a process that a test starts: on tiny tensors threads only wait for each other
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -55,11 +55,11 @@ def write_suite(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture
 def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder for full data sets that holds none; what is read from it is forgotten."""
-    monkeypatch.setenv(data.FOLDER_VARIABLE, str(tmp_path))
-    for images in (data.load, data.part):
+    monkeypatch.setenv(datasets.FOLDER_VARIABLE, str(tmp_path))
+    for images in (datasets.load, datasets.part):
         images.cache_clear()
     yield tmp_path
-    for images in (data.load, data.part):
+    for images in (datasets.load, datasets.part):
         images.cache_clear()
 
 
@@ -74,6 +74,6 @@ def colour_images(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> np.nda
         (folder / name).write_bytes(pickle.dumps({"data": pixels[i], "labels": [i, 1, 2, 9]}))
     (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
     monkeypatch.setattr(cifar, "check_integrity", lambda *_: True)  # it knows the digests of the real files only
-    monkeypatch.setitem(data.SHAPES, "cifar10", (3, 32, 20))
-    monkeypatch.setitem(data.PARTS, "cifar10", (20, 4))
+    monkeypatch.setitem(datasets.SHAPES, "cifar10", (3, 32, 20))
+    monkeypatch.setitem(datasets.PARTS, "cifar10", (20, 4))
     return pixels.reshape(24, 3, 32, 32)

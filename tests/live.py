@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from gradbench import registry
-from gradbench.engine.problem import build
-from gradbench.field import Field
-from gradbench.plan import plan
-from gradbench.suite import parse
+from gradbench.dynamics.field import Field
+from gradbench.engine.draws import build
+from gradbench.planning import registry
+from gradbench.planning.plans import plan
+from gradbench.planning.suites import parse
 
 # options that make a system small and its state live: settled, stable, every parameter with a gradient
 LIVE = {
@@ -48,5 +48,5 @@ def whole_gap(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
     return float((flat_a - flat_b).norm() / flat_b.norm())
 
 
-SYSTEMS = list(registry.systems())
-ESTIMATORS = list(registry.estimators())
+SYSTEMS = list(registry.known_systems())
+ESTIMATORS = list(registry.known_estimators())

@@ -11,14 +11,14 @@ import pandas as pd
 import pytest
 
 from gradbench.errors import UserError
-from gradbench.exit import Exit
-from gradbench.plan import plan
-from gradbench.suite import Check, Table, parse
+from gradbench.planning.plans import plan
+from gradbench.planning.suites import Check, Table, parse
 from gradbench.tables.checks import evaluate
 from gradbench.tables.schema import CELLS
-from gradbench.tables.show import show_table
 from gradbench.tables.store import Run
+from gradbench.tables.text import show_table
 from gradbench.tables.verdict import judge
+from gradbench.vocabulary.exit import Exit
 
 POINT = {"s": 1.0, "damp": 0.0, "T1": 10, "T2": 4, "beta": 0.1, "eps": 0.2, "seed": 0, "dtype": "float32", "batch": 2}
 

@@ -17,7 +17,7 @@ import pytest
 
 import gradbench
 from gradbench import cli
-from gradbench.engine import batched
+from gradbench.engine import packs
 from gradbench.tables.store import Run
 
 ROOT = Path(__file__).parent.parent
@@ -190,7 +190,7 @@ def test_cells_that_fail_make_the_run_incomplete_and_the_next_run_repairs_it(
 ) -> None:
     arguments = ("run", write_suite(HOLDS), "--out", tmp_path / "r", "--device", "cpu")
     with monkeypatch.context() as broken:
-        broken.setattr(batched, "measure", lambda *rest: 1 / 0)
+        broken.setattr(packs, "measure_pack", lambda *rest: 1 / 0)
         code, out, err = command(*arguments)
         assert code == 3
         assert "error            60" in out
@@ -203,7 +203,7 @@ def test_cells_that_fail_make_the_run_incomplete_and_the_next_run_repairs_it(
 def test_allowed_failures_leave_the_run_complete(
     command: Any, write_suite: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batched, "measure", lambda *rest: 1 / 0)
+    monkeypatch.setattr(packs, "measure_pack", lambda *rest: 1 / 0)
     suite = write_suite()
     suite.write_text("allow_incomplete = true\n" + suite.read_text())
     assert command("run", suite, "--out", tmp_path / "r")[0] == 0
@@ -240,8 +240,8 @@ def test_a_disk_that_is_full_is_exit_5_and_the_next_run_goes_on(write_suite: Any
 
 
 def test_an_interrupt_is_exit_130_and_the_next_run_goes_on(write_suite: Any, tmp_path: Path, command: Any) -> None:
-    slow = "from gradbench.engine import batched; solve = batched.measure; import time\n"
-    slow += "batched.measure = lambda *a: (time.sleep(0.5), solve(*a))[1]\nfrom gradbench.cli import main; main()"
+    slow = "from gradbench.engine import packs; solve = packs.measure_pack; import time\n"
+    slow += "packs.measure_pack = lambda *a: (time.sleep(0.5), solve(*a))[1]\nfrom gradbench.cli import main; main()"
     arguments = ["run", str(write_suite()), "--out", str(tmp_path / "r"), "--device", "cpu"]
     process = subprocess.Popen([sys.executable, "-c", slow, *arguments], stderr=subprocess.PIPE, text=True, cwd=ROOT)
     deadline = time.monotonic() + 60

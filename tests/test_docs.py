@@ -3,46 +3,31 @@
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
 
-from gradbench import registry
-from gradbench import suite as suites
-from gradbench.training import config
+import pytest
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+from gradbench.planning import files
 
-
-def between(marker: str) -> list[str]:
-    return README.partition(f"<!-- {marker} -->\n")[2].partition("<!-- end -->")[0].strip().splitlines()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+DOCS = runpy.run_path(str(ROOT / "docs" / "tables.py"))
 
 
-def summary(cls: type) -> str:
-    return (cls.__doc__ or "").partition("\n")[0].rstrip(".")
-
-
-def test_the_table_of_systems_is_that_of_the_registry() -> None:
-    rows = [
-        f"| `{name}` | {summary(c)} | {'yes' if c.conservative else 'no'} | {c.source} |"
-        for name, c in registry.systems().items()
-    ]
-    assert between("systems") == ["| system | what it is | energy | source |", "|---|---|---|---|", *rows]
-
-
-def test_the_table_of_estimators_is_that_of_the_registry() -> None:
-    rows = [
-        f"| `{name}` | {summary(c)} | {c.exact_when} | {c().bias_order or '-'} | {c.source} |"
-        for name, c in registry.estimators().items()
-    ]
-    head = ["| estimator | what it is | exact when | error in β | source |", "|---|---|---|---|---|"]
-    assert between("estimators") == [*head, *rows]
+@pytest.mark.parametrize(("file", "marker"), DOCS["TABLES"])
+def test_a_table_of_the_docs_is_what_the_code_says(file: str, marker: str) -> None:
+    content = (ROOT / file).read_text()
+    rows = DOCS["TABLES"][file, marker]()
+    assert DOCS["written"](content, marker, rows) == content, f"{file}: <!-- {marker} --> is old; run: make docs"
 
 
 def test_every_shipped_suite_and_training_is_named_where_these_are_listed() -> None:
     named = re.split(r"\sEach\s", README.partition("Suites that ship:")[2])[0]
-    assert set(re.findall(r"`(\w+)`", named)) == {path.stem for path in suites.SUITES.glob("*.toml")}
+    assert set(re.findall(r"`(\w+)`", named)) == {path.stem for path in files.SUITES.glob("*.toml")}
     table = (Path(__file__).parents[1] / "docs" / "training.md").read_text().partition("| file | trains |")[2]
     rows = re.findall(r"^\| (`\w+`.*?) \|", table.partition("\n\n")[0], re.MULTILINE)
-    assert set(re.findall(r"`(\w+)`", " ".join(rows))) == {path.stem for path in config.CONFIGS.glob("*.toml")}
+    assert set(re.findall(r"`(\w+)`", " ".join(rows))) == {path.stem for path in files.CONFIGS.glob("*.toml")}
 
 
 def test_every_command_of_the_readme_exists() -> None:

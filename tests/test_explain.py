@@ -10,8 +10,8 @@ import pytest
 
 import gradbench
 from gradbench import cli
-from gradbench.explain import choose, explain, picture
-from gradbench.metrics import compare
+from gradbench.commands.explaining import choose, explain, picture
+from gradbench.diagnostics.metrics import compare
 from gradbench.plots.look import COLOURS
 from gradbench.tables.runs import find
 from gradbench.tables.store import Run

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from gradbench.errors import UserError
 from gradbench.estimators.base import Count
-from gradbench.plan import Cell, Plan, plan
-from gradbench.suite import parse
+from gradbench.planning.cells import Cell
+from gradbench.planning.plans import Plan, plan
+from gradbench.planning.suites import parse
 
 TOY = {"name": "toy_cons", "N": 2, "D": 4}
 
@@ -104,7 +105,7 @@ def test_the_plan_is_the_union_of_the_products_with_unused_coordinates_blanked(g
 
     p = planned(*grids)
     names = ("system", "estimator", "s", "damp", "T1", "T2", "beta", "eps", "seed", "dtype")
-    found = [tuple(getattr(c, n) for n in names) for c in p.cells]
+    found = [tuple(c.coordinates[n] for n in names) for c in p.cells]
     assert len(found) == len(set(found))
     assert set(found) == set().union(*map(expected, grids))
     assert p.points == len(p.cells) + p.folded + p.repeated
@@ -178,8 +179,8 @@ def test_keys_do_not_depend_on_the_order_of_the_suite() -> None:
     "change",
     [
         {"system": "toy_noncons"}, {"system_options": "{}"}, {"estimator": "aep"}, {"estimator_options": "{}"},
-        {"s": 2.0}, {"damp": 1.0}, {"T1": 6}, {"T2": 3}, {"beta": 0.2}, {"eps": 0.1}, {"seed": 1},
-        {"dtype": "float64"}, {"batch": 3}, {"s": None},
+        {"sigma": 2.0}, {"damp": 1.0}, {"T1": 6}, {"T2": 3}, {"beta": 0.2}, {"eps": 0.1}, {"seed": 1},
+        {"dtype": "float64"}, {"batch": 3}, {"sigma": None},
     ],
 )  # fmt: skip
 def test_a_key_changes_with_any_coordinate_or_option(change: dict[str, Any]) -> None:

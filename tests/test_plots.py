@@ -16,21 +16,23 @@ from matplotlib.colors import to_rgb, to_rgba
 
 from gradbench import plots
 from gradbench.errors import StoreError
-from gradbench.plots import figures, hold, look
-from gradbench.plots.antisymmetry_vs_error import antisymmetry_vs_error
-from gradbench.plots.cosine_sweeps import cosine_vs_beta, cosine_vs_damp, cosine_vs_T1
-from gradbench.plots.credit_by_layer import credit_by_layer
-from gradbench.plots.error_budget import COLOURS, LEAST, error_budget
-from gradbench.plots.error_vs_beta import error_vs_beta
-from gradbench.plots.error_vs_cost import _front, _settings, error_vs_cost
-from gradbench.plots.figures import FIGURES
-from gradbench.plots.map_s_damp import map_s_damp
-from gradbench.plots.params import params
-from gradbench.plots.residual_vs_cosine import residual_vs_cosine
+from gradbench.plots import gallery, hold, look
+from gradbench.plots.explained import draw_explanation
+from gradbench.plots.figures import error_budget
+from gradbench.plots.figures.antisymmetry_vs_error import draw_antisymmetry_vs_error
+from gradbench.plots.figures.cosine_sweeps import draw_cosine_sweep
+from gradbench.plots.figures.credit_by_layer import draw_credit_by_layer
+from gradbench.plots.figures.error_budget import COLOURS, LEAST, draw_error_budget
+from gradbench.plots.figures.error_vs_beta import draw_error_vs_beta
+from gradbench.plots.figures.error_vs_cost import _front, _settings, draw_error_vs_cost
+from gradbench.plots.figures.map_s_damp import draw_map_s_damp
+from gradbench.plots.figures.params import draw_params
+from gradbench.plots.figures.residual_vs_cosine import draw_residual_vs_cosine
 from gradbench.plots.scale import cosine_at, nines
-from gradbench.status import Status
+from gradbench.plots.sources import Tables
 from gradbench.tables.schema import BUDGETS, CELLS, PARAMS
 from gradbench.tables.store import Run
+from gradbench.vocabulary.status import Status
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -104,22 +106,35 @@ def run(tmp_path: Path, rows: list[dict]) -> Run:
 
 
 def _markers(figure: object) -> list[PathCollection]:
-    found = [c for ax in figure.axes for c in ax.collections if isinstance(c, PathCollection)]  # type: ignore[attr-defined]
-    return [c for c in found if len(c.get_offsets())]
+    drawn = [c for ax in figure.axes for c in ax.collections if isinstance(c, PathCollection)]  # type: ignore[attr-defined]
+    return [c for c in drawn if len(c.get_offsets())]
 
 
 def test_every_figure_is_drawn_from_a_stored_run_and_redrawn_to_the_same_bytes(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    figures = gallery.collect()
     drawn = plots.draw(run)
     missing = {"cosine_vs_T2", "error_vs_beta"}  # one T2 and two beta: nothing to show
-    assert {p.name for p in drawn} == {f"{name}.{kind}" for name in FIGURES.keys() - missing for kind in ("svg", "png")}
+    assert {p.name for p in drawn} == {f"{name}.{kind}" for name in figures.keys() - missing for kind in ("svg", "png")}
     before = {path: path.read_bytes() for path in drawn}
     assert all(before.values())
     again = {"cosine_vs_s", "map_s_damp", "params"}  # one of each kind of panel
-    monkeypatch.setattr(figures, "FIGURES", {name: FIGURES[name] for name in again})
+    monkeypatch.setattr(gallery, "collect", lambda: {name: figures[name] for name in again})
     assert {path.stem: path.read_bytes() == before[path] for path in plots.draw(run)} == dict.fromkeys(again, True)
     assert {p.name for p in (run.folder / "plots").iterdir()} == {p.name for p in drawn}  # no temporary file is left
+
+
+def test_every_file_of_figures_is_collected_in_the_order_of_names() -> None:
+    names = list(gallery.collect())
+    assert names == sorted(names)
+    assert {"params", "map_s_damp", *(f"cosine_vs_{x}" for x in ("s", "damp", "T1", "T2", "beta"))} < set(names)
+
+
+def test_two_figures_of_one_name_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(error_budget, "FIGURES", {"params": error_budget.FIGURES["error_budget"]})
+    with pytest.raises(ValueError, match="draws params already"):
+        gallery.collect()
 
 
 def test_a_folder_that_refuses_is_a_store_error(run: Run) -> None:
@@ -129,7 +144,7 @@ def test_a_folder_that_refuses_is_a_store_error(run: Run) -> None:
 
 
 def test_settled_cells_are_filled_and_all_others_hollow(cells: pd.DataFrame) -> None:
-    for figure in (cosine_vs_T1(cells), residual_vs_cosine(cells, 1e-4)):
+    for figure in (draw_cosine_sweep(cells, "T1"), draw_residual_vs_cosine(cells, 1e-4)):
         markers = _markers(figure)
         hollow = [c for c in markers if not len(c.get_facecolor())]
         filled = [c for c in markers if len(c.get_facecolor())]
@@ -138,7 +153,7 @@ def test_settled_cells_are_filled_and_all_others_hollow(cells: pd.DataFrame) -> 
 
 
 def test_no_cell_with_a_cosine_is_dropped_and_the_others_are_counted(cells: pd.DataFrame) -> None:
-    figure = residual_vs_cosine(cells, 1e-4)
+    figure = draw_residual_vs_cosine(cells, 1e-4)
     assert figure is not None
     absent = int(cells["cosine"].isna().sum())
     assert sum(len(c.get_offsets()) for c in _markers(figure)) == len(cells) - absent > 0
@@ -146,31 +161,32 @@ def test_no_cell_with_a_cosine_is_dropped_and_the_others_are_counted(cells: pd.D
 
 
 def test_lines_join_settled_medians_only(cells: pd.DataFrame) -> None:
-    figure = cosine_vs_T1(cells)
+    figure = draw_cosine_sweep(cells, "T1")
     assert figure is not None
     joined = {x for line in figure.axes[0].lines for x in line.get_xdata() if line.get_linestyle() != "None"}
     assert list(joined) == [pytest.approx(100)]
 
 
 def test_credit_is_drawn_layer_by_layer_for_settled_cells_of_layered_systems(cells: pd.DataFrame) -> None:
-    found = pd.DataFrame(
+    blocks = pd.DataFrame(
         [{"cell": c} | b for c, v in zip(cells["cell"], cells["cosine"], strict=True) for b in _blocks(v)]
     )
-    figure = credit_by_layer(cells, found.astype({"cosine_error": float}))
+    figure = draw_credit_by_layer(cells, blocks.astype({"cosine_error": float}))
     assert figure is not None
     assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["h0", "h1", "h2"]
     assert {float(x) for c in _markers(figure) for x in c.get_offsets()[:, 0]} == {0.0, 1.0, 2.0}
     assert all(len(c.get_facecolor()) for c in _markers(figure))
-    assert credit_by_layer(cells, found[found["block"] != "h1"]) is None  # two blocks are no layers
+    assert draw_credit_by_layer(cells, blocks[blocks["block"] != "h1"]) is None  # two blocks are no layers
 
 
 def test_rules_of_equal_credit_lie_on_top_of_each_other_and_one_without_credit_is_not_named(
     cells: pd.DataFrame,
 ) -> None:
     equal = [{"cell": c} | b for c in cells["cell"] for b in _blocks(0.9)]
-    found = pd.DataFrame(equal).astype({"cosine_error": float})
-    found.loc[found["cell"].isin(cells[cells["estimator_label"] == "aep clip=batch"]["cell"]), "cosine"] = float("nan")
-    figure = credit_by_layer(cells, found)
+    blocks = pd.DataFrame(equal).astype({"cosine_error": float})
+    clipped = cells[cells["estimator_label"] == "aep clip=batch"]
+    blocks.loc[blocks["cell"].isin(clipped["cell"]), "cosine"] = float("nan")
+    figure = draw_credit_by_layer(cells, blocks)
     assert figure is not None
     sizes = [float(c.get_sizes()[0]) for c in figure.axes[0].collections if len(c.get_offsets())]
     assert sizes == [look.MARKERS[name][1] ** 2 for name in ("ep", "aep")]  # the larger below
@@ -178,7 +194,7 @@ def test_rules_of_equal_credit_lie_on_top_of_each_other_and_one_without_credit_i
     assert named == ["aep", "ep", "settled", "not settled"]
 
 
-def test_a_colour_belongs_to_the_name_whatever_is_beside_it(cells: pd.DataFrame) -> None:
+def test_a_colour_belongs_to_the_name_whatever_else_is_drawn(cells: pd.DataFrame) -> None:
     backwards = cells[::-1]
     alone = cells[cells["estimator_label"] == "aep"]
     plugin = cells.assign(estimator="mine", estimator_label="mine")
@@ -186,7 +202,8 @@ def test_a_colour_belongs_to_the_name_whatever_is_beside_it(cells: pd.DataFrame)
     assert look.styles(alone)["aep"] == look.styles(cells)["aep"]
     assert look.styles(cells)["aep clip=batch"].colour == look.styles(cells)["aep"].colour
     assert look.styles(pd.concat([plugin, cells]))["mine"] == look.styles(plugin)["mine"]
-    used = {tuple(c.get_edgecolor()[0][:3]) for c in _markers(cosine_vs_T1(alone)) if not len(c.get_facecolor())}
+    hollow = [c for c in _markers(draw_cosine_sweep(alone, "T1")) if not len(c.get_facecolor())]
+    used = {tuple(c.get_edgecolor()[0][:3]) for c in hollow}
     assert used == {to_rgba(look.COLOURS["aep"])[:3]}
 
 
@@ -195,13 +212,13 @@ def test_the_reference_and_its_controls_are_no_rules_to_draw(cells: pd.DataFrame
     known = [cells.assign(estimator_label=label, estimator=name) for label, name in labels.items()]
     with_known = pd.concat([cells, *known])
     assert hold.estimates(with_known).equals(cells)
-    axes = [error_vs_cost(drawn).axes[0] for drawn in (cells, with_known)]
+    axes = [draw_error_vs_cost(drawn).axes[0] for drawn in (cells, with_known)]
     assert len({len([*ax.lines, *ax.collections]) for ax in axes}) == 1
     assert len({str([line.get_color() for line in ax.lines]) for ax in axes}) == 1
 
 
 def test_a_number_that_is_no_evidence_is_hatched_and_not_coloured(cells: pd.DataFrame) -> None:
-    figure = map_s_damp(cells)
+    figure = draw_map_s_damp(cells)
     assert figure is not None
     status, ep = figure.axes[:2]
     assert sorted(t.get_text() for t in status.texts) == ["diverged"] + ["settled"] * 5
@@ -210,8 +227,8 @@ def test_a_number_that_is_no_evidence_is_hatched_and_not_coloured(cells: pd.Data
 
 
 def test_an_undefined_parameter_is_named(cells: pd.DataFrame, rows: list[dict]) -> None:
-    found = [p for row in rows for p in _params({"W": 0.9, "b": float("nan")}, row)]
-    figure = params(cells, pd.DataFrame(found))
+    parameters = [p for row in rows for p in _params({"W": 0.9, "b": float("nan")}, row)]
+    figure = draw_params(cells, pd.DataFrame(parameters))
     assert figure is not None
     assert [t.get_text() for t in figure.axes[0].texts] == ["undefined"] * 2  # ep, aep
     assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["W", "b"]
@@ -224,8 +241,8 @@ LONG = "cet_real D=32 ch=3 dataset=cifar10 dh=32 heads=2 img=32 mem=32 patch=8 p
 def test_a_system_with_many_options_stays_within_its_figure(cells: pd.DataFrame, rows: list[dict], name: str) -> None:
     other = cells.assign(system_label=LONG, cell="f" + cells["cell"])
     both = pd.concat([cells, other], ignore_index=True)
-    found = pd.DataFrame([p for row in both.to_dict("records") for p in _params({"W": 0.9, "b": 0.8}, row)])
-    figure = FIGURES[name](figures.Tables(both, found, pd.DataFrame(), pd.DataFrame(), 1e-4, ""))
+    parameters = pd.DataFrame([p for row in both.to_dict("records") for p in _params({"W": 0.9, "b": 0.8}, row)])
+    figure = gallery.collect()[name](Tables(both, parameters, pd.DataFrame(), pd.DataFrame(), 1e-4, ""))
     assert figure is not None
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
@@ -238,25 +255,34 @@ def test_a_system_with_many_options_stays_within_its_figure(cells: pd.DataFrame,
 def test_the_held_point_is_written_above_its_row(cells: pd.DataFrame) -> None:
     (title,) = hold.by_system(cells, free=("damp",))
     assert all(part in title for part in ("toy", "1", "100", "20", "0.02", "float32"))
-    figure = cosine_vs_damp(cells)
+    figure = draw_cosine_sweep(cells, "damp")
     assert figure is not None
     assert figure.subfigs[0].get_suptitle() == title
 
 
-def test_float64_is_drawn_beside_float32_along_beta_alone(cells: pd.DataFrame) -> None:
+def test_a_coordinate_that_every_system_has_is_said_only_where_cells_differ_in_it(cells: pd.DataFrame) -> None:
+    (alike,) = hold.by_system(cells)
+    (differing,) = hold.by_system(cells.assign(batch=[4] + [8] * (len(cells) - 1)))
+    assert set(hold.HELD) - set(hold.ALWAYS) == {"eps", "batch"}
+    assert "batch" not in alike
+    assert r"batch$\,=\,$8" in differing
+
+
+def test_float64_is_drawn_with_float32_along_beta_alone(cells: pd.DataFrame) -> None:
     both = pd.concat([cells, cells.assign(dtype="float64")])
-    assert len(_markers(cosine_vs_beta(both))) == 2 * len(_markers(cosine_vs_beta(cells)))
-    assert len(_markers(cosine_vs_T1(both))) == len(_markers(cosine_vs_T1(cells)))
+    assert len(_markers(draw_cosine_sweep(both, "beta"))) == 2 * len(_markers(draw_cosine_sweep(cells, "beta")))
+    assert len(_markers(draw_cosine_sweep(both, "T1"))) == len(_markers(draw_cosine_sweep(cells, "T1")))
 
 
 def test_nothing_to_show_is_no_figure(cells: pd.DataFrame) -> None:
     one = cells[(cells["s"] == 1) & (cells["damp"] == 0) & (cells["T1"] == 100) & (cells["beta"] == 0.02)]
     lost = cells.assign(cosine=float("nan"), cosine_min=float("nan"), status="diverged")
-    for figure in (cosine_vs_T1, cosine_vs_beta, cosine_vs_damp, map_s_damp):
-        assert figure(one) is None
-    assert residual_vs_cosine(lost, 1e-4) is None
-    assert antisymmetry_vs_error(lost) is None
-    assert cosine_vs_T1(lost) is None
+    for x in hold.ALWAYS:
+        assert draw_cosine_sweep(one, x) is None
+    assert draw_map_s_damp(one) is None
+    assert draw_residual_vs_cosine(lost, 1e-4) is None
+    assert draw_antisymmetry_vs_error(lost) is None
+    assert draw_cosine_sweep(lost, "T1") is None
 
 
 def test_the_cosine_scale_is_monotone_and_inverts() -> None:
@@ -290,7 +316,7 @@ def test_the_front_of_cost_and_error_holds_what_no_cheaper_setting_of_the_worst_
 
 def test_a_bar_of_a_budget_is_the_error_divided_as_its_steps_are(cells: pd.DataFrame) -> None:
     budget = pd.DataFrame([b | {"cell": r["cell"]} for r in cells.to_dict("records") for b in _budget(r)])
-    figure = error_budget(cells, budget)
+    figure = draw_error_budget(cells, budget)
     assert figure is not None
     (panel,) = (ax for ax in figure.axes if ax.get_visible() and ax.get_xlabel().startswith("nudge"))
     bars = [(p.get_height(), p.get_facecolor()[:3]) for p in panel.patches]
@@ -301,14 +327,14 @@ def test_a_bar_of_a_budget_is_the_error_divided_as_its_steps_are(cells: pd.DataF
 
 
 def test_without_a_cause_there_is_no_budget_to_draw(cells: pd.DataFrame) -> None:
-    assert error_budget(cells.assign(cause=None), pd.DataFrame(columns=BUDGETS.names)) is None
+    assert draw_error_budget(cells.assign(cause=None), pd.DataFrame(columns=BUDGETS.names)) is None
 
 
 def test_error_against_beta_needs_three_nudges_and_shows_the_floor() -> None:
     rows = [_cell(i, "aep", 1.0, 1.0, 100, 20, beta, 0) for i, beta in enumerate((0.01, 0.1, 1.0))]
     cells = pd.DataFrame(rows, columns=CELLS.names).assign(rel_error=[1e-3, 1e-5, 1e-2])
-    assert error_vs_beta(cells[:2]) is None
-    figure = error_vs_beta(cells)
+    assert draw_error_vs_beta(cells[:2]) is None
+    figure = draw_error_vs_beta(cells)
     assert figure is not None
     lines = {tuple(line.get_ydata()) for line in figure.axes[0].lines}
     assert (1e-3, 1e-5, 1e-2) in lines
@@ -316,13 +342,11 @@ def test_error_against_beta_needs_three_nudges_and_shows_the_floor() -> None:
 
 
 def test_an_estimate_that_escapes_leaves_the_reference_in_sight() -> None:
-    from gradbench.plots.explained import explained
-
     causes = pd.DataFrame({"cause": ["truncation", "clip"], "size": [math.inf, 0.5], "culprit": [True, False]})
     eigenvalues = pd.DataFrame({"real": [0.5, 1.1], "imaginary": [0.1, 0.0], "whole": [False, False]})
     depths = pd.DataFrame({"estimator": "ep", "T2": [1, 10, 4000], "cosine": [0.5, 0.9, math.nan]})
     steps = {"param": "W[0]", "step": [1, 2, 3], "estimate": [0.1, 1e67, math.nan], "reference": [0.1, 0.05, 0.01]}
-    figure = explained(
+    figure = draw_explanation(
         causes, eigenvalues, depths, pd.DataFrame(steps), negligible=0.01, T2=10, rule="ep", sentences=["A cell."]
     )
     bars, spectrum, curve, moves = figure.axes

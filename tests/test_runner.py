@@ -21,12 +21,12 @@ import pytest
 import torch
 
 import gradbench
-from gradbench import profile, runner
-from gradbench.engine import batched
-from gradbench.engine.batched import available
+from gradbench.commands import environment, profiling, running
+from gradbench.commands.progress import CellProgress
+from gradbench.engine import packs
 from gradbench.engine.device import resolve
+from gradbench.engine.packs import available
 from gradbench.errors import StoreError, UserError
-from gradbench.runner import Progress
 from gradbench.tables import runs
 from gradbench.tables.store import Run, read_json
 
@@ -39,9 +39,9 @@ def solved(monkeypatch: pytest.MonkeyPatch, cores: Callable[[int], None]) -> lis
     """Keys of the problems that are measured, one after the other, while a test runs."""
     cores(1)
     keys: list[str] = []
-    measure = batched.measure
+    measure = packs.measure_pack
     monkeypatch.setattr(
-        batched, "measure", lambda pack, *rest: (keys.extend(p.key for p in pack), measure(pack, *rest))[1]
+        packs, "measure_pack", lambda pack, *rest: (keys.extend(p.key for p in pack), measure(pack, *rest))[1]
     )
     return keys
 
@@ -55,10 +55,10 @@ def same(a: Run, b: Run) -> None:
     pd.testing.assert_frame_equal(a.params, b.params)
 
 
-def interrupt_after(problems: int) -> Callable[[Progress], None]:
+def interrupt_after(problems: int) -> Callable[[CellProgress], None]:
     calls = iter(range(problems + 1))
 
-    def watch(progress: Progress) -> None:
+    def watch(progress: CellProgress) -> None:
         if next(calls) == problems:
             raise KeyboardInterrupt
 
@@ -82,7 +82,7 @@ def test_an_interrupted_run_goes_on_and_gives_the_tables_of_one_that_was_not(
 def test_problems_side_by_side_give_the_tables_of_one_after_the_other(
     write_suite: Any, cores: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    suite, measure = write_suite(), batched.measure
+    suite, measure = write_suite(), packs.measure_pack
     both, threads = threading.Barrier(2, timeout=30), set()
 
     def together(*arguments: Any) -> Any:
@@ -94,7 +94,7 @@ def test_problems_side_by_side_give_the_tables_of_one_after_the_other(
     cores(1)
     alone = run(suite)
     cores(2)
-    monkeypatch.setattr(batched, "measure", together)
+    monkeypatch.setattr(packs, "measure_pack", together)
     same(alone, run(suite, out=suite.parent / "other"))
     assert len(threads) == 2
     assert torch.get_num_threads() == 2
@@ -103,7 +103,7 @@ def test_problems_side_by_side_give_the_tables_of_one_after_the_other(
 def test_an_interrupt_stops_every_worker_and_the_next_run_goes_on(
     write_suite: Any, cores: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    suite, measure, stopped = write_suite(), batched.measure, []
+    suite, measure, stopped = write_suite(), packs.measure_pack, []
 
     def endless(pack: Any, *rest: Any) -> Any:
         if pack[0].point.seed == 0:
@@ -116,37 +116,37 @@ def test_an_interrupt_stops_every_worker_and_the_next_run_goes_on(
             raise
 
     cores(2)
-    monkeypatch.setattr(batched, "measure", endless)
+    monkeypatch.setattr(packs, "measure_pack", endless)
     with pytest.raises(KeyboardInterrupt):
         run(suite, watch=interrupt_after(1))
     assert stopped
-    monkeypatch.setattr(batched, "measure", measure)
+    monkeypatch.setattr(packs, "measure_pack", measure)
     assert len(run(suite).cells) == 60
 
 
 def test_workers_share_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    packs = [[problem] for problem in runner.prepare("smoke")[1].problems]
-    most = max(batched.footprint(problem) for (problem,) in packs)
+    cut = [[problem] for problem in running.prepare("smoke")[1].problems]
+    most = max(packs.footprint(problem) for (problem,) in cut)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    assert batched.workers(packs, "cpu", "auto", 2 * most) == 2
-    assert batched.workers(packs, "cpu", "auto", most // 2) == 1
-    assert batched.workers(packs[:3], "cpu", "eager", 9 * most) == 3
-    assert batched.workers(packs, "cpu", "batched", 9 * most) == 1
-    assert batched.workers(packs, "cuda", "auto", 9 * most) == batched.LANES
-    assert batched.workers(packs[:1], "cuda", "auto", 9 * most) == 1
-    assert batched.workers(packs, "cuda", "compiled", 9 * most) == 1
-    assert batched.workers([], "cpu", "auto", most) == 1
+    assert packs.how_many_at_once(cut, "cpu", "auto", 2 * most) == 2
+    assert packs.how_many_at_once(cut, "cpu", "auto", most // 2) == 1
+    assert packs.how_many_at_once(cut[:3], "cpu", "eager", 9 * most) == 3
+    assert packs.how_many_at_once(cut, "cpu", "batched", 9 * most) == 1
+    assert packs.how_many_at_once(cut, "cuda", "auto", 9 * most) == packs.LANES
+    assert packs.how_many_at_once(cut[:1], "cuda", "auto", 9 * most) == 1
+    assert packs.how_many_at_once(cut, "cuda", "compiled", 9 * most) == 1
+    assert packs.how_many_at_once([], "cpu", "auto", most) == 1
 
 
 def test_a_finished_run_measures_nothing_again(write_suite: Any, solved: list[str]) -> None:
     suite = write_suite()
     first = run(suite)
     before = first.cells
-    seen: list[Progress] = []
+    seen: list[CellProgress] = []
     again = run(suite, watch=seen.append)
     assert again.folder == first.folder
     assert len(solved) == PROBLEMS
-    assert (seen[0].kept, seen[0].weight, sum(seen[0].statuses.values())) == (60, 0, 60)
+    assert (seen[0].resumed, seen[0].weight, sum(seen[0].statuses.values())) == (60, 0, 60)
     pd.testing.assert_frame_equal(before, again.cells)
 
 
@@ -158,7 +158,7 @@ def test_progress_counts_every_cell_once(write_suite: Any) -> None:
 
 
 def test_progress_ends_at_its_own_weight(write_suite: Any) -> None:
-    seen: list[Progress] = []
+    seen: list[CellProgress] = []
     run(write_suite(), watch=seen.append)
     assert seen[-1].done_weight == seen[-1].weight > 0
     assert seen[-1].eta == 0
@@ -197,7 +197,7 @@ def test_another_check_is_the_same_run_with_the_new_claims(write_suite: Any, sol
 def test_other_source_is_another_run(write_suite: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     suite = write_suite()
     first = run(suite)
-    monkeypatch.setattr(runner, "source_digest", lambda: "another")
+    monkeypatch.setattr(environment, "source_digest", lambda: "another")
     assert run(suite).folder != first.folder
 
 
@@ -226,10 +226,10 @@ def test_the_source_digest_covers_what_decides_a_number_and_nothing_else(monkeyp
     read: list[str] = []
     real = Path.read_bytes
     monkeypatch.setattr(Path, "read_bytes", lambda self: (read.append(self.name), real(self))[1])
-    runner.source_digest()
-    assert {"cet.py", "toy.py", "ep.py", "aep.py", "reverse.py", "solve.py", "field.py", "metrics.py"} <= set(read)
-    assert {"streams.py", "plan.py", "fashion_mnist_sample.npz"} <= set(read)
-    assert not {"cli.py", "runner.py", "progress.py", "store.py"} & set(read)
+    environment.source_digest()
+    assert {"cet.py", "toy.py", "ep.py", "aep.py", "reverse.py", "solving.py", "field.py", "metrics.py"} <= set(read)
+    assert {"streams.py", "plans.py", "status.py", "fashion_mnist_sample.npz"} <= set(read)
+    assert not {"cli.py", "api.py", "running.py", "progress.py", "store.py", "look.py"} & set(read)
 
 
 def test_fresh_makes_a_new_run_even_within_a_second(write_suite: Any, solved: list[str]) -> None:
@@ -254,7 +254,7 @@ def test_fresh_makes_a_new_run_even_within_a_second(write_suite: Any, solved: li
 def test_what_goes_wrong_in_a_problem_is_a_status_and_is_tried_again(
     write_suite: Any, monkeypatch: pytest.MonkeyPatch, failure: Exception, status: str
 ) -> None:
-    suite, measure, keys = write_suite(), batched.measure, []
+    suite, measure, keys = write_suite(), packs.measure_pack, []
 
     def broken(pack: Any, *rest: Any) -> Any:
         keys.extend(p.key for p in pack)
@@ -262,7 +262,7 @@ def test_what_goes_wrong_in_a_problem_is_a_status_and_is_tried_again(
             raise failure
         return measure(pack, *rest)
 
-    monkeypatch.setattr(batched, "measure", broken)
+    monkeypatch.setattr(packs, "measure_pack", broken)
     first = run(suite)
     bad = first.cells[first.cells["status"] == status]
     assert bad["problem"].tolist() == [keys[2]] * 10
@@ -277,8 +277,8 @@ def test_what_goes_wrong_in_a_problem_is_a_status_and_is_tried_again(
 def test_a_pack_that_fails_is_halved_until_one_problem_is_left(
     write_suite: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    suite, measure, sizes = write_suite(), batched.measure, []
-    bad = runner.prepare(str(suite))[1].problems[4].key
+    suite, measure, sizes = write_suite(), packs.measure_pack, []
+    bad = running.prepare(str(suite))[1].problems[4].key
 
     def full(pack: Any, *rest: Any) -> Any:
         sizes.append(len(pack))
@@ -286,12 +286,12 @@ def test_a_pack_that_fails_is_halved_until_one_problem_is_left(
             raise torch.OutOfMemoryError("full")
         return measure(pack, *rest)
 
-    monkeypatch.setattr(batched, "measure", full)
+    monkeypatch.setattr(packs, "measure_pack", full)
     cells = run(suite, engine="batched").cells
     assert max(sizes) > 1
     assert set(cells.loc[cells["status"] == "oom", "problem"]) == {bad}
     assert len(cells) == 60
-    monkeypatch.setattr(batched, "measure", measure)
+    monkeypatch.setattr(packs, "measure_pack", measure)
     other = run(suite, out=suite.parent / "other", engine="batched").cells
     assert run(suite).cells["cell"].tolist() == other["cell"].tolist()
 
@@ -300,7 +300,7 @@ def test_a_mistake_of_the_user_during_a_run_is_raised(write_suite: Any, monkeypa
     def wrong(*args: Any) -> Any:
         raise UserError("no such data")
 
-    monkeypatch.setattr(batched, "measure", wrong)
+    monkeypatch.setattr(packs, "measure_pack", wrong)
     with pytest.raises(UserError, match="no such data"):
         run(write_suite())
 
@@ -326,7 +326,7 @@ def test_a_damaged_record_is_set_aside_said_and_measured_again(
 def test_a_run_folder_that_is_deleted_halfway_is_a_store_error_and_the_next_run_begins_anew(write_suite: Any) -> None:
     suite = write_suite()
 
-    def watch(progress: Progress) -> None:
+    def watch(progress: CellProgress) -> None:
         if progress.done == 20:
             (folder,) = (suite.parent / "results" / "runs" / "tiny").glob("2*")
             folder.rename(suite.parent / "gone")  # at once: a record may be on its way into it
@@ -373,8 +373,8 @@ def test_the_environment_says_where_and_with_what(write_suite: Any) -> None:
 def slow(suite: Path, out: Path) -> subprocess.Popen[str]:
     """A run in a process of its own that takes its time over every problem."""
     code = (
-        "import sys, time, gradbench; from gradbench.engine import batched; solve = batched.measure\n"
-        "batched.measure = lambda *a: (time.sleep(0.3), solve(*a))[1]\n"
+        "import sys, time, gradbench; from gradbench.engine import packs; solve = packs.measure_pack\n"
+        "packs.measure_pack = lambda *a: (time.sleep(0.3), solve(*a))[1]\n"
         "gradbench.run(sys.argv[1], out=sys.argv[2], device='cpu')"
     )
     one = os.environ | {"OMP_NUM_THREADS": "1"}  # another number of cores is another processor
@@ -419,15 +419,6 @@ def test_measure_compares_one_cell_and_says_so_of_a_list() -> None:
         gradbench.measure("toy_cons", "ep", T1=[5, 10])  # type: ignore[arg-type]
 
 
-def test_a_plugin_that_cannot_be_loaded_is_named() -> None:
-    from importlib.metadata import EntryPoint
-
-    from gradbench import registry
-
-    with pytest.raises(UserError, match=r"plugin 'nowhere:X' of gradbench\.systems cannot be loaded"):
-        registry._loaded(EntryPoint("x", "nowhere:X", "gradbench.systems"))
-
-
 def test_memory_is_a_share_or_a_size() -> None:
     assert available("cpu", "50%") == available("cpu") // 2
     assert available("cpu", "1.5GiB") == 3 * 2**29
@@ -451,7 +442,7 @@ def test_a_profile_says_where_the_time_went(write_suite: Any, tmp_path: Path) ->
     for phase in ("free phase", "certificate", "reverse sweep", "NudgedPhase", "readouts"):
         assert f"\n{phase} " in table
     with gzip.open(folder / "trace.json.gz") as trace:
-        assert profile.table(profile.spans(trace.read()), cuda=False) == table
+        assert profiling.table(profiling.spans(trace.read()), cuda=False) == table
 
 
 def test_a_table_of_a_trace_is_its_sums() -> None:
@@ -471,7 +462,7 @@ def test_a_table_of_a_trace_is_its_sums() -> None:
     ]  # fmt: skip
     named = [{"ph": "M", "name": "process_name", "pid": 0, "tid": 0, "ts": 0, "args": {"name": "python"}}]
     trace = json.dumps({"schemaVersion": 1, "deviceProperties": [], "traceEvents": [*named, *host, *device]}).encode()
-    found = [" ".join(line.split()) for line in profile.table(profile.spans(trace), cuda=False).splitlines()]
+    found = [" ".join(line.split()) for line in profiling.table(profiling.spans(trace), cuda=False).splitlines()]
     assert found[1:] == [
         "free phase 1 9.0",
         "",
@@ -479,7 +470,7 @@ def test_a_table_of_a_trace_is_its_sums() -> None:
         "outer 1 5.0 58.8%",
         "inner 3 3.5 41.2%",
     ]
-    found = [" ".join(line.split()) for line in profile.table(profile.spans(trace), cuda=True).splitlines()]
+    found = [" ".join(line.split()) for line in profiling.table(profiling.spans(trace), cuda=True).splitlines()]
     assert found[1:3] == ["free phase 1 9.0 7.0", ""]
     assert found[3:] == ["operation calls device ms share", "gemm 1 3.0 75.0%", "Memcpy DtoD 1 1.0 25.0%"]
 

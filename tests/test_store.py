@@ -16,11 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from gradbench.errors import StoreError
-from gradbench.notation import COORDINATES, METRICS
-from gradbench.selection import IDENTITY
+from gradbench.planning.selection import IDENTITY
 from gradbench.tables import schema, store
 from gradbench.tables.schema import BLOCKS, CELLS, PARAMS, RECORD
 from gradbench.tables.store import Run, read_json, read_table, write, write_json, write_table
+from gradbench.vocabulary.coordinates import COORDINATES
+from gradbench.vocabulary.notation import METRICS
 
 
 def row(cell: str, problem: str, cosine: float = 0.5, params: tuple[str, ...] = ("S", "b")) -> dict[str, Any]:

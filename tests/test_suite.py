@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradbench import suite as suites
 from gradbench.errors import UserError
 from gradbench.estimators.control import Kind
-from gradbench.plan import TRAININGS, plan
-from gradbench.selection import CONTROL
-from gradbench.suite import Suite, parse
+from gradbench.planning import files, suites, values
+from gradbench.planning.cells import TRAININGS
+from gradbench.planning.plans import plan
+from gradbench.planning.selection import CONTROL
+from gradbench.planning.suites import Suite, parse
 
 GRID = {"system": "toy_cons", "estimator": "ep"}
 
@@ -65,7 +66,7 @@ def mistake(content: dict) -> str:
         ("damp", {"geomspace": [0, 1, 3]}, "linspace"),
         ("beta", {"logspace": [0, 400, 3]}, "exponents"),
         ("T1", {"linspace": [1, 2, 3]}, "1.5 is not a whole number"),
-        ("batch", 0, "greater than or equal to 1"),
+        ("batch", 0, "0 is below 1"),
         ("batch", True, "batch"),
         ("batch", 2**63, "batch"),
         ("dtype", "float23", "Did you mean 'float32'"),
@@ -172,18 +173,18 @@ def test_a_file_that_is_not_toml_is_a_user_error(tmp_path: Path, text: bytes) ->
     path.write_bytes(text)
     with pytest.raises(UserError, match=r"x\.toml: not TOML"):
         suites.load(path)
-    assert isinstance(suites.about(path), str)  # `list` goes on
+    assert isinstance(files.about(path), str)  # `list` goes on
 
 
 @pytest.mark.parametrize("name", ["smok", "suites/smok.toml", "no/such/folder.toml", "x" * 5000, "suites", "a\0b", ""])
 def test_a_suite_that_does_not_exist_is_a_user_error(name: str) -> None:
     with pytest.raises(UserError, match="does not exist"):
-        suites.find(name)
+        files.find(name, files.SUITES, "suite")
 
 
 def test_a_misspelt_suite_names_the_near_miss() -> None:
     with pytest.raises(UserError, match="Did you mean 'smoke'"):
-        suites.find("smok")
+        files.find("smok", files.SUITES, "suite")
 
 
 def test_a_folder_of_the_name_of_a_shipped_suite_does_not_hide_it(tmp_path: Path, monkeypatch) -> None:
@@ -191,11 +192,11 @@ def test_a_folder_of_the_name_of_a_shipped_suite_does_not_hide_it(tmp_path: Path
     (tmp_path / "suites" / "aep.toml").touch()
     (tmp_path / "aep").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert suites.find("aep") == Path("suites/aep.toml")
+    assert files.find("aep", files.SUITES, "suite") == Path("suites/aep.toml")
 
 
 def test_every_shipped_suite_plans_and_its_checks_can_have_a_verdict(tmp_path: Path, monkeypatch) -> None:
-    shipped = [path.resolve() for path in suites.SUITES.glob("*.toml")]
+    shipped = [path.resolve() for path in files.SUITES.glob("*.toml")]
     monkeypatch.chdir(tmp_path)  # a plan names trained weights by their digest and looks no further into them
     checkpoint = TRAININGS / "quick" / "20260101-000000-0000" / "checkpoint.pt"
     checkpoint.parent.mkdir(parents=True)
@@ -208,7 +209,7 @@ def test_every_shipped_suite_plans_and_its_checks_can_have_a_verdict(tmp_path: P
         assert loaded.name == path.stem
 
 
-@pytest.mark.parametrize("path", sorted(suites.SUITES.glob("*.toml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(files.SUITES.glob("*.toml")), ids=lambda path: path.stem)
 def test_every_shipped_suite_but_the_atlas_checks_its_ruler(path: Path) -> None:
     asked: set[str] = set()
     for check in suites.load(path).check:
@@ -254,11 +255,11 @@ def test_several_grids_are_their_union() -> None:
 
 @pytest.mark.parametrize("name", ["toy_cons", "toy_noncons", "cet_energy", "cet_real"])
 def test_missing_coordinates_take_the_defaults_of_the_system(name: str) -> None:
-    from gradbench import registry
+    from gradbench.planning import registry
 
     (cell,) = plan(suite({"system": name, "estimator": "ep"})).cells
-    defaults = registry.systems()[name].defaults
-    assert {k: getattr(cell, k) for k in defaults} == dict(defaults)
+    defaults = registry.known_systems()[name].defaults
+    assert {k: cell.coordinates[k] for k in defaults} == dict(defaults)
     assert (cell.seed, cell.dtype) == (0, "float32")
 
 
@@ -293,7 +294,7 @@ def test_overrides_of_a_file_whose_grids_are_no_tables_are_a_user_error(write_su
     ],
 )
 def test_settings_are_toml_or_bare_words(text: str, value: object) -> None:
-    assert suites.settings([text], "--set") == {text.partition("=")[0]: value}
+    assert values.settings([text], "--set") == {text.partition("=")[0]: value}
 
 
 @pytest.mark.parametrize(
@@ -301,4 +302,4 @@ def test_settings_are_toml_or_bare_words(text: str, value: object) -> None:
 )
 def test_settings_name_the_pair_that_is_none(pairs: list[str], message: str) -> None:
     with pytest.raises(UserError, match=f"--set '{pairs[-1]}': {message}"):
-        suites.settings(pairs, "--set")
+        values.settings(pairs, "--set")

@@ -1,1 +1,1 @@
-"""Evidence about the free state that a gradient was measured at."""
+"""Evidence: how close an estimate is, what its free state is, which status follows, and why an error is what it is."""

@@ -1,4 +1,4 @@
-"""Leading eigenvalues and linear solves of a map that is given by its product alone, each sample by itself."""
+"""Leading eigenvalues and linear solves of a map M that is known by its products v -> M v only, sample by sample."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     Product = Callable[[Tensor], Tensor]
-    Order = Callable[[Tensor], Tensor]  # of complex numbers, the largest of which is wanted
+    Order = Callable[[Tensor], Tensor]  # of eigenvalues, a real number each: the largest is wanted
 
-CLOSED = 500  # times the round-off of |M v|: what orthogonalisation leaves below this makes the space invariant
+CLOSED = 500  # times the round-off of |M v|: if orthogonalisation leaves less of M v, the space is invariant
 PATIENCE = 10  # products between two looks at the eigenvalues
 
 
@@ -27,12 +27,12 @@ class Krylov:
 
     basis: Float[Tensor, "m+1 *r b n"]
     H: Float[Tensor, "*r b m+1 m"]
-    dims: Int[Tensor, "*r b"]  # of each sample's space: below m where it is invariant under M
+    dims: Int[Tensor, "*r b"]  # of the space of each sample: below m where the space is invariant under M
 
     def parts(self) -> Iterator[tuple[Int[Tensor, "k"], Float[Tensor, "k d+1 d"]]]:
-        """H of the samples whose spaces have d dimensions, for every d, with their places: in float64, on the CPU.
+        """For every d: the places of the samples whose spaces have d dimensions, and their H in float64 on the CPU.
 
-        A sample whose H is not finite has no part.
+        A sample whose H is not finite is left out.
         """
         H, dims = self.H.flatten(0, -3).double().cpu(), self.dims.flatten().cpu()
         dims = torch.where(H.isfinite().all(-1).all(-1), dims, torch.zeros_like(dims))
@@ -42,7 +42,7 @@ class Krylov:
                 yield rows, H[rows, : d + 1, :d]
 
     def sample(self, index: Int[Tensor, "*r"]) -> Krylov:
-        """One sample of every row."""
+        """The space of one sample of every row."""
         at = index.to(self.H.device)[..., None]
         H = self.H.take_along_dim(at[..., None, None], -3)
         basis = self.basis.take_along_dim(at[None, ..., None], -2)
@@ -58,7 +58,7 @@ class Spectrum:
 
 
 def krylov(product: Product, v: Float[Tensor, "*r b n"], m: int, known: Krylov | None = None) -> Krylov:
-    """m steps of Arnoldi from v, orthogonalised twice, in the dtype of v; the first are those `known`.
+    """m steps of Arnoldi from v, orthogonalised twice, in the dtype of v; those of a `known` space are not repeated.
 
     v must not be zero.
     """
@@ -73,7 +73,7 @@ def krylov(product: Product, v: Float[Tensor, "*r b n"], m: int, known: Krylov |
     for k in range(first, m):
         w = product(basis[k])
         size = w.norm(dim=-1)
-        for _ in range(2):  # once leaves round-off of the size of |M v| / |w| along the basis
+        for _ in range(2):  # a single time leaves round-off of the size of |M v| / |w| along the basis
             h = torch.einsum("k...n,...n->...k", basis[: k + 1], w)
             w = w - torch.einsum("k...n,...k->...n", basis[: k + 1], h)
             H[..., : k + 1, k] += h
@@ -92,52 +92,55 @@ def leading(
     most: int = 160,
     tol: float = 1e-8,
 ) -> tuple[list[Spectrum], Krylov]:
-    """For every order the eigenvalue of v -> M v with the largest, of each sample, by Arnoldi from v; and the space.
+    """For every order the eigenvalue of M with the largest order, of each sample, by Arnoldi from v; and the space.
 
-    `v` is a random start, an order |.| for the spectral radius or the real part for the rightmost. The space grows to
-    twice its size until all residuals are below `tol` or it has `most` or n dimensions, when it is exact. A start
-    without a component along an eigenvector does not see it.
+    `v` is a random start. The order |.| gives the spectral radius, the real part the rightmost eigenvalue. The space
+    doubles until all residuals are below `tol`, or until it has `most` dimensions, or n, where it is exact. A start
+    without a component along an eigenvector does not see this eigenvector.
     Arnoldi 1951; Saad, Numerical Methods for Large Eigenvalue Problems, ch. 6.
     """
     n, m, space = v.shape[-1], 2 * PATIENCE, None
     while True:
         m = min(m, n, most)
         space = krylov(product, v, m, space)
-        found = [ritz(space, order) for order in orders]
-        if all(bool((s.residual <= tol).all()) for s in found) or m in (n, most):
-            return found, space
+        spectra = [ritz(space, order) for order in orders]
+        if all(bool((s.residual <= tol).all()) for s in spectra) or m in (n, most):
+            return spectra, space
         m *= 2
 
 
 def ritz(space: Krylov, order: Order) -> Spectrum:
-    """The eigenvalue of H with the largest `order`, of each sample; NaN where it is not finite."""
+    """The eigenvalue of H with the largest `order`, of each sample; NaN where H is not finite."""
     values = torch.full((space.dims.numel(),), torch.nan, dtype=torch.complex128)
-    open_ = values.real.clone()
+    residual = values.real.clone()
     for rows, H in space.parts():
         lambdas, vectors = torch.linalg.eig(H[:, :-1])
         k = order(lambdas).argmax(-1, keepdim=True)
         values[rows] = lambdas.take_along_dim(k, -1)[:, 0]
         left = H[:, -1, -1] * vectors[:, -1].take_along_dim(k, -1)[:, 0].abs()
-        open_[rows] = left / values[rows].abs().clamp_min(1e-300)
-    return Spectrum(values.reshape(space.dims.shape), open_.reshape(space.dims.shape))
+        residual[rows] = left / values[rows].abs().clamp_min(1e-300)
+    return Spectrum(values.reshape(space.dims.shape), residual.reshape(space.dims.shape))
 
 
 def outermost(space: Krylov, orders: Sequence[Order]) -> list[Spectrum]:
-    """For every order the eigenvalue of the worst sample of each row, with its residual. Vectors of that one only."""
+    """For every order the eigenvalue of the worst sample of each row, with its residual.
+
+    Eigenvectors, which the residual needs, are taken of the worst sample only.
+    """
     values = space.H.new_full(space.H.shape[:-2] + space.H.shape[-1:], torch.nan, dtype=torch.complex128, device="cpu")
     flat = values.view(-1, values.shape[-1])
     for rows, H in space.parts():
         flat[rows, : H.shape[-1]] = torch.linalg.eigvals(H[:, :-1])
-    found = []
+    spectra = []
     for order in orders:
         worst = order(values).nan_to_num(nan=-math.inf).amax(-1).argmax(-1)
         of_worst = ritz(space.sample(worst), order)
-        found.append(Spectrum(of_worst.values[..., 0], of_worst.residual[..., 0]))
-    return found
+        spectra.append(Spectrum(of_worst.values[..., 0], of_worst.residual[..., 0]))
+    return spectra
 
 
 def condition(space: Krylov) -> Float[Tensor, "*r b"]:
-    """A lower bound of the condition number of 1 - M, of each sample: that of 1 - M as the space sees it.
+    """A lower bound of the condition number of 1 - M, of each sample: the condition number on the Krylov space.
 
     The extreme singular values of (1 - M) V_m, which H holds, lie between those of 1 - M.
     """
@@ -154,7 +157,7 @@ def singular(
     """Largest and smallest singular value of M, of each sample, from the Krylov space of M^T M.
 
     Exact where n <= `most`. Otherwise the largest is a lower bound that converges fast, and the smallest an upper
-    bound that may not: their ratio is then a lower bound of the condition number.
+    bound that may not converge: their ratio is then a lower bound of the condition number.
     """
     space = krylov(lambda v: vjp(jvp(v)), v, min(v.shape[-1], most))
     ends = torch.full((space.dims.numel(), 2), torch.nan, dtype=torch.float64)
@@ -170,7 +173,7 @@ def gmres(
 ) -> Float[Tensor, "*r b n"]:
     """x with M x = g of each sample: least |g - M x| over a Krylov space of m, restarted.
 
-    Stops at |g - M x| <= tol |g|, or after the last restart: the caller checks what is left. A sample whose g is
+    Stops at |g - M x| <= tol |g|, or after the last restart: the caller checks the residual. A sample whose g is
     zero has x = 0. Saad & Schultz 1986.
     """
     x, size = torch.zeros_like(g), g.norm(dim=-1)
@@ -180,7 +183,7 @@ def gmres(
         done = left <= tol * size
         if bool(done.all()):
             break
-        safe = torch.where((left > 0)[..., None], r, torch.ones_like(r))  # a solved sample's space is not used
+        safe = torch.where((left > 0)[..., None], r, torch.ones_like(r))  # the space of a solved sample is not used
         space = krylov(product, safe, min(m, g.shape[-1]))
         y = torch.zeros(g.shape[:-1].numel(), space.H.shape[-1], dtype=torch.float64)
         for rows, H in space.parts():

@@ -1,14 +1,16 @@
-"""The causes of many cells at once: a ladder of rungs that a run has anyway, or for a share of what it costs.
+"""The causes of many cells at once: a ladder of rungs that a run has anyway, or for a share of its cost.
 
-  bptt                 through the T1 steps
-  tbptt, T2 steps      the last steps of the same sweep                                      truncation
-  adjoint, T2 terms    the Jacobians of these steps taken at s*                              transient
-  linearised           the rule's own Jacobian                                               asymmetry
-  as run               the estimate, in the dtype of the cell                                nudge
+  rung                 what the gradient is                                              cause of the step to it
+  bptt                 backpropagation through the T1 steps
+  tbptt, T2 steps      the last T2 steps of the same sweep                               truncation
+  adjoint, T2 terms    the Jacobians of these steps are taken at s*                      transient
+  linearised           the Jacobian that the rule goes by                                asymmetry
+  as run               the estimate, in the dtype of the cell                            nudge
 
-What of the nudge the other beta of a grid do not tell (nonlinearity grows with beta, round-off as it shrinks) is taken
-apart where it is the largest, in float64 by the rungs of `ladder`: the rule itself, nonlinearity, drift, clip, readout
-and precision. All of this is asked at stable fixed points only. Elsewhere the status of a cell is its cause.
+The other beta of a grid take a part off the last step: nonlinearity grows with beta, round-off as beta shrinks. Where
+the remainder is the largest step, it is taken apart in float64 by the rungs of `ladder`: the rule itself, nonlinearity,
+drift, clip, readout and precision. Causes are looked for at stable fixed points only. Elsewhere the status of a cell is
+its cause.
 """
 
 from __future__ import annotations
@@ -20,30 +22,30 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from gradbench.cause import Cause
 from gradbench.diagnostics.ladder import adjoints, nudged_credits, response
+from gradbench.dynamics.trajectory import chosen
 from gradbench.estimators.base import Snapshot, along
-from gradbench.estimators.ep import NudgedPhase
+from gradbench.estimators.nudged import NudgedPhase
 from gradbench.estimators.reverse import Tbptt
-from gradbench.status import Status
 from gradbench.systems.base import AbstractForwardSystem
-from gradbench.trajectory import chosen
+from gradbench.vocabulary.cause import Cause
+from gradbench.vocabulary.status import Status
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
     from torch import Tensor
 
+    from gradbench.diagnostics.metrics import Comparison
+    from gradbench.dynamics.trajectory import Trajectory
     from gradbench.estimators.base import AbstractEstimator, AbstractPhase
-    from gradbench.metrics import Comparison
-    from gradbench.plan import Cell
+    from gradbench.planning.cells import Cell
     from gradbench.systems.base import Params
-    from gradbench.trajectory import Trajectory
 
-ALONG, SPREAD = 0.999, 0.02  # |cosine| and relative spread of norm ratios of what is a multiple of the reference
-ROUND_OFF = 1e3  # units of it that a difference of two series must exceed
-# what a status that outranks the cosine says of its error
-BLAMED = {Status.UNSETTLED: Cause.TRANSIENT, Status.UNSTABLE: Cause.NO_FIXED_POINT}
-EXPLAINED = (Status.SETTLED, Status.NUDGE_DIVERGED)
+ALONG, SPREAD = 0.999, 0.02  # |cosine| and relative spread of norm ratios of a multiple of the reference
+ROUND_OFF = 1e3  # units of round-off that a difference of two series must exceed
+# statuses that are the cause of an error
+_BLAMED = {Status.UNSETTLED: Cause.TRANSIENT, Status.UNSTABLE: Cause.NO_FIXED_POINT}
+_EXPLAINED = (Status.SETTLED, Status.NUDGE_DIVERGED)
 Place = tuple[int, int, int]  # T1, beta, stacked problem
 Steps = dict[Cause, "Params"]
 
@@ -53,14 +55,14 @@ class Budget:
     """Where the error of one cell comes from."""
 
     cause: Cause
-    of: str  # the parameter whose error it is; empty: the whole gradient's
-    # |step| / |reference| by cause: of the whole ("") and every live parameter, or of `of` where the status is to blame
+    of: str  # the parameter whose error has this cause; empty: the whole gradient
+    # |step| / |reference| by cause: of the whole ("") and every live parameter; a status as cause has that of `of`
     sizes: dict[str, dict[Cause, float]]
 
 
 @dataclass(frozen=True, eq=False)
 class Asked:
-    """A reading, and what was found at those of its cells that want a cause."""
+    """A reading, with the comparisons of those cells whose error wants a cause."""
 
     rule: AbstractEstimator
     depth: int | None
@@ -70,12 +72,13 @@ class Asked:
     wanted: Mapping[Cell, tuple[Place, Comparison]]
 
     def only(self, rows: Sequence[int], columns: Sequence[int] | None = None) -> Asked:
-        """The same at some T1, and at some beta where these are named."""
+        """The reading at the T1 of some rows, and where columns are named, at the beta of these only."""
         columns = range(len(self.betas) or 1) if columns is None else columns
+        row_of, column_of = ({old: new for new, old in enumerate(places)} for places in (rows, columns))
         wanted = {
-            cell: ((rows.index(i), columns.index(j), c), found)
-            for cell, ((i, j, c), found) in self.wanted.items()
-            if i in rows and j in columns
+            cell: ((row_of[i], column_of[j], c), comparison)
+            for cell, ((i, j, c), comparison) in self.wanted.items()
+            if i in row_of and j in column_of
         }
         estimate = {n: _columns(chosen(g, rows), columns) for n, g in self.estimate.items()}
         betas = chosen(self.betas, columns) if len(self.betas) else self.betas
@@ -85,9 +88,9 @@ class Asked:
 
 @dataclass(eq=False)
 class Budgets:
-    """What the causes of all cells of a trajectory share.
+    """Budgets of the cells of a trajectory, and the series of gradients that these share.
 
-    `reference` and `truncated` are the gradients `(i, *c, ...)` of its reverse sweep, whole and by depth. Errors above
+    `reference` and `truncated` are the gradients `(i, *c, ...)` of the reverse sweep, whole and by depth. Errors above
     `faithful` want a cause.
     """
 
@@ -96,55 +99,55 @@ class Budgets:
     truncated: Mapping[int, Params]
     faithful: float
     depths: tuple[int, ...]  # of all readings
-    _series: dict[object, dict[int, Params]] = field(default_factory=dict)
+    _series: dict[object, dict[int, Params]] = field(default_factory=dict)  # gradients by depth
 
     def of(self, asked: Sequence[Asked]) -> dict[Cell, Budget]:
-        """The budget of every cell that wants one. Readings of one phase have the same T1 and beta."""
-        found: dict[Cell, Budget] = {}
+        """The budget of every cell that wants a cause. Readings of one phase have the same T1 and beta."""
+        budgets: dict[Cell, Budget] = {}
         nudged: dict[AbstractPhase, list[Asked]] = {}
         for a in asked:
-            budgets = self._budgets(a, self._steps(a))
-            found |= budgets
-            bent = {cell: a.wanted[cell] for cell, budget in budgets.items() if budget.cause is Cause.NUDGE}
+            of_reading = self._budgets(a, self._steps(a))
+            budgets |= of_reading
+            bent = {cell: a.wanted[cell] for cell, budget in of_reading.items() if budget.cause is Cause.NUDGE}
             if bent:
                 nudged.setdefault(a.rule.phase, []).append(replace(a, wanted=bent))
         for phase, same in nudged.items():
             assert isinstance(phase, NudgedPhase)
             places = [place for a in same for place, _ in a.wanted.values()]
             rows, columns = (sorted({place[axis] for place in places}) for axis in (0, 1))
-            found |= self._taken_apart(phase, [a.only(rows, columns) for a in same])
-        return found
+            budgets |= self._taken_apart(phase, [a.only(rows, columns) for a in same])
+        return budgets
 
     def _steps(self, a: Asked) -> Steps:
-        """Steps of a reading, by cause."""
-        rows = [self.free.T1s.index(T1) for T1 in a.free.T1s]
+        """The steps from backpropagation to a reading, by cause."""
+        rows = self.free.rows(a.free.T1s)
         reference = _rows(self.reference, rows)
         if isinstance(a.rule, Tbptt):
             return {Cause.TRUNCATION: _minus(a.estimate, reference)}
         if a.depth is None:
             return {Cause.READOUT: _minus(a.estimate, reference)}
-        phase, adjoint = a.rule.phase, self._at(rows, a.rule.phase, a.depth)
-        if isinstance(self.free.field.system, AbstractForwardSystem):  # no way leads to s*, whose last steps these were
+        phase, adjoint = a.rule.phase, self._series_gradient(a.rule.phase, rows, a.depth)
+        if isinstance(self.free.field.system, AbstractForwardSystem):  # no steps led to s*
             steps: Steps = {Cause.TRUNCATION: _minus(adjoint, reference)}
         else:
             truncated = _rows(self.truncated[a.depth], rows)
             steps = {Cause.TRUNCATION: _minus(truncated, reference), Cause.TRANSIENT: _minus(adjoint, truncated)}
         if not isinstance(phase, NudgedPhase):
             return steps | {Cause.READOUT: _minus(a.estimate, adjoint)}
-        linear = self._at(rows, phase, a.depth, linearised=True)
+        linear = self._series_gradient(phase, rows, a.depth, linearised=True)
         asymmetry = _minus(linear, adjoint)
-        left, size = (_squares(g, list(reference), self._lead).sum(-1).sqrt() for g in (asymmetry, adjoint))
-        # where both series have grown by many orders, what is left of their difference is round-off
-        heard = left > ROUND_OFF * torch.finfo(a.free.ends.dtype).eps * size
+        change, size = (_squares(g, list(reference), self._lead).sum(-1).sqrt() for g in (asymmetry, adjoint))
+        # where both series have grown by many orders, their difference is round-off
+        heard = change > ROUND_OFF * torch.finfo(a.free.ends.dtype).eps * size
         steps[Cause.ASYMMETRY] = _where(heard, asymmetry)
         return steps | self._scanned(a, phase, linear, reference)
 
     def _scanned(self, a: Asked, phase: NudgedPhase, linear: Params, reference: Params) -> Steps:
-        """What the nudge does, told from the other beta of the reading where there are some.
+        """The steps of a finite nudge, told apart by the other beta of the reading where there are some.
 
-        From the best of them on, what grows with beta is nonlinearity, and what grows as beta shrinks is precision:
-        a slope of 1 or 2 against one of -1. Of a clipped rule the first may be the clip, of a one-sided one the
-        second may be drift, and neither is claimed.
+        Counted from the best beta, an error that grows with beta is nonlinearity, with a slope of 1 or 2, and an error
+        that grows as beta shrinks is precision, with a slope of -1. Of a clipped rule the first may be the
+        clip: then neither is claimed. Of a one-sided rule the second may be drift: then it is not claimed.
         """
         whole = {Cause.NUDGE: _minus(a.estimate, linear)}
         if len(a.betas) < 2 or phase.clip != "none":
@@ -155,11 +158,11 @@ class Budgets:
         best = errors.nan_to_num(nan=math.inf).argmin(1, keepdim=True)
         j = torch.arange(len(a.betas), device=best.device).reshape(1, -1, *[1] * (best.ndim - 2))
         above, below = j > best, (j < best) & (len(phase.signs) == 2)
-        rest = _where(above | below, _minus(a.estimate, _taken(a.estimate, best)))
+        from_best = _where(above | below, _minus(a.estimate, _taken(a.estimate, best)))
         return {
-            Cause.NUDGE: _minus(whole[Cause.NUDGE], rest),
-            Cause.NONLINEARITY: _where(above, rest),
-            Cause.PRECISION: _where(below, rest),
+            Cause.NUDGE: _minus(whole[Cause.NUDGE], from_best),
+            Cause.NONLINEARITY: _where(above, from_best),
+            Cause.PRECISION: _where(below, from_best),
         }
 
     @property
@@ -167,16 +170,18 @@ class Budgets:
         """Axes of a gradient before those of its parameter: T1, beta, and the cells of a stack."""
         return self.free.ends.ndim - 1
 
-    def _at(self, rows: Sequence[int], phase: AbstractPhase, depth: int, *, linearised: bool = False) -> Params:
-        """The adjoint's gradient with as many terms, at the step size of the phase; or that of the linearised phase."""
+    def _series_gradient(
+        self, phase: AbstractPhase, rows: Sequence[int], depth: int, *, linearised: bool = False
+    ) -> Params:
+        """The gradient of `depth` terms of the adjoint, with the step size of the phase; or of the linearised phase."""
         nudged = phase if isinstance(phase, NudgedPhase) else None
-        # the correction makes J of J^T, which is then the adjoint's series unless a projection stands between them
-        own = linearised and nudged and (not nudged.asymmetric or self.free.field.system.projects)
+        # a correction puts J^T in place of J: without a projection the linearised phase is then the adjoint
+        differs = linearised and nudged and (not nudged.asymmetric or self.free.field.system.projects)
         key: object = (
-            replace(nudged, signs=(), clip="none") if nudged and own else nudged.reduction if nudged else "sum"
+            replace(nudged, signs=(), clip="none") if nudged and differs else nudged.reduction if nudged else "sum"
         )
         if key not in self._series:
-            if nudged and own:
+            if nudged and differs:
                 credits = response(self.free, nudged, self.depths, drifting=False)
             else:
                 eps = nudged.step_size(self.free) if nudged else None
@@ -186,34 +191,34 @@ class Budgets:
         return {n: chosen(g, rows) for n, g in self._series[key][depth].items()}
 
     def _taken_apart(self, phase: NudgedPhase, asked: Sequence[Asked]) -> dict[Cell, Budget]:
-        """The budgets of readings of one phase at the same rows and columns, with the nudge in parts."""
+        """The budgets of readings of one phase at the same T1 and beta, with the step of the nudge taken apart."""
         free, betas = asked[0].free, asked[0].betas.double()
         if free.ends.dtype != torch.float64:
             free = replace(free, field=free.field.wide, ends=free.ends.double(), _views={})
         depths = tuple(sorted({a.depth for a in asked if a.depth is not None}))
-        rows = [self.free.T1s.index(T1) for T1 in free.T1s]
-        last = {depth: self._at(rows, phase, depth, linearised=True) for depth in depths}
+        rows = self.free.rows(free.T1s)
+        last = {depth: self._series_gradient(phase, rows, depth, linearised=True) for depth in depths}
         parts: dict[int, Steps] = {depth: {} for depth in depths}
         snapshots = {}
-        # a state at rest drifts by less in the second phase than what would bend an error that wants a cause
+        # a settled state drifts too little in the second phase to bend an error that wants a cause
         for c in nudged_credits(free, phase, depths, betas, Cause.TRANSIENT, drifting=False):
             depth, gradient = c.snapshot.depth, along(free, c.snapshot, c.credit).gradient
             assert depth is not None
             step = _minus(gradient, last[depth])
             parts[depth][c.cause] = _plus(parts[depth][c.cause], step) if c.cause in parts[depth] else step
             last[depth], snapshots[depth] = gradient, c.snapshot
-        found: dict[Cell, Budget] = {}
+        budgets: dict[Cell, Budget] = {}
         for a in asked:
             assert a.depth is not None
-            steps, own = self._steps(a), dict(parts[a.depth])
-            del steps[Cause.NUDGE]  # and with it what the other beta told
+            steps, of_nudge = self._steps(a), dict(parts[a.depth])
+            del steps[Cause.NUDGE]  # its parts replace it, and also what the other beta told
             readout = a.rule.read(free, snapshots[a.depth], betas).gradient
-            own[Cause.READOUT] = _minus(readout, last[a.depth])
-            own[Cause.PRECISION] = _minus(a.estimate, readout)
-            if Cause.TRANSIENT in own and Cause.TRANSIENT in steps:
-                own[Cause.TRANSIENT] = _plus(own[Cause.TRANSIENT], steps[Cause.TRANSIENT])
-            found |= self._budgets(a, steps | own)
-        return found
+            of_nudge[Cause.READOUT] = _minus(readout, last[a.depth])
+            of_nudge[Cause.PRECISION] = _minus(a.estimate, readout)
+            if Cause.TRANSIENT in of_nudge and Cause.TRANSIENT in steps:
+                of_nudge[Cause.TRANSIENT] = _plus(of_nudge[Cause.TRANSIENT], steps[Cause.TRANSIENT])
+            budgets |= self._budgets(a, steps | of_nudge)
+        return budgets
 
     def _budgets(self, a: Asked, steps: Steps) -> dict[Cell, Budget]:
         names, stacked = list(a.estimate), self._lead == 3
@@ -221,29 +226,31 @@ class Budgets:
         squares = torch.stack(parts, -1).expand(-1, len(a.betas) or 1, *[-1] * (parts[0].ndim - 1))
         values = (squares if stacked else squares[:, :, None]).tolist()
         return {
-            cell: self._budget(found, dict(zip(names, values[i][j][c], strict=True)), tuple(steps))
-            for cell, ((i, j, c), found) in a.wanted.items()
+            cell: self._budget(comparison, dict(zip(names, values[i][j][c], strict=True)), tuple(steps))
+            for cell, ((i, j, c), comparison) in a.wanted.items()
         }
 
-    def _budget(self, found: Comparison, squares: Mapping[str, Sequence[float]], causes: Sequence[Cause]) -> Budget:
-        norms = {n: p.reference_norm for n, p in found.params.items() if not p.reason.startswith("the reference")}
+    def _budget(
+        self, comparison: Comparison, squares: Mapping[str, Sequence[float]], causes: Sequence[Cause]
+    ) -> Budget:
+        norms = {n: p.reference_norm for n, p in comparison.params.items() if not p.no_reference}
         rows = {"": [sum(column) for column in zip(*squares.values(), strict=True)]} | {n: squares[n] for n in norms}
-        norms = {"": found.whole.reference_norm} | norms
+        norms = {"": comparison.whole.reference_norm} | norms
         sizes = {
             n: dict(zip(causes, (math.sqrt(v) / norms[n] if math.isfinite(v) else math.inf for v in row), strict=True))
             for n, row in rows.items()
         }
-        of = wanting(found, self.faithful) or ""
+        of = wanting(comparison, self.faithful) or ""
         cause = max(sizes[of], key=sizes[of].__getitem__)
         if cause in (Cause.READOUT, Cause.RULE):
-            cause = _multiple(found) or cause
+            cause = _multiple(comparison) or cause
         return Budget(cause, of, sizes)
 
 
-def _multiple(found: Comparison) -> Cause | None:
-    """Where the estimate is a multiple of the reference in every parameter, which kind of multiple it is."""
-    cosines = list(found.defined.values())
-    ratios = [found.params[n].norm_ratio for n in found.defined]
+def _multiple(comparison: Comparison) -> Cause | None:
+    """SIGN or SCALE where the estimate is such a multiple of the reference in every parameter, else None."""
+    cosines = list(comparison.defined.values())
+    ratios = [comparison.params[n].norm_ratio for n in comparison.defined]
     if not cosines or min(map(abs, cosines)) < ALONG or max(ratios) > (1 + SPREAD) * min(ratios):
         return None
     if max(cosines) < 0:
@@ -251,18 +258,32 @@ def _multiple(found: Comparison) -> Cause | None:
     return Cause.SCALE if min(cosines) > 0 else None
 
 
-def wanting(found: Comparison, faithful: float) -> str | None:
-    """What wants a cause: "" for the whole gradient, else the worst parameter or that of the largest error.
+def asks(status: Status, comparison: Comparison, faithful: float) -> bool:
+    """Whether a cell of this status has an error that wants a cause, and a state at which causes are looked for."""
+    return status in _EXPLAINED and wanting(comparison, faithful) is not None
+
+
+def blamed(status: Status, comparison: Comparison, faithful: float) -> Budget | None:
+    """The budget of an error above `faithful` whose cause is the status of the cell; None elsewhere."""
+    of = wanting(comparison, faithful)
+    if of is None or status not in _BLAMED:
+        return None
+    error = (comparison.params[of] if of else comparison.whole).rel_error
+    return Budget(_BLAMED[status], of, {of: {_BLAMED[status]: error}})
+
+
+def wanting(comparison: Comparison, faithful: float) -> str | None:
+    """What wants a cause: "" for the whole gradient, else the worst parameter or the one with the largest error.
 
     None where no error is above `faithful`, or there is nothing to compare with.
     """
-    if found.whole.reason.startswith("the reference"):
+    if comparison.whole.no_reference:
         return None
-    if not found.whole.rel_error <= faithful:
+    if not comparison.whole.rel_error <= faithful:
         return ""
-    errors = {n: p.rel_error for n, p in found.params.items() if not p.reason.startswith("the reference")}
-    if errors.get(found.worst, 0.0) > faithful:
-        return found.worst
+    errors = {n: p.rel_error for n, p in comparison.params.items() if not p.no_reference}
+    if errors.get(comparison.worst, 0.0) > faithful:
+        return comparison.worst
     largest = max(errors, key=errors.__getitem__, default=None)
     return largest if largest is not None and not errors[largest] <= faithful else None
 
@@ -288,7 +309,7 @@ def _where(mask: Bool[Tensor, "i j *c"], step: Params) -> Params:
 
 
 def _taken(g: Params, j: Int[Tensor, "i 1 *c"]) -> Params:
-    """The gradients at one beta of every T1 and stacked problem."""
+    """The gradients at beta `j` of every T1 and stacked problem."""
     return {
         n: v.gather(1, j.reshape(*j.shape, *[1] * (v.ndim - j.ndim)).expand(-1, -1, *v.shape[2:])) for n, v in g.items()
     }

@@ -21,16 +21,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gradbench.streams import Streams, normal
+from gradbench.data.streams import Streams, normal
+from gradbench.dynamics.trajectory import chosen
 from gradbench.systems.base import AbstractForwardSystem
-from gradbench.trajectory import chosen
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
+    from gradbench.dynamics.trajectory import Trajectory
     from gradbench.estimators.base import Reading
-    from gradbench.trajectory import Trajectory
 
 SUMMARY = ("gamma", "gamma_free", "gamma_error", "gamma_error_free", "rho_corr", "rho_corr_free", "state_error")
 PROBES = 16  # perturbations of a sample and layer
@@ -49,29 +49,30 @@ class Credits:
     def read(self, T1s: tuple[int, ...], reading: Reading) -> dict[str, Float[Tensor, "i j *c"]]:
         """Summaries by name, and the readings of a block as `block/name`. Empty where the rule has no state credit.
 
-        A cosine is the batch mean of the samples' cosines. A sample that was given no credit counts 0; where the
-        reference is zero there is nothing to follow: NaN.
+        A cosine is the batch mean of the samples' cosines. The cosine of a sample is 0 where the rule gives it no
+        credit, and NaN where the reference is zero.
         """
         if reading.credit is None:
             return {}
-        found: dict[str, Tensor] = {}
+        readings: dict[str, Tensor] = {}
         reference = self._reference(T1s)
         for name, block in self._blocks(reading.credit).items():
-            found[f"{name}/cosine"] = _cosine(block, reference[name])
-            found[f"{name}/norm_ratio"] = _norm(block) / _norm(reference[name])
+            readings[f"{name}/cosine"] = _cosine(block, reference[name])
+            readings[f"{name}/norm_ratio"] = _norm(block) / _norm(reference[name])
         counted = list(reference)[: -1 if self._forward else None]
         for name, block in (self._blocks(reading.error) if reading.error is not None else {}).items():
-            found[f"{name}/cosine_error"] = _cosine(block, reference[name])
+            readings[f"{name}/cosine_error"] = _cosine(block, reference[name])
         for name, (v, rise) in self._probes.items():
             felt = (self._blocks(reading.credit)[name][:, :, None] * v).sum(-1)
-            found[f"{name}/rho_corr"] = _pearson(felt, rise.expand_as(felt))
+            readings[f"{name}/rho_corr"] = _pearson(felt, rise.expand_as(felt))
         for name, column in (("gamma", "cosine"), ("gamma_error", "cosine_error"), ("rho_corr", "rho_corr")):
-            if values := {b: found[f"{b}/{column}"] for b in counted if f"{b}/{column}" in found}:
-                found[name] = _mean(list(values.values()), found)
-                found[f"{name}_free"] = _mean([v for b, v in values.items() if b not in self._clamped], found)
+            if values := {b: readings[f"{b}/{column}"] for b in counted if f"{b}/{column}" in readings}:
+                free = [v for b, v in values.items() if b not in self._clamped]
+                readings[name] = _mean(list(values.values()), readings)
+                readings[f"{name}_free"] = _mean(free, readings)
         if self._forward:
-            found["state_error"] = self._state_error.expand_as(found["gamma"])
-        return found
+            readings["state_error"] = self._state_error.expand_as(readings["gamma"])
+        return readings
 
     @cached_property
     def _forward(self) -> bool:
@@ -83,13 +84,13 @@ class Credits:
         return system.clamped if isinstance(system, AbstractForwardSystem) else {}
 
     def _blocks(self, s: Float[Tensor, "*r b n"]) -> dict[str, Float[Tensor, "*r b d"]]:
-        """Blocks of a state in float64, each flat, after clamped layers, which are never given any credit."""
+        """Blocks of a state in float64, each flat. Clamped layers come first, with zeros: they never get credit."""
         state = {name: block.flatten(s.ndim - 1) for name, block in self.free.field.system.split(s.double()).items()}
         missing = {n: s.new_zeros((*s.shape[:-1], math.prod(d)), dtype=torch.float64) for n, d in self._clamped.items()}
         return missing | state
 
     def _reference(self, T1s: tuple[int, ...]) -> dict[str, Float[Tensor, "i 1 *c b d"]]:
-        rows = [self.free.T1s.index(T1) for T1 in T1s]
+        rows = self.free.rows(T1s)
         if self._forward:
             slopes = self.free.field.wide.layer_slopes
             return {name: part.expand(len(rows), 1, *part.shape) for name, part in self._layers(slopes)}
@@ -109,11 +110,11 @@ class Credits:
 
     @cached_property
     def _probes(self) -> dict[str, tuple[Float[Tensor, "p *c b d"], Float[Tensor, "p *c b"]]]:
-        """For every layer of a forward system that counts: perturbations of it, and the rise of the cost."""
+        """Perturbations of every layer of a forward system that counts, and the rise of the cost by each."""
         if not self._forward:
             return {}
         field, slopes = self.free.field.wide, self.free.field.wide.layer_slopes
-        rest = field.cost(field.init_state())
+        unmoved = field.cost(field.init_state())
         probes, start = {}, 0
         for name, layer in list(self._unmoved.items())[:-1]:
             shape = (PROBES, *layer.shape[-2:])
@@ -124,7 +125,7 @@ class Credits:
             offset[..., start : start + layer.shape[-1]] = v
             with torch.no_grad():
                 moved = field.forward(offset)[..., -field.init_state().shape[-1] :]
-                probes[name] = (v, field.cost(moved) - rest)
+                probes[name] = (v, field.cost(moved) - unmoved)
             start += layer.shape[-1]
         return probes
 
@@ -137,7 +138,7 @@ class Credits:
 
 
 def blocks(evidence: Mapping[str, float]) -> list[dict[str, Any]]:
-    """The readings of every block, from what `Credits.read` found of one cell, in the order of the state."""
+    """The readings of every block of one cell, in the order of the state, from what `Credits.read` gives."""
     rows: dict[str, dict[str, Any]] = {}
     for key, value in evidence.items():
         block, slash, name = key.partition("/")
@@ -165,6 +166,6 @@ def _pearson(x: Float[Tensor, "i j p *c b"], y: Float[Tensor, "i j p *c b"]) -> 
     return torch.where(flat, torch.zeros_like(r), r)
 
 
-def _mean(values: list[Tensor], found: Mapping[str, Tensor]) -> Tensor:
-    like = next(iter(found.values()))
+def _mean(values: list[Tensor], readings: Mapping[str, Tensor]) -> Tensor:
+    like = next(iter(readings.values()))
     return torch.stack(values).mean(0) if values else torch.full_like(like, math.nan)

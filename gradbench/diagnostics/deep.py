@@ -4,39 +4,56 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from gradbench.data.streams import Streams, normal
 from gradbench.diagnostics.arnoldi import condition, gmres, krylov, leading, outermost, singular
 from gradbench.diagnostics.certificate import Certificate, Deep, certify
-from gradbench.streams import Streams, normal
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
     from torch import Tensor
 
-    from gradbench.diagnostics.arnoldi import Product
-    from gradbench.field import Linear
-    from gradbench.status import Thresholds
-    from gradbench.trajectory import Trajectory
+    from gradbench.diagnostics.arnoldi import Krylov, Product
+    from gradbench.dynamics.linear import Linear
+    from gradbench.dynamics.trajectory import Trajectory
+    from gradbench.vocabulary.status import Thresholds
 
-DENSE = 2**24  # entries of the Jacobians of all samples up to which they are taken as matrices
-KRYLOV = 2**23  # entries that a Krylov basis may have: a large batch gets a smaller space, and `open` says so
+DENSE = 2**24  # entries of the Jacobians of all samples up to which the Jacobians are taken as matrices
+KRYLOV = 2**23  # entries that a Krylov basis may have: a large batch gets a smaller space, and a larger `open`
 SAME = 1e-3  # |s - s'| / |s| of two end states that count as one
 SPACE = 32  # dimensions of the Krylov spaces of a batch: up to this size small matrices are cheap, on a CPU too
-PAIRS = 16  # products with J_G^T J_G, whose largest eigenvalue is found first; of one problem up to FEW
-FEW = 40
-SYMMETRIC = 1e-12  # |A|_F / |J|_F in float64 up to which J^-1 g needs no solve of its own beside J^-T g
-SOLVED = 1e-2  # |g - M a| / |g| that a batch's solves may leave: above, there is no angle
+PAIRS = 16  # products with J_G^T J_G, whose largest eigenvalue converges first
+FEW = 40  # the same for a single problem, at most
+SYMMETRIC = 1e-12  # |A|_F / |J|_F in float64 up to which J^-1 g is J^-T g, and needs no second solve
+SOLVED = 1e-2  # |g - M a| / |g| that the solves of a batch may leave: above, there is no angle
+
+
+class LeadingEigenvalues(NamedTuple):
+    """The eigenvalues of the worst sample, and the Krylov space of all samples."""
+
+    rho: float  # largest |lambda(J_G)|
+    rightmost: float  # largest Re lambda(J)
+    open: float  # residual of the two eigenvalues, relative
+    space: Krylov  # of J_G
+
+
+class Solutions(NamedTuple):
+    """Solutions of the linear systems of `_angle`, and the condition of their matrix 1 - J_G, sample by sample."""
+
+    condition: Float[Tensor, "b"]
+    response: Float[Tensor, "b n"]
+    credit: Float[Tensor, "b n"]  # before the projection
 
 
 @dataclass(frozen=True)
 class DeepCertificate:
     """Evidence about s* of one problem at one T1. Eigenvalues and singular values are those of the worst sample."""
 
-    free: Certificate  # what every cell is given
+    free: Certificate  # the one that every cell has
     residual_rate: float  # factor of |s_{t+1} - s_t| a step, over the last quarter of T1: 1 is a plateau; NaN: no steps
     rho: float  # largest |lambda(J_G)|
     rightmost: float  # largest Re lambda(J)
@@ -44,7 +61,7 @@ class DeepCertificate:
     sigma_max: float  # largest singular value of J_G: above 1, perturbations may grow before they fall
     condition: float  # of I - J_G
     condition_exact: bool  # from dense matrices; else a lower bound from a Krylov space
-    end_states: int  # how many differ, over the samples
+    end_states: int  # how many different end states the samples have
     distance: float  # |s* - fixed point| / |s*| at most, residual / (1 - rho) for a normal J_G; inf where rho >= 1
     angle: float  # degrees between J^-1 g and J^-T g, g = dC/ds: the asymmetry that credit feels
 
@@ -84,86 +101,103 @@ def certify_deep(free: Trajectory, thresholds: Thresholds, seed: int) -> DeepCer
     ((shallow,),) = certify(free, thresholds, [seed])
     s = free.ends[0]
     rate, distinct = float(_rate(free)[0]), int(_distinct(s))
-    if not (shallow.escape <= thresholds.divergence and bool(s.isfinite().all())):
+    if shallow.judgement.diverged or not bool(s.isfinite().all()):
         nan = math.nan
         return DeepCertificate(shallow, rate, nan, nan, nan, nan, nan, False, distinct, math.inf, nan)
-    field, g = free.field, free.cost_slope[0]
-    step = field.step_at(s[None])
+    step, exact = free.field.step_at(s[None]), s.numel() * s.shape[-1] <= DENSE
     v = normal(Streams(seed)["krylov"], tuple(s.shape)).to(s)
     most = max(2, min(160, KRYLOV // s.numel()))
-
-    def jvp(v: Tensor) -> Tensor:
-        return step.jvp(v[None])[0]
-
-    def vjp(a: Tensor) -> Tensor:
-        return step.vjp(a[None])[0]
-
-    (modulus, right), space = leading(jvp, v, (torch.abs, torch.real), most)
-    rightmost = (right.values.real - 1) / field.knobs.eps
-    left = right.residual * (right.values / (right.values - 1)).abs()  # of lambda(J), which is smaller
-    if field.system.projects:  # then J_G is not 1 + eps J, and J has eigenvalues of its own
-        force = field.at(s[None])
-        (right,), _ = leading(lambda v: force.jvp(v[None])[0], v, (torch.real,), most)
-        rightmost, left = right.values.real, right.residual
-    rho = float(modulus.values.abs().max())
-    nudge, exact = field.project_jvp(_ahead(free)[0], g), s.numel() * s.shape[-1] <= DENSE
+    eigenvalues = _eigenvalues(free, step, v, most)
     if exact:
-        M = torch.eye(s.shape[-1]).to(s) - dense(step, s)
-        number = torch.linalg.cond(M)
-        response, credit = by_lu(M, nudge), by_lu(M.mT, g)
+        solutions = _by_matrices(free, step)
     else:
-        largest, smallest = singular(lambda v: v - jvp(v), lambda a: a - vjp(a), v, min(most, FEW))
-        number = torch.maximum(condition(space), largest / smallest)  # either is a lower bound
-        credit = _solved(vjp, g, 60, 20, 1e-6)
-        symmetric = shallow.antisymmetry <= SYMMETRIC and not field.system.projects
-        response = credit if symmetric else _solved(jvp, nudge, 60, 20, 1e-6)
+        symmetric = shallow.antisymmetry <= SYMMETRIC and not free.field.system.projects
+        solutions = _by_products(free, step, v, most, eigenvalues.space, symmetric=symmetric)
     return DeepCertificate(
         free=shallow,
         residual_rate=rate,
-        rho=rho,
-        rightmost=float(rightmost.max()),
-        open=float(torch.maximum(modulus.residual, left).max()),
-        sigma_max=float(singular(jvp, vjp, v, min(most, FEW))[0].max()),
-        condition=float(number.max()),
+        rho=eigenvalues.rho,
+        rightmost=eigenvalues.rightmost,
+        open=eigenvalues.open,
+        sigma_max=float(singular(*_products(step), v, min(most, FEW))[0].max()),
+        condition=float(solutions.condition.max()),
         condition_exact=exact,
         end_states=distinct,
-        distance=_distance(shallow.residual, rho),
-        angle=float(_angle(free, response[None], credit[None])[0]),
+        distance=_distance(shallow.residual, eigenvalues.rho),
+        angle=float(_angle(free, solutions.response[None], solutions.credit[None])[0]),
     )
+
+
+def _products(linear: Linear) -> tuple[Product, Product]:
+    """M v and M^T a of states (b, n), for a linearisation at states (1, b, n)."""
+    return lambda v: linear.jvp(v[None])[0], lambda a: linear.vjp(a[None])[0]
+
+
+def _eigenvalues(free: Trajectory, step: Linear, v: Float[Tensor, "b n"], most: int) -> LeadingEigenvalues:
+    """By Arnoldi from v in at most `most` dimensions; `step` is J_G."""
+    field = free.field
+    (modulus, right), space = leading(_products(step)[0], v, (torch.abs, torch.real), most)
+    rightmost = (right.values.real - 1) / field.knobs.eps
+    left = right.residual * (right.values / (right.values - 1)).abs()  # of lambda(J), which is smaller
+    if field.system.projects:  # then J_G is not 1 + eps J, and the eigenvalues of J do not follow from those of J_G
+        (right,), _ = leading(_products(field.at(free.ends))[0], v, (torch.real,), most)
+        rightmost, left = right.values.real, right.residual
+    rho, open_ = modulus.values.abs().max(), torch.maximum(modulus.residual, left).max()
+    return LeadingEigenvalues(float(rho), float(rightmost.max()), float(open_), space)
+
+
+def _by_matrices(free: Trajectory, step: Linear) -> Solutions:
+    """Exact, from the matrix of every sample."""
+    s, g = free.ends[0], free.cost_slope[0]
+    nudge = free.field.project_jvp(_ahead(free)[0], g)
+    M = torch.eye(s.shape[-1]).to(s) - dense(step, s)
+    return Solutions(torch.linalg.cond(M), by_lu(M, nudge), by_lu(M.mT, g))
+
+
+def _by_products(
+    free: Trajectory, step: Linear, v: Float[Tensor, "b n"], most: int, space: Krylov, *, symmetric: bool
+) -> Solutions:
+    """From Krylov spaces: a lower bound of the condition, and two solutions, which are equal for a symmetric J_G."""
+    (jvp, vjp), g = _products(step), free.cost_slope[0]
+    largest, smallest = singular(lambda v: v - jvp(v), lambda a: a - vjp(a), v, min(most, FEW))
+    number = torch.maximum(condition(space), largest / smallest)  # either is a lower bound
+    credit = _solution(vjp, g, 1e-6)
+    response = credit if symmetric else _solution(jvp, free.field.project_jvp(_ahead(free)[0], g), 1e-6)
+    return Solutions(number, response, credit)
 
 
 def deepen(
     certificates: list[list[Certificate]], free: Trajectory, thresholds: Thresholds, seeds: Sequence[int]
 ) -> list[list[Certificate]]:
-    """The certificates of every T1 and cell of a stack, with a deep one each: every sample of all T1 and cells at once.
+    """The certificates of every T1 and cell of a stack, each with a deep one: all samples of all T1 and cells at once.
 
-    In the dtype of the run: the bases too, and only the small matrices in float64. One Krylov space of J_G has both
-    eigenvalues, where the system does not project, and the condition.
+    In the dtype of the run, that of the Krylov bases, too; only the small matrices are float64. One Krylov space of J_G
+    gives the condition and, where the system does not project, both eigenvalues.
     """
-    live = [i for i, row in enumerate(certificates) if any(c.escape <= thresholds.divergence for c in row)]
-    if not live:
+    rows = [i for i, row in enumerate(certificates) if not all(c.judgement.diverged for c in row)]
+    if not rows:
         return certificates
-    free = free.at(tuple(free.T1s[i] for i in live))
-    columns = {name: value.reshape(len(live), -1).tolist() for name, value in _krylov(free, seeds).items()}
+    free = free.at(tuple(free.T1s[i] for i in rows))
+    columns = {name: value.reshape(len(rows), -1).tolist() for name, value in _evidence(free, seeds).items()}
     deepened = list(certificates)
-    for row, i in enumerate(live):
-        found = [{name: column[row][c] for name, column in columns.items()} for c in range(len(seeds))]
-        pairs = zip(certificates[i], found, strict=True)
-        deepened[i] = [_deepened(c, v) if c.escape <= thresholds.divergence else c for c, v in pairs]
+    for row, i in enumerate(rows):
+        spectra = [{name: column[row][c] for name, column in columns.items()} for c in range(len(seeds))]
+        pairs = zip(certificates[i], spectra, strict=True)
+        deepened[i] = [c if c.judgement.diverged else _deepened(c, v, thresholds) for c, v in pairs]
     return deepened
 
 
-def _deepened(certificate: Certificate, found: dict[str, Any]) -> Certificate:
-    distance = _distance(certificate.residual, found["rho_arnoldi"])
-    return replace(certificate, deep=Deep(distance=distance, **found))
+def _deepened(certificate: Certificate, spectrum: dict[str, Any], thresholds: Thresholds) -> Certificate:
+    distance = _distance(certificate.residual, spectrum["rho_arnoldi"])
+    return certificate.deepened(Deep(distance=distance, **spectrum), thresholds)
 
 
 def _distance(residual: float, rho: float) -> float:
     return residual / (1 - rho) if rho < 1 else math.inf
 
 
-def _krylov(free: Trajectory, seeds: Sequence[int]) -> dict[str, Tensor]:
-    """Everything by T1 and cell."""
+def _evidence(free: Trajectory, seeds: Sequence[int]) -> dict[str, Tensor]:
+    """The fields of `Deep` but the distance, each by T1 and cell."""
     field, ends, g = free.field, free.ends, free.cost_slope
     drawn = {seed: normal(Streams(seed)["krylov"], tuple(ends.shape[-2:])).to(ends) for seed in set(seeds)}
     starts = torch.stack([drawn[seed] for seed in seeds])
@@ -179,7 +213,7 @@ def _krylov(free: Trajectory, seeds: Sequence[int]) -> dict[str, Tensor]:
     both = field.repeated(squared, v)
     space = krylov(lambda v: forward(v)[0], v, min(SPACE, ends.shape[-1]))
     modulus, right = outermost(space, (torch.abs, torch.real))
-    found = {
+    evidence = {
         "residual_rate": _rate(free),
         "rho_arnoldi": modulus.values.abs(),
         "spectrum_open": torch.maximum(modulus.residual, right.residual),
@@ -188,20 +222,20 @@ def _krylov(free: Trajectory, seeds: Sequence[int]) -> dict[str, Tensor]:
         "end_states": _distinct(ends),
         "angle": _angle(
             free,
-            _solved(lambda v: forward(v)[0], field.project_jvp(_ahead(free), g), SPACE, 1, SOLVED),
-            _solved(lambda a: backward(a)[0], g, SPACE, 1, SOLVED),
+            _solution(lambda v: forward(v)[0], field.project_jvp(_ahead(free), g), SOLVED, SPACE, 1),
+            _solution(lambda a: backward(a)[0], g, SOLVED, SPACE, 1),
         ),
     }
     if not field.system.projects:
-        found["rightmost"] = (right.values.real.to(ends.device) - 1) / field.knobs.eps.double()
-    return found
+        evidence["rightmost"] = (right.values.real.to(ends.device) - 1) / field.knobs.eps.double()
+    return evidence
 
 
 def _angle(free: Trajectory, response: Float[Tensor, "*r b n"], credit: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r"]:
-    """Between r and Pi'^T a, (1 - J_G) r = Pi' g and (1 - J_G^T) a = g, over all samples, in degrees.
+    """Degrees over all samples between r and Pi'^T a, where (1 - J_G) r = Pi' g and (1 - J_G^T) a = g.
 
-    The response of s* to a nudge, and the credit that the reference goes by. Where the system does not project these
-    are J^-1 g and J^-T g, and the angle is how wrong a rule is that goes by J in place of J^T.
+    r is the response of s* to a nudge, Pi'^T a the credit that the reference goes by. Where the system does not project
+    these are J^-1 g and J^-T g, and the angle is how wrong a rule is that goes by J in place of J^T.
     """
     pair = torch.stack((response.double(), free.field.project_vjp(_ahead(free), credit).double())).flatten(-2)
     a, b = pair / pair.norm(dim=-1, keepdim=True)
@@ -209,26 +243,30 @@ def _angle(free: Trajectory, response: Float[Tensor, "*r b n"], credit: Float[Te
 
 
 def _ahead(free: Trajectory) -> Float[Tensor, "i *c b n"]:
+    """s* + eps F(s*), which the next step projects."""
     with torch.no_grad():
         return free.ends + free.field.step_size * free.field.force(free.ends)
 
 
-def _solved(
-    product: Product, right: Float[Tensor, "*r b n"], m: int, restarts: int, tol: float
+def _solution(
+    product: Product, right: Float[Tensor, "*r b n"], tol: float, m: int = 60, restarts: int = 20
 ) -> Float[Tensor, "*r b n"]:
-    """x with (1 - M) x = right; all of a row NaN where a sample of it leaves more than `tol` of its right side."""
-    found = gmres(lambda v: v - product(v), right, tol / 10, m, restarts)
-    left = (right - found + product(found)).norm(dim=-1)
+    """x with (1 - M) x = right; a row is NaN where one of its samples leaves more than `tol` of its right side."""
+    x = gmres(lambda v: v - product(v), right, tol / 10, m, restarts)
+    left = (right - x + product(x)).norm(dim=-1)
     wrong = ~(left <= tol * right.norm(dim=-1)).all(-1)
-    return found.masked_fill(wrong[..., None, None], math.nan)
+    return x.masked_fill(wrong[..., None, None], math.nan)
 
 
 def _rate(free: Trajectory) -> Float[Tensor, "i *c"]:
-    """Geometric mean of the factors, from about three quarters of T1 on; a state that stands still has rate 0."""
-    kept = [min(3 * T1 // 4, max(T1 - 1, 0)) // free.every for T1 in free.T1s]
-    steps = torch.tensor([T1 - start * free.every for T1, start in zip(free.T1s, kept, strict=True)])
+    """Geometric mean factor of |s_{t+1} - s_t| a step, over about the last quarter of T1.
+
+    0 for a state that stands still, NaN where there are fewer than two steps.
+    """
+    stored = [min(3 * T1 // 4, max(T1 - 1, 0)) // free.every for T1 in free.T1s]
+    steps = torch.tensor([T1 - start * free.every for T1, start in zip(free.T1s, stored, strict=True)])
     with torch.no_grad():
-        pair = torch.stack((free.kept[kept], free.ends))
+        pair = torch.stack((free.states[stored], free.ends))
         first, last = (free.field.step(pair) - pair).flatten(-2).double().norm(dim=-1)
     exponent = (1 / steps.to(first)).reshape(-1, *[1] * (first.ndim - 1))
     rate = torch.where(first > 0, (last / first) ** exponent, torch.zeros_like(first))
@@ -237,7 +275,7 @@ def _rate(free: Trajectory) -> Float[Tensor, "i *c"]:
 
 
 def _distinct(s: Float[Tensor, "*r b n"]) -> Int[Tensor, "*r"]:
-    """Samples whose end state is not that of one before them."""
+    """How many different end states there are: samples whose end state is that of no sample before them."""
     gaps = torch.cdist(s, s, compute_mode="donot_use_mm_for_euclid_dist")
     same = gaps <= SAME * s.norm(dim=-1, keepdim=True)
     return (~same.tril(-1).any(-1)).sum(-1)

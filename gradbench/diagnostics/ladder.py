@@ -1,20 +1,21 @@
 """Why an estimate is not backpropagation: gradients in between, each of which changes one thing.
 
-  bptt                 through the T1 steps
-  adjoint, T1 terms    every Jacobian of the path taken at s*                        transient, or no fixed point
-  implicit             no end to the series: (1 - J_G^T) a = dC/ds solved            transient, or no fixed point
-  adjoint, T2 terms    as many terms as the second phase has steps                           truncation
-  linearised           the rule's own Jacobian, J where it is J^T that is right              asymmetry
-  along the drift      the same for beta -> 0 about the states that s* drifts through        transient
-  beta -> 0            the rule's own phase, with a nudge too small to bend anything         the rule itself
-  beta                 a finite nudge; one-sided, with the drift taken off                   nonlinearity in beta
-  with the drift       what a one-sided rule divides by beta beside the response             transient
-  clip                 with the clip of its correction                                       clip
-  readout              the rule's own readout and projection                                 projection or readout
-  as run               in the dtype of the cell                                              precision
+  rung                 what the gradient is                                           cause of the step to it
+  bptt                 backpropagation through the T1 steps
+  adjoint, T1 terms    every Jacobian of the path is taken at s*                      transient, or no fixed point
+  implicit             the series without an end: (1 - J_G^T) a = dC/ds is solved     transient, or no fixed point
+  adjoint, T2 terms    as many terms as the second phase has steps                    truncation
+  linearised           the Jacobian that the rule goes by: J where J^T is right       asymmetry
+  along the drift      the linearised phase at the states through which s* drifts     transient
+  beta -> 0            the phase of the rule, with a nudge too small to bend it      the rule itself
+  beta                 a finite nudge; of a one-sided rule, without the drift        nonlinearity in beta
+  with the drift       of a one-sided rule: drift and response, both over beta       transient
+  clip                 the correction of the phase is clipped                         clip
+  readout              the readout and the projection of the rule                     projection or readout
+  as run               in the dtype of the cell                                       precision
 
-All but the last are float64. A rung that a rule does not have is left out, and the others stay neighbours: the
-steps always add up to the difference between the estimate as run and backpropagation.
+All but the last are float64. A rung that a rule does not have is left out, and the rungs around it become neighbours:
+the steps always add up to the difference between the estimate as run and backpropagation.
 """
 
 from __future__ import annotations
@@ -28,39 +29,39 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from gradbench.cause import NEGLIGIBLE, Cause
 from gradbench.diagnostics.arnoldi import gmres
 from gradbench.diagnostics.deep import DENSE, by_lu, dense
+from gradbench.diagnostics.metrics import Comparison, compare
+from gradbench.dynamics.trajectory import relax
 from gradbench.estimators.base import Snapshot, along
-from gradbench.estimators.ep import SIGNS, NudgedPhase, displacement
+from gradbench.estimators.nudged import SIGNS, NudgedPhase, displacement
 from gradbench.estimators.reverse import Bptt, Tbptt
-from gradbench.metrics import Comparison, compare
-from gradbench.trajectory import relax
+from gradbench.vocabulary.cause import NEGLIGIBLE, Cause
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-    from gradbench.estimators.base import AbstractEstimator
-    from gradbench.field import Field
+    from gradbench.dynamics.field import Field
+    from gradbench.dynamics.trajectory import Trajectory
+    from gradbench.estimators.base import AbstractEstimator, AbstractPhase
     from gradbench.systems.base import Params
-    from gradbench.trajectory import Trajectory
 
 SOLVED = 1e-8  # |g - (1 - J_G^T) a| / |g|: above, there is no implicit rung
-SMALL = 1e-5  # of |s*|: what a nudge moves the state by that stands for beta -> 0
-HEARD = 1e4  # units of round-off of |s*| that its first step moves the state by at least
-STATES = 2**27  # entries of a trajectory that are kept; of a longer one some states are
+SMALL = 1e-5  # of |s*|: how far a nudge that stands for beta -> 0 moves the state
+HEARD = 1e4  # units of round-off of |s*|: how far the first step of this nudge moves the state, at least
+STATES = 2**27  # entries of a trajectory up to which all states are stored; of a longer one only some are
 LIVE = 1e-12  # a parameter whose reference is below this share of the whole has no error
 
 
 @dataclass(frozen=True, eq=False)
 class Rung:
-    """A gradient, and what the step to it from the rung before changes."""
+    """A gradient, with the cause of its difference from the rung before."""
 
     name: str
-    cause: Cause  # NONE of the first
+    cause: Cause  # NONE: the first rung
     gradient: Params
-    credit: Float[Tensor, "1 b n"] | None = None  # None: the rule has a readout of its own
+    credit: Float[Tensor, "1 b n"] | None = None  # None: the gradient does not come from a credit at s*
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +72,7 @@ class Step:
     cause: Cause
     size: float  # |difference| / |bptt|; inf where the rung is not finite
     sizes: dict[str, float]  # the same by parameter; NaN where the reference is zero
-    beside: Comparison  # the rung with the one before as its reference
+    compared: Comparison  # the rung, with the rung before as the reference
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,36 +96,36 @@ class Ladder:
 
     @cached_property
     def whole(self) -> Comparison:
-        """The estimate as run beside the reference."""
+        """The estimate as run, compared with the reference."""
         return compare(self.rungs[-1].gradient, self.reference, LIVE)
 
     @cached_property
     def steps(self) -> tuple[Step, ...]:
         """Neighbours compared."""
-        found = []
+        steps = []
         for a, b in itertools.pairwise(self.rungs):
             moved = {n: b.gradient[n].double() - a.gradient[n].double() for n in self.reference}
             sizes = {n: self._size(moved, n) for n in moved}
-            beside = compare(b.gradient, a.gradient, LIVE)
-            found.append(Step(b.name, b.cause, self._size(moved), sizes, beside))
-        return tuple(found)
+            compared = compare(b.gradient, a.gradient, LIVE)
+            steps.append(Step(b.name, b.cause, self._size(moved), sizes, compared))
+        return tuple(steps)
 
     @property
     def sizes(self) -> dict[Cause, float]:
-        """By cause: |sum of its steps| / |bptt|. Steps of one cause that cancel, such as there and back, do."""
+        """By cause: |sum of its steps| / |bptt|. A step and the step back, of one cause, cancel."""
         return self._by_cause(None)
 
     @property
     def cause(self) -> Cause:
         """The cause of the largest size, or NONE where the whole error is negligible.
 
-        Where a rung is not finite, the first such names the cause.
+        Where rungs are not finite, the cause is that of the first of these.
         """
         return self._cause(None)
 
     @property
     def causes(self) -> dict[str, Cause]:
-        """The cause of every parameter that the reference moves: a good whole may hide a bad one."""
+        """The cause of every parameter that the reference moves: a good whole may hide a bad parameter."""
         return {n: self._cause(n) for n in self.reference if self._alive(n)}
 
     @property
@@ -165,49 +166,77 @@ class Ladder:
         return max(sizes, key=sizes.__getitem__)
 
 
-def ladder(
-    field: Field,
+@dataclass(frozen=True, eq=False)
+class Relaxed:
+    """The free phase of one cell, taken once in float64 and once in the dtype that the cell is run in."""
+
+    field: Field  # in the dtype of the cell
+    T1: int
+
+    @cached_property
+    def wide(self) -> Trajectory:
+        """In float64."""
+        return free_phase(self.field.wide, self.T1)
+
+    @cached_property
+    def as_run(self) -> Trajectory:
+        """In the dtype of the cell."""
+        return self.wide if self.field.step_size.dtype == torch.float64 else free_phase(self.field, self.T1)
+
+
+def climb(
+    relaxed: Relaxed,
     rule: AbstractEstimator,
-    T1: int,
     T2: int | None,
     beta: float | None,
     *,
     stable: bool,
     settled: bool,
 ) -> Ladder:
-    """The ladder of one cell, whose field has the dtype that the cell is run in.
+    """The ladder of one cell.
 
-    `stable`: whether rho(J_G) < 1 at s*. Where it is not, the series has no limit and its length is no truncation: the
-    fault is the fixed point's where the state is `settled` there, and the way's where it still leaves.
+    `stable`: whether rho(J_G) < 1 at s*. Where it is not, the series has no limit, and a change by its length is no
+    truncation: its cause is NO_FIXED_POINT where the state has `settled`, and TRANSIENT where it still moves.
     The equalities that the rungs take apart: Almeida 1987 (implicit), Scellier & Bengio 2017 (nudged).
     """
-    free, flags = free_phase(field.wide, T1), []
+    free, flags = relaxed.wide, tuple[str, ...]()
     rungs = [Rung("bptt", Cause.NONE, estimate(Bptt(), free, None, None))]
     if isinstance(rule, Tbptt):
         rungs.append(Rung("tbptt, T2 steps", Cause.TRUNCATION, estimate(rule, free, T2, beta)))
     elif not isinstance(rule, Bptt):
         no_limit = Cause.NO_FIXED_POINT if settled and not stable else Cause.TRANSIENT
-        if T1:
-            rungs.append(_rung("adjoint, T1 terms", no_limit, free, adjoint(free, T1)))
-        credit, left = implicit(free)
-        if left <= SOLVED:
-            rungs.append(_rung("implicit", no_limit, free, credit))
-        else:
-            flags.append(f"the implicit solve left {left:.1e} of its right side, and its rung is left out")
+        limit, flags = _limit_rungs(free, no_limit)
+        rungs += limit
         if T2 is not None:
-            cause = Cause.TRUNCATION if stable else no_limit
-            eps = rule.phase.step_size(free) if isinstance(rule.phase, NudgedPhase) else None
-            rungs.append(_rung("adjoint, T2 terms", cause, free, adjoint(free, T2, eps)))
-            if isinstance(rule.phase, NudgedPhase) and beta is not None:
-                ((_, a),) = response(free, rule.phase, (T2,), drifting=False)
-                rungs.append(_rung("linearised", Cause.ASYMMETRY, free, a))
-                betas = free.ends.new_tensor([beta])
-                for c in nudged_credits(free, rule.phase, (T2,), betas, no_limit):
-                    rungs.append(_rung(c.name, c.cause, free, c.credit[:, 0]))
+            rungs += _phase_rungs(free, rule.phase, T2, beta, Cause.TRUNCATION if stable else no_limit, no_limit)
         rungs.append(Rung("readout", Cause.READOUT, estimate(rule, free, T2, beta)))
-    if field.step_size.dtype != torch.float64:
-        rungs.append(Rung("as run", Cause.PRECISION, estimate(rule, free_phase(field, T1), T2, beta)))
-    return Ladder(tuple(rungs), tuple(flags))
+    if relaxed.as_run is not free:
+        rungs.append(Rung("as run", Cause.PRECISION, estimate(rule, relaxed.as_run, T2, beta)))
+    return Ladder(tuple(rungs), flags)
+
+
+def _limit_rungs(free: Trajectory, no_limit: Cause) -> tuple[list[Rung], tuple[str, ...]]:
+    """From backpropagation to the limit of the series, with the flag of a solve that failed."""
+    (T1,), rungs = free.T1s, []
+    if T1:
+        rungs.append(_rung(free, "adjoint, T1 terms", no_limit, adjoint_credit(free, T1)))
+    credit, left = implicit(free)
+    if not left <= SOLVED:
+        return rungs, (f"the implicit solve left {left:.1e} of its right side, and its rung is left out",)
+    return [*rungs, _rung(free, "implicit", no_limit, credit)], ()
+
+
+def _phase_rungs(
+    free: Trajectory, phase: AbstractPhase, T2: int, beta: float | None, length: Cause, no_limit: Cause
+) -> Iterator[Rung]:
+    """From the limit of the series to the phase as it is; `length` is the cause of what the length T2 changes."""
+    eps = phase.step_size(free) if isinstance(phase, NudgedPhase) else None
+    yield _rung(free, "adjoint, T2 terms", length, adjoint_credit(free, T2, eps))
+    if isinstance(phase, NudgedPhase) and beta is not None:
+        ((_, a),) = response(free, phase, (T2,), drifting=False)
+        yield _rung(free, "linearised", Cause.ASYMMETRY, a)
+        for c in nudged_credits(free, phase, (T2,), free.ends.new_tensor([beta]), no_limit):
+            yield _rung(free, c.name, c.cause, c.credit[:, 0])
 
 
 def free_phase(field: Field, T1: int) -> Trajectory:
@@ -223,14 +252,14 @@ def estimate(rule: AbstractEstimator, free: Trajectory, T2: int | None, beta: fl
     return _only(rule.read(free, snapshot, betas).gradient)
 
 
-def adjoint(free: Trajectory, terms: int, eps: Tensor | None = None) -> Float[Tensor, "i *c b n"]:
+def adjoint_credit(free: Trajectory, terms: int, eps: Tensor | None = None) -> Float[Tensor, "i *c b n"]:
     """Credit eps sum_{j<terms} (Pi'^T (1 + eps J^T))^j Pi'^T dC/ds at s*, with the projection where there is one."""
     *_, credit = adjoints(free, terms, eps)
     return credit
 
 
 def adjoints(free: Trajectory, terms: int, eps: Tensor | None = None) -> Iterator[Float[Tensor, "i *c b n"]]:
-    """The same for 0, 1, 2 ... terms."""
+    """The credits of `adjoint_credit` with 0, 1, 2 ... terms."""
     field, s = free.field, free.ends
     eps = field.step_size if eps is None else eps
     with torch.no_grad():
@@ -245,8 +274,8 @@ def adjoints(free: Trajectory, terms: int, eps: Tensor | None = None) -> Iterato
 def implicit(free: Trajectory) -> tuple[Float[Tensor, "1 b n"], float]:
     """Credit eps Pi'^T a with (1 - J_G^T) a = dC/ds, and the share of dC/ds that the solve leaves, of the worst sample.
 
-    By LU of every sample where the matrices have at most `DENSE` entries, else by GMRES. Never a zero for a failure:
-    what a singular matrix leaves is not finite, and the share inf.
+    By LU of every sample where the matrices have at most `DENSE` entries, else by GMRES. A failure is never a credit of
+    zero: that of a singular matrix is not finite, and the share inf.
     """
     field, s, g = free.field, free.ends[0], free.cost_slope[0]
     step = field.step_at(s[None])
@@ -269,10 +298,10 @@ def implicit(free: Trajectory) -> tuple[Float[Tensor, "1 b n"], float]:
 def response(
     free: Trajectory, phase: NudgedPhase, depths: Collection[int], *, drifting: bool
 ) -> Iterator[tuple[int, Float[Tensor, "i *c b n"]]]:
-    """-ds/dbeta at beta = 0 after some depths of a nudged phase, by the linearised phase.
+    """-ds/dbeta at beta = 0 of a nudged phase at some depths, by the linearised phase.
 
-    a <- Pi'(a + eps (K a + dC/ds)), K = J, or J^T = J - 2 A with the correction, at s*. Where it is `drifting`, J and
-    dC/ds are those of the states through which the phase goes from s* without a nudge, and A stays that of s*.
+    a <- Pi'(a + eps (K a + dC/ds)), K = J, or J^T = J - 2 A with the correction, at s*. If `drifting`, J and dC/ds are
+    taken at the states through which the phase goes from s* without a nudge, and A at s*.
     """
     field, s, eps = free.field, free.ends, phase.step_size(free)
     skew = field.swirl_at(s) if phase.asymmetric and drifting else None
@@ -296,11 +325,11 @@ def response(
 
 @dataclass(frozen=True, eq=False)
 class Credit:
-    """What a nudged phase has made of dC/ds at one depth, one change after another."""
+    """The credit of a nudged phase on one rung of the ladder, at one depth."""
 
     name: str
     cause: Cause
-    snapshot: Snapshot  # of the phase at that depth, without its clip up to the rung of that name
+    snapshot: Snapshot  # of the phase at this depth; on the rungs before `clip`, of the phase without its clip
     credit: Float[Tensor, "i j *c b n"]
 
 
@@ -313,23 +342,18 @@ def nudged_credits(
     *,
     drifting: bool = True,
 ) -> Iterator[Credit]:
-    """From the phase along the drift, where there is some, to the phase as it is: rungs of the ladder, by depth."""
+    """The rungs from the linearised phase to the phase as it is, depth by depth.
+
+    If `drifting`, they begin with the rung along the drift.
+    """
     nudge = next(name for name, signs in SIGNS.items() if signs == phase.signs)
-    tangents = dict(response(free, phase, depths, drifting=drifting))
-    # a nudge that moves the state by SMALL of itself: bent by no more than that, and far above round-off, which from
-    # the first step on grows as the nudge does
-    rest, first, *grown = (
-        v.flatten(-2).norm(dim=-1) for v in (free.ends, phase.step_size(free) * free.cost_slope, *tangents.values())
-    )
-    least = (SMALL * (rest / torch.stack(grown)).nan_to_num(nan=math.inf)).amin((0, 1))
-    least = torch.maximum(least, (HEARD * torch.finfo(rest.dtype).eps * rest / first).nan_to_num(nan=0.0).amax(0))
-    small = torch.minimum(torch.where(least.isfinite() & (least > 0), least, betas[0]), betas.amin(0))
-    both = torch.cat([small[None], betas])
     centred = nudge == "centred"
+    tangents = dict(response(free, phase, depths, drifting=drifting))
+    both = torch.cat([_small(free, phase, tangents.values(), betas)[None], betas])
     unclipped = replace(phase, clip="none")
-    runs = [(unclipped.bare if centred else unclipped).run(free, depths, both)]
+    runs = [(unclipped.unobserved if centred else unclipped).run(free, depths, both)]
     if phase.clip != "none":
-        runs.append(phase.bare.run(free, depths, betas))
+        runs.append(phase.unobserved.run(free, depths, betas))
     for depth, *snapshots in zip(sorted(depths), *runs, strict=True):
         bent = snapshots[0]
         assert bent.nudged is not None
@@ -347,7 +371,26 @@ def nudged_credits(
             yield Credit("clip", Cause.CLIP, clipped, displacement(nudge, free.ends, clipped.nudged, betas))
 
 
-def _rung(name: str, cause: Cause, free: Trajectory, credit: Float[Tensor, "1 b n"]) -> Rung:
+def _small(
+    free: Trajectory,
+    phase: NudgedPhase,
+    tangents: Collection[Float[Tensor, "i *c b n"]],
+    betas: Float[Tensor, "j *c"],
+) -> Float[Tensor, "*c"]:
+    """A nudge for beta -> 0: it moves the state by SMALL of |s*| at the depths of the `tangents`.
+
+    So it bends the response by no more than that, and is far above round-off, which from the first step on grows as
+    the nudge does.
+    """
+    size, first, *grown = (
+        v.flatten(-2).norm(dim=-1) for v in (free.ends, phase.step_size(free) * free.cost_slope, *tangents)
+    )
+    least = (SMALL * (size / torch.stack(grown)).nan_to_num(nan=math.inf)).amin((0, 1))
+    least = torch.maximum(least, (HEARD * torch.finfo(size.dtype).eps * size / first).nan_to_num(nan=0.0).amax(0))
+    return torch.minimum(torch.where(least.isfinite() & (least > 0), least, betas[0]), betas.amin(0))
+
+
+def _rung(free: Trajectory, name: str, cause: Cause, credit: Float[Tensor, "1 b n"]) -> Rung:
     return Rung(name, cause, _only(along(free, Snapshot(None), credit[:, None]).gradient), credit)
 
 

@@ -1,4 +1,4 @@
-"""What would help: one change of one knob, tried before it is said."""
+"""A remedy for the error of a cell: one change of one knob, tried before it is proposed."""
 
 from __future__ import annotations
 
@@ -9,31 +9,33 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from gradbench.cause import NEGLIGIBLE, Cause
+from gradbench.data.streams import Streams, normal
 from gradbench.diagnostics.arnoldi import leading
 from gradbench.diagnostics.deep import certify_deep
-from gradbench.diagnostics.ladder import adjoints, estimate, free_phase, ladder
+from gradbench.diagnostics.ladder import Relaxed, adjoints, climb, estimate
+from gradbench.diagnostics.metrics import compare
 from gradbench.estimators.adjoint import Adjoint
 from gradbench.estimators.aep import Aep
-from gradbench.estimators.ep import Ep, NudgedPhase
+from gradbench.estimators.ep import Ep
+from gradbench.estimators.nudged import NudgedPhase
 from gradbench.estimators.reverse import Tbptt
-from gradbench.metrics import compare
-from gradbench.status import Status
-from gradbench.streams import Streams, normal
+from gradbench.vocabulary.cause import NEGLIGIBLE, Cause
+from gradbench.vocabulary.status import Status
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from gradbench.diagnostics.ladder import Ladder
+    from gradbench.dynamics.field import Field
+    from gradbench.dynamics.linear import Linear
     from gradbench.estimators.base import AbstractEstimator
-    from gradbench.field import Field, Linear
-    from gradbench.status import Thresholds
     from gradbench.systems.base import Params
+    from gradbench.vocabulary.status import Thresholds
 
-TRUNCATED = 1e-3  # of the credit: what a T2 that is proposed may leave out
-LONGER = (2, 4, 8, 16)  # times T1
+TRUNCATED = 1e-3  # share of the credit that a proposed T2 may leave out
+LONGER = (2, 4, 8, 16)  # times T1, or T2 of tbptt
 MORE_DAMP = (0.1, 0.2, 0.5, 1.0, 2.0, 4.0)  # added to c
-SHORTER = (2, 4, 8, 16)  # eps over these
+SHORTER = (2, 4, 8, 16)  # divisors of eps
 NUDGES = tuple(10 ** (k / 2) for k in range(-10, 11))  # times beta
 DEEPEST = 20000  # terms of an adjoint series
 
@@ -42,9 +44,8 @@ DEEPEST = 20000  # terms of an adjoint series
 class Case:
     """One cell with its ladder."""
 
-    field: Field  # in the cell's dtype
+    relaxed: Relaxed
     rule: AbstractEstimator
-    T1: int
     T2: int | None
     beta: float | None
     seed: int
@@ -52,19 +53,20 @@ class Case:
     ladder: Ladder
 
     def again(self, field: Field, T1: int) -> Ladder | None:
-        """The ladder at another place; None where the state there is not a settled and stable one."""
-        found = certify_deep(free_phase(field.wide, T1), self.thresholds, self.seed)
-        if found.free.status(self.thresholds) is not Status.SETTLED or not found.stable:
+        """The ladder with another field or T1; None where the free state there is not settled and stable."""
+        relaxed = Relaxed(field, T1)
+        certificate = certify_deep(relaxed.wide, self.thresholds, self.seed)
+        if certificate.free.judgement.status is not Status.SETTLED or not certificate.stable:
             return None
-        return ladder(field, self.rule, T1, self.T2, self.beta, stable=True, settled=True)
+        return climb(relaxed, self.rule, self.T2, self.beta, stable=True, settled=True)
 
 
-def remedy(case: Case) -> str | None:
-    """A change against the culprit of the ladder, with the number that it was found to leave.
+def remedy_for(case: Case) -> str | None:
+    """A change against the culprit of the ladder, with the error that was measured after the change.
 
-    None where there is no error, where no change of one knob is known to help, or none that was tried did.
+    None where there is no error, where no change of one knob is known to help, or where none of those tried helped.
     """
-    known: dict[Cause, Callable[[Case], str | None]] = {
+    remedies: dict[Cause, Callable[[Case], str | None]] = {
         Cause.TRANSIENT: _longer,
         Cause.NO_FIXED_POINT: _calmer,
         Cause.TRUNCATION: _deeper,
@@ -75,27 +77,26 @@ def remedy(case: Case) -> str | None:
         Cause.PRECISION: _nudged,
     }
     cause, _ = case.ladder.culprit
-    return known[cause](case) if cause in known else None
+    return remedies[cause](case) if cause in remedies else None
 
 
 def _longer(case: Case) -> str | None:
     now = case.ladder.sizes[Cause.TRANSIENT]
     for factor in LONGER:
-        found = case.again(case.field, T1 := case.T1 * factor)
-        if found and (left := found.sizes[Cause.TRANSIENT]) <= NEGLIGIBLE:
+        longer = case.again(case.relaxed.field, T1 := case.relaxed.T1 * factor)
+        if longer and (left := longer.sizes[Cause.TRANSIENT]) <= NEGLIGIBLE:
             return f"T1 = {T1} settles the state and brings the transient part from {now:.2g} to {left:.1e}"
     return _calmer(case)
 
 
 def _calmer(case: Case) -> str | None:
     """More damping where the flow itself is unstable or may be; a shorter step where only the step is too long."""
-    field, wide = case.field, case.field.wide
-    s = free_phase(wide, case.T1).ends
+    field, wide, s = case.relaxed.field, case.relaxed.field.wide, case.relaxed.wide.ends
     v = normal(Streams(case.seed)["krylov"], tuple(s.shape[1:])).to(s)
 
     def largest(linear: Linear, order: Callable[[Tensor], Tensor]) -> float:
-        (found,), _ = leading(lambda v: linear.jvp(v[None])[0], v, (order,))
-        return float(order(found.values).max())
+        (spectrum,), _ = leading(lambda v: linear.jvp(v[None])[0], v, (order,))
+        return float(order(spectrum.values).max())
 
     rightmost = largest(wide.at(s), torch.real)
     if rightmost < 0:
@@ -106,24 +107,24 @@ def _calmer(case: Case) -> str | None:
     if "damp" in field.system.uses:
         for more in MORE_DAMP:
             damped = replace(field, knobs=field.knobs._replace(damp=field.knobs.damp + more))
-            if found := case.again(damped, case.T1):
-                left = found.whole.whole.rel_error
+            if calmer := case.again(damped, case.relaxed.T1):
+                left = calmer.whole.whole.rel_error
                 return f"damp = {float(damped.knobs.damp):.3g} settles and stabilises; the error there is {left:.2g}"
     return None
 
 
 def _deeper(case: Case) -> str | None:
-    free = free_phase(case.field.wide, case.T1)
+    free = case.relaxed.wide
     if isinstance(case.rule, Tbptt):
         assert case.T2 is not None
-        for T2 in [case.T2 * factor for factor in LONGER if case.T2 * factor < case.T1]:
+        for T2 in [case.T2 * factor for factor in LONGER if case.T2 * factor < free.T1s[0]]:
             left = _error(estimate(case.rule, free, T2, None), case.ladder.reference)
             if left <= NEGLIGIBLE:
                 return f"T2 = {T2} brings the error to {left:.1e}"
-        return f"T2 = T1 = {case.T1} is exact"
+        return f"T2 = T1 = {free.T1s[0]} is exact"
     try:
         limit = case.ladder["implicit"].credit
-    except KeyError:  # its solve failed
+    except KeyError:  # the solve failed
         return None
     assert limit is not None
     eps = case.rule.phase.step_size(free) if isinstance(case.rule.phase, NudgedPhase) else None
@@ -137,20 +138,20 @@ def _transposed(case: Case) -> str | None:
     if not isinstance(case.rule, Ep):
         return None
     other = Aep(nudge=case.rule.nudge)
-    error = _error(estimate(other, free_phase(case.field, case.T1), case.T2, case.beta), case.ladder.reference)
+    error = _error(estimate(other, case.relaxed.as_run, case.T2, case.beta), case.ladder.reference)
     now = case.ladder.whole.whole.rel_error
     return f"aep in place of ep brings the error from {now:.2g} to {error:.2g}" if error < now else None
 
 
 def _nudged(case: Case) -> str | None:
-    """The range of beta about the best one in which what beta and round-off add stays negligible."""
+    """The range around the best beta in which the errors by nonlinearity and by round-off stay negligible."""
     assert case.beta is not None
-    free, target = free_phase(case.field, case.T1), case.ladder["along the drift"].gradient
+    free, target = case.relaxed.as_run, case.ladder["along the drift"].gradient
     size = _norm(case.ladder.reference)
     errors = {}
     for factor in NUDGES:
-        found = estimate(case.rule, free, case.T2, case.beta * factor)
-        errors[case.beta * factor] = _norm({n: found[n].double() - target[n] for n in target}) / size
+        nudged = estimate(case.rule, free, case.T2, case.beta * factor)
+        errors[case.beta * factor] = _norm({n: nudged[n].double() - target[n] for n in target}) / size
     betas = list(errors)
     best = min(betas, key=lambda beta: errors[beta] if math.isfinite(errors[beta]) else math.inf)
     if not errors[best] <= NEGLIGIBLE:
@@ -179,12 +180,13 @@ def _plain(case: Case) -> str | None:
 
 
 def _reaching(case: Case, change: str, rung: str) -> str | None:
+    """The change that makes the estimate that of a rung, where the error on this rung is smaller."""
     error, now = _error(case.ladder[rung].gradient, case.ladder.reference), case.ladder.whole.whole.rel_error
     return f"{change} brings the error from {now:.2g} to {error:.2g}" if error < now else None
 
 
-def _error(found: Params, reference: Params) -> float:
-    return compare(found, reference, 0.0).whole.rel_error
+def _error(gradient: Params, reference: Params) -> float:
+    return compare(gradient, reference, 0.0).whole.rel_error
 
 
 def _norm(gradient: Params) -> float:

@@ -7,37 +7,37 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from gradbench.data.streams import Streams, normal
 from gradbench.diagnostics.arnoldi import krylov, ritz
 from gradbench.diagnostics.deep import SPACE, dense
 from gradbench.diagnostics.ladder import LIVE, adjoints, response
+from gradbench.diagnostics.metrics import compare
 from gradbench.estimators.base import Snapshot, along
-from gradbench.estimators.ep import NudgedPhase
+from gradbench.estimators.nudged import NudgedPhase
 from gradbench.estimators.reverse import ReversePhase, Tbptt
-from gradbench.metrics import compare
-from gradbench.streams import Streams, normal
 
 if TYPE_CHECKING:
     from jaxtyping import Complex, Float
     from torch import Tensor
 
+    from gradbench.dynamics.trajectory import Trajectory
     from gradbench.estimators.base import AbstractEstimator
     from gradbench.systems.base import Params
-    from gradbench.trajectory import Trajectory
 
 WIDEST = 1024  # coordinates of a state up to which all eigenvalues are taken
 RITZ = 100  # dimensions of the Krylov space of a wider one
 DEPTHS = 24  # points of a depth curve
-DEEPER = 2  # times the T2 of the cell, where its curves end
-STEPS = 60  # of the second phase, whose updates are shown
-PARAMS = 3
+DEEPER = 2  # times the T2 of the cell: where depth curves end
+STEPS = 60  # of the second phase whose updates are shown, at most
+PARAMS = 3  # whose updates are shown, at most
 
 
 @dataclass(frozen=True, eq=False)
 class Eigenvalues:
-    """Of J_G at s*, of the sample with the largest modulus."""
+    """Eigenvalues of J_G at s*, of the sample that has the one with the largest modulus."""
 
     values: Complex[Tensor, "m"]
-    whole: bool  # all of them; else Ritz values of a Krylov space, the outermost of which are found first
+    whole: bool  # all n of them; else Ritz values of a Krylov space, which approach the outermost first
     sample: int
 
 
@@ -58,42 +58,43 @@ def eigenvalues(free: Trajectory, seed: int) -> Eigenvalues:
 
 
 def depths(free: Trajectory, T2: int) -> dict[str, dict[int, float]]:
-    """Cosine to backpropagation against depth: of what the rules tend to for beta -> 0, whatever the rule of the cell.
+    """Cosine to backpropagation against depth, by the name of the rule, whatever the rule of the cell.
 
-    Truncated backpropagation up to T1, the adjoint, and EP and asymmetric EP linearised at s*: all of a single pass.
+    The rules are truncated backpropagation up to T1, the adjoint, and EP and asymmetric EP for beta -> 0, linearised
+    at s*. A single pass of each rule gives all depths.
     """
     most = max(DEEPER * T2, DEPTHS)
     at = sorted({round(most ** (k / (DEPTHS - 1))) for k in range(DEPTHS)} | {T2})
     swept = [depth for depth in at if depth <= free.T1s[0]]
     *partial, whole = ReversePhase().run(free, tuple(swept), free.ends.new_empty(0))
     reference = _first(whole.gradient)
-    found = {"tbptt": {s.depth: _first(s.gradient) for s in partial if s.depth is not None}} if swept else {}
+    gradients = {"tbptt": {s.depth: _first(s.gradient) for s in partial if s.depth is not None}} if swept else {}
     phases = {"ep": NudgedPhase((1, -1)), "aep": NudgedPhase((1, -1), asymmetric=True)}
     credits = {"adjoint": [a for terms, a in enumerate(adjoints(free, most)) if terms in at]}
     credits |= {name: [a for _, a in response(free, phase, at, drifting=False)] for name, phase in phases.items()}
-    for name, kept in credits.items():
-        pulled = along(free, Snapshot(None), torch.stack(kept, 1)).gradient
-        found[name] = {depth: {n: g[0, j] for n, g in pulled.items()} for j, depth in enumerate(at)}
+    for name, by_depth in credits.items():
+        pulled = along(free, Snapshot(None), torch.stack(by_depth, 1)).gradient
+        gradients[name] = {depth: {n: g[0, j] for n, g in pulled.items()} for j, depth in enumerate(at)}
     return {
-        name: {depth: compare(gradient, reference, LIVE).whole.cosine for depth, gradient in by_depth.items()}
-        for name, by_depth in found.items()
+        name: {depth: compare(gradient, reference, LIVE).whole.cosine for depth, gradient in curve.items()}
+        for name, curve in gradients.items()
     }
 
 
 @dataclass(frozen=True, eq=False)
 class Updates:
-    """Of one entry of a parameter, step by step: an estimate as it grows, and backpropagation as it goes back in time.
+    """Updates of one entry of a parameter, step by step, in units of the largest entry of the parameter's reference.
 
-    In units of the largest entry of the parameter's reference.
+    Those of an estimate as its second phase goes on, and those of backpropagation as it goes back in time.
     """
 
-    entry: tuple[int, ...]  # the one of which the estimate is farthest from its reference
+    entry: tuple[int, ...]  # where the estimate is farthest from the reference
     estimate: Float[Tensor, "t"]
     reference: Float[Tensor, "t"]
 
 
 def updates(free: Trajectory, rule: AbstractEstimator, T2: int, beta: float | None) -> dict[str, Updates]:
-    """Updates of up to three parameters: the worst first, then the largest; of none where there are no such steps.
+    """Updates of up to three parameters: the worst first, then the largest. Of none where the rule or T1 has no steps.
 
     The gradient-descending updates of Ernoult et al. 2019: where the dynamics are conservative and at rest, the t-th
     step of EP, the change of its readout, is the gradient that backpropagation finds t steps before the end.
@@ -114,13 +115,13 @@ def updates(free: Trajectory, rule: AbstractEstimator, T2: int, beta: float | No
     direct = {n: g[0] for n, g in free.cost_grads.items()}
     final = compare(grown[-1], reference, LIVE)
     alive = sorted(final.defined, key=lambda n: -final.params[n].reference_norm)
-    found = {}
+    shown = {}
     for n in list(dict.fromkeys([*([final.worst] if final.worst else []), *alive]))[:PARAMS]:
         gap = (grown[-1][n] - reference[n]).abs()
         entry = tuple(int(i) for i in torch.unravel_index(gap.argmax(), gap.shape))
         pair = (_moves(direct[n], [g[n] for g in gradients], entry) for gradients in (grown, truncated))
-        found[n] = Updates(entry, *(moved / reference[n].abs().max() for moved in pair))
-    return found
+        shown[n] = Updates(entry, *(moved / reference[n].abs().max() for moved in pair))
+    return shown
 
 
 def _moves(direct: Tensor, grown: list[Tensor], entry: tuple[int, ...]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Which device to run on, and what it is."""
+"""The device to run on, and its model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gradbench.errors import UserError, near_miss
 
 
 def resolve(name: str) -> str:
-    """`auto` is CUDA where there is one. Raises UserError for what this machine has not."""
+    """The name that torch knows; `auto` is CUDA where there is a CUDA device. Raises UserError for an absent device."""
     kind = name.partition(":")[0]
     if kind not in ("auto", "cpu", "cuda"):
         raise UserError(f"device = {name!r} is not known{near_miss(name, ('auto', 'cpu', 'cuda'))}")
@@ -28,7 +28,7 @@ def resolve(name: str) -> str:
 
 
 def describe(device: str) -> str:
-    """The model of the processor that did the work; of a CPU, how many threads torch had."""
+    """The model of the processor that did the work; with a CPU, the number of threads of torch."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
     return f"{_cpu(Path('/proc/cpuinfo'))}, {torch.get_num_threads()} threads"
@@ -36,7 +36,7 @@ def describe(device: str) -> str:
 
 @cache
 def _cpu(kernel: Path) -> str:
-    """The model of the CPU as Linux tells it, else whatever Python knows of it."""
+    """The model of the CPU as Linux tells it, else as Python does."""
     told = kernel.read_text("utf-8") if kernel.exists() else ""
     model = re.search(r"^model name\s*: (.+)$", told, re.MULTILINE)
     return model[1].strip() if model else platform.processor() or platform.machine()

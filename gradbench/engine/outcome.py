@@ -1,4 +1,4 @@
-"""What a measured cell is: its status, its evidence, its comparison, as one flat row."""
+"""The outcome of a cell: its status, its evidence and its comparison, as one flat row."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from dataclasses import dataclass, fields
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from gradbench.cause import column
 from gradbench.diagnostics.certificate import Deep
 from gradbench.diagnostics.credit import SUMMARY, blocks
-from gradbench.metrics import UNDEFINED, Comparison
-from gradbench.plan import Cell, cell_count
-from gradbench.status import Status, Thresholds
+from gradbench.diagnostics.metrics import UNDEFINED, Comparison
+from gradbench.planning.cells import Cell
+from gradbench.planning.problems import cell_count
+from gradbench.vocabulary.cause import column
+from gradbench.vocabulary.status import Status
 
 if TYPE_CHECKING:
     from gradbench.diagnostics.budget import Budget
     from gradbench.diagnostics.certificate import Certificate
+    from gradbench.diagnostics.judgement import Judgement
     from gradbench.systems.base import Params
 
 
@@ -27,20 +29,29 @@ class Outcome:
 
     cell: Cell
     problem: str
-    status: Status
-    reason: str
+    judgement: Judgement
     certificate: Certificate
     comparison: Comparison | None  # None: the free phase diverged, so there is nothing to estimate at
     evidence: dict[str, float]  # of the second phase
-    budget: Budget | None  # None: no error that wants a cause, or no state that could have one
+    budget: Budget | None  # None: no error that wants a cause, or no state at which a cause is looked for
     estimate: Params | None
     reference: Params | None
     seconds: float
     peak_memory: int
 
+    @property
+    def status(self) -> Status:
+        """What became of the cell."""
+        return self.judgement.status
+
+    @property
+    def reason(self) -> str:
+        """The number that decided the status."""
+        return self.judgement.reason
+
     def row(self) -> dict[str, Any]:
         """The cell as a record of tables.schema."""
-        row = coordinates(self.cell) | {"problem": self.problem, "status": str(self.status), "reason": self.reason}
+        row = _identity(self.cell) | {"problem": self.problem, "status": str(self.status), "reason": self.reason}
         count = cell_count(self.cell)
         row |= {"n_force": count.force, "n_jvp": count.jvp, "n_vjp": count.vjp}
         row |= {"seconds": self.seconds, "peak_memory": self.peak_memory}
@@ -72,7 +83,7 @@ class Outcome:
         return rows
 
 
-def coordinates(cell: Cell) -> dict[str, Any]:
+def _identity(cell: Cell) -> dict[str, Any]:
     """The coordinates of a cell as columns."""
     return cell.coordinates | {"cell": cell.key, **cell.labels, "dataset": _dataset(cell.system_options)}
 
@@ -85,7 +96,7 @@ def _dataset(options: str) -> str | None:
 
 def unmeasured(cell: Cell, status: Status, reason: str, problem: str | None = None) -> dict[str, Any]:
     """The row of a cell that has no measurement: skipped, error, oom."""
-    return coordinates(cell) | {
+    return _identity(cell) | {
         "problem": problem,
         "status": str(status),
         "reason": reason,
@@ -93,21 +104,6 @@ def unmeasured(cell: Cell, status: Status, reason: str, problem: str | None = No
         "blocks": [],
         "budget": [],
     }
-
-
-def judge(
-    certificate: Certificate, comparison: Comparison | None, evidence: dict[str, float], at: Thresholds
-) -> tuple[Status, str]:
-    """The status of a measured cell, with the number that decided it."""
-    free = certificate.status(at)
-    if free is not Status.SETTLED or comparison is None:
-        return free, _FREE_REASONS[free].format(**vars(certificate) | {"rho": certificate.radius})
-    bound = at.divergence * certificate.scale
-    if not evidence.get("nudge_norm", 0.0) <= bound:
-        return Status.NUDGE_DIVERGED, f"|s| reached {evidence['nudge_norm']:.1e} in the nudged phase"
-    if comparison.whole.reason.startswith("the reference"):
-        return Status.UNDEFINED, comparison.whole.reason
-    return Status.SETTLED, comparison.whole.reason
 
 
 def _power(rho: float, T2: int) -> float:
@@ -119,11 +115,5 @@ def _power(rho: float, T2: int) -> float:
 
 
 _NUDGED = ("nudge_residual", "clip_share", "drift", "curvature", "noise_floor")
-_INTERNAL = ("scale", "shrink", "escape", "deep")  # of the certificate: what decided a status, told in its reason
-
-_FREE_REASONS = {
-    Status.DIVERGED: "|s| / |s_0| reached {escape:.1e}",
-    Status.COLLAPSED: "|s*| / |s_0| = {shrink:.1e} and still shrinking (residual {residual:.1e})",
-    Status.UNSETTLED: "{settled_share:.0%} of the samples settled, residual {residual:.1e}",
-    Status.UNSTABLE: "perturbations of s* grow by {rho:.4f} a step",
-}
+# fields of a certificate without a column: `deep` has a column a field, and the reason tells what decided the status
+_INTERNAL = ("scale", "shrink", "escape", "judgement", "deep")

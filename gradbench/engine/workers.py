@@ -1,4 +1,7 @@
-"""Packs side by side: on the cores of a CPU, which share a step badly, and on streams of a GPU, which would idle."""
+"""Packs side by side: on the cores of a CPU and on streams of a GPU.
+
+Several cores share a step of one pack badly, and a GPU would idle between the steps of one pack.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,10 @@ R = TypeVar("R")
 
 
 def side_by_side(function: Callable[[T], Iterable[R]], items: Sequence[T], workers: int, device: str) -> Iterator[R]:
-    """What `function` gives for every item: in order by a single worker, else as items are done.
+    """The results of `function` for every item: in order with a single worker, else as items are done.
 
-    A single worker is the caller, with all its cores. Several are threads, whose torch uses a core each or a stream
-    of the GPU each, and whatever stops the caller stops them, at their next operation.
+    A single worker is the thread of the caller, with all cores. Several workers are threads, each with one core or
+    one stream of the GPU. An exception that stops the caller stops each thread, too, at its next operation.
     """
     if workers == 1:
         for item in items:
@@ -59,5 +62,5 @@ def side_by_side(function: Callable[[T], Iterable[R]], items: Sequence[T], worke
 
 @cache
 def _stream(device: str, k: int) -> torch.cuda.Stream:
-    """The same in every run: torch keeps memory for a stream that has used it."""
+    """The k-th stream, the same in every run: torch keeps memory for the stream that has used it."""
     return torch.cuda.Stream(device)

@@ -1,5 +1,1 @@
 """Gradient estimators. The registry finds every module here: add one file to add an estimator."""
-
-from gradbench.listing import listing
-
-listing(__name__)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, final
 
-from gradbench.estimators.base import AbstractEstimator, AbstractPhase, Count, Reading, Snapshot, along
+from gradbench.estimators.base import AbstractEstimator, AbstractPhase, Claim, Count, Exact, Reading, Snapshot, along
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-    from gradbench.trajectory import Trajectory
+    from gradbench.dynamics.field import Field
+    from gradbench.dynamics.trajectory import Trajectory
 
 Projection = Literal["kept", "dropped"]
+_PROJECTED: Mapping[Projection, Callable[[Field, Tensor, Tensor], Tensor]] = {  # (field, u, a) -> Pi'(u)^T a
+    "kept": lambda field, u, a: field.project_vjp(u, a),
+    "dropped": lambda field, u, a: a,
+}
 
 
 @final
@@ -34,9 +39,10 @@ class AdjointPhase(AbstractPhase):
         with torch.no_grad():
             u = torch.addcmul(free.ends, eps, field.force(free.ends))
         linear = field.frozen(field.at, free.ends)
+        projected = _PROJECTED[self.projection]
 
         def back(a: Tensor) -> tuple[Tensor, ...]:
-            p = field.project_vjp(u, a) if self.projection == "kept" else a
+            p = projected(field, u, a)
             return p, torch.addcmul(p, eps, linear().vjp(p))
 
         step, total = field.repeated(back, a), torch.zeros_like(a)
@@ -65,10 +71,12 @@ class Adjoint(AbstractEstimator):
     name: ClassVar[str] = "adjoint"
     uses: ClassVar[frozenset[str]] = frozenset({"T2"})
     source: ClassVar[str] = "Almeida 1987; Pineda 1987; Bai, Kolter & Koltun 2019 (implicit differentiation)"
-    exact_when: ClassVar[str] = "any J(s*), s* a fixed point, T2 -> inf"
-    bias_order = None
 
     projection: Projection = "kept"
+
+    @property
+    def claim(self) -> Claim:
+        return Claim(Exact.FIXED_POINT if self.projection == "kept" else None)
 
     @property
     def phase(self) -> AbstractPhase:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
-from gradbench.estimators.base import AbstractEstimator, AbstractPhase, Reading, Snapshot
-from gradbench.estimators.ep import SIGNS, Clip, Nudge, NudgedPhase, vector_field
+from gradbench.estimators.base import AbstractEstimator, AbstractPhase, Claim, Exact, Reading, Snapshot
+from gradbench.estimators.ep import vector_field
+from gradbench.estimators.nudged import SIGNS, Clip, Nudge, NudgedPhase
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-    from gradbench.trajectory import Trajectory
+    from gradbench.dynamics.trajectory import Trajectory
 
 
 @final
@@ -31,14 +32,15 @@ class Aep(AbstractEstimator):
     name: ClassVar[str] = "aep"
     uses: ClassVar[frozenset[str]] = frozenset({"T2", "beta"})
     source: ClassVar[str] = "Scurria, Vanden Abeele, Mognetti & Massar 2026, arXiv:2602.03670"
-    exact_when: ClassVar[str] = "any J(s*), T2 -> inf, beta -> 0, no clip"
 
     nudge: Nudge = "centred"
     clip: Clip = "none"
 
     @property
-    def bias_order(self) -> int | None:  # type: ignore[override]
-        return None if self.clip != "none" else 2 if self.nudge == "centred" else 1
+    def claim(self) -> Claim:
+        if self.clip != "none":
+            return Claim()
+        return Claim(Exact.FIXED_POINT, order=2 if self.nudge == "centred" else 1)
 
     @property
     def phase(self) -> AbstractPhase:

@@ -1,4 +1,4 @@
-"""What a gradient rule is: a second phase of growing depth, and a readout of it.
+"""What a gradient rule is: a second phase of growing depth, a readout of it, and what the rule claims.
 
 Rules that need the same second phase return equal phases, and the engine runs it once for all of
 them. beta and T2 are never options of a rule, so that one pass can serve every value of both.
@@ -9,14 +9,51 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
+    from gradbench.dynamics.trajectory import Trajectory
     from gradbench.systems.base import AbstractSystem, Params
-    from gradbench.trajectory import Trajectory
+
+
+class Exact(StrEnum):
+    """The free states at which a rule is exact, once T2 is long enough and beta small enough."""
+
+    ALWAYS = "always"
+    FIXED_POINT = "fixed point"
+    SYMMETRIC = "symmetric"
+
+    @property
+    def prose(self) -> str:
+        """The condition, as the tables of the docs have it."""
+        return _CONDITIONS[self]
+
+
+_CONDITIONS = {
+    Exact.ALWAYS: "always",
+    Exact.FIXED_POINT: "s* is a fixed point",
+    Exact.SYMMETRIC: "s* is a fixed point and J(s*) = J(s*)^T",
+}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a rule says of itself. The contract tests try every claim on every system."""
+
+    exact: Exact | None = None  # None: the rule claims to be exact nowhere
+    order: int | None = None  # of the error in beta, where the rule is exact; None: no beta, or no such claim
+    energy_for: str = ""  # the part of the rule that needs an energy of the system; empty: none does
+
+    def prose(self, uses: frozenset[str]) -> str:
+        """Where the rule is exact, in words; `uses` are the coordinates of the rule."""
+        if self.exact is None:
+            return "never"
+        limits = {"T2": "T2 -> inf", "beta": "beta -> 0"}
+        return ", ".join([self.exact.prose, *(limit for name, limit in limits.items() if name in uses)])
 
 
 @dataclass(frozen=True)
@@ -83,12 +120,12 @@ class AbstractPhase(ABC):
     def count(self, T1: int, depth: int | None) -> Count:
         """Evaluations that one cell of this phase needs by itself, after its free phase."""
 
-    def beside(self, depth: int | None) -> Count:
+    def evidence_count(self, depth: int | None) -> Count:
         """Evaluations of evidence, once for all cells of one T1."""
         return Count()
 
     @property
-    def bare(self) -> AbstractPhase:
+    def unobserved(self) -> AbstractPhase:
         """The same without what only evidence needs."""
         return self
 
@@ -99,8 +136,11 @@ class AbstractEstimator(ABC):
     name: ClassVar[str]
     uses: ClassVar[frozenset[str]]  # of {"T2", "beta"}
     source: ClassVar[str]
-    exact_when: ClassVar[str]  # in words; the registry-wide tests hold a rule to it
-    bias_order: int | None  # of the error in beta, where exact; None: no beta or no such claim
+
+    @property
+    def claim(self) -> Claim:
+        """What the rule claims with these options; by default nothing."""
+        return Claim()
 
     @property
     @abstractmethod
@@ -113,7 +153,8 @@ class AbstractEstimator(ABC):
 
     def skip(self, system: type[AbstractSystem]) -> str | None:
         """Why the rule does not apply to a system, or None."""
-        return None
+        part = self.claim.energy_for
+        return f"{part} needs an energy, which {system.name} has not" if part and not system.conservative else None
 
     def skip_cell(self, T1: int, T2: int) -> str | None:
         """Why there is nothing to read at this T1 and T2, or None."""

@@ -6,15 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, final
 
+from gradbench.data.streams import Streams, normal
 from gradbench.estimators.base import AbstractEstimator, AbstractPhase, Reading, Snapshot
 from gradbench.estimators.reverse import ReversePhase
-from gradbench.streams import Streams, normal
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-    from gradbench.trajectory import Trajectory
+    from gradbench.dynamics.trajectory import Trajectory
 
 Kind = Literal["scaled", "flipped", "shuffled", "random"]
 DRAWS = Streams(0)  # the same in every cell: a control differs between cells by their references alone
@@ -37,8 +37,6 @@ class Control(AbstractEstimator):
     name: ClassVar[str] = "control"
     uses: ClassVar[frozenset[str]] = frozenset()
     source: ClassVar[str] = "made from `bptt`; it tests the comparison"
-    exact_when: ClassVar[str] = "never: its error is known"
-    bias_order = None
 
     kind: Kind = "scaled"
 

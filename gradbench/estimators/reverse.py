@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, final
 
-from gradbench.estimators.base import AbstractEstimator, AbstractPhase, Count, Reading, Snapshot
+from gradbench.estimators.base import AbstractEstimator, AbstractPhase, Claim, Count, Exact, Reading, Snapshot
 from gradbench.systems.base import AbstractForwardSystem
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
+    from gradbench.dynamics.field import Field, Step
+    from gradbench.dynamics.trajectory import Trajectory
     from gradbench.systems.base import AbstractSystem
-    from gradbench.trajectory import Trajectory
 
 
 @final
@@ -29,62 +30,87 @@ class ReversePhase(AbstractPhase):
     """
 
     def run(self, free: Trajectory, depths: tuple[int, ...], betas: Float[Tensor, "j *c"]) -> Iterator[Snapshot]:
-        import torch
-
-        field, eps = free.field, free.field.step_size
-        names = list(free.cost_grads)
-
-        def back(s: Tensor, a: Tensor, felt: Tensor, *total: Tensor) -> tuple[Tensor, ...]:
-            with torch.no_grad():
-                u = torch.addcmul(s, eps, field.force(s)) if field.system.projects else s
-            p = field.project_vjp(u, a)
-            felt += p
-            Jp, pulled = field.backward(s, p)
-            for name, sum_ in zip(names, total, strict=True):
-                sum_ += pulled[name]
-            return a.copy_(torch.addcmul(p, eps, Jp)), felt, *total
-
-        # rows of what is carried back, the T1 that have joined: a, sum p, and the sums of its pulls
-        a = free.cost_slope.clone()
-        carried = [a, torch.zeros_like(a), *(torch.zeros_like(free.cost_grads[name]) for name in names)]
-        read: dict[int, list[tuple[int, int]]] = {}
+        carried, truncated = _sweep(free, depths)
         for depth in depths:
-            for i, T1 in enumerate(free.T1s):
-                read.setdefault(max(T1 - depth, 0), []).append((depth, i))
-        truncated = {depth: [v.clone() for v in carried[1:]] for depth in depths}
-        rows, step, first = carried, None, 0
-        for start, states in free.backwards():
-            for t in reversed(range(start, start + len(states))):
-                if (joined := sum(t >= T1 for T1 in free.T1s)) != first or step is None:
-                    _put(carried, rows, first)
-                    first, rows = joined, [v[joined:] for v in carried]
-                    step = field.repeated(back, states[t - start], *(v.clone() for v in rows))
-                rows = list(step(states[t - start], *rows))
-                for depth, i in read.get(t, ()):
-                    for kept, sum_ in zip(truncated[depth], rows[1:], strict=True):
-                        kept[i] = sum_[i - first]
-        _put(carried, rows, first)
-
-        def snapshot(depth: int | None, felt: Tensor, *sums: Tensor) -> Snapshot:
-            scale = eps.reshape(-1)  # of a cell, before its parameters
-            gradient = {
-                name: direct + scale.reshape(-1, *[1] * (direct.ndim - 2)) * sum_
-                for (name, direct), sum_ in zip(free.cost_grads.items(), sums, strict=True)
-            }
-            return Snapshot(depth, gradient=gradient, credit=eps * felt)
-
-        for depth in depths:
-            yield snapshot(depth, *truncated[depth])
-        whole = snapshot(None, *carried[1:])
-        if isinstance(field.system, AbstractForwardSystem):
-            assert whole.gradient is not None
-            through = {name: whole.gradient[name] + g for name, g in field.equilibrium_grads(carried[0]).items()}
-            credit = field.layer_slopes[..., -a.shape[-1] :].expand_as(a)
-            whole = replace(whole, gradient=through, credit=credit)
-        yield whole
+            yield _snapshot(free, depth, truncated[depth])
+        whole = _snapshot(free, None, carried[1:])
+        yield _through_start(free, whole, carried[0]) if isinstance(free.field.system, AbstractForwardSystem) else whole
 
     def count(self, T1: int, depth: int | None) -> Count:
         return Count(vjp=max(1, T1) if depth is None else depth)
+
+
+def _sweep(free: Trajectory, depths: tuple[int, ...]) -> tuple[list[Tensor], dict[int, list[Tensor]]]:
+    """Go back from the largest T1 to the start.
+
+    What is carried back, one row for every T1: a, the sum of p, and the sums of its pulls, by parameter. And the same
+    sums, without a, after the first steps back of every depth.
+    """
+    import torch
+
+    a, names = free.cost_slope.clone(), list(free.cost_grads)
+    carried = [a, torch.zeros_like(a), *(torch.zeros_like(free.cost_grads[name]) for name in names)]
+    truncated = {depth: [v.clone() for v in carried[1:]] for depth in depths}
+    reads: dict[int, list[tuple[int, int]]] = {}  # time -> depths that end there, each with the row of its T1
+    for depth in depths:
+        for i, T1 in enumerate(free.T1s):
+            reads.setdefault(max(T1 - depth, 0), []).append((depth, i))
+    back = _step_back(free.field, names)
+    rows, step, first = carried, None, 0  # rows from `first` on belong to the T1 that the sweep has reached
+    for start, states in free.backwards():
+        for t in reversed(range(start, start + len(states))):
+            if (joined := sum(t >= T1 for T1 in free.T1s)) != first or step is None:
+                _put(carried, rows, first)
+                first, rows = joined, [v[joined:] for v in carried]
+                step = free.field.repeated(back, states[t - start], *(v.clone() for v in rows))
+            rows = list(step(states[t - start], *rows))
+            for depth, i in reads.get(t, ()):
+                for partial, total in zip(truncated[depth], rows[1:], strict=True):
+                    partial[i] = total[i - first]
+    _put(carried, rows, first)
+    return carried, truncated
+
+
+def _step_back(field: Field, names: Sequence[str]) -> Step:
+    """From a_{t+1}, the sum of p and the sums of its pulls to the same one step earlier, all in place."""
+    import torch
+
+    eps = field.step_size
+
+    def back(s: Tensor, a: Tensor, summed: Tensor, *totals: Tensor) -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            u = torch.addcmul(s, eps, field.force(s)) if field.system.projects else s
+        p = field.project_vjp(u, a)
+        summed += p
+        Jp, pulled = field.backward(s, p)
+        for name, total in zip(names, totals, strict=True):
+            total += pulled[name]
+        return a.copy_(torch.addcmul(p, eps, Jp)), summed, *totals
+
+    return back
+
+
+def _put(whole: list[Tensor], rows: list[Tensor], first: int) -> None:
+    for v, part in zip(whole, rows, strict=True):
+        v[first:] = part
+
+
+def _snapshot(free: Trajectory, depth: int | None, sums: list[Tensor]) -> Snapshot:
+    """Gradient and credit from the sum of p and the sums of its pulls."""
+    eps, (summed, *totals) = free.field.step_size, sums
+    scale = eps.reshape(-1)  # of a cell, before its parameters
+    gradient = {
+        name: direct + scale.reshape(-1, *[1] * (direct.ndim - 2)) * total
+        for (name, direct), total in zip(free.cost_grads.items(), totals, strict=True)
+    }
+    return Snapshot(depth, gradient=gradient, credit=eps * summed)
+
+
+def _through_start(free: Trajectory, whole: Snapshot, a: Tensor) -> Snapshot:
+    """With <a_0, ds_0/dtheta>, where s_0 is a forward pass: the gradient and the credit of backpropagation."""
+    assert whole.gradient is not None
+    gradient = {name: whole.gradient[name] + g for name, g in free.field.equilibrium_grads(a).items()}
+    return replace(whole, gradient=gradient, credit=free.field.layer_slopes[..., -a.shape[-1] :].expand_as(a))
 
 
 @final
@@ -99,8 +125,10 @@ class Bptt(AbstractEstimator):
     name: ClassVar[str] = "bptt"
     uses: ClassVar[frozenset[str]] = frozenset()
     source: ClassVar[str] = "Rumelhart, Hinton & Williams 1986; Werbos 1990"
-    exact_when: ClassVar[str] = "always"
-    bias_order = None
+
+    @property
+    def claim(self) -> Claim:
+        return Claim(Exact.ALWAYS)
 
     @property
     def phase(self) -> AbstractPhase:
@@ -123,27 +151,25 @@ class Tbptt(AbstractEstimator):
     name: ClassVar[str] = "tbptt"
     uses: ClassVar[frozenset[str]] = frozenset({"T2"})
     source: ClassVar[str] = "Williams & Peng 1990; Hoier, Kerjan & Scellier 2026 (last T2 steps of a relaxation)"
-    exact_when: ClassVar[str] = "T2 = T1, or s* a fixed point and T2 -> inf"
-    bias_order = None
+
+    @property
+    def claim(self) -> Claim:
+        return Claim(Exact.FIXED_POINT)
 
     @property
     def phase(self) -> AbstractPhase:
         return ReversePhase()
 
     def skip(self, system: type[AbstractSystem]) -> str | None:
-        reason = f"the free state of {system.name} is a forward pass: there are no steps to go back by"
-        return None if "T1" in system.uses else reason
+        if "T1" not in system.uses:
+            return f"the free state of {system.name} is a forward pass: there are no steps to go back by"
+        return super().skip(system)
 
     def skip_cell(self, T1: int, T2: int) -> str | None:
         return "T2 > T1: there are fewer steps than tbptt is to go back" if T2 > T1 else None
 
     def read(self, free: Trajectory, snapshot: Snapshot, betas: Float[Tensor, "j *c"]) -> Reading:
         return _swept(snapshot)
-
-
-def _put(whole: list[Tensor], rows: list[Tensor], first: int) -> None:
-    for v, own in zip(whole, rows, strict=True):
-        v[first:] = own
 
 
 def _swept(snapshot: Snapshot) -> Reading:

@@ -1,4 +1,4 @@
-"""Figures of a run: each a function of its tables, drawn anew from what is stored."""
+"""Figures. Each is a function of tables, so that it can be drawn again from what is stored."""
 
 from __future__ import annotations
 
@@ -14,17 +14,20 @@ if TYPE_CHECKING:
 
 
 def draw(run: Run) -> list[Path]:
-    """Draw every figure that has something to show into the run's folder, as SVG and as PNG; the files."""
-    from gradbench.plots import look  # pandas, seaborn and matplotlib: loaded only where something is drawn
-    from gradbench.plots.figures import FIGURES, Tables
+    """Draw the figures of a run into its folder, as SVG and PNG; the files. A figure with nothing to show is left out.
+
+    pandas, seaborn and matplotlib are loaded here, and not where the package is imported.
+    """
+    from gradbench.plots import gallery, look
+    from gradbench.plots.sources import Tables
 
     tables = Tables.of(run)
     paths = []
-    for name, figure in FIGURES.items():
-        drawn = figure(tables)
-        if drawn is not None:
-            look.sign(drawn, tables.source)
-            paths += save(drawn, run.folder / "plots" / name)
+    for name, drawing in gallery.collect().items():
+        figure = drawing(tables)
+        if figure is not None:
+            look.sign(figure, tables.source)
+            paths += save(figure, run.folder / "plots" / name)
     return paths
 
 
@@ -32,15 +35,15 @@ def save(figure: Figure, stem: Path, kinds: Collection[str] = ("svg", "png")) ->
     """Write a figure as SVG, as PNG, or as both; the files."""
     from gradbench.plots import look
 
-    # no dates and no version strings: equal tables make equal files
+    # The files hold no dates and no version strings, so that equal tables make equal files.
     metadata = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}
     paths = []
     with look.theme():
-        figure.draw_without_rendering()  # lay out once, not again for each file
+        figure.draw_without_rendering()  # the layout is computed once, and not again for each file
         figure.set_layout_engine("none")
-        inches = figure.get_tightbbox().padded(0.06)  # the caption hangs below the figure
-        for kind, nothing in ((kind, metadata[kind]) for kind in kinds):
+        inches = figure.get_tightbbox().padded(0.06)  # the caption stands below the figure
+        for kind in kinds:
             paths.append(stem.with_suffix(f".{kind}"))
-            fill = partial(figure.savefig, format=kind, metadata=nothing, dpi=150, bbox_inches=inches)
+            fill = partial(figure.savefig, format=kind, metadata=metadata[kind], dpi=150, bbox_inches=inches)
             write(paths[-1], fill)
     return paths

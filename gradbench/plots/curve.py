@@ -10,19 +10,19 @@ from matplotlib.ticker import MaxNLocator
 
 from gradbench.plots import look
 from gradbench.plots.scale import FLOOR, FLOOR_WORDS, floored, show_cosines
-from gradbench.status import Status
+from gradbench.vocabulary.status import Status
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from pandas import DataFrame
 
-ESCAPE = 100  # a range beyond which a linear axis shows its largest value alone
+ESCAPE = 100  # largest over smallest score from which on the axis is logarithmic; a linear one shows the largest alone
 SCORES = {"masked_mse": "masked MSE", "accuracy": "accuracy"}
 
 
 @look.themed
-def curve(log: DataFrame, config: dict[str, Any], env: dict[str, Any]) -> Figure:
-    """Score and fidelity against step: a thin line a seed, thick their median; hollow where nothing settled."""
+def draw_curve(log: DataFrame, config: dict[str, Any], env: dict[str, Any]) -> Figure:
+    """Score and fidelity against step: thin lines are seeds, the thick one is their median, hollow is not settled."""
     score, faithful = log["score"].iloc[0], log["cosine_min"].notna().any()
     figure = Figure(figsize=(look.WIDTH, 3.4), layout="constrained")
     left, *right = figure.subplots(1, 2 if faithful else 1, squeeze=False)[0]
@@ -45,11 +45,19 @@ def curve(log: DataFrame, config: dict[str, Any], env: dict[str, Any]) -> Figure
         drawn = [_fidelity(ax, shown, "cosine", look.GREY, "s"), _fidelity(ax, shown, "cosine_min", colour, "o")]
         show_cosines([ax], [v for values in drawn for v in values])
         ax.set(xlabel="step", ylabel="cosine to BPTT, fixed batch")
-        grey: dict[str, Any] = {"color": look.GREY, "marker": "o", "markersize": 5, "linestyle": ""}
         entries += [
             Line2D([], [], color=look.GREY, marker="s", markersize=4, linewidth=2, label="whole gradient"),
             Line2D([], [], color=colour, marker="o", markersize=4, linewidth=2, label="smallest over parameters"),
-            Line2D([], [], label="not settled", markerfacecolor="none", **grey),
+            Line2D(
+                [],
+                [],
+                color=look.GREY,
+                marker="o",
+                markersize=5,
+                linestyle="",
+                markerfacecolor="none",
+                label="not settled",
+            ),
         ]
     for ax in (left, *right):
         ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
@@ -75,7 +83,7 @@ def _lines(ax: Axes, log: DataFrame, column: str, colour: str, dashes: str) -> N
 
 
 def _fidelity(ax: Axes, log: DataFrame, column: str, colour: str, marker: str) -> list[float]:
-    """Lines and markers of one cosine; the values drawn."""
+    """Draw lines and markers of one cosine; the values that were drawn."""
     log = log.assign(**{column: floored(log[column])})
     _lines(ax, log, column, colour, "-")
     for settled, rows in log.groupby(log["status"] == Status.SETTLED):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -17,19 +17,21 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from matplotlib.axes import Axes
+    from matplotlib.typing import LineStyleType
     from pandas import DataFrame
 
-SMALLEST = 1e-8  # an error by cause, or 1 - cos, that is smaller is drawn here
-FAR = 0.1  # 1 - cos: where every curve stays above, there are no decades to show
-CROWDED = 300  # high over low, from which on an axis of steps has labels at powers of ten only
-ESCAPE = 3  # times the largest update of the reference, beyond which those of an estimate are out of sight
+SMALLEST = 1e-8  # a smaller error by cause, and a smaller 1 - cos, is drawn here
+FAR = 0.1  # of 1 - cos: where every curve stays above it, the axis is linear, since there are no decades to show
+CROWDED = 300  # end over start of an axis of steps, from which on it has labels at powers of ten only
+ESCAPE = 3  # the axis of updates is cut at so many times the largest update of the reference
 CAUSED = "#D55E00"
-DASHES = {"ep": (5, 1.5), "aep": (1, 1.2), "adjoint": "", "tbptt": (5, 1.5, 1, 1.5)}  # they often agree
+# Dashes tell curves that lie on each other apart; a name that is not here has a solid line.
+DASHES = {"ep": (5, 1.5), "aep": (1, 1.2), "tbptt": (5, 1.5, 1, 1.5)}
 NAMES = {"ep": "EP, linearised", "aep": "asymmetric EP, linearised"}
 
 
 @look.themed
-def explained(
+def draw_explanation(
     causes: DataFrame,
     eigenvalues: DataFrame,
     depths: DataFrame,
@@ -67,8 +69,8 @@ def _causes(ax: Axes, causes: DataFrame, negligible: float) -> None:
     for place, size, end in zip(places, sizes, drawn, strict=True):
         text = "not finite" if not math.isfinite(size) else f"{size:.1e}" if size >= SMALLEST else "< 1e-8"
         paper = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}  # over the dotted line
-        at: dict[str, Any] = {"xytext": (4, 0), "textcoords": "offset points", "va": "center", "zorder": 5}
-        ax.annotate(text, (end, place), size=8, bbox=paper, **at)
+        at = (4, 0)  # points to the right of the bar
+        ax.annotate(text, (end, place), at, textcoords="offset points", va="center", size=8, bbox=paper, zorder=5)
     ax.axvline(negligible, color=look.GREY, linewidth=0.9, linestyle=":", zorder=4)
     ax.set_xscale("log")
     ax.set_xlim(SMALLEST / 2, 200 * top)
@@ -98,13 +100,20 @@ def _eigenvalues(ax: Axes, eigenvalues: DataFrame) -> None:
 def _depths(ax: Axes, depths: DataFrame, T2: int | None) -> None:
     entries = []
     for name, rows in depths.groupby("estimator", sort=False):
-        colour, dashes = look.colour(str(name)), DASHES.get(str(name), "")
-        style: Any = (0, dashes) if dashes else "-"
-        line: dict[str, Any] = {"color": colour, "linestyle": style, "linewidth": 1.8}
-        if name == "adjoint":  # what others lie on
-            line |= {"linewidth": 4.5, "alpha": 0.45, "zorder": 1.5}
-        ax.plot(rows["T2"], np.clip(1 - rows["cosine"], SMALLEST, None), **line)
-        entries.append(Line2D([], [], label=NAMES.get(str(name), str(name)), **line))
+        colour, dashes = look.colour(str(name)), DASHES.get(str(name))
+        style: LineStyleType = (0, dashes) if dashes else "-"
+        width, alpha, zorder = (4.5, 0.45, 1.5) if name == "adjoint" else (1.8, None, 2)  # others lie on the adjoint
+        (line,) = ax.plot(
+            rows["T2"],
+            np.clip(1 - rows["cosine"], SMALLEST, None),
+            color=colour,
+            linestyle=style,
+            linewidth=width,
+            alpha=alpha,
+            zorder=zorder,
+            label=NAMES.get(str(name), str(name)),
+        )
+        entries.append(line)
     if T2 is not None:
         ax.axvline(T2, color=look.GREY, linewidth=0.9, linestyle=":")
         entries.append(Line2D([], [], label="T2 of the cell", color=look.GREY, linewidth=0.9, linestyle=":"))
@@ -141,9 +150,17 @@ def _updates(ax: Axes, updates: DataFrame, rule: str) -> None:
 
 
 def _legend(ax: Axes, entries: list[Line2D]) -> None:
-    """Below the panel, where it hides no line."""
-    place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17), "ncols": 3, "fontsize": 8}
-    ax.legend(handles=entries, frameon=False, columnspacing=1.2, handlelength=2.2, **place)
+    """A legend below the panel, where it hides no line."""
+    ax.legend(
+        handles=entries,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.17),
+        ncols=3,
+        fontsize=8,
+        frameon=False,
+        columnspacing=1.2,
+        handlelength=2.2,
+    )
 
 
 def _steps(ax: Axes) -> None:

@@ -1,26 +1,31 @@
-"""Which cells a figure compares: the other coordinates are held at one point a system, and that point is said."""
+"""Which cells a figure compares.
+
+A figure shows some coordinates freely and holds the others at one point a system. Titles name that point.
+"""
 
 from __future__ import annotations
 
 import textwrap
 from math import log
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from gradbench.notation import COORDINATES
-from gradbench.selection import CONTROL, REFERENCE
-from gradbench.status import Status
+from gradbench.planning.selection import CONTROL, REFERENCE
+from gradbench.vocabulary.coordinates import COORDINATES
+from gradbench.vocabulary.status import Status
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-ALWAYS = ("s", "damp", "T1", "T2", "beta")
-HELD = (*ALWAYS, "eps", "batch")
+HELD = tuple(name for name, c in COORDINATES.items() if c.type is not str and name != "seed")  # all seeds are shown
+ALWAYS = tuple(name for name in HELD if COORDINATES[name].optional)  # every title tells these
+FREQUENT = ("damp", *(name for name in HELD if name not in ALWAYS))  # held where most cells are; `point` says the rest
 USUAL_S, USUAL_BETA = 1.0, 0.02
-BESIDE, LINE = 40, 100  # characters of a system that leave room for its point in the same line, and in a line at all
+ONE_LINE = 40  # characters of a system that leave room for its point in the same line
+LINE = 100  # characters of a line
 
 
 def estimates(cells: DataFrame) -> DataFrame:
-    """The cells of rules that apply to their system: cosines of the reference and of its controls are known."""
+    """The cells of rules that apply to their system. Reference and controls are left out: their cosines are known."""
     return cells[~cells["estimator"].isin([REFERENCE, CONTROL]) & (cells["status"] != Status.SKIPPED)]
 
 
@@ -30,23 +35,24 @@ def one_dtype(cells: DataFrame) -> DataFrame:
     return cells if single.empty else single
 
 
-def point(cells: DataFrame, free: tuple[str, ...] = ()) -> dict[str, Any]:
+def point(cells: DataFrame, free: tuple[str, ...] = ()) -> dict[str, float]:
     """Where to hold every coordinate that is not free, for the cells of one system.
 
-    Where settled cells cover the most values of the free coordinates, then the most estimators, then the
-    most seeds; among equals s nearest 1, the most frequent damp, the largest T1, the deepest T2, beta nearest 0.02.
+    It is the point where settled cells cover the most values of the free coordinates, then the most estimators, then
+    the most seeds. Among equals it has s nearest 1, the most frequent damp, eps and batch, the least damp, the largest
+    T1, the deepest T2 and beta nearest 0.02, in this order.
     """
     pool = cells[cells["status"] == Status.SETTLED]
     if pool.empty:
         pool = cells
     keys = [key for key in HELD if key not in free and pool[key].notna().any()]
-    often = {key: cells[key].value_counts() for key in ("damp", "eps", "batch")}
+    counts = {key: cells[key].value_counts() for key in FREQUENT}
 
-    def worth(item: tuple[Any, DataFrame]) -> tuple[Any, ...]:
-        values, rows = item
+    def worth(group: tuple[tuple[float, ...], DataFrame]) -> tuple[float, ...]:
+        values, rows = group
         at = dict(zip(keys, values, strict=True))
         nearness = [-abs(at["s"] - USUAL_S)] if "s" in at else []
-        nearness += [often[key][at[key]] for key in ("damp", "eps", "batch") if key in at]
+        nearness += [counts[key][at[key]] for key in FREQUENT if key in at]
         nearness += [-at["damp"]] if "damp" in at else []
         nearness += [at[key] for key in ("T1", "T2") if key in at]
         nearness += [-abs(log(at["beta"] / USUAL_BETA))] if "beta" in at else []
@@ -57,8 +63,8 @@ def point(cells: DataFrame, free: tuple[str, ...] = ()) -> dict[str, Any]:
     return dict(zip(keys, values, strict=False))
 
 
-def at(cells: DataFrame, point: dict[str, Any]) -> DataFrame:
-    """The cells at a point; a coordinate that an estimator does not have holds anywhere."""
+def at(cells: DataFrame, point: dict[str, float]) -> DataFrame:
+    """The cells at a point. A cell that does not have a coordinate of the point matches any value of it."""
     here = cells["cell"].notna()
     for key, value in point.items():
         here &= (cells[key] == value) | cells[key].isna()
@@ -66,14 +72,14 @@ def at(cells: DataFrame, point: dict[str, Any]) -> DataFrame:
 
 
 def by_system(cells: DataFrame, free: tuple[str, ...] = (), dtypes: bool = False) -> dict[str, DataFrame]:
-    """The cells of each system at its point, under a title that names system and point."""
+    """The cells of each system at its point, under a title that names system and point; in one dtype or in all."""
     held = {}
-    for system, own in cells.groupby("system_label"):
-        own = own if dtypes else one_dtype(own)
-        where = point(own, free)
-        here = at(own, where)
-        between = "   " if len(system) <= BESIDE else "\n"
-        words = f"at {_words(where, own)}, {', '.join(sorted(here['dtype'].unique()))}"
+    for system, rows in cells.groupby("system_label"):
+        rows = rows if dtypes else one_dtype(rows)
+        where = point(rows, free)
+        here = at(rows, where)
+        between = "   " if len(system) <= ONE_LINE else "\n"
+        words = f"at {_words(where, rows)}, {', '.join(sorted(here['dtype'].unique()))}"
         held[f"{lines(system, LINE)}{between}{words}"] = here
     return held
 
@@ -83,8 +89,7 @@ def lines(system: str, width: int) -> str:
     return textwrap.fill(system, width, break_long_words=False, break_on_hyphens=False)
 
 
-def _words(point: dict[str, Any], cells: DataFrame) -> str:
-    """A point as a title says it; eps and batch only where they differ between the cells."""
+def _words(point: dict[str, float], cells: DataFrame) -> str:
+    """A point as a title says it. A coordinate that every system has is said only where the cells differ in it."""
     said = [key for key in point if key in ALWAYS or cells[key].nunique() > 1]
-    symbols = {key: COORDINATES[key].symbol if key in COORDINATES else key for key in said}
-    return ", ".join(f"{symbol}$\\,=\\,${point[key]:g}" for key, symbol in symbols.items())
+    return ", ".join(f"{COORDINATES[key].symbol or key}$\\,=\\,${point[key]:g}" for key in said)

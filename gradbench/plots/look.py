@@ -1,4 +1,4 @@
-"""How figures look: a colour and a marker a name, filled for settled, one theme, one caption line."""
+"""How figures look: a colour and a marker for every name, filled for settled, one theme, one caption."""
 
 from __future__ import annotations
 
@@ -7,29 +7,31 @@ import zlib
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import wraps
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from functools import partial, wraps
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import matplotlib as mpl
 import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from gradbench.notation import METRICS
-from gradbench.status import Status
+from gradbench.vocabulary.notation import METRICS
+from gradbench.vocabulary.status import Status
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.typing import LineStyleType, RcKeyType
     from pandas import DataFrame
 
-WIDTH = 9.0  # inches: at a print width of 7, and as a PNG of 900 pixels, 9 points read as 7
+WIDTH = 9.0  # inches; in a print of 7 inches, and in a PNG that is shown at 900 pixels, 9 points read as 7
 GREY = "0.35"
 
-# Okabe & Ito 2008: told apart under every common colour blindness. The reserve is Tol's muted scheme.
+# Okabe & Ito 2008: colours that can be told apart under every common colour blindness. The reserve is from Tol's
+# muted scheme.
 COLOURS = {"ep": "#D55E00", "aep": "#0072B2", "bptt": "#000000", "adjoint": "#009E73", "tbptt": "#E69F00"}
 RESERVE = ("#CC79A7", "#882255", "#999933", "#44AA99", "#332288", "#AA4499", "#117733")
 
-# told apart in grey; the naive rule is large, so that it shows under a rule that agrees with it
+# Markers can be told apart in grey. That of the naive rule is large, so that it shows under a rule that agrees with it.
 MARKERS = {"ep": ("s", 6.5), "aep": ("o", 4.0)}
 OTHER_MARKERS = ("D", "P", "X")
 HATCHES = {"ep": "////"}
@@ -44,11 +46,16 @@ class Style:
     colour: str
     marker: str
     size: float  # of the marker, in points
-    dashes: Any = ""
+    dashes: tuple[float, ...] = ()  # points of ink and of gap by turns; none: a solid line
+
+    @property
+    def line(self) -> LineStyleType:
+        """Its dashes, as matplotlib wants them."""
+        return (0, self.dashes) if self.dashes else "-"
 
 
 def colour(estimator: str) -> str:
-    """The colour of an estimator: fixed, or for one unknown here by its name alone."""
+    """The colour of an estimator. One that has no fixed colour gets one by its name alone, whatever else is drawn."""
     return COLOURS.get(estimator) or RESERVE[zlib.crc32(estimator.encode()) % len(RESERVE)]
 
 
@@ -67,15 +74,15 @@ def styles(cells: DataFrame) -> dict[str, Style]:
         else:
             spare = OTHER_MARKERS[zlib.crc32(name.encode()) % len(OTHER_MARKERS)]
             drawn[label] = Style(colour(name), *MARKERS.get(name, (spare, 5.0)))
-    # naive first, so that what agrees with it is drawn on top
+    # large markers come first, so that the small ones of rules that agree are drawn on top of them
     return dict(sorted(drawn.items(), key=lambda item: (-item[1].size, item[0])))
 
 
 def theme() -> AbstractContextManager[None]:
-    """Fonts, lines and grids, for the while that a figure is made or saved."""
-    settings: Any = {
+    """Fonts, lines and grids, in force while a figure is made or saved."""
+    settings: dict[RcKeyType, float | str | list[str]] = {
         **sns.axes_style("whitegrid"),
-        "font.family": ["DejaVu Sans"],  # comes with matplotlib: the same picture on every machine
+        "font.family": ["DejaVu Sans"],  # comes with matplotlib, so that the picture is the same on every machine
         "font.size": 9,
         "axes.titlesize": 9,
         "axes.labelsize": 9,
@@ -110,10 +117,10 @@ def themed(figure: Callable[P, R]) -> Callable[P, R]:
 def points(ax: Axes, rows: DataFrame, x: str, y: str, style: Style, alpha: float = 1.0) -> None:
     """Markers, filled where the cell is settled and hollow where it is not."""
     settled = rows["status"] == Status.SETTLED
-    kind: dict[str, Any] = {"marker": style.marker, "s": style.size**2, "alpha": alpha, "zorder": 3}
+    scatter = partial(ax.scatter, marker=style.marker, s=style.size**2, alpha=alpha, zorder=3)
     hollow, filled = rows[~settled], rows[settled]
-    ax.scatter(hollow[x], hollow[y], facecolors="none", edgecolors=style.colour, linewidths=0.9, **kind)
-    ax.scatter(filled[x], filled[y], facecolors=style.colour, edgecolors="white", linewidths=0.4, **kind)
+    scatter(hollow[x], hollow[y], facecolors="none", edgecolors=style.colour, linewidths=0.9)
+    scatter(filled[x], filled[y], facecolors=style.colour, edgecolors="white", linewidths=0.4)
 
 
 def metric(name: str) -> str:
@@ -125,13 +132,11 @@ def legend(figure: Figure, styles: dict[str, Style], extra: Iterable[Line2D] = (
     """What colours, markers and filling mean, in a strip above the panels."""
     entries = []
     for label, style in sorted(styles.items()):
-        dashes: Any = (0, style.dashes) if style.dashes else "-"
-        line = Line2D([], [], color=style.colour, linestyle=dashes if lines else "", marker=style.marker)
+        line = Line2D([], [], color=style.colour, linestyle=style.line if lines else "", marker=style.marker)
         line.set(label=label, markersize=style.size, markeredgecolor="white", markeredgewidth=0.4)
         entries.append(line)
-    grey: dict[str, Any] = {"color": GREY, "linestyle": "", "marker": "o", "markersize": 5}
-    entries.append(Line2D([], [], label="settled", **grey))
-    entries.append(Line2D([], [], label="not settled", markerfacecolor="none", **grey))
+    grey = partial(Line2D, [], [], color=GREY, linestyle="", marker="o", markersize=5)
+    entries += [grey(label="settled"), grey(label="not settled", markerfacecolor="none")]
     entries += extra
     figure.legend(handles=entries, loc="outside upper center", ncols=min(5, len(entries)), frameon=False)
 
@@ -142,9 +147,9 @@ def count(number: int, what: str) -> str:
 
 
 def without(cells: DataFrame) -> list[str]:
-    """What became of cells that have no cosine; no sentence where there are none."""
-    found = cells["status"].value_counts()
-    said = ", ".join(f"{number} {status}" for status, number in found.items())
+    """A sentence that counts cells without a cosine by status; none where there are no such cells."""
+    counts = cells["status"].value_counts()
+    said = ", ".join(f"{number} {status}" for status, number in counts.items())
     return [f"No cosine: {count(len(cells), 'cell')} ({said})."] if said else []
 
 
@@ -155,7 +160,7 @@ def caption(figure: Figure, sentences: Iterable[str]) -> None:
 
 
 def sign(figure: Figure, source: str) -> None:
-    """Add where the numbers come from to the caption."""
+    """Add the source of the numbers to the caption of a figure."""
     for text in figure.texts:
         if text.get_gid() == "caption":
             text.set_text(_fit(f"{text.get_text()} {source}.", figure))

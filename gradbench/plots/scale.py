@@ -1,34 +1,38 @@
-"""The one scale on which every figure shows cosines: nines above zero, plain numbers below.
+"""The scale on which every figure shows cosines: nines above zero, plain numbers below.
 
-0, 0.9, 0.99, 0.999 ... stand equally far apart, so that 0.9999 and 0.99999 can be told apart where a plain
-axis shows both as 1. Negative cosines, where a step along the estimate climbs, keep a shaded linear strip.
+0, 0.9, 0.99, 0.999 ... stand equally far apart. So 0.9999 and 0.99999 can be told apart, where a plain axis shows both
+as 1. An estimate with a negative cosine points uphill; negative cosines have a shaded linear strip at the bottom.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from numpy.typing import ArrayLike, NDArray
 
-FLOOR = 1e-8  # of 1 - cos: closer to 1 is drawn here, for nobody needs to tell such cosines apart
+FLOOR = 1e-8  # of 1 - cos: a cosine that is closer to 1 is drawn here, since no question needs more digits
 FLOOR_WORDS = r"cosines above $1-10^{-8}$ are drawn there"
 
-
-def floored(cosine: Any) -> Any:
-    """Cosines with those above the floor drawn down to it; undefined ones stay undefined."""
-    return np.minimum(cosine, 1 - FLOOR)
+Cosines = TypeVar("Cosines")  # a column or an array
 
 
-def nines(cosine: Any) -> Any:
+def floored(cosines: Cosines) -> Cosines:
+    """Cosines, where those closer to 1 than the floor are set to the floor; undefined ones stay undefined."""
+    return np.minimum(cosines, 1 - FLOOR)  # type: ignore[call-overload]
+
+
+def nines(cosine: ArrayLike) -> NDArray[np.float64]:
     """Where a cosine stands: -log10(1 - cos) from zero up, the cosine itself below zero."""
     cosine = np.asarray(cosine, float)
     return np.where(cosine < 0, cosine, -np.log10(np.clip(1 - cosine, FLOOR / 100, 1)))
 
 
-def cosine_at(nines: Any) -> Any:
+def cosine_at(nines: ArrayLike) -> NDArray[np.float64]:
     """The inverse of `nines`."""
     nines = np.asarray(nines, float)
     return np.where(nines < 0, nines, 1 - 10.0 ** -np.maximum(nines, 0))
@@ -41,16 +45,17 @@ def tick(k: int) -> str:
     return "0." + "9" * k if k <= 4 else rf"$1-10^{{-{k}}}$"
 
 
-def show_cosines(axes: list[Axes], drawn: Any) -> None:
+def show_cosines(axes: Sequence[Axes], cosines: ArrayLike) -> None:
     """Give axes the scale on y, just wide enough for the cosines that are drawn in any of them."""
-    drawn = np.asarray(drawn, float)
-    drawn = nines(floored(drawn[np.isfinite(drawn)]))
+    values = np.asarray(cosines, float)
+    drawn = nines(floored(values[np.isfinite(values)]))
     top = int(np.ceil(drawn.max(initial=1)))
     bottom = -1 if drawn.min(initial=0) < 0 else 0
     ticks = [k for k in range(bottom, top + 1) if k <= 4 or k % 2 == 0]
+    low, high = float(cosine_at(bottom - 0.15)), float(cosine_at(top + 0.3))
     for ax in axes:
         ax.set_yscale("function", functions=(nines, cosine_at))
-        ax.set_ylim(cosine_at(bottom - 0.15), cosine_at(top + 0.3))
+        ax.set_ylim(low, high)
         ax.set_yticks(cosine_at(ticks), [tick(k) for k in ticks])
         ax.minorticks_off()
-        ax.axhspan(float(cosine_at(bottom - 0.15)), 0, color="0.93", zorder=0, linewidth=0)
+        ax.axhspan(low, 0, color="0.93", zorder=0, linewidth=0)

@@ -1,13 +1,13 @@
-"""Softmax attention over tokens, with its derivatives written out: an ordinary one and one that has an energy.
+"""Softmax attention over tokens with its derivatives written out: an ordinary one, and one that is a gradient.
 
 Letters: q, k, v (*b, H, N, h); P = softmax(scale q k^T) (*b, H, N, N). Rows of P sum to 1, so a change dS of
-the scores moves it by P o (dS - sum(P o dS)), which is symmetric in dS.
+the scores changes P by P o (dS - sum(P o dS)). This is symmetric in dS.
+A function `x_saved` computes from a state what `x` and its derivatives need.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def heads(x: Float[Tensor, "*b N Hh"], H: int) -> Float[Tensor, "*b H N h"]:
-    """Split the width of every token into H heads, copied once for the products that each read it."""
+    """Split the width of every token into H heads. The copy is contiguous for the products that read it."""
     return x.unflatten(-1, (H, -1)).transpose(-3, -2).contiguous()
 
 
@@ -27,86 +27,64 @@ def merge(x: Float[Tensor, "*b H N h"]) -> Float[Tensor, "*b N Hh"]:
     return x.transpose(-3, -2).flatten(-2)
 
 
-def side_by_side(
-    flat: Sequence[Float[Tensor, "*b N _"]], by_head: Sequence[Float[Tensor, "*b H N h"]], spare: int = 0
-) -> Float[Tensor, "*b N K"]:
-    """Features of every token as one row, those of its heads behind the others, then `spare` zeros.
-
-    What is copied here is copied once, where undoing `heads` and then a cat would copy it twice.
-    """
-    import torch
-
-    merged = [x.transpose(-3, -2) for x in by_head]
-    features = [(x, x.shape[-1:]) for x in flat] + [(x, x.shape[-2:]) for x in merged]
-    sizes = [math.prod(shape) for _, shape in features]
-    tokens = torch.broadcast_shapes(*(x.shape[: x.ndim - len(shape)] for x, shape in features))
-    row, start = features[0][0].new_empty((*tokens, sum(sizes) + spare)), 0
-    for (x, shape), size in zip(features, sizes, strict=True):
-        row[..., start : start + size].unflatten(-1, shape).copy_(x)
-        start += size
-    row[..., start:].zero_()
-    return row
-
-
-def small(a: Float[Tensor, "*b N K"], b: Float[Tensor, "*b K M"]) -> Float[Tensor, "*b N M"]:
-    """The product within one head."""
-    return a @ b
-
-
 def weights(q: Float[Tensor, "*b H N h"], k: Float[Tensor, "*b H N h"], scale: float) -> Float[Tensor, "*b H N N"]:
     """P = softmax(scale q k^T)."""
-    return (scale * small(q, k.mT)).softmax(-1)
+    return (scale * (q @ k.mT)).softmax(-1)
 
 
-def reweighted(P: Float[Tensor, "*b H N N"], dS: Float[Tensor, "*b H N N"]) -> Float[Tensor, "*b H N N"]:
-    """Change of P with its scores, which is its own transpose."""
+def weights_jvp(P: Float[Tensor, "*b H N N"], dS: Float[Tensor, "*b H N N"]) -> Float[Tensor, "*b H N N"]:
+    """Change of P with its scores. The map is its own transpose."""
     moved = P * dS
     return moved - P * moved.sum(-1, keepdim=True)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor) -> Saved:
-    """What o = P v needs of a state, scale = 1 / sqrt(h)."""
+def attend_saved(q: Float[Tensor, "*b H N h"], k: Float[Tensor, "*b H N h"], v: Float[Tensor, "*b H N h"]) -> Saved:
+    """P and its operands, for ordinary attention: scale = 1 / sqrt(h)."""
     return {"q": q, "k": k, "v": v, "P": weights(q, k, 1 / math.sqrt(q.shape[-1]))}
 
 
-def attend(at: Saved) -> Float[Tensor, "*b H N h"]:
+def attend(saved: Saved) -> Float[Tensor, "*b H N h"]:
     """o = P v, written out: fused attention has no second derivative."""
-    return small(at["P"], at["v"])
+    return saved["P"] @ saved["v"]
 
 
-def attend_jvp(at: Saved, dq: Tensor, dk: Tensor, dv: Tensor) -> Float[Tensor, "*b H N h"]:
+def attend_jvp(saved: Saved, dq: Tensor, dk: Tensor, dv: Tensor) -> Float[Tensor, "*b H N h"]:
     """Change of o with q, k and v."""
-    dP = reweighted(at["P"], (small(dq, at["k"].mT) + small(at["q"], dk.mT)) / math.sqrt(dq.shape[-1]))
-    return small(dP, at["v"]) + small(at["P"], dv)
+    dP = weights_jvp(saved["P"], (dq @ saved["k"].mT + saved["q"] @ dk.mT) / math.sqrt(dq.shape[-1]))
+    return dP @ saved["v"] + saved["P"] @ dv
 
 
-def attend_vjp(at: Saved, a: Float[Tensor, "*b H N h"]) -> tuple[Tensor, Tensor, Tensor]:
+def attend_vjp(saved: Saved, a: Float[Tensor, "*b H N h"]) -> tuple[Tensor, Tensor, Tensor]:
     """d<a, o> with q, k and v."""
-    dS = reweighted(at["P"], small(a, at["v"].mT)) / math.sqrt(a.shape[-1])
-    return small(dS, at["k"]), small(dS.mT, at["q"]), small(at["P"].mT, a)
+    dS = weights_jvp(saved["P"], a @ saved["v"].mT) / math.sqrt(a.shape[-1])
+    return dS @ saved["k"], dS.mT @ saved["q"], saved["P"].mT @ a
 
 
-def energy_attention(q: Tensor, k: Tensor, gamma: float) -> Saved:
-    """What the gradient of L = 1/gamma sum logsumexp_n(gamma q_m . k_n) needs of a state, scale = gamma.
+def energy(q: Float[Tensor, "*b H N h"], k: Float[Tensor, "*b H N h"], gamma: float) -> Float[Tensor, "*b"]:
+    """L = 1/gamma sum_{h,m} logsumexp_n(gamma q_m . k_n)."""
+    return (gamma * (q @ k.mT)).logsumexp(-1).sum((-2, -1)) / gamma
 
-    dL/dq = P k and dL/dk = P^T q: every token is pulled as a query, to the keys that it attends to, and as a
-    key, by its queries.
-    """
+
+def energy_slope_saved(q: Float[Tensor, "*b H N h"], k: Float[Tensor, "*b H N h"], gamma: float) -> Saved:
+    """P and its operands, for the gradient of L: scale = gamma."""
     return {"q": q, "k": k, "P": weights(q, k, gamma)}
 
 
-def energy_slope(at: Saved) -> tuple[Tensor, Tensor]:
-    """dL/dq, dL/dk."""
-    return small(at["P"], at["k"]), small(at["P"].mT, at["q"])
+def energy_slope(saved: Saved) -> tuple[Tensor, Tensor]:
+    """dL/dq = P k and dL/dk = P^T q.
+
+    A query moves to the keys that it attends to. A key moves to the queries that attend to it.
+    """
+    return saved["P"] @ saved["k"], saved["P"].mT @ saved["q"]
 
 
-def energy_slope_jvp(at: Saved, gamma: float, dq: Tensor, dk: Tensor) -> tuple[Tensor, Tensor]:
-    """Change of both slopes with q and k: a Hessian, so its own transpose."""
-    q, k, P = at["q"], at["k"], at["P"]
-    dP = reweighted(P, gamma * (small(dq, k.mT) + small(q, dk.mT)))
-    return small(dP, k) + small(P, dk), small(dP.mT, q) + small(P.mT, dq)
+def energy_slope_jvp(saved: Saved, dq: Tensor, dk: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
+    """Change of both slopes with q and k. The map is a Hessian, so it is its own transpose."""
+    q, k, P = saved["q"], saved["k"], saved["P"]
+    dP = weights_jvp(P, gamma * (dq @ k.mT + q @ dk.mT))
+    return dP @ k + P @ dk, dP.mT @ q + P.mT @ dq
 
 
 def outer(a: Float[Tensor, "*r b N D"], z: Float[Tensor, "*r b N K"]) -> Float[Tensor, "*r D K"]:
-    """Sum over examples and tokens of a z^T: what a product z W with a weight sends back to it, transposed."""
+    """Sum over examples and tokens of a z^T: the gradient of <a, W z> with the weight W."""
     return a.flatten(-3, -2).mT @ z.flatten(-3, -2)

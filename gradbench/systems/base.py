@@ -1,4 +1,4 @@
-"""What a relaxing system must say of itself: shapes, force, cost, and where its state starts.
+"""What a relaxing system declares: shapes, force, cost, and the start of its state.
 
 Tensors carry any number of leading axes before the example axis: a state is `(*, b, n)`, data are
 `(b, ...)` and broadcast against it from the right. Rows of a nudged batch, steps of a trajectory and
@@ -10,26 +10,20 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from gradbench.vocabulary.coordinates import Knobs
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Generator, Tensor
 
-    from gradbench.streams import Streams
+    from gradbench.data.streams import Streams
 
 Params = dict[str, "Tensor"]  # theta: one tensor a name
 Data = dict[str, "Tensor"]  # x: what is clamped
 Saved = dict[str, "Tensor"]  # activations at a state
-
-
-class Knobs(NamedTuple):
-    """Real coordinates of a cell that enter the dynamics, as 0-d tensors; (c,) in a stack of cells."""
-
-    sigma: Tensor  # the grid's `s`: scale of attention (of tanh in toy_cons)
-    damp: Tensor  # c: adds -c z to the force of what relaxes as tokens
-    eps: Tensor  # step size
 
 
 class AbstractSystem(ABC):
@@ -67,11 +61,11 @@ class AbstractSystem(ABC):
 
     @classmethod
     def implied(cls, named: Mapping[str, Any]) -> dict[str, Any]:
-        """Options that follow from the named ones, where they are not named themselves."""
+        """Options that follow from the named ones. Named options win over them."""
         return {}
 
     def check(self, batch: int, given: Collection[str] = ()) -> None:
-        """Raise UserError where the data that are not given cannot be drawn. Called before anything runs."""
+        """Raise UserError where missing data cannot be drawn. Called before anything runs."""
 
     @abstractmethod
     def init_params(self, rng: Generator) -> Params:
@@ -86,7 +80,7 @@ class AbstractSystem(ABC):
         """s_0. Detached from theta: the engine takes no gradient through it."""
 
     def context(self, theta: Params, x: Data) -> Params:
-        """What stays constant along a relaxation; part of F, so gradients flow through it."""
+        """What stays constant along a relaxation. It is a part of F, so gradients flow through it."""
         return {}
 
     @abstractmethod
@@ -113,7 +107,7 @@ class AbstractSystem(ABC):
         """Pi'(u) v."""
         import torch
 
-        # forward mode would do, but not every function under vmap has one: v -> Pi' v is linear, transposed twice
+        # some functions have no forward mode under vmap, so the linear map v -> Pi' v is transposed twice
         dual = torch.func.vjp(self.project, u)[1]
         return torch.func.vjp(lambda a: dual(a)[0], u)[1](v)[0]
 
@@ -147,16 +141,16 @@ class AbstractEnergySystem(AbstractSystem):
 
 
 class AbstractDrivenSystem(AbstractSystem):
-    """F = -dE/ds + swirl: a conservative part and a force that no energy has.
+    """F = -dE/ds + swirl: a conservative part, and a force that has no energy.
 
-    Only the swirl can make the Jacobian asymmetric, so rules that correct the asymmetry look at it alone.
+    Only the swirl can make the Jacobian asymmetric, so rules that correct the asymmetry read the swirl alone.
     """
 
     @abstractmethod
     def energy(
         self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"], knobs: Knobs
     ) -> Float[Tensor, "*r b"]:
-        """E of each example: the conservative part."""
+        """E of each example, whose gradient is the conservative part of F."""
 
     @abstractmethod
     def swirl(
@@ -171,10 +165,10 @@ class AbstractDrivenSystem(AbstractSystem):
 
 
 class AbstractForwardSystem(AbstractEnergySystem):
-    """E = 1/2 |e|^2 of prediction errors e that a forward pass makes zero: its layers are the free state.
+    """E = 1/2 |e|^2 of prediction errors e. A forward pass makes them zero, and its layers are the free state.
 
-    T1 plays no part, s_0 is that state, and the reference is the gradient of C through the pass: backpropagation.
-    Layers are the clamped ones, then the blocks of the state; `m` counts the coordinates of all.
+    s_0 is that state, so T1 plays no part. The reference is the gradient of C through the pass: backpropagation.
+    The layers are the clamped ones, then the blocks of the state; `m` counts the coordinates of all layers.
     """
 
     uses: ClassVar[frozenset[str]] = frozenset()
@@ -182,7 +176,7 @@ class AbstractForwardSystem(AbstractEnergySystem):
     @property
     @abstractmethod
     def clamped(self) -> dict[str, tuple[int, ...]]:
-        """Layers below the state, which theta and x fix."""
+        """Layers below the state. theta and x fix them."""
 
     @property
     def layers(self) -> dict[str, tuple[int, ...]]:
@@ -191,11 +185,11 @@ class AbstractForwardSystem(AbstractEnergySystem):
 
     @abstractmethod
     def forward(self, theta: Params, x: Data, offset: Float[Tensor, "*r b m"]) -> Float[Tensor, "*r b m"]:
-        """Every layer of the pass, moved by its offset before the next one reads it; differentiable in all."""
+        """Every layer of the pass, moved by its offset before the next layer reads it. Differentiable in each."""
 
     @abstractmethod
     def errors(self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
-        """e(s): what each block of the state has beyond its prediction from below."""
+        """e(s): each block of the state minus its prediction from the layer below."""
 
     def energy(
         self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"], knobs: Knobs
@@ -214,16 +208,16 @@ class AbstractForwardSystem(AbstractEnergySystem):
 
 
 class ClosedForms(ABC):
-    """Derivatives of F written out, from activations that a state needs once.
+    """Derivatives of F written out. The activations of a state are computed once and serve all products.
 
-    A system without them is differentiated by autograd, and the registry-wide tests hold the two together.
-    What it brings: a Jacobian product costs about one force, and a loop that holds one can be recorded.
-    v and a may have row axes before those of the state that the activations belong to.
+    A Jacobian product in closed form costs about one force, and a loop that holds one can be recorded. Autograd
+    differentiates a system without closed forms, and the registry-wide tests compare closed forms with autograd.
+    v and a may have more row axes, in front, than the state of the activations.
     """
 
     @abstractmethod
     def activate(self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"], knobs: Knobs) -> Saved:
-        """What the products at s need."""
+        """Activations at s: what the products at s need."""
 
     @abstractmethod
     def jvp(
@@ -246,7 +240,7 @@ class ClosedForms(ABC):
     def backward(
         self, theta: Params, x: Data, context: Params, saved: Saved, a: Float[Tensor, "*r b n"], knobs: Knobs
     ) -> tuple[Tensor, Params]:
-        """J^T a and the pull of a: what one step of a reverse sweep takes, where the two may share their work."""
+        """J^T a and the pull of a, as one step of a reverse sweep takes them. The two may share work."""
         return self.vjp(theta, context, saved, a, knobs), self.pull(theta, x, context, saved, a, knobs)
 
     @abstractmethod
@@ -256,24 +250,31 @@ class ClosedForms(ABC):
     def swirl_jvp(
         self, theta: Params, context: Params, saved: Saved, v: Float[Tensor, "*r b n"], knobs: Knobs
     ) -> Float[Tensor, "*r b n"]:
-        """J v of the swirl; of the whole force where none is declared."""
+        """J v of the swirl, or of the whole force where the system declares no swirl."""
         return self.jvp(theta, context, saved, v, knobs)
 
     def swirl_vjp(
         self, theta: Params, context: Params, saved: Saved, a: Float[Tensor, "*r b n"], knobs: Knobs
     ) -> Float[Tensor, "*r b n"]:
-        """J^T a of the swirl."""
+        """J^T a of the swirl, or of the whole force."""
         return self.vjp(theta, context, saved, a, knobs)
 
     def swirl_antisym(
         self, theta: Params, context: Params, saved: Saved, v: Float[Tensor, "*r b n"], knobs: Knobs
     ) -> Float[Tensor, "*r b n"]:
-        """1/2 (J v - J^T v) of the swirl, where the two may share their work."""
-        turned = self.swirl_vjp(theta, context, saved, v, knobs)
-        return 0.5 * (self.swirl_jvp(theta, context, saved, v, knobs) - turned)
+        """1/2 (J v - J^T v) of the swirl. The two products may share work."""
+        transposed = self.swirl_vjp(theta, context, saved, v, knobs)
+        return 0.5 * (self.swirl_jvp(theta, context, saved, v, knobs) - transposed)
 
 
-def descent(energy: Any, theta: Params, x: Data, context: Params, s: Tensor, knobs: Knobs) -> Tensor:
+def descent(
+    energy: Callable[[Params, Data, Params, Tensor, Knobs], Tensor],
+    theta: Params,
+    x: Data,
+    context: Params,
+    s: Float[Tensor, "*r b n"],
+    knobs: Knobs,
+) -> Float[Tensor, "*r b n"]:
     """-dE/ds by reverse mode, differentiable again in s and theta, and under vmap."""
     import torch
 

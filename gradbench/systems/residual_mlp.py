@@ -1,24 +1,26 @@
-"""A residual network whose layers relax: an energy of prediction errors that its forward pass makes zero."""
+"""A residual network whose layers relax. Its energy is that of prediction errors, zero on the forward pass."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
+from functools import cached_property
+from typing import TYPE_CHECKING, ClassVar, Literal, final
 
-from gradbench import data
+from gradbench.data import datasets
+from gradbench.data.streams import normal, uniform
 from gradbench.errors import UserError
-from gradbench.streams import normal, uniform
-from gradbench.systems.base import AbstractForwardSystem, Data, Knobs, Params
+from gradbench.systems.base import AbstractForwardSystem, Data, Params
+from gradbench.vocabulary.coordinates import Knobs
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Generator, Tensor
 
-    from gradbench.streams import Streams
+    from gradbench.data.streams import Streams
 
-LN_EPS = 1e-5  # that of torch.nn.LayerNorm
+LN_EPS = 1e-5  # as in torch.nn.LayerNorm
 
 
 @final
@@ -27,13 +29,13 @@ class ResidualMlp(AbstractForwardSystem):
     """Residual MLP as an energy of prediction errors: its free state is the forward pass, its reference backprop.
 
     E = 1/2 sum_l |h_{l+1} - h_l - F_l(h_l)|^2,   F_l(h) = fc2_l(act(fc1_l(LN_l(h)))),   h_0 = embed(x) clamped
-    C = cross-entropy of out_head(out_ln(h_L)), with parameters of its own. State h_1 ... h_L.
+    C = cross-entropy of out_head(out_ln(h_L)), so the cost has parameters. State h_1 ... h_L.
     """
 
     name: ClassVar[str] = "residual_mlp"
     source: ClassVar[str] = "Scellier & Bengio 2017 on a pre-norm residual MLP; Whittington & Bogacz 2017 (the energy)"
     per_example: ClassVar[frozenset[str]] = frozenset({"x", "label"})
-    defaults: ClassVar[Mapping[str, Any]] = {"T2": 20, "beta": 0.5, "eps": 0.1, "batch": 128}
+    defaults: ClassVar[Mapping[str, float]] = {"T2": 20, "beta": 0.5, "eps": 0.1, "batch": 128}
 
     d_in: int = 3072  # pixels of an image with all its colours
     d: int = 256  # width of a layer
@@ -47,10 +49,10 @@ class ResidualMlp(AbstractForwardSystem):
             if "label" not in given:
                 raise UserError(f"data of {self.name}: x comes with the label of every example")
             return
-        data.check(self.dataset, *self._shown, batch)
-        if self.classes < data.CLASSES:
+        datasets.check(self.dataset, *self._shown, batch)
+        if self.classes < datasets.CLASSES:
             raise UserError(
-                f"{self.name}: classes = {self.classes}, and dataset {self.dataset!r} has {data.CLASSES} classes"
+                f"{self.name}: classes = {self.classes}, and dataset {self.dataset!r} has {datasets.CLASSES} classes"
             )
 
     @property
@@ -87,20 +89,20 @@ class ResidualMlp(AbstractForwardSystem):
         return {"x": (batch, self.d_in), "label": (batch,)}
 
     @classmethod
-    def sizes(cls, params: Params, given: Data) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+    def sizes(cls, params: Params, given: Data) -> dict[str, int | str]:
+        options: dict[str, int | str] = {}
         if "x" in given:
-            found |= {"d_in": given["x"].shape[-1], "dataset": data.GIVEN}
+            options |= {"d_in": given["x"].shape[-1], "dataset": datasets.GIVEN}
         if "embed.weight" in params:
-            found |= {"d": params["embed.weight"].shape[0], "d_in": params["embed.weight"].shape[1]}
+            options |= {"d": params["embed.weight"].shape[0], "d_in": params["embed.weight"].shape[1]}
         if "out_head.weight" in params:
-            found |= {"classes": params["out_head.weight"].shape[0]}
+            options |= {"classes": params["out_head.weight"].shape[0]}
         if blocks := {name.split(".")[1] for name in params if name.startswith("blocks.")}:
-            found |= {"L": len(blocks)}
-        return found
+            options |= {"L": len(blocks)}
+        return options
 
     def init_params(self, rng: Generator) -> Params:
-        """As torch.nn.Linear and LayerNorm begin, but for fc2.weight: the blocks begin close to nothing."""
+        """As torch.nn.Linear and LayerNorm begin. Only fc2.weight is small: blocks begin close to the identity."""
         shapes, theta = self.shapes, {}
         for name, shape in shapes.items():
             module, _, kind = name.rpartition(".")
@@ -113,9 +115,9 @@ class ResidualMlp(AbstractForwardSystem):
         return theta
 
     def sample(self, streams: Streams, batch: int) -> Data:
-        if self.dataset == data.GIVEN:
+        if self.dataset == datasets.GIVEN:
             return {}
-        images, label = data.labelled(self.dataset, *self._shown, batch, streams["data"])
+        images, label = datasets.labelled(self.dataset, *self._shown, batch, streams["data"])
         return {"x": images.flatten(1), "label": label}
 
     def context(self, theta: Params, x: Data) -> Params:
@@ -124,12 +126,13 @@ class ResidualMlp(AbstractForwardSystem):
     def forward(self, theta: Params, x: Data, offset: Float[Tensor, "*r b m"]) -> Float[Tensor, "*r b m"]:
         import torch
 
+        act, _ = self._activation
         moves = offset.split(self.d, -1)
         layers = [self.context(theta, x)["h0"] + moves[0]]
         for i, move in enumerate(moves[1:]):
             block = {n.removeprefix(f"blocks.{i}."): p for n, p in theta.items() if n.startswith(f"blocks.{i}.")}
             h = layers[-1]
-            inner = self._act(_linear(block, "fc1", _norm(h) * block["ln.weight"] + block["ln.bias"]))
+            inner = act(_linear(block, "fc1", _norm(h) * block["ln.weight"] + block["ln.bias"]))
             layers.append(h + _linear(block, "fc2", inner) + move)
         return torch.cat(layers, -1)
 
@@ -139,7 +142,10 @@ class ResidualMlp(AbstractForwardSystem):
     def force(
         self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"], knobs: Knobs
     ) -> Float[Tensor, "*r b n"]:
-        """-e_l + (1 + F_l')^T e_{l+1}: drawn to the prediction from below, and to where it predicts what is above."""
+        """-e_l + (1 + F_l')^T e_{l+1}.
+
+        A layer moves to its prediction from the layer below, and to where it predicts the layer above.
+        """
         import torch
 
         error, slopes = self._errors(theta, context, s)
@@ -156,32 +162,55 @@ class ResidualMlp(AbstractForwardSystem):
         return logits.logsumexp(-1) - logits.gather(-1, label)[..., 0]
 
     def _errors(self, theta: Params, context: Params, s: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """h_{l+1} - h_l - F_l(h_l) of all blocks at once, `(*r, b, L, d)`, and what its transpose is made of."""
+        """h_{l+1} - h_l - F_l(h_l) of all blocks at once, `(*r, b, L, d)`, and the factors of (1 + F_l')^T."""
         import torch
 
-        def of(name: str) -> Tensor:
+        def stacked(name: str) -> Tensor:
             return torch.stack([theta[f"blocks.{i}.{name}"] for i in range(self.L)])
 
+        act, act_slope = self._activation
         h = s.unflatten(-1, (self.L, self.d))
         below = torch.cat((context["h0"].expand(h[..., 0, :].shape)[..., None, :], h[..., :-1, :]), -2)
-        gain, W1, W2 = of("ln.weight"), of("fc1.weight"), of("fc2.weight")
+        gain, W1, W2 = stacked("ln.weight"), stacked("fc1.weight"), stacked("fc2.weight")
         deviation = (below.var(-1, correction=0, keepdim=True) + LN_EPS).sqrt()
         xhat = (below - below.mean(-1, keepdim=True)) / deviation
-        u = torch.einsum("...ld,lkd->...lk", xhat * gain + of("ln.bias"), W1) + of("fc1.bias")
-        branch = torch.einsum("...lk,ldk->...ld", self._act(u), W2) + of("fc2.bias")
-        return h - below - branch, (xhat, deviation, gain, self._act_slope(u), W1, W2)
+        u = torch.einsum("...ld,lkd->...lk", xhat * gain + stacked("ln.bias"), W1) + stacked("fc1.bias")
+        branch = torch.einsum("...lk,ldk->...ld", act(u), W2) + stacked("fc2.bias")
+        return h - below - branch, (xhat, deviation, gain, act_slope(u), W1, W2)
 
-    def _act(self, u: Tensor) -> Tensor:
-        import torch
+    @cached_property
+    def _activation(self) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+        """act and its derivative."""
+        return _ACTIVATIONS[self.activation]
 
-        return {"gelu": torch.nn.functional.gelu, "relu": torch.relu, "tanh": torch.tanh}[self.activation](u)
 
-    def _act_slope(self, u: Tensor) -> Tensor:
-        if self.activation == "relu":
-            return (u > 0).to(u)
-        if self.activation == "tanh":
-            return 1 - u.tanh().square()
-        return 0.5 * (1 + (u / math.sqrt(2)).erf()) + u * (-0.5 * u.square()).exp() / math.sqrt(2 * math.pi)
+def _gelu(u: Tensor) -> Tensor:
+    import torch
+
+    return torch.nn.functional.gelu(u)
+
+
+def _gelu_slope(u: Tensor) -> Tensor:
+    return 0.5 * (1 + (u / math.sqrt(2)).erf()) + u * (-0.5 * u.square()).exp() / math.sqrt(2 * math.pi)
+
+
+def _relu(u: Tensor) -> Tensor:
+    return u.relu()
+
+
+def _relu_slope(u: Tensor) -> Tensor:
+    return (u > 0).to(u)
+
+
+def _tanh(u: Tensor) -> Tensor:
+    return u.tanh()
+
+
+def _tanh_slope(u: Tensor) -> Tensor:
+    return 1 - u.tanh().square()
+
+
+_ACTIVATIONS = {"gelu": (_gelu, _gelu_slope), "relu": (_relu, _relu_slope), "tanh": (_tanh, _tanh_slope)}
 
 
 def _linear(theta: Params, name: str, v: Tensor) -> Tensor:

@@ -1,31 +1,31 @@
-"""The two toys: tokens pulled to a bias, coupled by a conservative or by a non-conservative force."""
+"""The two toys: tokens in a well around a bias, coupled by a conservative or by a non-conservative force."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import TYPE_CHECKING, ClassVar, final
 
+from gradbench.data.streams import normal
 from gradbench.errors import UserError
-from gradbench.streams import normal
-from gradbench.systems.attention import attend, attend_jvp, attend_vjp, attention, heads, merge, outer
+from gradbench.systems.attention import attend, attend_jvp, attend_saved, attend_vjp, heads, merge, outer
 from gradbench.systems.base import (
     AbstractDrivenSystem,
     AbstractEnergySystem,
     AbstractSystem,
     ClosedForms,
     Data,
-    Knobs,
     Params,
     Saved,
 )
+from gradbench.vocabulary.coordinates import Knobs
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Generator, Tensor
 
-    from gradbench.streams import Streams
+    from gradbench.data.streams import Streams
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,14 @@ class _Toy(AbstractSystem):
     """
 
     per_example: ClassVar[frozenset[str]] = frozenset({"x0", "target", "drive"})
-    defaults: ClassVar[Mapping[str, Any]] = {
+    defaults: ClassVar[Mapping[str, float]] = {
         "s": 1.0, "damp": 0.0, "T1": 120, "T2": 30, "beta": 0.02, "eps": 0.2, "batch": 8
     }  # fmt: skip
 
     N: int = 8  # tokens
     D: int = 32  # width of a token
     out: int = 16  # width of the readout
-    bias_std: float = 0.0  # of b; with neither bias nor drive the state collapses to 0 or leaves a saddle
+    bias_std: float = 0.0  # of b; without bias and drive the state collapses to 0 or leaves a saddle
     drive_std: float = 0.0  # of a fixed input to every token; > 0 gives WQ and WK a gradient
 
     @property
@@ -55,15 +55,15 @@ class _Toy(AbstractSystem):
         return {"x0": tokens, "R": (self.N * self.D, self.out), "target": (batch, self.out), "drive": tokens}
 
     @classmethod
-    def sizes(cls, params: Params, given: Data) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+    def sizes(cls, params: Params, given: Data) -> dict[str, int]:
+        options: dict[str, int] = {}
         if "x0" in given:
-            found |= {"N": given["x0"].shape[-2], "D": given["x0"].shape[-1]}
+            options |= {"N": given["x0"].shape[-2], "D": given["x0"].shape[-1]}
         elif "b" in params:
-            found |= {"D": params["b"].shape[-1]}
+            options |= {"D": params["b"].shape[-1]}
         if "R" in given:
-            found |= {"out": given["R"].shape[-1]}
-        return found
+            options |= {"out": given["R"].shape[-1]}
+        return options
 
     def init_params(self, rng: Generator) -> Params:
         scale = 1 / math.sqrt(self.D)
@@ -93,7 +93,7 @@ class _Toy(AbstractSystem):
         return (s @ x["R"] - x["target"]) @ x["R"].mT / s.shape[-2]
 
     def _well(self, context: Params, z: Tensor, knobs: Knobs) -> Tensor:
-        """Energy of the pull to the input, with damping: 1/2 (1 + c) |z|^2 - <input, z>."""
+        """Energy of the well around the input, with damping: 1/2 (1 + c) |z|^2 - <input, z>."""
         return (0.5 * (1 + knobs.damp) * z.square() - context["input"] * z).sum((-2, -1))
 
 
@@ -124,8 +124,8 @@ class ToyCons(_Toy, ClosedForms, AbstractEnergySystem):
         self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"], knobs: Knobs
     ) -> Float[Tensor, "*r b n"]:
         z = self.split(s)["z"]
-        pull = (z @ theta["S"]).tanh() @ theta["S"].mT
-        return (context["input"] - (1 + knobs.damp) * z + knobs.sigma * pull).flatten(-2)
+        coupling = (z @ theta["S"]).tanh() @ theta["S"].mT
+        return (context["input"] - (1 + knobs.damp) * z + knobs.sigma * coupling).flatten(-2)
 
     def activate(self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"], knobs: Knobs) -> Saved:
         z = self.split(s)["z"].contiguous()
@@ -154,7 +154,7 @@ class ToyCons(_Toy, ClosedForms, AbstractEnergySystem):
 @final
 @dataclass(frozen=True)
 class ToyNoncons(_Toy, ClosedForms, AbstractDrivenSystem):
-    """Non-conservative toy: attention with a free value matrix, which no energy generates.
+    """Non-conservative toy: attention with a free value matrix, a force that has no energy.
 
     F = -z + b + sigma attn(z) WO - c z,   attn = softmax(q k^T / sqrt(h)) v in H heads
     """
@@ -181,8 +181,8 @@ class ToyNoncons(_Toy, ClosedForms, AbstractDrivenSystem):
     def swirl(
         self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"], knobs: Knobs
     ) -> Float[Tensor, "*r b n"]:
-        at = attention(*self._heads(theta, self.split(s)["z"]))
-        return (knobs.sigma * (merge(attend(at)) @ theta["WO"])).flatten(-2)
+        saved = attend_saved(*self._heads(theta, self.split(s)["z"]))
+        return (knobs.sigma * (merge(attend(saved)) @ theta["WO"])).flatten(-2)
 
     def _heads(self, theta: Params, z: Tensor) -> list[Tensor]:
         return [heads(z @ theta[w], self.heads) for w in ("WQ", "WK", "WV")]
@@ -195,7 +195,7 @@ class ToyNoncons(_Toy, ClosedForms, AbstractDrivenSystem):
 
     def activate(self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"], knobs: Knobs) -> Saved:
         z = self.split(s)["z"].contiguous()
-        return attention(*self._heads(theta, z)) | {"z": z}
+        return attend_saved(*self._heads(theta, z)) | {"z": z}
 
     def swirl_jvp(
         self, theta: Params, context: Params, saved: Saved, v: Float[Tensor, "*r b n"], knobs: Knobs
@@ -211,7 +211,7 @@ class ToyNoncons(_Toy, ClosedForms, AbstractDrivenSystem):
         return (knobs.sigma * (q + k + v)).flatten(-2)
 
     def _back(self, theta: Params, saved: Saved, a: Tensor) -> Saved:
-        """d<a, attention> with q, k and v, heads merged."""
+        """d<a, attn(z) WO> with q, k and v, heads merged."""
         parts = attend_vjp(saved, heads(a @ theta["WO"].mT, self.heads))
         return {w: merge(part) for w, part in zip(("WQ", "WK", "WV"), parts, strict=True)}
 
@@ -229,6 +229,6 @@ class ToyNoncons(_Toy, ClosedForms, AbstractDrivenSystem):
         self, theta: Params, x: Data, context: Params, saved: Saved, a: Float[Tensor, "*r b n"], knobs: Knobs
     ) -> Params:
         a = self.split(a)["z"]
-        pulled = {w: outer(saved["z"], part) for w, part in self._back(theta, saved, a).items()}
-        pulled["WO"] = outer(merge(attend(saved)), a)
-        return {w: knobs.sigma * g for w, g in pulled.items()} | {"b": a.sum((-3, -2))}
+        grads = {w: outer(saved["z"], part) for w, part in self._back(theta, saved, a).items()}
+        grads["WO"] = outer(merge(attend(saved)), a)
+        return {w: knobs.sigma * g for w, g in grads.items()} | {"b": a.sum((-3, -2))}

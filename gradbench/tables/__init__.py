@@ -1,1 +1,1 @@
-"""Result tables: their schema, the store that keeps them, and the checks that read them."""
+"""Result tables: their schema, the store that writes and reads them, and the checks of a suite."""

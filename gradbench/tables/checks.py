@@ -1,7 +1,7 @@
-"""Do the claims of a suite hold in a run? Reads the `cells` table only.
+"""Whether the claims of a suite hold in a run, by the table `cells` alone.
 
-A check that matches no cell, meets a NaN or lacks a partner has no verdict, and no verdict is a failure:
-a gate that cannot see anything must not pass.
+A check that matches no cell, meets a NaN or lacks a cell to compare with has no verdict, and no verdict is a failure:
+a check that sees no number must not pass.
 """
 
 from __future__ import annotations
@@ -11,29 +11,33 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from gradbench.selection import IDENTITY, matches
+from gradbench.planning.selection import IDENTITY, matches
+from gradbench.vocabulary.coordinates import COORDINATES
+from gradbench.vocabulary.status import Status
 
 if TYPE_CHECKING:
     import pandas as pd
+    from pandas.core.groupby import DataFrameGroupBy
 
-    from gradbench.suite import Check
+    from gradbench.planning.suites import Check
 
 Result = Literal["pass", "fail", "none"]
+TOLD = (*(name for name, c in COORDINATES.items() if c.optional), "seed")  # coordinates that a message names
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What became of one check."""
+    """The result of one check."""
 
     name: str
     result: Result
-    cells: int  # that matched
-    detail: str  # the number that decided, and where
+    cells: int  # how many matched
+    detail: str  # the number that decided, and its cell
     cell: str = ""  # content key of the worst cell
 
     @property
     def passed(self) -> bool:
-        """No verdict is not passed."""
+        """Whether the check has a verdict, and passes."""
         return self.result == "pass"
 
 
@@ -63,7 +67,7 @@ def evaluate(check: Check, cells: pd.DataFrame) -> Finding:
         detail = f"{many}; first at {_where_is(worst)}"
         return Finding(check.name, "none", len(rows), detail, worst["cell"])
     for i, (coordinate, how) in enumerate(check.reduce.items()):
-        # what is reduced already must not split the groups: the best beta of each seed may be another one
+        # a coordinate that is already reduced must not split the groups: the best beta differs between seeds
         values = _reduce(values, {coordinate, *list(check.reduce)[:i]}, how, check.metric)
     return _bounded(check, values, len(rows))
 
@@ -85,21 +89,21 @@ def _bounded(check: Check, values: pd.DataFrame, matched: int) -> Finding:
 
 
 def _where(cells: pd.DataFrame, where: Mapping[str, Any]) -> pd.DataFrame:
-    """Rows that match; skipped ones never do unless asked for, since they have no metrics."""
+    """Rows that match. Skipped rows, which have no metrics, match only a `where` with a status."""
     keep = [matches(row, where) for row in cells.to_dict("records")]
-    rows = cells.loc[keep]  # rows even where the list is empty
-    return rows if "status" in where else rows[rows["status"] != "skipped"]
+    rows = cells.loc[keep]  # with .loc an empty list selects rows, too, and not columns
+    return rows if "status" in where else rows[rows["status"] != Status.SKIPPED]
 
 
 def _partners(cells: pd.DataFrame, where: Mapping[str, Any], against: str) -> pd.DataFrame:
-    """Rows of the estimator to compare with: its label if there is one, since a name may have several."""
+    """Rows of the estimator to compare with. `against` is a label, or else a name, which labels may share."""
     shared = {k: v for k, v in where.items() if k in cells.columns and not k.startswith("estimator")}
     rows = _where(cells, shared)
     exact = rows[rows["estimator_label"] == against]
     return rows[rows["estimator"] == against] if exact.empty else exact
 
 
-def _groups(values: pd.DataFrame, without: set[str]) -> Any:
+def _groups(values: pd.DataFrame, without: set[str]) -> DataFrameGroupBy:
     keys = [c for c in IDENTITY if c not in without]
     return values.groupby(keys, dropna=False, sort=False)
 
@@ -107,13 +111,13 @@ def _groups(values: pd.DataFrame, without: set[str]) -> Any:
 def _at(rows: pd.DataFrame, at: Mapping[Any, str], reduced: Mapping[Any, str]) -> pd.DataFrame:
     for coordinate, end in at.items():
         extreme = _groups(rows, {*at, *reduced})[coordinate].transform(end)
-        rows = rows[(rows[coordinate] == extreme) | rows[coordinate].isna()]  # null: a coordinate nobody uses
+        rows = rows[(rows[coordinate] == extreme) | rows[coordinate].isna()]  # null: a coordinate that is not used
     return rows
 
 
 def _difference(mine: pd.DataFrame, other: pd.DataFrame, metric: str) -> pd.DataFrame:
     keys = [c for c in IDENTITY if c != "estimator_label"]
-    partner = other.drop_duplicates(keys, keep=False)[[*keys, metric]]  # of two partners, neither
+    partner = other.drop_duplicates(keys, keep=False)[[*keys, metric]]  # where a cell has two partners, neither counts
     joined = mine.merge(partner, on=keys, how="left", suffixes=("", "_other"))
     joined[metric] = joined[metric] - joined[f"{metric}_other"]
     return joined
@@ -128,6 +132,7 @@ def _reduce(values: pd.DataFrame, over: set[str], how: str, metric: str) -> pd.D
     return reduced.loc[groups.head(1).index]
 
 
-def _where_is(row: Any) -> str:
-    point = [f"{c}={row[c]:g}" for c in ("s", "damp", "T1", "T2", "beta", "seed") if row[c] == row[c]]
+def _where_is(row: pd.Series) -> str:
+    """System, estimator and coordinates of a row, for a message."""
+    point = [f"{c}={row[c]:g}" for c in TOLD if row[c] == row[c]]
     return " ".join((row["system_label"], "/", row["estimator_label"], *point))

@@ -1,16 +1,17 @@
-"""Finding runs: by path, id, prefix, suite, suite/id, or `latest`."""
+"""The folders of runs: making a new one, and finding one by path, id, prefix, suite, suite/id, or `latest`."""
 
 from __future__ import annotations
 
 import itertools
 import os.path
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 from gradbench.errors import StoreError, UserError, near_miss
 from gradbench.tables.store import Run, guarded, write
 
-POINTER = "latest"  # a file beside the runs of a suite that holds the id of the one last worked on
+POINTER = "latest"  # a file in the folder of a suite: the id of the run that was worked on last
 
 
 def point(folder: Path, run: Run) -> None:
@@ -18,8 +19,9 @@ def point(folder: Path, run: Run) -> None:
     write(folder / POINTER, lambda file: file.write(run.id.encode()))
 
 
-def new(folder: Path, name: str) -> Run:
-    """A folder for a run, of its own even where another run began in the same second."""
+def new(folder: Path, identity: str) -> Run:
+    """A new folder for a run, named by the time and the identity; numbered where another run has this name."""
+    name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{identity[:4]}"
     with guarded(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for i in itertools.count(1):
@@ -31,7 +33,7 @@ def new(folder: Path, name: str) -> Run:
 
 
 def matching(folder: Path, identity: str) -> Run | None:
-    """The newest run of a suite whose records may be gone on with."""
+    """The newest run of a suite that has this identity, and so may be resumed; None where there is none."""
     for path in sorted(folder.glob("*/env.json"), reverse=True):
         run = Run(path.parent)
         if run.env.get("identity") == identity:
@@ -53,12 +55,12 @@ def find(name: str, out: Path = Path("results")) -> Run:
     if name in pointers:
         return _pointed(pointers[name])
     known = [(f"{p.parent.name}/{p.name}" if "/" in name else p.name, p) for p in there]
-    found = [p for n, p in known if n == name] or [p for n, p in known if n.startswith(name)]
-    if len(found) > 1:  # suites that began in one second may even share an id, hence SUITE/ID
-        raise UserError(f"run {name!r} is ambiguous: {', '.join(sorted(f'{p.parent.name}/{p.name}' for p in found))}")
-    if not found:
+    meant = [p for n, p in known if n == name] or [p for n, p in known if n.startswith(name)]
+    if len(meant) > 1:  # runs of two suites that began in one second may even share an id, hence SUITE/ID
+        raise UserError(f"run {name!r} is ambiguous: {', '.join(sorted(f'{p.parent.name}/{p.name}' for p in meant))}")
+    if not meant:
         raise UserError(f"run {name!r} does not exist in {root}{near_miss(name, {POINTER, *pointers, *dict(known)})}")
-    return Run(found[0])
+    return Run(meant[0])
 
 
 def _pointed(pointer: Path) -> Run:

@@ -1,39 +1,32 @@
 """The explicit Arrow schema of the result tables.
 
-`cells` has one row a planned cell, `params` one row a (cell, parameter), `blocks` one row a (cell, block of the
-state), `budget` one row a (cell with a cause, parameter). A record on disk is a `cells` table whose rows carry these
-as nested lists, so that a cell and what belongs to it are written together or not at all. Null: does not apply. NaN:
-applies and is undefined, with a reason.
+`cells` has a row for every planned cell, `params` for every (cell, parameter), `blocks` for every (cell, block of the
+state), `budget` for every (cell with a cause, parameter). A record on disk is a table `cells` whose rows carry the
+other three tables as nested lists, so that all numbers of a cell are written together or not at all. Null: a column
+does not apply to the cell. NaN: the column applies and its number is undefined, for the reason in the row.
 """
 
 from __future__ import annotations
 
 import pyarrow as pa
 
-from gradbench.cause import CAUSES, column
+from gradbench.vocabulary.cause import CAUSES, column
+from gradbench.vocabulary.coordinates import COORDINATES
 
 VERSION = 3
 
 _S, _F, _I, _B = pa.string(), pa.float64(), pa.int64(), pa.bool_()
 
-COORDINATES = {
+IDENTITY = {
     "cell": _S,  # content key
-    "problem": _S,  # content key of the problem that it was part of; null if skipped
+    "problem": _S,  # content key of the problem with this cell; null if skipped
     "system": _S,
     "system_options": _S,  # canonical JSON
     "system_label": _S,  # name and options that differ from the defaults
     "estimator": _S,
     "estimator_options": _S,
     "estimator_label": _S,
-    "s": _F,
-    "damp": _F,
-    "T1": _I,
-    "T2": _I,
-    "beta": _F,
-    "eps": _F,
-    "seed": _I,
-    "dtype": _S,
-    "batch": _I,
+    **{name: {float: _F, int: _I, str: _S}[c.type] for name, c in COORDINATES.items()},
     "dataset": _S,
 }
 
@@ -59,9 +52,9 @@ OUTCOME = {
     "antisymmetry_swirl": _F,
     "antisymmetry_swirl_se": _F,
     "energy_monotone": _B,
-    "cause": _S,  # of an error above the threshold, where the status lets one be looked for
-    "cause_of": _S,  # the parameter whose error it is; empty: the whole gradient's
-    "residual_rate": _F,  # this and the next eight: null without --certify
+    "cause": _S,  # of an error above the threshold, where the status allows to look for a cause
+    "cause_of": _S,  # the parameter whose error has this cause; empty: the whole gradient
+    "residual_rate": _F,  # this column and the next eight are null without --certify
     "rho_arnoldi": _F,
     "rightmost": _F,  # null where the system projects
     "spectrum_open": _F,
@@ -75,19 +68,19 @@ OUTCOME = {
     "drift": _F,  # of the state at rest in the nudged phase, over the signal
     "curvature": _F,
     "noise_floor": _F,
-    "rho_T2": _F,  # rho^T2: what a second phase of T2 steps is expected to leave out
-    "gamma": _F,  # cosine of the state credit, the mean over blocks with clamped layers as 0
-    "gamma_free": _F,  # without these
-    "gamma_error": _F,  # the same of the credit that prediction errors hold
-    "gamma_error_free": _F,
-    "rho_corr": _F,  # correlation of the credit with what perturbations do to the cost
+    "rho_T2": _F,  # rho^T2: the share of the credit that T2 steps are expected to leave out
+    "gamma": _F,  # cosine of the state credit, mean over blocks; a clamped layer counts as 0
+    "gamma_free": _F,  # without the clamped layers
+    "gamma_error": _F,  # as gamma, of the credit in prediction errors
+    "gamma_error_free": _F,  # without the clamped layers
+    "rho_corr": _F,  # correlation of the credit with the effect of perturbations on the cost
     "rho_corr_free": _F,
     "state_error": _F,
-    "n_force": _I,  # evaluations that the cell needs by itself, free phase included, reference excluded
+    "n_force": _I,  # evaluations that the cell needs alone, with the free phase and without the reference
     "n_jvp": _I,
     "n_vjp": _I,
-    "seconds": _F,  # of its problem, shared evenly among the problem's cells
-    "peak_memory": _I,  # bytes, of the device while its problem ran
+    "seconds": _F,  # of the problem, over the number of its cells
+    "peak_memory": _I,  # bytes on the device while the problem ran
 }
 
 PARAM = {
@@ -111,15 +104,15 @@ BLOCK = {
 BUDGET = {
     "param": _S,  # empty: the whole gradient
     "rel_error": _F,
-    **{column(cause): _F for cause in CAUSES},  # |what it changes| / |reference|; null: not taken apart
+    **{column(cause): _F for cause in CAUSES},  # |change by this cause| / |reference|; null: not taken apart
 }
 
 METADATA = {b"gradbench.schema": str(VERSION).encode()}
 
-CELLS = pa.schema({**COORDINATES, **OUTCOME}, metadata=METADATA)
+CELLS = pa.schema({**IDENTITY, **OUTCOME}, metadata=METADATA)
 PARAMS = pa.schema({"cell": _S, **PARAM}, metadata=METADATA)
 BLOCKS = pa.schema({"cell": _S, **BLOCK}, metadata=METADATA)
 BUDGETS = pa.schema({"cell": _S, **BUDGET}, metadata=METADATA)
-NESTED = {"params": PARAMS, "blocks": BLOCKS, "budget": BUDGETS}  # tables of their own, nested in a record
+NESTED = {"params": PARAMS, "blocks": BLOCKS, "budget": BUDGETS}  # tables that a record nests in its rows
 _LISTS = {name: pa.list_(pa.struct([field for field in rows if field.name != "cell"])) for name, rows in NESTED.items()}
-RECORD = pa.schema({**COORDINATES, **OUTCOME, **_LISTS}, metadata=METADATA)
+RECORD = pa.schema({**IDENTITY, **OUTCOME, **_LISTS}, metadata=METADATA)

@@ -1,7 +1,7 @@
-"""The store of a run: a folder in which a problem's cells are wholly there or not there at all.
+"""The store of a run: a folder that holds either all cells of a problem or none of them.
 
-Every file is written under a temporary name, synced, and renamed; a record is a checksummed parquet file
-named by its problem's content key. A run that is cut off keeps every record it had finished.
+Every file is written under a temporary name, synced and renamed. A record is a parquet file with a checksum, named by
+the content key of its problem. A run that is cut off keeps every record that it had finished.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,16 +24,19 @@ import pyarrow.parquet as pq
 from gradbench.errors import StoreError, UserError
 from gradbench.tables.schema import BLOCKS, BUDGETS, CELLS, METADATA, NESTED, PARAMS, RECORD, VERSION
 
-# parquet's checksums cover its pages, and a flipped bit in an offset reads another column: one more covers the file
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+# The checksums of parquet cover its pages, and a flipped bit in an offset reads another column: this one covers all.
 BLANK = b"sha256:" + b"0" * 64
-# of a few hundred rows: a third of the time of zstd with dictionaries, to write and to read, and no more bytes
+# for a few hundred rows: a third of the time of zstd with dictionaries, to write and to read, and no more bytes
 SHORT = {"compression": "lz4", "use_dictionary": False, "write_statistics": False}
 LONG = {"compression": "zstd"}
 
 
 @contextmanager
 def guarded(path: Path) -> Iterator[None]:
-    """Raise StoreError for what the file system refuses."""
+    """Inside, an OSError becomes a StoreError."""
     try:
         yield
     except OSError as error:
@@ -94,7 +97,7 @@ def write_table(path: Path, table: pa.Table, form: Mapping[str, Any] = LONG) -> 
 
 
 def read_table(path: Path, schema: pa.Schema) -> pa.Table:
-    """Read parquet and verify its seal, schema version and columns. Raises StoreError for anything else."""
+    """Read parquet and verify its seal, schema version and columns. Raises StoreError where one of them is wrong."""
     with guarded(path):
         content = path.read_bytes()
     start = content.rfind(BLANK[:7])
@@ -114,7 +117,7 @@ def _sealed(content: bytes) -> bytes:
 
 
 class Run:
-    """A run folder: plan and environment, a record a problem, tables, verdict, plots."""
+    """The folder of a run: plan, environment, checks, a record for every problem, tables, verdict, plots."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -132,19 +135,19 @@ class Run:
 
     @property
     def env(self) -> dict[str, Any]:
-        """Where and with what the run was made."""
+        """Device, versions and code of the run."""
         content: dict[str, Any] = read_json(self.folder / "env.json")
         return content
 
     @property
     def claims(self) -> dict[str, Any]:
-        """The checks of the suite, as it stood when the run was last worked on."""
+        """Checks and printed tables of the suite, from the last time that the run was worked on."""
         content: dict[str, Any] = read_json(self.folder / "checks.json")
         return content
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Nobody else works on the run inside. Raises UserError where a process does; one that dies lets go of it."""
+        """Inside, no other process works on the run. Raises UserError where one does; a lock dies with its process."""
         with guarded(self.folder):
             lock = os.open(self.folder / ".lock", os.O_CREAT | os.O_RDWR)
         try:
@@ -154,17 +157,17 @@ class Run:
                 way_out = "wait for it, or begin a run of its own with --fresh"
                 raise UserError(f"{self.folder}: another process works on this run; {way_out}") from None
             except OSError:
-                pass  # a file system without locks, as clusters have: whoever runs twice there is not told
+                pass  # file systems of clusters may have no locks: two processes on one run go unnoticed there
             yield
         finally:
             os.close(lock)
 
     def claim(self, claims: dict[str, Any]) -> None:
-        """Set the checks: these may change without anything being measured again."""
+        """Set checks and printed tables. They may change between two starts, since they change no measurement."""
         write_json(self.folder / "checks.json", claims)
 
-    def start(self, plan: dict[str, Any], env: dict[str, Any]) -> None:
-        """Freeze plan and environment. The environment comes last: a folder without it never started."""
+    def start(self, plan: Mapping[str, Any], env: Mapping[str, Any]) -> None:
+        """Write plan and environment, once. The environment comes last: a folder without it never started."""
         write_json(self.folder / "plan.json", plan)
         write_json(self.folder / "env.json", env)
 
@@ -180,20 +183,20 @@ class Run:
         write_table(self._record(problem), pa.Table.from_pylist(rows, schema=RECORD), SHORT)
 
     def set_aside(self, problem: str) -> Path:
-        """Rename a damaged record, so that its problem is measured again; where it lies now."""
+        """Rename a damaged record, so that its problem is measured again; the new path."""
         path = self._record(problem)
         with guarded(path):
             return path.replace(path.with_suffix(".damaged"))
 
     def record(self, problem: str) -> pa.Table:
-        """The record of a problem. Raises StoreError where it is damaged, or the record of another one."""
+        """The record of a problem. Raises StoreError where it is damaged, or is the record of another problem."""
         table = read_table(self._record(problem), RECORD)
         if set(table["problem"].to_pylist()) != {problem}:
             raise StoreError(f"{self._record(problem)}: damaged: it is not the record of problem {problem}")
         return table
 
     def compact(self, extra: Iterable[dict[str, Any]]) -> int:
-        """Write the tables from all records and from rows that have none; the number of planned cells without a row.
+        """Write the tables from all records and the `extra` rows; the number of planned cells without a row.
 
         Rows stand in the order of the plan, so that equal results make equal files.
         """
@@ -201,8 +204,8 @@ class Run:
         planned = [c["cell"] for c in (*plan["cells"], *plan["skipped"])]
         done = self.done()
         records = [self.record(key) for key in plan["problems"] if key in done]
-        rest = pa.Table.from_pylist(list(extra), schema=RECORD)
-        table = pa.concat_tables([*records, rest])
+        unrecorded = pa.Table.from_pylist(list(extra), schema=RECORD)
+        table = pa.concat_tables([*records, unrecorded])
         index = {key: i for i, key in enumerate(table["cell"].to_pylist())}
         there = [index[key] for key in planned if key in index]
         table = table.take(pa.array(there, pa.int64()))
@@ -217,25 +220,25 @@ class Run:
 
     @property
     def tabled(self) -> bool:
-        """Whether its tables have been written; a run that was cut off has records only."""
+        """Whether the tables have been written; a run that was cut off has records only."""
         return all((self.folder / f"{name}.parquet").is_file() for name in ("cells", *NESTED))
 
     @property
-    def cells(self) -> Any:
+    def cells(self) -> DataFrame:
         """The `cells` table as a pandas frame."""
         return read_table(self.folder / "cells.parquet", CELLS).to_pandas()
 
     @property
-    def params(self) -> Any:
+    def params(self) -> DataFrame:
         """The `params` table as a pandas frame."""
         return read_table(self.folder / "params.parquet", PARAMS).to_pandas()
 
     @property
-    def blocks(self) -> Any:
+    def blocks(self) -> DataFrame:
         """The `blocks` table as a pandas frame."""
         return read_table(self.folder / "blocks.parquet", BLOCKS).to_pandas()
 
     @property
-    def budget(self) -> Any:
+    def budget(self) -> DataFrame:
         """The `budget` table as a pandas frame."""
         return read_table(self.folder / "budget.parquet", BUDGETS).to_pandas()

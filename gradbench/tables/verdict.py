@@ -6,18 +6,18 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from gradbench.exit import PRECEDENCE, Exit
-from gradbench.status import Status
-from gradbench.suite import Check
+from gradbench.planning.suites import Check
 from gradbench.tables.checks import Finding, evaluate
 from gradbench.tables.store import Run, write_json
+from gradbench.vocabulary.exit import PRECEDENCE, Exit
+from gradbench.vocabulary.status import Status
 
 _WORDS = {Exit.OK: "pass", Exit.CHECK_FAILED: "fail", Exit.INCOMPLETE: "incomplete", Exit.NOTHING: "nothing checked"}
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a run is worth."""
+    """The result of all checks of a run."""
 
     run: str
     code: Exit
@@ -28,7 +28,7 @@ class Verdict:
 
     @property
     def line(self) -> str:
-        """One line for people."""
+        """The verdict in one line."""
         passed = sum(f.passed for f in self.findings)
         return (
             f"VERDICT {_WORDS[self.code]} ({self.code.value})  {passed} of {len(self.findings)} checks, "

@@ -1,4 +1,4 @@
-"""Training files: what to train, by which rule, how. TOML, strictly checked; no torch.
+"""Training files: the system to train, the rule, the optimiser, the log. TOML, strictly checked; no torch.
 
 Every mistake is a `UserError` that names the file, the key and the nearest known word.
 """
@@ -9,9 +9,8 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from functools import cached_property
-from pathlib import Path
-from typing import Annotated, Any
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import (
     AfterValidator,
@@ -19,19 +18,18 @@ from pydantic import (
     Field,
     StrictBool,
     ValidationError,
-    field_validator,
+    create_model,
     model_validator,
 )
 
-from gradbench import data, registry
-from gradbench import suite as suites
+from gradbench.data import datasets
 from gradbench.errors import UserError, near_miss, placed
 from gradbench.estimators.base import AbstractEstimator
-from gradbench.selection import CONTROL
-from gradbench.suite import Dtype, Ints, Number, Strict, Whole
+from gradbench.planning import files, registry, suites, values
+from gradbench.planning.selection import CONTROL
+from gradbench.planning.suites import Number, Strict, Whole
 from gradbench.systems.base import AbstractSystem
-
-CONFIGS = Path("configs")
+from gradbench.vocabulary.coordinates import COORDINATES, Coordinate, Point
 
 
 def _at_least(least: float, strict: bool = False) -> AfterValidator:
@@ -43,40 +41,43 @@ def _at_least(least: float, strict: bool = False) -> AfterValidator:
     return AfterValidator(check)
 
 
-Choice = Annotated[tuple[str, dict[str, Any]], BeforeValidator(suites.chosen_one)]
+Choice = Annotated[tuple[str, dict[str, Any]], BeforeValidator(values.name_and_options)]
 Positive = Annotated[Number, _at_least(0, strict=True)]
 Size = Annotated[Number, _at_least(0)]
 Count = Annotated[Whole, _at_least(1)]
+SEED = COORDINATES["seed"]
+HELD = {name: c for name, c in COORDINATES.items() if c != SEED}  # coordinates with one value in a training
+
+
+def _held(coordinate: Coordinate) -> Any:
+    """The field of a training for a coordinate, and its default; None: the default of the system."""
+    return Annotated[coordinate.type | None, BeforeValidator(partial(values.one, coordinate))], coordinate.default
 
 
 class Optimiser(Strict):
-    """AdamW, its learning rate on half a cosine from `lr` to `lr_min`."""
+    """AdamW, with a learning rate that follows half a cosine from `lr` to `lr_min`."""
 
     lr: Positive
     lr_min: Size = 0.0
     weight_decay: Size = 0.01  # decoupled, per unit of learning rate
-    clip: Positive | None = None  # largest norm of the whole gradient of a seed; the cost is summed over a batch
+    clip: Positive | None = None  # largest norm of the gradient of a seed; the cost is summed over a batch
 
 
-class Config(Strict):
-    """A training file. What is left out of system, dynamics and rule takes the system's default."""
+class AbstractConfig(Strict):
+    """A training file. `Config` adds a value for every coordinate but the seed.
+
+    Coordinates and options that the file leaves out take the defaults of the system and of the rule.
+    """
 
     name: str
     about: str
     system: Choice
     estimator: Choice
-    s: Number | None = None  # coupling scale sigma
-    damp: Number | None = None  # damping c
-    T1: Count | None = None  # free steps
-    T2: Count | None = None  # depth of the second phase
-    beta: Positive | None = None  # nudge
-    eps: Positive | None = None  # step size
-    batch: Count | None = None
     steps: Count | None = None
     epochs: Count | None = None  # passes over the training images, instead of steps
-    seeds: Ints = (0,)  # trained together, each with parameters, batches and masks of its own
-    dtype: Dtype = "float32"
-    random_targets: StrictBool = False  # labels drawn anew in every step: the control that has nothing to learn
+    # trained together; no two share parameters, batches or masks
+    seeds: Annotated[tuple[int, ...], BeforeValidator(partial(values.many, SEED))] = (0,)
+    random_targets: StrictBool = False  # labels drawn anew in every step: a control, with nothing to learn
     norm_cap: Mapping[str, Positive] = Field({})  # parameter = largest norm, in units of its initial one
     optimiser: Optimiser
     log_every: Count = 50
@@ -84,16 +85,8 @@ class Config(Strict):
     eval_batches: Count = 15  # of the test images, at most
     fidelity_every: Count | None = None  # left out: never
 
-    @field_validator("seeds")
-    @classmethod
-    def _natural(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        for seed in seeds:
-            if seed < 0:
-                raise ValueError(f"{seed!r} is below 0")
-        return seeds
-
     @model_validator(mode="after")
-    def _one_length(self) -> Config:
+    def _one_length(self) -> AbstractConfig:
         if (self.steps is None) is (self.epochs is None):
             raise ValueError("a training has either steps or epochs")
         return self
@@ -106,20 +99,24 @@ class Config(Strict):
 
     @cached_property
     def dataset(self) -> str:
-        """Where the images come from."""
+        """The data set of the images, or "" where the system takes none."""
         return str(getattr(self.build_system(), "dataset", ""))
+
+    @cached_property
+    def point(self) -> Point:
+        """The coordinates of the training, at its first seed."""
+        held: dict[str, Any] = {c.attribute: getattr(self, name) for name, c in HELD.items()}
+        return Point(seed=self.seeds[0], **held)
 
     @property
     def length(self) -> int:
-        """Steps in all; an epoch is as many whole batches as the training images make."""
-        assert self.batch is not None
-        return self.steps or (self.epochs or 0) * (data.PARTS[self.dataset][0] // self.batch)
+        """Number of all steps. An epoch has as many steps as the training images make whole batches."""
+        return self.steps or (self.epochs or 0) * (datasets.PARTS[self.dataset][0] // self.point.batch)
 
     @property
     def test_batches(self) -> int:
-        """Batches of an evaluation: as many as are asked for and the test images make."""
-        assert self.batch is not None
-        return min(self.eval_batches, data.PARTS[self.dataset][1] // self.batch)
+        """Batches of an evaluation: `eval_batches`, or fewer where the test images make fewer whole batches."""
+        return min(self.eval_batches, datasets.PARTS[self.dataset][1] // self.point.batch)
 
     def build_system(self, where: str = "system") -> AbstractSystem:
         """The system with its options."""
@@ -130,25 +127,30 @@ class Config(Strict):
         return registry.estimator(*self.estimator, where)
 
 
-def load(name: str, overrides: dict[str, Any] | None = None) -> Config:
+if TYPE_CHECKING:
+    Config = AbstractConfig
+else:
+    Config = create_model("Config", __base__=AbstractConfig, **{name: _held(c) for name, c in HELD.items()})
+
+
+def load(name: str, overrides: Mapping[str, object] | None = None) -> Config:
     """Read and check a training file given as a path or as the name of a shipped one, with some keys replaced."""
-    path = suites.find(name, CONFIGS, "training")
-    content = {"name": path.stem} | suites.read(path) | (overrides or {})
-    if {"steps", "epochs"} & set(overrides or ()):  # either of them replaces the other
+    path = files.find(name, files.CONFIGS, "training")
+    content = {"name": path.stem} | files.read(path) | dict(overrides or {})
+    if {"steps", "epochs"} & set(overrides or ()):  # an override of one replaces the other, too
         content = {k: v for k, v in content.items() if k not in ("steps", "epochs") or k in (overrides or ())}
     return parse(content, str(path))
 
 
-def parse(content: dict[str, Any], where: str) -> Config:
+def parse(content: Mapping[str, object], where: str) -> Config:
     """Check the content of a training file and fill in the defaults; `where` names its file in errors."""
     try:
-        config = Config(**content)
+        config = Config.model_validate(dict(content))
     except ValidationError as error:
-        told = [suites.explain(e, Config, {"optimiser": Optimiser}) for e in error.errors()]
+        told = [suites.error_line(e, Config, {"optimiser": Optimiser}) for e in error.errors()]
         raise UserError("\n".join(f"{where}: {line.removeprefix(': ')}" for line in told)) from None
     system, rule = config.build_system(f"{where}: system"), config.build_rule(f"{where}: estimator")
-    keys = ("s", "damp", "T1", "T2", "beta", "eps", "batch")
-    defaults = {key: system.defaults[key] for key in keys if getattr(config, key) is None and key in system.defaults}
+    defaults = {n: system.defaults[n] for n in HELD if getattr(config, n) is None and n in system.defaults}
     filled: dict[str, Any] = {"system": (system.name, asdict(system)), "estimator": (rule.name, asdict(rule))}  # type: ignore[call-overload]
     config = config.model_copy(update=defaults | filled)
     with placed(where):
@@ -157,16 +159,17 @@ def parse(content: dict[str, Any], where: str) -> Config:
 
 
 def _check(config: Config, system: AbstractSystem, rule: AbstractEstimator) -> None:
-    assert config.batch is not None
-    shapes = system.data_shapes(config.batch)
-    if config.dataset not in data.PARTS:
-        known = ", ".join(data.PARTS)
+    """Raise UserError for keys that do not go together."""
+    point = config.point
+    shapes = system.data_shapes(point.batch)
+    if config.dataset not in datasets.PARTS:
+        known = ", ".join(datasets.PARTS)
         what = f"dataset = {config.dataset!r}" if config.dataset else f"{system.name} looks at no images"
         raise UserError(f"system: {what}: there is nothing to train on; data sets with a training part: {known}")
     with placed("system"):
-        system.check(config.batch)
-    if config.batch > (least := min(data.PARTS[config.dataset])):
-        raise UserError(f"batch = {config.batch}: a part of {config.dataset!r} has {least} images only")
+        system.check(point.batch)
+    if point.batch > (least := min(datasets.PARTS[config.dataset])):
+        raise UserError(f"batch = {point.batch}: a part of {config.dataset!r} has {least} images only")
     if config.random_targets and "label" not in shapes:
         raise UserError(f"random_targets: {system.name} has no labels")
     for name in config.norm_cap:
@@ -176,6 +179,6 @@ def _check(config: Config, system: AbstractSystem, rule: AbstractEstimator) -> N
         raise UserError(f"optimiser.lr_min = {config.optimiser.lr_min:g} is above lr = {config.optimiser.lr:g}")
     if rule.name == CONTROL:
         raise UserError(f"estimator = {rule.name!r}: it is made from the reference, and no rule to train by")
-    steps = rule.skip_cell(config.T1, config.T2) if config.T1 and config.T2 else None
+    steps = rule.skip_cell(point.T1, point.T2) if point.T1 and point.T2 else None
     if reason := rule.skip(type(system)) or steps:
         raise UserError(f"estimator = {rule.name!r}: {reason}")

@@ -1,4 +1,4 @@
-"""The log of a training: one row a seed at every step that is due. Null: not measured at this step."""
+"""The log of a training: a row for every seed at every step that is due. Null: not measured at this step."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _S, _F, _I = pa.string(), pa.float64(), pa.int64()
 
 LOG = pa.schema(
     {
-        "step": _I,  # steps behind it
+        "step": _I,  # number of steps taken
         "seed": _I,
         "lr": _F,  # of the next step
         "skipped": _I,  # steps so far whose gradient was not finite
-        "score": _S,  # what train and test are: masked_mse or accuracy
-        "train": _F,  # on the batches since the last row with one, before each step; NaN if all were skipped
-        "grad_norm": _F,  # of the same steps, before the clip: their mean
+        "score": _S,  # of train and test: masked_mse or accuracy
+        "train": _F,  # mean over the batches since the last row with a value, before each step; NaN if all were skipped
+        "grad_norm": _F,  # mean over the same steps, before the clip
         "test": _F,  # on the test images
-        "status": _S,  # of the rule on the fixed batch, as of a cell
+        "status": _S,  # of a cell: the rule on the fixed batch
         "residual": _F,
         "rho": _F,
         "cosine": _F,
@@ -41,12 +41,12 @@ _FIDELITY = ("status", "residual", "rho", "cosine", "cosine_min", "cosine_attn",
 
 
 def due(every: int | None, step: int, last: int) -> bool:
-    """Whether something is measured at a step; at the last one always, where it is measured at all."""
+    """Whether a measurement that is made `every` so many steps is due: at the last step always. None: never."""
     return every is not None and (step % every == 0 or step == last)
 
 
 def rows(trainer: Trainer, step: int) -> list[dict[str, Any]]:
-    """What is measured after a number of steps: none where nothing is due. Clears the sums that it reads."""
+    """The rows that are due after `step` steps; none where no measurement is due. Clears the sums that it reads."""
     config, state = trainer.config, trainer.state
     wanted = {n: due(getattr(config, f"{n}_every"), step, config.length) for n in ("log", "eval", "fidelity")}
     if not any(wanted.values()):
@@ -70,7 +70,7 @@ def rows(trainer: Trainer, step: int) -> list[dict[str, Any]]:
 
 
 def _fidelity(outcome: Outcome) -> dict[str, Any]:
-    found = outcome.row()
-    kept = {f.name for f in LOG.field("params").type.value_type}
-    params = [{k: v for k, v in p.items() if k in kept} for p in found["params"]]
-    return {name: found[name] for name in _FIDELITY} | {"params": params}
+    row = outcome.row()
+    columns = {f.name for f in LOG.field("params").type.value_type}
+    params = [{k: v for k, v in p.items() if k in columns} for p in row["params"]]
+    return {name: row[name] for name in _FIDELITY} | {"params": params}

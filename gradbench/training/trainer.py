@@ -1,29 +1,32 @@
-"""A training in memory: parameters of all seeds, what a step does to them, and how they are judged."""
+"""A training in memory: the parameters of all seeds, the step that moves them, their score and their fidelity."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from gradbench.engine.solve import solve
-from gradbench.field import Stack
-from gradbench.plan import plan
-from gradbench.streams import Streams
-from gradbench.suite import parse
-from gradbench.systems.base import Knobs
+from gradbench.data.streams import Streams
+from gradbench.dynamics.stack import Plain, Stack
+from gradbench.dynamics.trajectory import relax
+from gradbench.engine.solving import solve
+from gradbench.planning.plans import plan
+from gradbench.planning.suites import parse
 from gradbench.training.batches import Batches, Drawn
-from gradbench.training.step import Plain, State, descend, gradient, recorded
-from gradbench.trajectory import relax
+from gradbench.training.config import HELD
+from gradbench.training.state import State, descend, gradient, recorded
+from gradbench.vocabulary.coordinates import Knobs
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from jaxtyping import Float
     from torch import Tensor
 
+    from gradbench.dynamics.field import Field, Step
     from gradbench.engine.outcome import Outcome
-    from gradbench.field import Field, Step
     from gradbench.training.config import Config
 
 
@@ -35,34 +38,35 @@ class Trainer:
         self.system, self.rule = config.build_system(), config.build_rule()
         self.batches = Batches(config, device)
         drawn = [self.system.init_params(Streams(seed)["params"]) for seed in config.seeds]
-        dtype = getattr(torch, config.dtype)
+        dtype = getattr(torch, config.point.dtype)
         theta = {n: torch.stack([d[n] for d in drawn]).to(device, dtype) for n in drawn[0]}
         self.state = State.start(theta)
         self.caps = {n: cap * theta[n].double().flatten(1).norm(dim=-1) for n, cap in config.norm_cap.items()}
-        coordinates = [torch.full((len(drawn),), v or 0.0, dtype=dtype) for v in (config.s, config.damp, config.eps)]
-        self.knobs = Knobs(*(v.to(device) for v in coordinates))
-        self.betas = torch.full((1, len(drawn)), config.beta or 0.0, dtype=dtype, device=device)
+        self.point = config.point
+        knobs = [torch.full((len(drawn),), getattr(self.point, n) or 0.0, dtype=dtype) for n in Knobs._fields]
+        self.knobs = Knobs(*(v.to(device) for v in knobs))
+        self.betas = torch.full((1, len(drawn)), self.point.beta or 0.0, dtype=dtype, device=device)
         self._recorded: dict[str, Step] = {}
 
     @property
     def score(self) -> str:
-        """What a curve shows: `accuracy`, the share of right labels, or `masked_mse`, of a masked pixel in [-1, 1]."""
+        """`accuracy`, the share of right labels, or `masked_mse`, the squared error of a masked pixel in [-1, 1]."""
         return "accuracy" if "label" in self.batches.shapes else "masked_mse"
 
     def lr(self, step: int) -> float:
-        """Learning rate of a step: half a cosine from lr to lr_min over the whole training."""
+        """Learning rate of a step, on half a cosine from lr to lr_min over the whole training."""
         how = self.config.optimiser
         return how.lr_min + 0.5 * (how.lr - how.lr_min) * (1 + math.cos(math.pi * step / self.config.length))
 
     def advance(self, step: int) -> None:
-        """Take one step; the device is not waited for."""
+        """Take one step, without waiting for the device."""
         lr = torch.full((), self.lr(step), dtype=torch.float64, device=self.device)
         self._run("step", self._advance, self.batches.train(step), lr)
 
     def _advance(self, drawn: Drawn, lr: Tensor) -> tuple[Tensor, ...]:
         field = self._field(Plain, drawn, train=True)
-        free = relax(field, (self.config.T1 or 0,))
-        estimate = gradient(self.rule, free, self.config.T2 or 1, self.betas)
+        free = relax(field, (self.point.T1 or 0,))
+        estimate = gradient(self.rule, free, self.point.T2 or 1, self.betas)
         with torch.no_grad():
             taken = self.state.taken.clone()
             score = self._score(field, free.ends[0])
@@ -81,7 +85,7 @@ class Trainer:
 
     def _test(self, drawn: Drawn) -> tuple[Tensor, ...]:
         field = self._field(Plain, drawn, train=False)
-        return (self._score(field, relax(field, (self.config.T1 or 0,)).ends[0]),)
+        return (self._score(field, relax(field, (self.point.T1 or 0,)).ends[0]),)
 
     def fidelity(self) -> list[Outcome]:
         """The rule against backpropagation through time on one fixed batch of every seed, with its status."""
@@ -89,10 +93,8 @@ class Trainer:
         grid = {
             "system": {"name": config.system[0], **config.system[1]},
             "estimator": {"name": config.estimator[0], **config.estimator[1]},
-            **{k: v for k in ("s", "damp", "T1", "T2", "beta", "eps") if (v := getattr(config, k)) is not None},
+            **{n: v for n, c in HELD.items() if (v := getattr(self.point, c.attribute)) is not None},
             "seed": list(config.seeds),
-            "dtype": config.dtype,
-            "batch": config.batch,
         }
         planned = plan(parse({"name": config.name, "about": "", "grid": [grid]}, config.name), config.name)
         field = self._field(Stack, self.batches.fixed(), train=True)
@@ -102,7 +104,7 @@ class Trainer:
         return kind(self.system, self.state.theta, self.batches.shown(drawn, train), self.knobs)
 
     def _score(self, field: Field, s: Float[Tensor, "c b n"]) -> Float[Tensor, "c"]:
-        """The score of a batch; the label given to an example is the one that costs least."""
+        """The score of a batch. The label that the system gives to an example is the label of least cost."""
         if self.score == "masked_mse":
             return 2 * field.cost(s).double().sum(-1) / field.x["mask"].double().sum((-4, -3, -2, -1))
         label = field.x["label"]
@@ -112,8 +114,10 @@ class Trainer:
         ]
         return (torch.stack(costs).argmin(0) == label).double().mean(-1)
 
-    def _run(self, name: str, function: Any, drawn: Drawn, *more: Tensor) -> tuple[Tensor, ...]:
-        """Call a function of a batch, on CUDA as a recorded graph."""
+    def _run(
+        self, name: str, function: Callable[..., tuple[Tensor, ...]], drawn: Drawn, *more: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Call a function of a batch: on CUDA as a recorded graph, which is stored under `name`."""
         names = tuple(drawn)
 
         def flat(*values: Tensor) -> tuple[Tensor, ...]:

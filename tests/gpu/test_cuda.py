@@ -13,19 +13,21 @@ import torch
 from live import LIVE, SYSTEMS
 
 import gradbench as gb
-from gradbench import registry
-from gradbench.capture import Captured
-from gradbench.engine import batched
+from gradbench.commands.progress import StepProgress
+from gradbench.commands.trainings import train
+from gradbench.dynamics.capture import Captured
+from gradbench.dynamics.linear import Linear
+from gradbench.dynamics.stack import Stack
+from gradbench.engine import packs
+from gradbench.engine.draws import build
 from gradbench.engine.outcome import Outcome
 from gradbench.engine.precision import ieee_float32
-from gradbench.engine.problem import build
-from gradbench.field import Linear, Stack
-from gradbench.plan import Plan, plan
-from gradbench.status import Thresholds
-from gradbench.suite import parse
+from gradbench.planning import registry
+from gradbench.planning.plans import Plan, plan
+from gradbench.planning.suites import parse
 from gradbench.training.config import parse as parse_training
-from gradbench.training.loop import Progress, train
 from gradbench.training.trainer import Trainer
+from gradbench.vocabulary.status import Thresholds
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")]
 
@@ -54,7 +56,7 @@ def test_cpu_and_cuda_draw_the_same_parameters_data_and_masks(name: str, dtype: 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-9), ("float32", 2e-3)])
 def test_cpu_and_cuda_agree_on_settled_cells(name: str, rule: str, dtype: str, tolerance: float) -> None:
     """float32: the nudge divides round-off by beta, so estimates agree to the noise floor only."""
-    if reason := registry.estimator(rule).skip(registry.systems()[name]):
+    if reason := registry.estimator(rule).skip(registry.known_systems()[name]):
         pytest.skip(reason)
     cell = {
         "damp": damp(name),
@@ -103,10 +105,14 @@ def test_tf32_is_named_where_it_drowns_the_nudge(beta: float | list[float]) -> N
     grid = {"system": "cet_real", "estimator": "aep", "damp": 1.0, "T1": 300, "T2": 60, "beta": beta, "batch": 4}
     planned = plan(parse({"name": "t", "about": "", "grid": [grid]}, "t"))
     with ieee_float32():
-        exact = {o.cell.beta: o.row()["cause"] for o in batched.measure(planned.problems, "cuda", planned.thresholds)}
+        exact = {
+            o.cell.beta: o.row()["cause"] for o in packs.measure_pack(planned.problems, "cuda", planned.thresholds)
+        }
     torch.backends.cuda.matmul.allow_tf32 = True
     try:
-        rough = {o.cell.beta: o.row()["cause"] for o in batched.measure(planned.problems, "cuda", planned.thresholds)}
+        rough = {
+            o.cell.beta: o.row()["cause"] for o in packs.measure_pack(planned.problems, "cuda", planned.thresholds)
+        }
     finally:
         torch.backends.cuda.matmul.allow_tf32 = False
     assert set(exact.values()) == {None}
@@ -143,12 +149,14 @@ def test_captured_stacks_agree_with_the_eager_cpu(name: str, dtype: str, toleran
     }
     planned = plan(parse({"name": "t", "about": "", "grid": [grid]}, "t"))
     with ieee_float32():
-        (pack,) = batched.packs(planned.problems, "cuda")
-        stacked = {o.cell.key: o for o in batched.measure(pack, "cuda", planned.thresholds)}
-        alone = [o for p in pack for o in batched.measure([p], "cpu", planned.thresholds, "eager")]
+        (pack,) = packs.cut_into_packs(planned.problems, "cuda")
+        stacked = {o.cell.key: o for o in packs.measure_pack(pack, "cuda", planned.thresholds)}
+        alone = [o for p in pack for o in packs.measure_pack([p], "cpu", planned.thresholds, "eager")]
     assert stacked.keys() == {o.cell.key for o in alone}
     settled = [o for o in alone if o.status == "settled"]
-    assert len(settled) >= (40 if "T1" in registry.systems()[name].uses else 38)  # all of them, where T1 and s fold
+    assert len(settled) >= (
+        40 if "T1" in registry.known_systems()[name].uses else 38
+    )  # all of them, where T1 and s fold
     for o in alone:
         assert stacked[o.cell.key].status == o.status, o.cell
     for o in settled:
@@ -224,7 +232,7 @@ def test_a_training_on_cuda_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
     changes = {"steps": 20, "seeds": [0, 1], "fidelity_every": 10}
     whole = train("quick", out=tmp_path / "whole", device="cuda", overrides=changes)
 
-    def cut(progress: Progress) -> None:
+    def cut(progress: StepProgress) -> None:
         if progress.done_weight == 15:
             raise KeyboardInterrupt
 
@@ -259,8 +267,8 @@ def test_a_nudged_phase_follows_other_betas() -> None:
         grid = {"system": "cet_real", "estimator": "aep", "damp": 1.0, "beta": beta, "batch": 2, "dtype": "float64"}
         planned = plan(parse({"name": "t", "about": "", "grid": [grid]}, "t"))
         with ieee_float32():
-            (cuda,) = batched.measure(planned.problems, "cuda", planned.thresholds)
-            (cpu,) = batched.measure(planned.problems, "cpu", planned.thresholds, "eager")
+            (cuda,) = packs.measure_pack(planned.problems, "cuda", planned.thresholds)
+            (cpu,) = packs.measure_pack(planned.problems, "cpu", planned.thresholds, "eager")
         assert cuda.row()["rel_error"] == pytest.approx(cpu.row()["rel_error"], rel=1e-6)
         found[beta] = cuda.row()["rel_error"]
     assert found[0.02] != pytest.approx(found[0.2], rel=1e-3)
@@ -291,15 +299,15 @@ def test_packing_order_memory_and_compilation_change_no_row(dtype: str, toleranc
     planned = small_family(dtype)
     problems = list(planned.problems)
     with ieee_float32():
-        whole = cosines(batched.measure(problems, "cuda", planned.thresholds))
+        whole = cosines(packs.measure_pack(problems, "cuda", planned.thresholds))
         if change == "a problem at a time":
-            other = [o for p in problems for o in batched.measure([p], "cuda", planned.thresholds)]
+            other = [o for p in problems for o in packs.measure_pack([p], "cuda", planned.thresholds)]
         elif change == "another order":
-            other = batched.measure(problems[::-1], "cuda", planned.thresholds)
+            other = packs.measure_pack(problems[::-1], "cuda", planned.thresholds)
         elif change == "kept in part":
-            other = batched.measure(problems, "cuda", planned.thresholds, budget=2**20)
+            other = packs.measure_pack(problems, "cuda", planned.thresholds, budget=2**20)
         else:
-            other = batched.measure(problems, "cuda", planned.thresholds, "compiled")
+            other = packs.measure_pack(problems, "cuda", planned.thresholds, "compiled")
     statuses = {status for status, _, _ in whole.values()}
     assert {"settled", "diverged"} <= statuses
     for key, (status, cosine, error) in cosines(other).items():
@@ -311,7 +319,7 @@ def test_packing_order_memory_and_compilation_change_no_row(dtype: str, toleranc
 def test_packs_side_by_side_give_the_rows_of_one_after_the_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    suite, measure, both = tmp_path / "lanes.toml", batched.measure, threading.Barrier(2, timeout=60)
+    suite, measure, both = tmp_path / "lanes.toml", packs.measure_pack, threading.Barrier(2, timeout=60)
     suite.write_text("""about = "Two packs."
 [[grid]]
 system = ["cet_real", { name = "toy_noncons", drive_std = 1.0 }]
@@ -332,10 +340,10 @@ batch = 8
     def rows(out: str) -> pd.DataFrame:
         return gb.run(str(suite), out=tmp_path / out, device="cuda").cells.drop(columns=["seconds", "peak_memory"])
 
-    monkeypatch.setattr(batched, "measure", together)
+    monkeypatch.setattr(packs, "measure_pack", together)
     found = rows("two")
-    monkeypatch.setattr(batched, "measure", measure)
-    monkeypatch.setattr(batched, "LANES", 1)
+    monkeypatch.setattr(packs, "measure_pack", measure)
+    monkeypatch.setattr(packs, "LANES", 1)
     pd.testing.assert_frame_equal(found, rows("one"), check_exact=True)
     assert {"settled", "unsettled", "diverged"} <= set(found["status"])
 
@@ -348,15 +356,15 @@ def test_the_model_of_memory_is_about_right(monkeypatch: pytest.MonkeyPatch) -> 
     grid = {"system": ["cet_real", "cet_energy", "cet_projected"], "estimator": ["bptt", "ep", "aep"], "batch": 64}
     grid |= {"s": [i / 16 for i in range(1, 17)], "T1": [50, 200], "T2": [5, 10], "beta": [0.02, 0.1]}
     planned = plan(parse({"name": "t", "about": "", "grid": [grid]}, "t"))
-    packs, memory = list(batched.packs(planned.problems, "cuda")), torch.cuda.mem_get_info()[1]
+    cut, memory = list(packs.cut_into_packs(planned.problems, "cuda")), torch.cuda.mem_get_info()[1]
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (0, memory))
-    for pack in packs:
+    for pack in cut:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_reserved()
         with ieee_float32():
-            batched.measure(pack, "cuda", planned.thresholds, budget=memory)
-        measured, model = torch.cuda.max_memory_reserved() - before, sum(map(batched.footprint, pack))
+            packs.measure_pack(pack, "cuda", planned.thresholds, budget=memory)
+        measured, model = torch.cuda.max_memory_reserved() - before, sum(map(packs.footprint, pack))
         print(f"{pack[0].point.system}: model {model / 2**30:.2f} GiB, reserved {measured / 2**30:.2f} GiB")
         assert 0.5 < measured / model < 1.25
 
@@ -368,7 +376,7 @@ def test_deep_certificates_of_a_stack_are_those_of_the_cpu(name: str, dtype: str
     content = {"name": "t", "about": "", "grid": [grid | {"seed": [0, 1], "batch": 4, "dtype": dtype}]}
     problems, at = plan(parse(content, "t")).problems, Thresholds()
     with ieee_float32():
-        cpu, cuda = (batched.measure(problems, d, at, "batched", None, True) for d in ("cpu", "cuda"))
+        cpu, cuda = (packs.measure_pack(problems, d, at, "batched", None, True) for d in ("cpu", "cuda"))
     for mine, theirs in zip(cpu, cuda, strict=True):
         assert mine.status == theirs.status
         ours, found = vars(mine.certificate.deep), vars(theirs.certificate.deep)

@@ -13,8 +13,8 @@ import pytest
 import torch
 from ledger import BASELINE, DEVICE, FOLDER, TOLERANCE, Ledger
 
+from gradbench.commands.environment import _git
 from gradbench.engine.device import describe
-from gradbench.runner import _git
 
 
 @contextmanager

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.autograd import grad
 from torch.autograd.functional import jvp, vjp
 
-from gradbench.field import Field
-from gradbench.metrics import Comparison, compare
-from gradbench.plan import Cell
+from gradbench.diagnostics.metrics import Comparison, compare
+from gradbench.dynamics.field import Field
+from gradbench.planning.cells import Cell
 from gradbench.systems.base import AbstractDrivenSystem, AbstractEnergySystem, Params
 
 

@@ -16,12 +16,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from gradbench.capture import Captured
+from gradbench.dynamics.capture import Captured
+from gradbench.dynamics.field import Field
+from gradbench.dynamics.stack import Stack
+from gradbench.engine.draws import build
 from gradbench.engine.precision import ieee_float32
-from gradbench.engine.problem import build
-from gradbench.field import Field, Stack
-from gradbench.plan import plan
-from gradbench.suite import parse
+from gradbench.planning.plans import plan
+from gradbench.planning.suites import parse
 
 # the usual sizes of cet_real; on a CPU fewer, which says as much about it
 CELLS, BATCH = (32, 64) if DEVICE == "cuda" else (4, 16)

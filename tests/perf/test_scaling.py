@@ -15,11 +15,11 @@ import torch
 from ledger import DEVICE, Ledger, Sweep
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from gradbench.engine import batched
+from gradbench.engine import packs
 from gradbench.engine.outcome import Outcome
 from gradbench.engine.precision import ieee_float32
-from gradbench.plan import Plan, plan
-from gradbench.suite import parse
+from gradbench.planning.plans import Plan, plan
+from gradbench.planning.suites import parse
 
 CELLS, BATCH = (32, 64) if DEVICE == "cuda" else (2, 16)
 SWEEPS = {
@@ -49,8 +49,8 @@ def sized(T1: int = 100, N: int = 16, D: int = 64, b: int = BATCH, problems: int
 
 
 def measured(planned: Plan) -> list[Outcome]:
-    packs = batched.packs(planned.problems, DEVICE)
-    return [o for pack in packs for o in batched.measure(pack, DEVICE, planned.thresholds, "auto")]
+    cut = packs.cut_into_packs(planned.problems, DEVICE)
+    return [o for pack in cut for o in packs.measure_pack(pack, DEVICE, planned.thresholds, "auto")]
 
 
 def paired(plans: Sequence[Plan], rounds: int) -> list[float]:

@@ -7,11 +7,12 @@ import torch
 from ledger import DEVICE
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from gradbench.engine.draws import build
 from gradbench.engine.precision import ieee_float32
-from gradbench.engine.problem import build
-from gradbench.engine.solve import solve as measure
-from gradbench.plan import Plan, Problem, plan
-from gradbench.suite import parse
+from gradbench.engine.solving import solve as measure
+from gradbench.planning.plans import Plan, plan
+from gradbench.planning.problems import Problem
+from gradbench.planning.suites import parse
 
 
 def grid(batch: int) -> Plan:

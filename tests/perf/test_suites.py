@@ -12,11 +12,12 @@ from ledger import DEVICE, Ledger
 from pytest_benchmark.fixture import BenchmarkFixture
 from script import measure
 
+from gradbench.commands.running import prepare, run
+from gradbench.engine.draws import build
 from gradbench.engine.precision import ieee_float32
-from gradbench.engine.problem import build
-from gradbench.plan import Cell, Problem
-from gradbench.runner import prepare, run
-from gradbench.selection import CONTROL
+from gradbench.planning.cells import Cell
+from gradbench.planning.problems import Problem
+from gradbench.planning.selection import CONTROL
 
 # (suite, sampled cells, least ratio)
 SUITES = [("atlas", 24, 1000)] if DEVICE == "cuda" else [("aep", 20, 20)]

@@ -13,11 +13,11 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 from torch.autograd.functional import jvp, vjp
 
+from gradbench.dynamics.field import Field
 from gradbench.engine.precision import ieee_float32
-from gradbench.field import Field
-from gradbench.systems.base import Knobs
 from gradbench.training.config import Config, parse
 from gradbench.training.trainer import Trainer
+from gradbench.vocabulary.coordinates import Knobs
 
 # on a GPU the sizes at which cet_real is trained; on a CPU what takes seconds
 SIZES = {"batch": 64, "T1": 100, "T2": 15} if DEVICE == "cuda" else {"batch": 8, "T1": 20, "T2": 5}

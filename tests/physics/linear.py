@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from gradbench.field import Field
-from gradbench.systems.base import AbstractDrivenSystem, Knobs, Params
+from gradbench.dynamics.field import Field
+from gradbench.systems.base import AbstractDrivenSystem, Params
+from gradbench.vocabulary.coordinates import Knobs
 
 N, B = 5, 3
 

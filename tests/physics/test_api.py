@@ -14,7 +14,7 @@ import torch
 import gradbench as gb
 from gradbench.engine.precision import PARTS
 from gradbench.errors import UserError
-from gradbench.status import Status
+from gradbench.vocabulary.status import Status
 
 
 def test_the_documented_example() -> None:

@@ -10,16 +10,17 @@ import pytest
 import torch
 from live import LIVE, SYSTEMS, gap, live_field, random_like
 
-from gradbench import registry
-from gradbench.engine import batched
+from gradbench.dynamics.stack import Stack
+from gradbench.engine import packs
+from gradbench.engine.draws import build
 from gradbench.engine.outcome import Outcome
-from gradbench.engine.problem import build
-from gradbench.engine.solve import solve
-from gradbench.field import Stack
-from gradbench.plan import Plan, Problem, plan
-from gradbench.status import Thresholds
-from gradbench.suite import parse
+from gradbench.engine.solving import solve
+from gradbench.planning import registry
+from gradbench.planning.plans import Plan, plan
+from gradbench.planning.problems import Problem
+from gradbench.planning.suites import parse
 from gradbench.systems.base import AbstractEnergySystem
+from gradbench.vocabulary.status import Thresholds
 
 RULES = [
     "bptt",
@@ -83,7 +84,7 @@ def agree(a: dict[str, dict[str, object]], b: dict[str, dict[str, object]], rel:
 def test_stacked_and_single_agree_in_float64(name: str) -> None:
     problems = family(name).problems
     assert len({p.shape for p in problems}) == 1
-    agree(eager(problems), rows(batched.measure(problems, "cpu", Thresholds())), rel=1e-9, floor=1e-11)
+    agree(eager(problems), rows(packs.measure_pack(problems, "cpu", Thresholds())), rel=1e-9, floor=1e-11)
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
@@ -116,31 +117,33 @@ def test_a_diverged_cell_changes_no_other() -> None:
     grid = {"system": {"name": "cet_energy", "D": 32, "heads": 2, "mem": 48}, "estimator": ["ep", "aep"]}
     grid |= {"s": [0.4, 4.0, 0.5], "damp": 0.5, "T1": [40, 300], "T2": 10, "beta": 0.02, "batch": 2, "dtype": "float64"}
     problems = plan(parse({"name": "t", "about": "", "grid": [grid]}, "t")).problems
-    together = rows(batched.measure(problems, "cpu", Thresholds()))
+    together = rows(packs.measure_pack(problems, "cpu", Thresholds()))
     assert {r["status"] for r in together.values() if r["s"] == 4.0 and r["T1"] == 300} == {"diverged"}
-    healthy = [p for p in problems if p.point.s != 4.0]
-    alone = rows(batched.measure(healthy, "cpu", Thresholds()))
+    healthy = [p for p in problems if p.point.sigma != 4.0]
+    alone = rows(packs.measure_pack(healthy, "cpu", Thresholds()))
     agree(alone, {k: v for k, v in together.items() if k in alone}, rel=1e-12, floor=1e-14)
     agree(eager(problems), together, rel=1e-9, floor=1e-11)
 
 
 def test_order_and_packing_change_nothing() -> None:
     problems = family("toy_noncons").problems
-    whole = rows(batched.measure(problems, "cpu", Thresholds()))
+    whole = rows(packs.measure_pack(problems, "cpu", Thresholds()))
     for cut in ([problems[::-1]], [problems[:1], problems[1:]], [problems[i::2] for i in range(2)]):
-        agree(whole, rows([o for p in cut for o in batched.measure(p, "cpu", Thresholds())]), rel=1e-10, floor=1e-12)
+        agree(whole, rows([o for p in cut for o in packs.measure_pack(p, "cpu", Thresholds())]), rel=1e-10, floor=1e-12)
 
 
 def test_packs_hold_every_problem_once_and_fit_the_budget() -> None:
     problems = [*family("toy_noncons").problems, *family("toy_cons").problems, *family("toy_cons", "float32").problems]
-    one = max(batched.footprint(p) for p in problems)
+    one = max(packs.footprint(p) for p in problems)
     for budget in (1, 2 * one, 10**12):
-        cut = list(batched.packs(problems, "cpu", "batched", budget))
+        cut = list(packs.cut_into_packs(problems, "cpu", "batched", budget))
         assert sorted(p.key for pack in cut for p in pack) == sorted(p.key for p in problems)
         assert all(len({p.shape for p in pack}) == 1 for pack in cut)
-        assert all(len(pack) == 1 or sum(map(batched.footprint, pack)) <= budget for pack in cut)
+        assert all(len(pack) == 1 or sum(map(packs.footprint, pack)) <= budget for pack in cut)
     assert (
-        [[p] for p in problems] == list(batched.packs(problems, "cpu", "eager")) == list(batched.packs(problems, "cpu"))
+        [[p] for p in problems]
+        == list(packs.cut_into_packs(problems, "cpu", "eager"))
+        == list(packs.cut_into_packs(problems, "cpu"))
     )
 
 
@@ -164,17 +167,17 @@ def test_a_problem_may_want_fewer_points_than_its_neighbours() -> None:
     ]
     problems = plan(parse({"name": "t", "about": "", "grid": grids}, "t")).problems
     assert len({p.shape for p in problems}) == 1
-    outcomes = batched.measure(problems, "cpu", Thresholds())
+    outcomes = packs.measure_pack(problems, "cpu", Thresholds())
     assert sorted(o.cell.key for o in outcomes) == sorted(c.key for p in problems for c in p.cells)
     agree(eager(problems), rows(outcomes), rel=1e-9, floor=1e-11)
 
 
 def test_options_of_every_estimator_are_covered_here() -> None:
     named = {rule if isinstance(rule, str) else rule["name"] for rule in RULES}
-    assert named == set(registry.estimators())
+    assert named == set(registry.known_estimators())
 
 
 def test_problems_of_one_shape_differ_in_knobs_only() -> None:
     first, *others = family("cet_real").problems
     for other in others:
-        assert replace(other.point, s=first.point.s, seed=first.point.seed) == first.point
+        assert replace(other.point, sigma=first.point.sigma, seed=first.point.seed) == first.point

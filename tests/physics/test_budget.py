@@ -11,22 +11,23 @@ import torch
 from linear import line, noise
 from live import LIVE, SYSTEMS
 
-from gradbench import registry
-from gradbench.cause import CAUSES, Cause
-from gradbench.diagnostics.ladder import ladder
+from gradbench.diagnostics.ladder import Relaxed, climb
+from gradbench.dynamics.field import Field
+from gradbench.dynamics.stack import Stack
+from gradbench.dynamics.trajectory import Trajectory
+from gradbench.engine.draws import build
 from gradbench.engine.outcome import Outcome
-from gradbench.engine.problem import build
-from gradbench.engine.solve import solve
+from gradbench.engine.solving import solve
 from gradbench.estimators.adjoint import Adjoint, AdjointPhase
 from gradbench.estimators.aep import Aep
 from gradbench.estimators.base import AbstractEstimator, Reading, Snapshot, along
-from gradbench.estimators.ep import NudgedPhase
-from gradbench.field import Field, Stack
-from gradbench.plan import Plan, plan
-from gradbench.status import Status, Thresholds
-from gradbench.suite import parse
-from gradbench.systems.base import Knobs
-from gradbench.trajectory import Trajectory
+from gradbench.estimators.nudged import NudgedPhase
+from gradbench.planning import registry
+from gradbench.planning.plans import Plan, plan
+from gradbench.planning.suites import parse
+from gradbench.vocabulary.cause import CAUSES, Cause
+from gradbench.vocabulary.coordinates import Knobs
+from gradbench.vocabulary.status import Status, Thresholds
 
 TILTED = 0.9 * torch.eye(5, dtype=torch.float64) + 0.05 * noise(5, 5, seed=9)
 
@@ -83,7 +84,7 @@ class OtherJacobian(NudgedPhase):
 
 class Faulty(AbstractEstimator):
     uses: ClassVar[frozenset[str]] = frozenset({"T2", "beta"})
-    source, exact_when, bias_order = "a test", "never", None
+    source = "a test"
 
     @property
     def phase(self) -> NudgedPhase:
@@ -160,7 +161,7 @@ class Twice(AbstractEstimator):
 
     name: ClassVar[str] = "twice"
     uses: ClassVar[frozenset[str]] = frozenset({"T2"})
-    source, exact_when, bias_order = "a test", "never", None
+    source = "a test"
 
     @property
     def phase(self) -> AdjointPhase:
@@ -175,8 +176,8 @@ class Twice(AbstractEstimator):
 def faulty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rules with a fault, as a plugin would bring them."""
     rules = {c.name: c for c in (Reversed, Doubled, Biased, Mistaken, Stale, Transposed, Twice)}
-    known = registry.estimators()
-    monkeypatch.setattr(registry, "estimators", lambda: known | rules)
+    known = registry.known_estimators()
+    monkeypatch.setattr(registry, "known_estimators", lambda: known | rules)
 
 
 CLIPPED = {"name": "aep", "clip": "sample"}
@@ -260,7 +261,7 @@ def test_causes_are_those_of_the_ladder_of_one_cell(name: str) -> None:
                 continue
             cell = found.cell
             rule = registry.estimator(cell.estimator, json.loads(cell.estimator_options))
-            whole = ladder(field, rule, cell.steps, cell.T2, cell.beta, stable=True, settled=True)
+            whole = climb(Relaxed(field, cell.steps), rule, cell.T2, cell.beta, stable=True, settled=True)
             of = found.budget.of or None
             sizes = sorted(whole._by_cause(of).values())
             if len(sizes) < 2 or sizes[-1] > 2 * sizes[-2]:

@@ -13,21 +13,21 @@ import pytest
 import torch
 from live import live_field, random_like
 
-from gradbench import registry
-from gradbench import suite as suites
-from gradbench.engine import solve as engine
-from gradbench.engine.problem import build
+from gradbench.data.streams import Streams
+from gradbench.diagnostics.metrics import Comparison, Reference, compare
+from gradbench.dynamics.field import Field
+from gradbench.dynamics.stack import Stack
+from gradbench.dynamics.trajectory import relax
+from gradbench.engine import readings as engine
+from gradbench.engine.draws import build
 from gradbench.estimators import control
 from gradbench.estimators.base import Snapshot
 from gradbench.estimators.control import Kind
-from gradbench.field import Field, Stack
-from gradbench.metrics import Comparison, Reference, compare
-from gradbench.plan import plan
-from gradbench.selection import CONTROL, REFERENCE
-from gradbench.streams import Streams
+from gradbench.planning import registry, suites
+from gradbench.planning.plans import plan
+from gradbench.planning.selection import CONTROL, REFERENCE
 from gradbench.systems.base import Params
 from gradbench.tables.checks import evaluate
-from gradbench.trajectory import relax
 
 FIELD = live_field("toy_noncons")
 

@@ -11,14 +11,14 @@ from live import SYSTEMS, live_field, random_like
 from test_residual_mlp import SMALL, network
 
 import gradbench as gb
-from gradbench import registry
 from gradbench.diagnostics.credit import Credits, blocks
+from gradbench.dynamics.trajectory import Trajectory, relax
 from gradbench.estimators.base import Reading
 from gradbench.estimators.reverse import Bptt
+from gradbench.planning import registry
 from gradbench.systems.base import AbstractForwardSystem
-from gradbench.trajectory import Trajectory, relax
 
-FORWARD = [n for n in SYSTEMS if issubclass(registry.systems()[n], AbstractForwardSystem)]
+FORWARD = [n for n in SYSTEMS if issubclass(registry.known_systems()[n], AbstractForwardSystem)]
 RELAXING = [n for n in SYSTEMS if n not in FORWARD]
 
 

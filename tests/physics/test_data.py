@@ -12,15 +12,16 @@ import pytest
 import torch
 
 import gradbench as gb
-from gradbench import data, registry
+from gradbench.data import datasets
+from gradbench.data.streams import Streams
 from gradbench.errors import UserError
-from gradbench.plan import plan
-from gradbench.streams import Streams
-from gradbench.suite import parse
+from gradbench.planning import registry
+from gradbench.planning.plans import plan
+from gradbench.planning.suites import parse
 
 
 def test_the_sample_is_512_training_and_512_test_images_with_every_class() -> None:
-    pixels, labels = data.load("fashion_mnist_sample")
+    pixels, labels = datasets.load("fashion_mnist_sample")
     assert pixels.shape == (1024, 1, 28, 28)
     assert pixels.dtype == np.uint8
     for half in (labels[:512], labels[512:]):
@@ -31,18 +32,18 @@ def test_the_sample_is_512_training_and_512_test_images_with_every_class() -> No
 
 
 def test_images_are_scaled_drawn_without_replacement_and_repeatable() -> None:
-    x = data.images("fashion_mnist_sample", 1, 28, 1024, Streams(0)["data"])
+    x = datasets.images("fashion_mnist_sample", 1, 28, 1024, Streams(0)["data"])
     assert (x.shape, x.dtype) == ((1024, 1, 28, 28), torch.float64)
     assert (float(x.min()), float(x.max())) == (-1.0, 1.0)
-    pixels = torch.from_numpy(data.load("fashion_mnist_sample")[0]).double()
+    pixels = torch.from_numpy(datasets.load("fashion_mnist_sample")[0]).double()
     assert float(x.sum()) == pytest.approx(float((pixels / 127.5 - 1).sum()))
-    assert torch.equal(x[:5], data.images("fashion_mnist_sample", 1, 28, 5, Streams(0)["data"]))
-    assert not torch.equal(x[:5], data.images("fashion_mnist_sample", 1, 28, 5, Streams(1)["data"]))
+    assert torch.equal(x[:5], datasets.images("fashion_mnist_sample", 1, 28, 5, Streams(0)["data"]))
+    assert not torch.equal(x[:5], datasets.images("fashion_mnist_sample", 1, 28, 5, Streams(1)["data"]))
 
 
 def test_images_are_framed_by_background_and_shown_in_every_colour_where_32_pixels_are_asked_for() -> None:
-    plain = data.images("fashion_mnist_sample", 1, 28, 5, Streams(0)["data"])
-    framed = data.images("fashion_mnist_sample", 3, 32, 5, Streams(0)["data"])
+    plain = datasets.images("fashion_mnist_sample", 1, 28, 5, Streams(0)["data"])
+    framed = datasets.images("fashion_mnist_sample", 3, 32, 5, Streams(0)["data"])
     assert framed.shape == (5, 3, 32, 32)
     assert torch.equal(framed[..., 2:30, 2:30], plain.expand(-1, 3, -1, -1))
     frame = framed.clone()
@@ -52,11 +53,11 @@ def test_images_are_framed_by_background_and_shown_in_every_colour_where_32_pixe
 
 @pytest.mark.parametrize(("ch", "img"), [(3, 28), (1, 30), (3, 64), (1, 14)])
 def test_any_other_size_is_an_error_that_names_those_there_are(ch: int, img: int) -> None:
-    data.check("fashion_mnist_sample", 1, 28, 8)
+    datasets.check("fashion_mnist_sample", 1, 28, 8)
     for colours in (1, 3):
-        data.check("fashion_mnist_sample", colours, 32, 8)
+        datasets.check("fashion_mnist_sample", colours, 32, 8)
     with pytest.raises(UserError, match=f"1 x 28 x 28, shown also as ch x 32 x 32, not {ch} x {img} x {img}"):
-        data.check("fashion_mnist_sample", ch, img, 8)
+        datasets.check("fashion_mnist_sample", ch, img, 8)
 
 
 def write_idx(path: Path, values: np.ndarray) -> None:
@@ -75,8 +76,8 @@ def test_without_files_or_network_the_full_set_is_an_error_that_names_the_ways_o
 
     monkeypatch.setattr(torchvision.datasets.mnist, "download_and_extract_archive", refuse)
     with pytest.raises(UserError) as error:
-        data.load("fashion_mnist")
-    for way_out in (str(empty_folder), data.FOLDER_VARIABLE, "train-images-idx3-ubyte.gz", "fashion_mnist_sample"):
+        datasets.load("fashion_mnist")
+    for way_out in (str(empty_folder), datasets.FOLDER_VARIABLE, "train-images-idx3-ubyte.gz", "fashion_mnist_sample"):
         assert way_out in str(error.value)
 
 
@@ -95,7 +96,7 @@ def test_files_that_lie_in_the_data_folder_are_used_without_network(
         raise AssertionError("nothing is to be fetched")
 
     monkeypatch.setattr(torchvision.datasets.mnist, "download_and_extract_archive", refuse)
-    pixels, labels = data.load("fashion_mnist")
+    pixels, labels = datasets.load("fashion_mnist")
     np.testing.assert_array_equal(pixels, made["train"][:, None])
     assert labels.tolist() == [*range(10), 0, 1]
 
@@ -105,15 +106,15 @@ def test_a_truncated_file_is_an_error_and_leaves_nothing_behind(empty_folder: Pa
     packed = gzip.compress(b"x" * 1000)
     (empty_folder / "train-images-idx3-ubyte.gz").write_bytes(packed[: len(packed) // 2])
     with pytest.raises(UserError, match="could not be fetched"):
-        data.load("fashion_mnist")
+        datasets.load("fashion_mnist")
     assert not list((empty_folder / "FashionMNIST" / "raw").iterdir())
 
 
 def test_colour_images_are_read_from_files_of_their_own_format(colour_images: np.ndarray) -> None:
-    loaded, labels = data.load("cifar10")
+    loaded, labels = datasets.load("cifar10")
     np.testing.assert_array_equal(loaded, colour_images[:20])
     assert labels.tolist() == [v for i in range(5) for v in (i, 1, 2, 9)]
-    x, label = data.labelled("cifar10", 3, 32, 20, Streams(0)["data"])
+    x, label = datasets.labelled("cifar10", 3, 32, 20, Streams(0)["data"])
     assert (x.shape, label.dtype) == ((20, 3, 32, 32), torch.int64)
     order = torch.randperm(20, generator=Streams(0)["data"])
     torch.testing.assert_close(x, torch.from_numpy(loaded)[order].double() / 127.5 - 1)
@@ -130,16 +131,16 @@ def test_colour_images_without_files_or_network_are_an_error_that_names_the_ways
 
     monkeypatch.setattr(cifar, "download_and_extract_archive", refuse)
     with pytest.raises(UserError, match=r"cifar-10-python\.tar\.gz") as error:
-        data.load("cifar10")
-    for way_out in (str(empty_folder), data.FOLDER_VARIABLE, "no network", "fashion_mnist_sample"):
+        datasets.load("cifar10")
+    for way_out in (str(empty_folder), datasets.FOLDER_VARIABLE, "no network", "fashion_mnist_sample"):
         assert way_out in str(error.value)
 
 
 def test_colour_images_have_one_size() -> None:
-    data.check("cifar10", 3, 32, 8)
+    datasets.check("cifar10", 3, 32, 8)
     for ch, img in ((1, 32), (3, 28), (3, 36)):
         with pytest.raises(UserError, match=f"has images of 3 x 32 x 32, not {ch} x {img} x {img}"):
-            data.check("cifar10", ch, img, 8)
+            datasets.check("cifar10", ch, img, 8)
 
 
 IMAGE_SYSTEMS = {"cet": 8, "cet_energy": 8, "cet_projected": 8, "cet_real": 8, "residual_mlp": None}  # and their patch
@@ -155,7 +156,7 @@ def test_a_system_of_images_takes_the_size_of_a_colour_dataset(
     assert {n: tuple(v.shape) for n, v in x.items()} == system.data_shapes(4)
     chosen = torch.randperm(20, generator=Streams(0)["data"])[:4]
     pixels = torch.from_numpy(colour_images[:20])[chosen]
-    assert torch.equal(x["x"].view(4, 3, 32, 32), data.shown(pixels, 3, 32))
+    assert torch.equal(x["x"].view(4, 3, 32, 32), datasets.shown(pixels, 3, 32))
     assert getattr(system, "patch", None) == patch
 
 
@@ -200,13 +201,15 @@ def test_a_named_size_that_does_not_fit_the_dataset_is_an_error(options: dict[st
 
 
 def test_the_parts_of_the_sample_are_its_halves_and_a_picture_is_shown_alike_at_any_number_of_axes() -> None:
-    pixels, labels = data.load("fashion_mnist_sample")
-    parts = [data.part("fashion_mnist_sample", train) for train in (True, False)]
-    assert [len(p) for p, _ in parts] == list(data.PARTS["fashion_mnist_sample"])
+    pixels, labels = datasets.load("fashion_mnist_sample")
+    parts = [datasets.part("fashion_mnist_sample", train) for train in (True, False)]
+    assert [len(p) for p, _ in parts] == list(datasets.PARTS["fashion_mnist_sample"])
     assert np.array_equal(np.concatenate([p for p, _ in parts]), pixels)
     assert np.array_equal(np.concatenate([p for _, p in parts]), labels)
     some = torch.from_numpy(pixels[:6])
-    assert torch.equal(data.shown(some.unflatten(0, (2, 3)), 3, 32), data.shown(some, 3, 32).unflatten(0, (2, 3)))
+    assert torch.equal(
+        datasets.shown(some.unflatten(0, (2, 3)), 3, 32), datasets.shown(some, 3, 32).unflatten(0, (2, 3))
+    )
 
 
 def test_streams_of_parts_are_independent_of_each_other_and_of_the_whole() -> None:

@@ -16,14 +16,15 @@ from live import LIVE, SYSTEMS, live_field
 from gradbench.diagnostics import deep
 from gradbench.diagnostics.certificate import Certificate, Deep, certify
 from gradbench.diagnostics.deep import certify_deep, deepen
-from gradbench.engine import batched
-from gradbench.engine.problem import build
-from gradbench.engine.solve import solve
-from gradbench.field import Field, StepMap
-from gradbench.plan import plan
-from gradbench.status import Status, Thresholds
-from gradbench.suite import parse
-from gradbench.trajectory import Trajectory, relax
+from gradbench.diagnostics.judgement import Judgement
+from gradbench.dynamics.field import Field, StepMap
+from gradbench.dynamics.trajectory import Trajectory, relax
+from gradbench.engine import packs
+from gradbench.engine.draws import build
+from gradbench.engine.solving import solve
+from gradbench.planning.plans import plan
+from gradbench.planning.suites import parse
+from gradbench.vocabulary.status import Status, Thresholds
 
 P = torch.eye(5, dtype=torch.float64) - 0.2 * noise(5, 5, seed=9)
 
@@ -190,7 +191,7 @@ def test_a_stack_has_the_deep_certificates_of_its_problems(name: str) -> None:
     grid |= {"seed": [0, 1], "eps": [0.1, 0.2], "batch": 2, "dtype": "float64"}
     problems = plan(parse({"name": "t", "about": "", "grid": [grid]}, "t")).problems
     eager = [o for p in problems for o in solve([p], build(p, "cpu"), Thresholds(), deep=True)]
-    stacked = {o.cell: o.row() for o in batched.measure(problems, "cpu", Thresholds(), deep=True)}
+    stacked = {o.cell: o.row() for o in packs.measure_pack(problems, "cpu", Thresholds(), deep=True)}
     for alone in eager:
         row, together = alone.row(), stacked[alone.cell]
         assert row["status"] == together["status"]
@@ -223,27 +224,30 @@ def test_a_state_at_rest_whose_perturbations_grow_is_unstable(G: torch.Tensor, r
     certificate = planted(G)
     assert certificate.residual < 1e-12
     assert deep_of(certificate).rho_arnoldi == pytest.approx(rho, rel=1e-10)
-    assert replace(certificate, rho=0.9).status(Thresholds()) is Status.UNSTABLE  # whatever the growth says
+    assert rejudged(certificate, rho=0.9).status is Status.UNSTABLE  # whatever the growth says
     assert deep_of(certificate).distance == math.inf
+
+
+def rejudged(certificate: Certificate, found: Deep | None = None, **change: float) -> Judgement:
+    return replace(certificate, **change).deepened(found or deep_of(certificate), Thresholds()).judgement
 
 
 def test_eigenvalues_that_were_not_found_decide_nothing() -> None:
     certificate = planted(torch.diag(torch.tensor([0.5, 1.05, -0.9], dtype=torch.float64)))
-    lost = replace(certificate, rho=0.9, deep=replace(deep_of(certificate), spectrum_open=0.1))
-    assert lost.status(Thresholds()) is Status.SETTLED
-    assert lost.radius == 0.9
-    nothing = replace(certificate, rho=0.9, deep=replace(deep_of(certificate), rho_arnoldi=math.nan))
-    nothing = replace(nothing, deep=replace(deep_of(nothing), spectrum_open=math.nan))
-    assert nothing.radius == 0.9
+    lost = replace(deep_of(certificate), spectrum_open=0.1)
+    assert rejudged(certificate, lost, rho=0.9).status is Status.SETTLED
+    nothing = replace(deep_of(certificate), rho_arnoldi=math.nan, spectrum_open=math.nan)
+    assert rejudged(certificate, nothing, rho=0.9).status is Status.SETTLED
+    assert rejudged(certificate, nothing, rho=1.2).reason == "perturbations of s* grow by 1.2000 a step"
 
 
 def test_a_cell_that_diverged_has_no_deep_certificate_and_disturbs_no_other() -> None:
     grid = {"system": "toy_cons", "estimator": "bptt", "eps": [0.05, 5.0], "T1": 200, "batch": 2, "dtype": "float64"}
     problems = plan(parse({"name": "t", "about": "", "grid": [grid]}, "t")).problems
-    healthy, gone = batched.measure(problems, "cpu", Thresholds(), deep=True)
+    healthy, gone = packs.measure_pack(problems, "cpu", Thresholds(), deep=True)
     assert gone.certificate.deep is None
     assert gone.row().get("rho_arnoldi") is None
-    (alone,) = batched.measure(problems[:1], "cpu", Thresholds(), deep=True)
+    (alone,) = packs.measure_pack(problems[:1], "cpu", Thresholds(), deep=True)
     assert vars(deep_of(healthy.certificate)) == pytest.approx(vars(deep_of(alone.certificate)), rel=1e-6)
 
 

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
 from live import SYSTEMS, live_field, random_like
 
-from gradbench import measure, registry
-from gradbench.diagnostics.antisymmetry import antisymmetry
-from gradbench.diagnostics.certificate import Certificate, certify
+from gradbench import measure
+from gradbench.diagnostics.asymmetry import antisymmetry
+from gradbench.diagnostics.certificate import certify, judged
+from gradbench.diagnostics.judgement import of_cell
+from gradbench.diagnostics.metrics import compare
 from gradbench.diagnostics.spectrum import growth
-from gradbench.engine.outcome import _power, judge
-from gradbench.field import Linear
-from gradbench.metrics import compare
-from gradbench.status import Status, Thresholds
-from gradbench.trajectory import relax
+from gradbench.dynamics.linear import Linear
+from gradbench.dynamics.trajectory import relax
+from gradbench.engine.outcome import _power
+from gradbench.planning import registry
+from gradbench.vocabulary.status import Status, Thresholds
 
-SETTLED = Certificate(
-    residual=1e-9, settled_share=1.0, force_norm=1e-8, state_norm=1.0, scale=1.0, shrink=1.0, escape=1.0, rho=0.9,
-    antisymmetry=0.1, antisymmetry_se=0.01, antisymmetry_swirl=0.7, antisymmetry_swirl_se=0.01, energy_monotone=None,
-)  # fmt: skip
+SETTLED = {
+    "residual": 1e-9, "settled_share": 1.0, "force_norm": 1e-8, "state_norm": 1.0, "scale": 1.0, "shrink": 1.0,
+    "escape": 1.0, "rho": 0.9, "antisymmetry": 0.1, "antisymmetry_se": 0.01, "energy_monotone": None,
+}  # fmt: skip
 ONES = {"a": torch.ones(3, dtype=torch.float64)}
 
 
@@ -95,7 +96,7 @@ def test_the_error_of_the_antisymmetry_is_that_of_repeated_draws() -> None:
     ],
 )
 def test_status_of_a_free_phase(change: dict[str, float], status: Status) -> None:
-    assert replace(SETTLED, **change).status(Thresholds()) is status
+    assert judged(SETTLED | change, Thresholds()).judgement.status is status
 
 
 @pytest.mark.parametrize(
@@ -114,9 +115,10 @@ def test_status_of_a_cell_follows_the_precedence(
     rho: float, nudge_norm: float, reference: float, status: Status
 ) -> None:
     comparison = compare(ONES, {"a": reference * ONES["a"]}, 1e-12)
-    found, reason = judge(replace(SETTLED, rho=rho), comparison, {"nudge_norm": nudge_norm}, Thresholds())
-    assert found is status
-    assert bool(reason) is (status is not Status.SETTLED)
+    free = judged(SETTLED | {"rho": rho}, Thresholds()).judgement
+    cell = of_cell(free, 1.0, comparison, nudge_norm, Thresholds())
+    assert cell.status is status
+    assert bool(cell.reason) is (status is not Status.SETTLED)
 
 
 def test_regimes_that_are_known() -> None:
@@ -166,14 +168,14 @@ def test_the_certificate_is_that_of_each_T1_alone() -> None:
     together = certify(relax(field, (5, 50)), Thresholds(), [0])
     for T1, (shared,) in zip((5, 50), together, strict=True):
         ((alone,),) = certify(relax(field, (T1,)), Thresholds(), [0])
-        evidence = {n: v for n, v in vars(alone).items() if n not in ("energy_monotone", "deep")}
+        evidence = {n: v for n, v in vars(alone).items() if n not in ("energy_monotone", "deep", "judgement")}
         assert {n: getattr(shared, n) for n in evidence} == pytest.approx(evidence, rel=1e-7, nan_ok=True)
 
 
 def test_every_system_has_a_live_point() -> None:
-    for name in registry.systems():
+    for name in registry.known_systems():
         ((certificate,),) = certify(relax(live_field(name), (800,)), Thresholds(), [0])
-        assert certificate.status(Thresholds()) is Status.SETTLED, name
+        assert certificate.judgement.status is Status.SETTLED, name
 
 
 def test_the_truncation_to_expect_falls_as_the_error_of_the_adjoint_does() -> None:

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from gradbench.metrics import Reference, compare, comparisons
+from gradbench.diagnostics.metrics import Reference, compare, comparisons
 
 REFERENCE = {"WQ": torch.tensor([3.0, 4.0]), "b": torch.tensor([0.0, 2.0, -1.0])}
 

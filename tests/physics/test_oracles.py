@@ -11,11 +11,11 @@ import pytest
 import torch
 
 import gradbench as gb
-from gradbench import registry
-from gradbench.estimators.ep import NudgedPhase
-from gradbench.field import Field
-from gradbench.systems.base import Knobs
-from gradbench.trajectory import relax
+from gradbench.dynamics.field import Field
+from gradbench.dynamics.trajectory import relax
+from gradbench.estimators.nudged import NudgedPhase
+from gradbench.planning import registry
+from gradbench.vocabulary.coordinates import Knobs
 
 FOLDER = Path(__file__).parents[1] / "oracles"
 CASES: dict[str, dict[str, Any]] = json.loads((FOLDER / "cases.json").read_text())

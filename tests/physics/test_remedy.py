@@ -9,19 +9,19 @@ import pytest
 import torch
 from linear import line
 from live import live_field
-from test_ladder import climb, narrow
+from test_ladder import climbed, narrow
 
-from gradbench import registry
-from gradbench.diagnostics.ladder import NEGLIGIBLE, Cause
-from gradbench.diagnostics.remedy import Case, remedy
-from gradbench.field import Field
-from gradbench.status import Thresholds
+from gradbench.diagnostics.ladder import NEGLIGIBLE, Cause, Relaxed
+from gradbench.diagnostics.remedy import Case, remedy_for
+from gradbench.dynamics.field import Field
+from gradbench.planning import registry
+from gradbench.vocabulary.status import Thresholds
 
 
 def told(field: Field, rule: str, options: dict[str, str], T1: int, T2: int, beta: float | None) -> tuple[Case, str]:
-    found = climb(field, rule, options, T1, T2, beta)
-    case = Case(field, registry.estimator(rule, options), T1, T2, beta, 0, Thresholds(), found)
-    text = remedy(case)
+    found = climbed(field, rule, options, T1, T2, beta)
+    case = Case(Relaxed(field, T1), registry.estimator(rule, options), T2, beta, 0, Thresholds(), found)
+    text = remedy_for(case)
     assert text is not None, found.sizes
     return case, text
 
@@ -32,7 +32,7 @@ def number(text: str, name: str) -> float:
 
 def test_a_longer_free_phase_ends_the_transient() -> None:
     _, text = told(line(), "aep", {}, 3, 200, 1e-3)
-    assert climb(line(), "aep", {}, int(number(text, "T1")), 200, 1e-3).cause is Cause.NONE
+    assert climbed(line(), "aep", {}, int(number(text, "T1")), 200, 1e-3).cause is Cause.NONE
 
 
 @pytest.mark.parametrize(("rule", "options"), [("aep", {}), ("ep", {"reduction": "mean"}), ("adjoint", {})])
@@ -40,7 +40,7 @@ def test_the_least_T2_is_named_and_one_less_is_not_enough(rule: str, options: di
     place, beta = {"skew": 0.0}, None if rule == "adjoint" else 1e-4
     _, text = told(line(**place), rule, options, 400, 3, beta)
     T2 = int(number(text, "T2"))
-    left = [climb(line(**place), rule, options, 400, depth, beta) for depth in (T2, T2 - 1)]
+    left = [climbed(line(**place), rule, options, 400, depth, beta) for depth in (T2, T2 - 1)]
     credits = [found["adjoint, T2 terms"].credit - found["implicit"].credit for found in left]
     shares = [float(c.norm() / found["implicit"].credit.norm()) for c, found in zip(credits, left, strict=True)]
     assert shares[0] <= 1e-3 < shares[1]
@@ -48,7 +48,7 @@ def test_the_least_T2_is_named_and_one_less_is_not_enough(rule: str, options: di
 
 def test_tbptt_goes_as_deep_as_it_must() -> None:
     _, text = told(line(), "tbptt", {}, 400, 3, None)
-    assert climb(line(), "tbptt", {}, 400, int(number(text, "T2")), None).cause is Cause.NONE
+    assert climbed(line(), "tbptt", {}, 400, int(number(text, "T2")), None).cause is Cause.NONE
 
 
 def test_aep_takes_the_place_of_ep() -> None:
@@ -61,10 +61,10 @@ def test_both_ends_of_the_range_of_beta_keep_the_error_small_and_beyond_it_does_
     _, text = told(field, "aep", {}, 400, 200, 0.7)
     low, high = map(float, re.search(r"between (\S+) and (\S+) ", text).groups())  # type: ignore[union-attr]
     for beta in (low, high):
-        assert climb(field, "aep", {}, 400, 200, beta).whole.whole.rel_error <= 1.05 * NEGLIGIBLE
-    assert climb(field, "aep", {}, 400, 200, 4 * high).cause is Cause.NONLINEARITY
+        assert climbed(field, "aep", {}, 400, 200, beta).whole.whole.rel_error <= 1.05 * NEGLIGIBLE
+    assert climbed(field, "aep", {}, 400, 200, 4 * high).cause is Cause.NONLINEARITY
     if field.step_size.dtype == torch.float32:
-        assert climb(field, "aep", {}, 400, 200, low / 10).cause is Cause.PRECISION
+        assert climbed(field, "aep", {}, 400, 200, low / 10).cause is Cause.PRECISION
 
 
 def test_no_clip_and_the_projection_are_proposed_with_what_they_leave() -> None:
@@ -78,10 +78,10 @@ def test_no_clip_and_the_projection_are_proposed_with_what_they_leave() -> None:
 def test_a_step_that_is_too_long_is_shortened_and_a_flow_that_is_unstable_is_damped() -> None:
     _, text = told(line(skew=12.0, at=1.0), "aep", {}, 20, 9, 1e-3)  # Re lambda < 0: the flow is stable
     eps = number(text, "eps")
-    fixed = climb(line(skew=12.0, at=1.0, eps=eps), "aep", {}, 400, 400, 1e-3)
+    fixed = climbed(line(skew=12.0, at=1.0, eps=eps), "aep", {}, 400, 400, 1e-3)
     assert Cause.NO_FIXED_POINT not in fixed.sizes
     field = live_field("toy_noncons", damp=0.0)
     field = replace(field, theta=field.theta | {"WO": 3 * field.theta["WO"]})  # attention outruns the pull
     _, text = told(field, "aep", {}, 60, 60, 1e-3)
     damped = replace(field, knobs=field.knobs._replace(damp=field.knobs.damp + number(text, "damp")))
-    assert climb(damped, "aep", {}, 60, 60, 1e-3).cause is Cause.NONE
+    assert climbed(damped, "aep", {}, 60, 60, 1e-3).cause is Cause.NONE

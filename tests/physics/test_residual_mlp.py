@@ -11,13 +11,14 @@ from live import gap, live_field, random_like
 from torch import nn
 
 import gradbench as gb
-from gradbench import data, registry
-from gradbench.engine.problem import build
+from gradbench.data import datasets
+from gradbench.data.streams import Streams
+from gradbench.dynamics.field import Field
+from gradbench.engine.draws import build
 from gradbench.errors import UserError
-from gradbench.field import Field
-from gradbench.plan import plan
-from gradbench.streams import Streams
-from gradbench.suite import parse
+from gradbench.planning import registry
+from gradbench.planning.plans import plan
+from gradbench.planning.suites import parse
 from gradbench.systems.base import AbstractEnergySystem, descent
 
 SMALL: dict[str, Any] = {"d_in": 784, "d": 16, "L": 3}
@@ -102,9 +103,9 @@ def test_images_come_with_their_labels_in_three_colours_or_plain() -> None:
         system.check(8)
         x = system.sample(Streams(3), 8)
         assert {n: tuple(v.shape) for n, v in x.items()} == system.data_shapes(8)
-        shown = data.images("fashion_mnist_sample", ch, img, 8, Streams(3)["data"])
+        shown = datasets.images("fashion_mnist_sample", ch, img, 8, Streams(3)["data"])
         assert torch.equal(x["x"], shown.flatten(1))
-        pixels, labels = data.load("fashion_mnist_sample")
+        pixels, labels = datasets.load("fashion_mnist_sample")
         plain = torch.from_numpy(pixels[:, 0]).double() / 127.5 - 1
         frame = (img - 28) // 2
         for image, label in zip(shown[:, 0, frame : frame + 28, frame : frame + 28], x["label"], strict=True):
@@ -130,7 +131,7 @@ def test_coordinates_without_meaning_fold_and_rules_without_steps_are_skipped() 
     grid = {"system": {"name": "residual_mlp", **SMALL}, "estimator": ["bptt", "ep", "tbptt"], "T1": [5, 10]}
     grid |= {"s": [0.5, 1.0], "damp": [0.0, 1.0], "T2": [3, 9], "beta": 0.5}
     planned = plan(parse({"name": "t", "about": "", "grid": [grid]}, "t"))
-    assert sorted((c.estimator, c.T1, c.s, c.damp, c.T2 or 0) for c in planned.cells) == [
+    assert sorted((c.estimator, c.T1, c.sigma, c.damp, c.T2 or 0) for c in planned.cells) == [
         ("bptt", None, None, None, 0), ("ep", None, None, None, 3), ("ep", None, None, None, 9),
     ]  # fmt: skip
     assert {cell.estimator for cell, _ in planned.skipped} == {"tbptt"}

@@ -6,14 +6,14 @@ import pytest
 from live import LIVE, SYSTEMS
 from script import measure
 
-from gradbench import registry
-from gradbench.engine.problem import build
-from gradbench.engine.solve import solve
-from gradbench.plan import plan
-from gradbench.suite import parse
+from gradbench.engine.draws import build
+from gradbench.engine.solving import solve
+from gradbench.planning import registry
+from gradbench.planning.plans import plan
+from gradbench.planning.suites import parse
 
 
-@pytest.mark.parametrize("name", [n for n in SYSTEMS if "T1" in registry.systems()[n].uses])
+@pytest.mark.parametrize("name", [n for n in SYSTEMS if "T1" in registry.known_systems()[n].uses])
 def test_the_script_and_the_engine_agree(name: str) -> None:
     options = {option: value for option, value in LIVE[name].items() if option != "damp"}
     grid = {"system": {"name": name, **options}, "estimator": ["bptt", "tbptt", "adjoint", "ep", "aep"]}

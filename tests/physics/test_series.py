@@ -8,15 +8,15 @@ from live import live_field
 
 from gradbench.diagnostics import series
 from gradbench.diagnostics.ladder import estimate
+from gradbench.diagnostics.metrics import compare
 from gradbench.diagnostics.series import depths, eigenvalues, updates
+from gradbench.dynamics.field import Field
+from gradbench.dynamics.trajectory import relax
 from gradbench.estimators.adjoint import Adjoint
 from gradbench.estimators.aep import Aep
 from gradbench.estimators.control import Control
 from gradbench.estimators.ep import Ep
 from gradbench.estimators.reverse import Bptt, Tbptt
-from gradbench.field import Field
-from gradbench.metrics import compare
-from gradbench.trajectory import relax
 
 
 def spectra(field: Field, s: torch.Tensor) -> list[torch.Tensor]:

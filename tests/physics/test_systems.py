@@ -8,16 +8,12 @@ import pytest
 import torch
 from live import SYSTEMS, live_field, random_like
 
-from gradbench import registry
-from gradbench.field import Field, Linear
-from gradbench.streams import Streams
-from gradbench.systems.base import (
-    AbstractDrivenSystem,
-    AbstractEnergySystem,
-    AbstractSystem,
-    ClosedForms,
-    descent,
-)
+from gradbench.data.streams import Streams
+from gradbench.dynamics.field import Field
+from gradbench.dynamics.linear import Linear
+from gradbench.planning import registry
+from gradbench.systems.base import AbstractDrivenSystem, AbstractEnergySystem, AbstractSystem, ClosedForms, descent
+from gradbench.systems.tokens import patches
 
 
 class OpenField(Field):
@@ -129,7 +125,7 @@ def test_pull_agrees_with_central_differences(name: str) -> None:
         assert float((pulled[parameter] * d).sum()) == pytest.approx(numeric, rel=1e-6, abs=1e-7), parameter
 
 
-@pytest.mark.parametrize("name", [n for n in SYSTEMS if issubclass(registry.systems()[n], ClosedForms)])
+@pytest.mark.parametrize("name", [n for n in SYSTEMS if issubclass(registry.known_systems()[n], ClosedForms)])
 def test_closed_forms_equal_autograd(name: str) -> None:
     """Jacobian products of force and swirl, and the pull, also for more rows of credits than of states."""
     field = live_field(name, s=0.7, damp=0.4)
@@ -212,7 +208,8 @@ def test_masks_hide_the_asked_share_of_whole_patches() -> None:
 def test_patches_equal_a_convolution_with_stride_patch() -> None:
     field = live_field("cet_real")
     system, x = field.system, field.x["x"]
-    ours = system._patches(x) @ field.theta["Wenc"].flatten(1).mT  # type: ignore[attr-defined]
+    cut = patches(x, system.patch)  # type: ignore[attr-defined]
+    ours = cut @ field.theta["Wenc"].flatten(1).mT
     conv = torch.nn.functional.conv2d(x, field.theta["Wenc"], stride=14).flatten(2).mT
     torch.testing.assert_close(ours, conv, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(system._image(system._patches(x)), x, rtol=0, atol=0)  # type: ignore[attr-defined]
+    torch.testing.assert_close(system._image(cut), x, rtol=0, atol=0)  # type: ignore[attr-defined]

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from gradbench import measure
+from gradbench.commands.tuning import Point, tune
 from gradbench.errors import UserError
-from gradbench.tune import Point, tune
 
 TOY = "toy_noncons drive_std=1.0 N=3 D=8 heads=2"
 SMALL: dict[str, Any] = {

@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from gradbench.systems.base import AbstractEnergySystem, Data, Knobs, Params
+from gradbench.systems.base import AbstractEnergySystem, Data, Params
+from gradbench.vocabulary.coordinates import Knobs
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from classifier import Labelled
 
-from gradbench import registry
+from gradbench.planning import registry
 from gradbench.training import config
 
 TINY: dict[str, Any] = {
@@ -45,5 +45,5 @@ def tiny() -> Callable[..., config.Config]:
 @pytest.fixture
 def labelled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the classifier a registered system."""
-    known = {**registry.systems(), "labelled": Labelled}
-    monkeypatch.setattr(registry, "systems", lambda: known)
+    known = {**registry.known_systems(), "labelled": Labelled}
+    monkeypatch.setattr(registry, "known_systems", lambda: known)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from gradbench.errors import UserError
+from gradbench.planning import files
 from gradbench.training import config
 
 BASE: dict[str, Any] = {
@@ -19,7 +20,7 @@ BASE: dict[str, Any] = {
     "batch": 8,
     "optimiser": {"lr": 1e-3},
 }
-SHIPPED = sorted(config.CONFIGS.glob("*.toml"))
+SHIPPED = sorted(files.CONFIGS.glob("*.toml"))
 
 
 def parsed(**changes: Any) -> config.Config:
@@ -87,7 +88,7 @@ def test_options_are_filled_in_with_those_that_follow_from_the_dataset() -> None
         ({"norm_cap": {"WV": 0}}, "t.toml: norm_cap.WV: 0.0 is not above 0"),
         ({"norm_cap": {"WX": 1.5}}, "t.toml: norm_cap.WX: cet_real has no such parameter"),
         ({"random_targets": True}, "t.toml: random_targets: cet_real has no labels"),
-        ({"dtype": "float16"}, "t.toml: dtype = 'float16' is not a choice"),
+        ({"dtype": "float16"}, "t.toml: dtype: 'float16' is not a choice"),
     ],
 )
 def test_a_mistake_names_file_key_and_way_out(changes: dict[str, Any], message: str) -> None:

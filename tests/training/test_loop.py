@@ -16,13 +16,13 @@ import pytest
 import torch
 
 import gradbench as gb
-from gradbench import suite as suites
+from gradbench.commands.progress import StepProgress
+from gradbench.commands.trainings import Training, train
 from gradbench.engine import checkpoint
 from gradbench.errors import StoreError, UserError
-from gradbench.exit import Exit
+from gradbench.planning import files
 from gradbench.tables.verdict import judge
-from gradbench.training import config
-from gradbench.training.loop import Progress, Training, train
+from gradbench.vocabulary.exit import Exit
 
 TEXT = """
 about = "A few steps of a tiny cet_real."
@@ -56,8 +56,8 @@ class CutError(Exception):
     pass
 
 
-def cut_after(steps: int) -> Callable[[Progress], None]:
-    def watch(progress: Progress) -> None:
+def cut_after(steps: int) -> Callable[[StepProgress], None]:
+    def watch(progress: StepProgress) -> None:
         if progress.done_weight == steps:
             raise CutError
 
@@ -74,9 +74,9 @@ def test_a_training_that_was_cut_off_twice_ends_at_the_numbers_of_one_that_was_n
     for steps in (5, 2):
         with pytest.raises(CutError):
             train(str(file), out=tmp_path / "cut", device="cpu", watch=cut_after(steps))
-    seen: list[Progress] = []
+    seen: list[StepProgress] = []
     again = train(str(file), out=tmp_path / "cut", device="cpu", watch=seen.append)
-    assert seen[0].kept == 6  # where the last row was
+    assert seen[0].resumed == 6  # where the last row was
     assert same(whole, again)
     assert len(list((tmp_path / "cut" / "training" / "tiny").iterdir())) == 1
     assert again.log["step"].tolist() == [s for s in DUE for _ in range(2)]
@@ -112,8 +112,8 @@ def test_fidelity_is_what_measure_says_at_the_trained_parameters(file: Path, tmp
 
 KILLED = """
 import sys
-from gradbench.training.loop import train
-train(sys.argv[1], out=sys.argv[2], device="cpu", watch=lambda p: print(p.kept + p.done_weight, flush=True))
+from gradbench.commands.trainings import train
+train(sys.argv[1], out=sys.argv[2], device="cpu", watch=lambda p: print(p.resumed + p.done_weight, flush=True))
 """
 
 
@@ -142,7 +142,7 @@ def test_kill_9_anywhere_leaves_a_log_without_gap_or_duplicate(file: Path, tmp_p
 def test_a_finished_training_is_not_trained_again_and_fresh_begins_anew(file: Path, tmp_path: Path) -> None:
     first = train(str(file), out=tmp_path, device="cpu")
     before = first.checkpoint.stat().st_mtime_ns
-    seen: list[Progress] = []
+    seen: list[StepProgress] = []
     again = train(str(file), out=tmp_path, device="cpu", watch=seen.append)
     assert again.folder == first.folder
     assert (seen[0].weight, seen[0].over) == (0, True)
@@ -246,7 +246,7 @@ def test_suites_run_on_trained_weights_and_name_them(file: Path, tmp_path: Path)
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder with the files that ship and without results, as the current one."""
-    for shipped in (suites.SUITES, config.CONFIGS):
+    for shipped in (files.SUITES, files.CONFIGS):
         (tmp_path / shipped).symlink_to(shipped.resolve())
     monkeypatch.chdir(tmp_path)
 

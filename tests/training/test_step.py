@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gradbench import data
+from gradbench.data import datasets
+from gradbench.dynamics.stack import Plain
+from gradbench.dynamics.trajectory import relax
 from gradbench.estimators.reverse import Bptt, Tbptt
-from gradbench.systems.base import Knobs
 from gradbench.training.config import Optimiser
-from gradbench.training.step import Plain, State, descend, gradient
+from gradbench.training.state import State, descend, gradient
 from gradbench.training.trainer import Trainer
-from gradbench.trajectory import relax
+from gradbench.vocabulary.coordinates import Knobs
 
 Make = Callable[..., Any]
 
@@ -236,9 +237,9 @@ def test_colour_images_are_trained_on_at_their_own_size(
     trainer = Trainer(tiny(system=own, estimator=rule, norm_cap=None, eval_batches=1), "cpu")
     batch = trainer.batches.train(0)
     x = trainer.batches.shown(batch, train=True)["x"]
-    assert torch.equal(x.view(2, 4, 3, 32, 32), data.shown(torch.from_numpy(colour_images)[batch["index"]], 3, 32))
+    assert torch.equal(x.view(2, 4, 3, 32, 32), datasets.shown(torch.from_numpy(colour_images)[batch["index"]], 3, 32))
     shown = trainer.batches.shown(trainer.batches.test(0), train=False)["x"][0]
-    assert torch.equal(shown.view(4, 3, 32, 32), data.shown(torch.from_numpy(colour_images[20:]), 3, 32))
+    assert torch.equal(shown.view(4, 3, 32, 32), datasets.shown(torch.from_numpy(colour_images[20:]), 3, 32))
     trainer.advance(0)
     assert trainer.state.taken.tolist() == [1, 1]
     assert len(trainer.test()) == 2

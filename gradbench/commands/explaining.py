@@ -1,0 +1,144 @@
+"""`gradbench explain`: one cell of a run, measured anew on the CPU to say where its error comes from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from gradbench.diagnostics.arbiter import Slope, arbitrate
+from gradbench.diagnostics.deep import DeepCertificate, certify_deep
+from gradbench.diagnostics.judgement import enough_settled
+from gradbench.diagnostics.ladder import Ladder, Relaxed, climb
+from gradbench.diagnostics.remedy import Case, remedy_for
+from gradbench.diagnostics.series import Updates, depths, eigenvalues, updates
+from gradbench.engine.draws import build
+from gradbench.engine.precision import ieee_float32
+from gradbench.errors import UserError, near_miss
+from gradbench.planning.cells import Cell
+from gradbench.planning.problems import Problem, rule_of
+from gradbench.planning.selection import CONTROL, IDENTITY, keys, matches
+from gradbench.vocabulary.cause import NEGLIGIBLE
+from gradbench.vocabulary.status import Status, Thresholds
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from gradbench.tables.store import Run
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """A cell as a run recorded it, and its error taken apart."""
+
+    cell: Cell
+    recorded: Mapping[str, Any]  # the row of the cell in the table `cells`
+    status: Status  # of the free phase, by the deep certificate
+    certificate: DeepCertificate
+    ladder: Ladder | None  # None: the free phase diverged, so that there is no state to measure at
+    arbiter: Slope | None  # of the cost along one random direction, to judge the reference by
+    remedy: str | None
+    relaxed: Relaxed  # the free phase
+
+    @property
+    def title(self) -> str:
+        """System, estimator and coordinates of the cell as people read them."""
+        named = {name: self.recorded[name] for name in IDENTITY}
+        return " ".join(
+            str(v) if n.endswith("label") else f"{n}={v:g}" if isinstance(v, float) else f"{n}={v}"
+            for n, v in named.items()
+            if v is not None and v == v
+        )
+
+
+def choose(run: Run, cell: str | None, where: Mapping[str, Any], worst: int | None) -> list[dict[str, Any]]:
+    """Rows of the table `cells` to explain: the one whose key starts with `cell`, or those that match `where`.
+
+    `worst` takes so many of the settled rows, those with the smallest cosine of a parameter, the smallest first. It
+    takes no control, whose cosine is known. Raises UserError where no row is left, or several without `worst`.
+    """
+    rows = [row for row in run.cells.to_dict("records") if Status(row["status"]).measured]
+    if cell is not None:
+        rows = [row for row in rows if row["cell"].startswith(cell)]
+        if not rows:
+            raise UserError(f"cell {cell!r} is not among the measured cells of {run.id}")
+    for key in where:
+        if rows and key not in (names := set().union(*map(keys, rows))):
+            raise UserError(f"--where {key}: is neither a column nor an option{near_miss(key, names)}")
+    rows = [row for row in rows if matches(row, where)]
+    if worst is not None:
+        rows = [row for row in rows if row["status"] == Status.SETTLED and row["estimator"] != CONTROL]
+        rows = [row for row in rows if math.isfinite(row["cosine_min"])]
+        rows = sorted(rows, key=lambda row: row["cosine_min"])[:worst]
+    if not rows:
+        raise UserError(f"no measured cell of {run.id} is asked for")
+    if worst is None and len(rows) > 1:
+        named = ", ".join(row["cell"] for row in rows[:3])
+        raise UserError(f"{len(rows)} cells of {run.id} are meant ({named} ...): name one, or ask for --worst N")
+    return rows
+
+
+def explain(run: Run, row: Mapping[str, Any]) -> Explanation:
+    """Rebuild the problem of a cell from its coordinates and take its error apart.
+
+    `row` is the row of the cell in the table `cells`. All is in float64 but the last rung of a float32 cell.
+    """
+    plan = run.plan
+    (planned,) = (c for c in plan["cells"] if c["cell"] == row["cell"])
+    cell = Cell.of(planned)
+    thresholds = Thresholds(**plan["thresholds"])
+    rule = rule_of(cell.estimator, cell.estimator_options)
+    with ieee_float32():
+        relaxed = Relaxed(build(Problem((cell,)), "cpu"), cell.steps)
+        certificate = certify_deep(relaxed.wide, thresholds, cell.seed)
+        judged = certificate.free.judgement
+        if judged.diverged:
+            return Explanation(cell, row, judged.status, certificate, None, None, None, relaxed)
+        settled = enough_settled(certificate.free.settled_share, thresholds)
+        ladder = climb(relaxed, rule, cell.T2, cell.beta, stable=certificate.stable, settled=settled)
+        case = Case(relaxed, rule, cell.T2, cell.beta, cell.seed, thresholds, ladder)
+        (slope,) = arbitrate(relaxed.field, cell.steps, ladder.reference, (cell.seed,))
+        return Explanation(cell, row, judged.status, certificate, ladder, slope, remedy_for(case), relaxed)
+
+
+def picture(e: Explanation) -> Figure | None:
+    """The explanation as a figure; None where the free phase diverged, so that there is no ladder to draw."""
+    from pandas import DataFrame
+
+    from gradbench.plots.explained import draw_explanation
+
+    if e.ladder is None:
+        return None
+    cell, rule = e.cell, rule_of(e.cell.estimator, e.cell.estimator_options)
+    T2 = cell.T2 if cell.T2 is not None else Problem((cell,)).system.defaults["T2"]
+    with ieee_float32():
+        free = e.relaxed.wide
+        spectrum = eigenvalues(free, cell.seed)
+        curves, moves = depths(free, T2), updates(free, rule, T2, cell.beta)
+    causes = [{"cause": str(c), "size": v, "culprit": c is e.ladder.culprit[0]} for c, v in e.ladder.sizes.items()]
+    values = {"real": spectrum.values.real.tolist(), "imaginary": spectrum.values.imag.tolist()}
+    drawn = [{"estimator": n, "T2": d, "cosine": v} for n, by_depth in curves.items() for d, v in by_depth.items()]
+    return draw_explanation(
+        DataFrame(causes, columns=["cause", "size", "culprit"]),
+        DataFrame(values | {"whole": spectrum.whole}),
+        DataFrame(drawn),
+        DataFrame(list(_moves(moves)), columns=["param", "step", "estimate", "reference"]),
+        negligible=NEGLIGIBLE,
+        T2=cell.T2,
+        rule=str(e.recorded["estimator_label"]),
+        sentences=[
+            f"{e.title}: {e.status}, cause {e.ladder.culprit[0]}.",
+            f"Eigenvalues of sample {spectrum.sample}"
+            + ("." if spectrum.whole else ", as a Krylov space sees them: the outermost are found first."),
+            *(["Updates: of the worst parameter and the two largest, the entry farthest off."] if moves else []),
+            "Curves in float64.",
+        ],
+    )
+
+
+def _moves(by_param: Mapping[str, Updates]) -> Iterator[dict[str, Any]]:
+    for name, update in by_param.items():
+        for t, (estimate, reference) in enumerate(zip(update.estimate, update.reference, strict=True)):
+            moved = {"estimate": float(estimate), "reference": float(reference)}
+            yield {"param": f"{name}[{', '.join(map(str, update.entry))}]", "step": t + 1} | moved

@@ -1,0 +1,172 @@
+"""`gradbench run`: the problems of a suite measured into the folder of a run.
+
+The same suite, run again by the same code on the same processor, resumes a run that was cut off. Anything else begins
+a new run, so that a run never mixes the results of two codes or two processors.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gradbench.commands.environment import describe_environment
+from gradbench.commands.progress import CellProgress, CellWatch
+from gradbench.errors import StoreError, UserError, near_miss
+from gradbench.planning import files, plans, suites
+from gradbench.planning.plans import Plan
+from gradbench.planning.problems import Problem
+from gradbench.tables import runs
+from gradbench.tables.store import Run
+from gradbench.vocabulary.status import Status
+
+if TYPE_CHECKING:
+    from gradbench.commands.environment import Environment
+    from gradbench.commands.measuring import Row, Setup
+    from gradbench.engine.outcome import Outcome
+
+ENGINES = ("auto", "eager", "batched", "compiled")
+
+
+def run(
+    suite: str,
+    *,
+    out: str | Path = "results",
+    device: str = "auto",
+    overrides: dict[str, Any] | None = None,
+    engine: str = "auto",
+    memory: str | None = None,
+    certify: bool = False,
+    profile: bool = False,
+    fresh: bool = False,
+    watch: CellWatch | None = None,
+) -> Run:
+    """Run a suite, or resume a run of it that was cut off; the folder of the run.
+
+    `overrides` replaces keys of every grid. `engine` is auto, eager (a problem at a time), batched or compiled
+    (batched, and compiled first; CUDA only). `memory` is what packs may take, as "80%" or "24GiB". `certify` adds a
+    deep certificate to every cell. `profile` writes where the time went. `watch` is called with the progress after
+    every problem. Raises UserError before anything runs, StoreError where the results cannot be written.
+    """
+    loaded, planned = prepare(suite, overrides)
+    setup = _setup(device, engine, memory, certify=certify, profile=profile)
+    env = describe_environment(f"{planned.key} certified" if certify else planned.key, setup.device)
+    _try_data(planned)
+    folder = Path(out) / "runs" / loaded.name
+    target = _folder(folder, planned, env, fresh)
+    with target.alone():
+        target.claim(loaded.model_dump(mode="json", include={"check", "table", "allow_incomplete"}))
+        runs.point(folder, target)
+        if profile and len(_finished(target)) == len(planned.problems):
+            raise UserError(f"{target.folder}: nothing is left to measure, and so to profile; use --fresh")
+        from gradbench.commands.profiling import profiled
+
+        with profiled(target.folder / "profile", setup.device) if profile else nullcontext():
+            execute(target, planned, setup, watch or (lambda progress: None))
+    return target
+
+
+def prepare(suite: str, overrides: dict[str, Any] | None = None) -> tuple[suites.Suite, Plan]:
+    """Read and plan a suite, with keys of every grid replaced."""
+    path = files.find(suite, files.SUITES, "suite")
+    loaded = suites.load(path, overrides)
+    planned = plans.plan(loaded, str(path))
+    if not overrides:  # some checks may match no cell of a part of the grid
+        planned.verify(loaded.check, str(path), loaded.table)
+    return loaded, planned
+
+
+def _setup(device: str, engine: str, memory: str | None, *, certify: bool, profile: bool) -> Setup:
+    """The means to measure the run. Raises UserError for what this machine cannot do."""
+    from gradbench.commands.measuring import Setup
+    from gradbench.engine import device as devices
+    from gradbench.engine.packs import available
+
+    device = devices.resolve(device)
+    if engine not in ENGINES:
+        raise UserError(f"engine = {engine!r} is not known{near_miss(engine, ENGINES)}")
+    if engine == "compiled" and not device.startswith("cuda"):
+        raise UserError("engine = 'compiled' needs a CUDA device; use auto, eager or batched")
+    # a profile sees only the thread that asks for it
+    return Setup(device=device, engine=engine, budget=available(device, memory), certify=certify, alone=profile)
+
+
+def _try_data(planned: Plan) -> None:
+    """Build one problem for every data set and checkpoint. Raises UserError for data that cannot be had."""
+    from gradbench.engine.draws import build
+
+    different = {(p.point.system_options, p.point.batch, p.params_from and p.point.seed): p for p in planned.problems}
+    for problem in different.values():
+        build(problem, "cpu")
+
+
+def _folder(folder: Path, planned: Plan, env: Environment, fresh: bool) -> Run:
+    """The run to resume, else a new one."""
+    run = None if fresh else runs.matching(folder, env["identity"])
+    if run is None:
+        run = runs.new(folder, env["identity"])
+        run.start(planned.to_json(), env)
+    return run
+
+
+def execute(target: Run, planned: Plan, setup: Setup, watch: CellWatch) -> None:
+    """Measure the problems that have no record yet, then write the tables."""
+    from gradbench.engine.outcome import unmeasured
+
+    finished = _finished(target)
+    waiting = [p for p in planned.problems if p.key not in finished]
+    progress = CellProgress.of(waiting, (status for statuses in finished.values() for status in statuses))
+    watch(progress)
+    _measure(waiting, target, planned, setup, progress, watch)
+    target.compact(unmeasured(cell, Status.SKIPPED, reason) for cell, reason in planned.skipped)
+
+
+def _measure(
+    problems: list[Problem], target: Run, planned: Plan, setup: Setup, progress: CellProgress, watch: CellWatch
+) -> None:
+    """Measure problems and store their records. A thread stores them while the next pack runs."""
+    from gradbench.commands.measuring import measured_or_failed
+
+    with _frozen_heap(), ThreadPoolExecutor(1) as writer:
+        writing: deque[Future[None]] = deque()
+        for problem, results in measured_or_failed(problems, planned.thresholds, setup):
+            writing.append(writer.submit(_store, target, problem, results))
+            progress.add(problem, (row["status"] if isinstance(row, dict) else row.status for row in results))
+            while writing and writing[0].done():
+                writing.popleft().result()
+            watch(progress)
+        for record in writing:
+            record.result()
+
+
+def _store(target: Run, problem: Problem, results: list[Outcome] | list[Row]) -> None:
+    target.keep(problem.key, [row if isinstance(row, dict) else row.row() for row in results])
+
+
+@contextmanager
+def _frozen_heap() -> Iterator[None]:
+    """Garbage collections inside skip all objects from before: modules and the plan, which are many."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+def _finished(target: Run) -> dict[str, list[str]]:
+    """Statuses of the problems that need no measurement, by key. Damaged records are set aside, and stderr says so."""
+    finished: dict[str, list[str]] = {}
+    for key in sorted(target.done()):
+        try:
+            statuses = target.record(key)["status"].to_pylist()
+        except StoreError as error:
+            print(f"gradbench: {error}; set aside as {target.set_aside(key)}, to be measured again", file=sys.stderr)
+            continue
+        if not any(Status(s).incomplete for s in statuses):
+            finished[key] = statuses
+    return finished

@@ -1,0 +1,120 @@
+"""An explanation as text, for people to read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from gradbench.vocabulary.cause import Cause
+from gradbench.vocabulary.status import Status
+
+if TYPE_CHECKING:
+    from gradbench.commands.explaining import Explanation
+    from gradbench.diagnostics.arbiter import Slope
+    from gradbench.diagnostics.deep import DeepCertificate
+    from gradbench.diagnostics.ladder import Ladder
+
+
+def tell(e: Explanation) -> str:
+    """The explanation as text: the cell, its certificate, its ladder, its parameters, the cause and a remedy."""
+    return "\n".join(_lines(e))
+
+
+def _lines(e: Explanation) -> Iterator[str]:
+    yield f"{e.cell.key}  {e.title}"
+    yield f"  recorded: {e.recorded['status']}, {_reading(e.recorded)}"
+    if e.ladder is not None:
+        whole = e.ladder.whole
+        here = {"cosine": whole.whole.cosine, "cosine_min": whole.cosine_min, "rel_error": whole.whole.rel_error}
+        yield f"  here:     {e.status}, {_reading(here | {'worst': whole.worst})}"
+    yield f"\ncertificate: {e.status.prose}"
+    yield from _table([{"": n, "value": v, "meaning": m} for n, v, m in _evidence(e.certificate)])
+    if e.ladder is None:
+        return
+    yield "\nladder, each rung against the one before it"
+    yield from _table(list(_rungs(e.ladder)))
+    yield "\nparameters"
+    yield from _table(list(_params(e.ladder)))
+    if e.arbiter is not None:
+        yield f"\nreference: {_judgement(e.arbiter)}"
+    for flag in e.ladder.flags:
+        yield f"note: {flag}"
+    yield from _verdict(e, e.ladder)
+
+
+def _reading(row: Mapping[str, Any]) -> str:
+    numbers = ", ".join(f"{n} {row[n]:.6g}" for n in ("cosine", "cosine_min", "rel_error"))
+    return f"{numbers}, worst {row['worst'] or '-'}"
+
+
+def _evidence(c: DeepCertificate) -> Iterator[tuple[str, str, str]]:
+    yield "residual", f"{c.free.residual:.1e}", "|G(s*) - s*| / |s*|"
+    yield "its rate", f"{c.residual_rate:.4f}", "factor a step; 1 is a plateau"
+    yield "settled", f"{c.free.settled_share:.0%}", "of the samples"
+    yield "distance", f"{c.distance:.1e}", "to the fixed point, residual / (1 - rho)"
+    yield "rho", f"{c.rho:.4f}", f"spectral radius of J_G; the Krylov space leaves {c.open:.0e} open"
+    yield "rightmost", f"{c.rightmost:+.4f}", "largest Re lambda(J)"
+    yield "sigma_max", f"{c.sigma_max:.4f}", "of J_G: above 1, perturbations may grow at first"
+    kind = "dense" if c.condition_exact else "at least, from a Krylov space"
+    yield "condition", f"{c.condition:.1e}", f"of I - J_G, {kind}"
+    yield "antisymmetry", f"{c.free.antisymmetry:.3f}", "|A|_F / |J|_F"
+    yield "its angle", f"{c.angle:.2f}", "degrees between J^-1 g and J^-T g, g = dC/ds: what credit feels of it"
+    yield "end states", str(c.end_states), "that differ, over the samples"
+
+
+def _rungs(ladder: Ladder) -> Iterator[dict[str, str]]:
+    yield {"rung": ladder.rungs[0].name, "step": "", "cosine": "", "rel_error": "", "worst parameter": "", "cause": ""}
+    for step in ladder.steps:
+        compared = step.compared
+        worst = compared.worst
+        yield {
+            "rung": step.name,
+            "step": f"{step.size:.2e}",
+            "cosine": f"{compared.whole.cosine:.6f}",
+            "rel_error": f"{compared.whole.rel_error:.2e}",
+            "worst parameter": f"{worst} {compared.params[worst].cosine:.4f}" if worst else "",
+            "cause": str(step.cause),
+        }
+
+
+def _params(ladder: Ladder) -> Iterator[dict[str, str]]:
+    causes = ladder.causes
+    for name, p in ladder.whole.params.items():
+        yield {
+            "parameter": name,
+            "cosine": f"{p.cosine:.6f}",
+            "rel_error": f"{p.rel_error:.2e}",
+            "cause": str(causes[name]) if name in causes else p.reason,
+        }
+
+
+def _judgement(slope: Slope) -> str:
+    if not slope.plateau:
+        return f"differences of the cost have no plateau (best {slope.spread:.1e}), and cannot judge it"
+    return (
+        f"central differences of the cost along a random direction give {slope.measured:.8g}, it gives "
+        f"{slope.claimed:.8g}; error {slope.error:.1e}, plateau {slope.spread:.1e}"
+    )
+
+
+def _verdict(e: Explanation, ladder: Ladder) -> Iterator[str]:
+    cause, param = ladder.culprit
+    sizes = sorted(((size, str(c)) for c, size in ladder.sizes.items()), reverse=True)
+    yield "\nerror by cause, of the reference: " + ", ".join(f"{c} {size:.2e}" for size, c in sizes)
+    if e.status is not Status.SETTLED:
+        yield f"first of all: {e.status.prose}"
+    whose = "" if param is None else f" of {param}, while the whole has no error to explain"
+    yield f"cause: {cause}{whose}. {cause.prose[0].upper()}{cause.prose[1:]}"
+    differing = {n: c for n, c in ladder.causes.items() if c not in (cause, Cause.NONE)}
+    if differing:
+        yield "  but " + ", ".join(f"{n}: {c}" for n, c in differing.items())
+    if e.remedy is not None:
+        yield f"remedy: {e.remedy}"
+    elif cause is not Cause.NONE:
+        yield "remedy: no change of one knob that was tried helps"
+
+
+def _table(rows: list[dict[str, str]]) -> list[str]:
+    widths = {key: max(len(key), *(len(row[key]) for row in rows)) for key in rows[0]}
+    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
+    return ["  " + "  ".join(map(str.ljust, line, widths.values())).rstrip() for line in lines]

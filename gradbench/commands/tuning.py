@@ -1,0 +1,148 @@
+"""`gradbench tune`: the cheapest T1, T2 and beta at which a rule reaches a wanted cosine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from gradbench.commands.measuring import Setup, measured
+from gradbench.commands.progress import CellProgress, CellWatch
+from gradbench.engine.device import resolve
+from gradbench.engine.packs import available
+from gradbench.errors import UserError
+from gradbench.planning.plans import Plan, plan
+from gradbench.planning.problems import cell_count
+from gradbench.planning.suites import parse
+from gradbench.planning.values import settings
+from gradbench.vocabulary.status import Status
+
+if TYPE_CHECKING:
+    from gradbench.engine.outcome import Outcome
+
+# the search is over orders of magnitude: a number between two of a ladder costs no more than the larger of the two
+LADDERS = {
+    "T1": (25, 50, 100, 200, 400, 800, 1600),
+    "T2": (5, 10, 20, 40, 80, 160),
+    "beta": (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0),
+}
+SEEDS = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Point:
+    """A setting of T1, T2 and beta, with its cost and its cosine over all seeds."""
+
+    T1: int | None
+    T2: int | None
+    beta: float | None
+    cosine_min: float  # of the worst seed
+    evaluations: int  # force, jvp and vjp that one estimate needs alone, on one batch
+
+    def __str__(self) -> str:
+        named = {"T1": self.T1, "T2": self.T2, "beta": self.beta}
+        setting = "  ".join(f"{name} = {value:g}" for name, value in named.items() if value is not None)
+        return f"cosine_min {self.cosine_min:.6f}  {self.evaluations:>6,} evaluations  {setting}"
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The result of a search."""
+
+    chosen: Point | None  # the cheapest setting that reaches the wanted cosine; None: no setting does
+    front: tuple[Point, ...]  # settings that reach a higher cosine than every cheaper one, by cost
+    unsettled: tuple[int, ...]  # T1 that were left out: some seed has no stable fixed point there
+
+    def to_json(self) -> dict[str, Any]:
+        """The result as plain data."""
+        chosen = asdict(self.chosen) if self.chosen else None
+        return {"chosen": chosen, "front": [asdict(p) for p in self.front], "unsettled": list(self.unsettled)}
+
+
+def tune(
+    system: str,
+    estimator: str,
+    want: float,
+    overrides: Mapping[str, Any] | None = None,
+    device: str = "auto",
+    watch: CellWatch | None = None,
+) -> Tuned:
+    """Search ladders of T1, T2 and beta for the cheapest setting with cosine_min >= want in every seed.
+
+    `system` and `estimator` are names, or names with options as labels have them ("toy_noncons drive_std=1.0").
+    `overrides` replaces ladders and other keys of the grid. The first pass measures the free phase alone, at every T1;
+    the second pass measures the rule, at each T1 where all seeds settled. `watch` is called with the progress of
+    either pass. Raises UserError for anything that cannot be planned, and for a wanted cosine outside of (0, 1).
+    """
+    if not 0 < want < 1:
+        raise UserError(f"cosine_min = {want:g} is not between 0 and 1")
+    device = resolve(device)
+    grid: dict[str, Any] = LADDERS | {"seed": SEEDS} | dict(overrides or {})
+    grid = {key: list(value) if isinstance(value, tuple) else value for key, value in grid.items()}
+    grid["system"], rule = _labelled(system), _labelled(estimator)
+    _planned(grid | {"estimator": rule})  # mistakes are told before anything is measured
+    watch = watch or (lambda progress: None)
+    settled, unsettled = _free_phases(_outcomes(grid | {"estimator": "bptt"}, device, watch))
+    if not settled:
+        return Tuned(None, (), unsettled)
+    if None not in settled:
+        grid["T1"] = settled
+    points = _points(_outcomes(grid | {"estimator": rule}, device, watch))
+    front: list[Point] = []
+    for point in points:
+        if not front or point.cosine_min > front[-1].cosine_min:
+            front.append(point)
+    return Tuned(next((p for p in points if p.cosine_min >= want), None), tuple(front), unsettled)
+
+
+def _planned(grid: Mapping[str, Any]) -> Plan:
+    planned = plan(parse({"name": "tune", "about": "", "grid": [dict(grid)]}, "tune"), "tune")
+    if not planned.cells:
+        raise UserError(f"tune: {planned.skipped[0][1]}")
+    return planned
+
+
+def _outcomes(grid: Mapping[str, Any], device: str, watch: CellWatch) -> list[Outcome]:
+    """The outcomes of all cells of a grid."""
+    planned = _planned(grid)
+    outcomes: list[Outcome] = []
+    progress = CellProgress.of(planned.problems)
+    watch(progress)
+    setup = Setup(device=device, budget=available(device))
+    for problem, measurements in measured(planned.problems, planned.thresholds, setup):
+        outcomes += measurements
+        progress.add(problem, (outcome.status for outcome in measurements))
+        watch(progress)
+    return outcomes
+
+
+def _free_phases(outcomes: Iterable[Outcome]) -> tuple[list[int | None], tuple[int, ...]]:
+    """The T1 at which every seed settled, and those at which some seed did not. None: a system without a T1."""
+    by_T1: dict[int | None, list[Status]] = {}
+    for outcome in outcomes:
+        by_T1.setdefault(outcome.cell.T1, []).append(outcome.status)
+    settled = [T1 for T1, statuses in by_T1.items() if all(status is Status.SETTLED for status in statuses)]
+    return settled, tuple(T1 for T1 in by_T1 if T1 not in settled and T1 is not None)
+
+
+def _points(outcomes: Iterable[Outcome]) -> list[Point]:
+    """The settings at which every seed has a cosine, by cost; of equal costs the higher cosine first."""
+    by_setting: dict[tuple[int | None, int | None, float | None], list[Outcome]] = {}
+    for outcome in outcomes:
+        cell = outcome.cell
+        by_setting.setdefault((cell.T1, cell.T2, cell.beta), []).append(outcome)
+    points = []
+    for setting, seeds in by_setting.items():
+        cosines = [o.comparison.cosine_min if o.comparison else math.nan for o in seeds]
+        if all(o.status is Status.SETTLED for o in seeds) and not any(map(math.isnan, cosines)):
+            count = cell_count(seeds[0].cell)
+            evaluations = count.force + count.jvp + count.vjp
+            points.append(Point(*setting, cosine_min=min(cosines), evaluations=evaluations))
+    return sorted(points, key=lambda p: (p.evaluations, -p.cosine_min))
+
+
+def _labelled(label: str) -> dict[str, Any]:
+    """A name with options, from "name key=value ..."."""
+    name, *options = label.split()
+    return {"name": name} | settings(options, f"{label!r}: option")

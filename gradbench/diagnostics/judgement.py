@@ -1,0 +1,89 @@
+"""The status of a cell: decided here, once, from numbers and thresholds.
+
+The free state, the second phase and the comparison are judged apart. The status of the cell is the one of these three
+that comes first in the order of precedence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from gradbench.vocabulary.status import Status, Thresholds
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gradbench.diagnostics.metrics import Comparison
+
+Numbers = TypeVar("Numbers", float, "Tensor")
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A status with the number that decided it."""
+
+    status: Status
+    reason: str = ""
+
+    @property
+    def diverged(self) -> bool:
+        """Whether there is no free state to measure at."""
+        return self.status is Status.DIVERGED
+
+
+SETTLED = Judgement(Status.SETTLED)
+
+
+def first(*judgements: Judgement) -> Judgement:
+    """The judgement whose status comes first in the order of precedence; of equal ones the last."""
+    return min(reversed(judgements), key=lambda judgement: judgement.status.rank)
+
+
+def bounded(escape: Numbers, at: Thresholds) -> Numbers:
+    """Whether |s_t| / |s_0| stayed below the threshold of divergence; a NaN did not."""
+    return escape <= at.divergence
+
+
+def enough_settled(settled_share: float, at: Thresholds) -> bool:
+    """Whether as many samples as are asked for have settled."""
+    return settled_share >= at.settled_share
+
+
+def of_free_state(
+    *, escape: float, shrink: float, residual: float, settled_share: float, rho: float, at: Thresholds
+) -> Judgement:
+    """Judge the end of a free phase by the numbers of its certificate; `rho` is that of a deep one where it decides."""
+    if not bounded(escape, at):
+        return Judgement(Status.DIVERGED, f"|s| / |s_0| reached {escape:.1e}")
+    shrinking = shrink < at.collapse and residual > at.collapse_residual
+    if shrink <= at.vanish or shrinking:
+        reason = f"|s*| / |s_0| = {shrink:.1e} and still shrinking (residual {residual:.1e})"
+        return Judgement(Status.COLLAPSED, reason)
+    if not enough_settled(settled_share, at):
+        return Judgement(Status.UNSETTLED, f"{settled_share:.0%} of the samples settled, residual {residual:.1e}")
+    if not rho <= 1 + at.growth:
+        return Judgement(Status.UNSTABLE, f"perturbations of s* grow by {rho:.4f} a step")
+    return SETTLED
+
+
+def of_cell(free: Judgement, scale: float, comparison: Comparison, largest: float, at: Thresholds) -> Judgement:
+    """Judge a cell whose free phase has not diverged.
+
+    `free` is the judgement of its free state and `scale` the size of its start; `largest` is what |s| reached in the
+    second phase, 0 where there is none.
+    """
+    return first(free, of_second_phase(largest, scale, at), of_comparison(comparison))
+
+
+def of_second_phase(largest: float, scale: float, at: Thresholds) -> Judgement:
+    """Judge a second phase by the largest |s| that it reached; `scale` is |s_0| of the free phase."""
+    if not largest <= at.divergence * scale:
+        return Judgement(Status.NUDGE_DIVERGED, f"|s| reached {largest:.1e} in the nudged phase")
+    return SETTLED
+
+
+def of_comparison(comparison: Comparison) -> Judgement:
+    """Judge whether the reference can be compared with. A settled cell keeps the reason why its cosine is undefined."""
+    undefined = comparison.whole.no_reference
+    return Judgement(Status.UNDEFINED if undefined else Status.SETTLED, comparison.whole.reason)

@@ -1,0 +1,162 @@
+"""How close an estimate is to the reference: by parameter and as a whole, accumulated in float64."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from jaxtyping import Float64
+    from torch import Tensor
+
+    from gradbench.systems.base import Params
+
+REFERENCE = "the reference"  # begins every reason that lies in the reference
+ATTENTION = ("WQ", "WK", "WV", "WO")  # the group of `cosine_attn`
+
+
+class Similarity(NamedTuple):
+    """Four readings of one comparison; NaN where the reading is undefined."""
+
+    cosine: float
+    norm_ratio: float  # |estimate| / |reference|
+    rel_error: float  # |estimate - reference| / |reference|
+    sign_agreement: float  # share of entries above the noise floor whose signs agree
+    reference_norm: float
+    reason: str = ""  # why the cosine is undefined
+
+    @property
+    def no_reference(self) -> bool:
+        """Whether the reference gives nothing to compare with: it is zero, below the floor or not finite."""
+        return self.reason.startswith(REFERENCE)
+
+
+UNDEFINED = Similarity(math.nan, math.nan, math.nan, math.nan, math.nan)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An estimate compared with its reference."""
+
+    whole: Similarity
+    params: dict[str, Similarity] = field(default_factory=dict)
+
+    @property
+    def defined(self) -> dict[str, float]:
+        """Cosines of the parameters that have one."""
+        return {n: p.cosine for n, p in self.params.items() if not p.reason}
+
+    @property
+    def cosine_mean(self) -> float:
+        """Mean over the parameters that have a cosine."""
+        return _mean(list(self.defined.values()))
+
+    @property
+    def cosine_min(self) -> float:
+        """Smallest over the parameters that have a cosine."""
+        return min(self.defined.values(), default=math.nan)
+
+    @property
+    def cosine_attn(self) -> float:
+        """Mean over those of WQ, WK, WV, WO that are present and defined."""
+        return _mean([c for n, c in self.defined.items() if n in ATTENTION])
+
+    @property
+    def worst(self) -> str:
+        """Name of the parameter with the smallest cosine."""
+        return min(self.defined, key=self.defined.__getitem__, default="")
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
+
+
+def compare(estimate: Params, reference: Params, live: float) -> Comparison:
+    """Compare one estimate with its reference.
+
+    `live`: a parameter whose reference norm is below this share of the global one has no cosine.
+    """
+    (compared,) = comparisons(Reference(reference, 0).tally(estimate).cpu().numpy()[None], list(reference), live)
+    return compared
+
+
+class Reference:
+    """A gradient that estimates are compared with, and the sums over it that every comparison needs.
+
+    The first `lead` axes stay, and broadcast against those of an estimate. Signs are compared where |reference|
+    exceeds 16 units of round-off of its largest entry.
+    """
+
+    def __init__(self, gradient: Params, lead: int) -> None:
+        self._lead, self._names = lead, list(gradient)
+        flat = [g.reshape(*g.shape[:lead], -1) for g in gradient.values()]
+        self._sizes = [r.shape[-1] for r in flat]
+        noise = [16 * torch.finfo(r.dtype).eps * r.abs().amax(-1, keepdim=True) for r in flat]
+        heard = [r.abs() > floor for r, floor in zip(flat, noise, strict=True)]
+        self._whole = torch.cat(flat, -1)
+        # a NaN agrees with nothing
+        self._signs = torch.where(torch.cat(heard, -1), self._whole.sign(), math.nan)
+        self._known = [self._sums(self._whole.double().square()), self._sums(torch.cat(heard, -1))]
+
+    def tally(self, estimate: Params) -> Float64[Tensor, "*lead P 6"]:
+        """<e, r>, |e|^2, |r|^2, |e - r|^2, signs that agree, signs compared: by parameter, in float64."""
+        e = torch.cat([estimate[n].reshape(*estimate[n].shape[: self._lead], -1) for n in self._names], -1)
+        agree, e, r = self._sums(e.sign() == self._signs), e.double(), self._whole.double()
+        squares, heard = self._known
+        terms = self._sums(e * r), self._sums(e.square()), squares, self._sums((e - r).square()), agree, heard
+        return torch.stack(torch.broadcast_tensors(*terms), -1)
+
+    def _sums(self, entries: Tensor) -> Float64[Tensor, "*lead P"]:
+        return torch.stack([part.sum(-1) for part in entries.split(self._sizes, -1)], -1).double()
+
+
+def comparisons(sums: Float64[np.ndarray, "k P 6"], names: Sequence[str], live: float) -> list[Comparison]:
+    """The readings of k estimates, from their tallies by parameter."""
+    whole = sums.sum(1, keepdims=True)
+    every = np.concatenate([whole, sums], 1)
+    floor = np.concatenate(
+        [np.zeros_like(whole[..., 2]), np.broadcast_to(live * np.sqrt(whole[..., 2]), sums.shape[:2])], 1
+    )
+    rows, reasons = _readings(every, floor)
+    subjects = [REFERENCE, *(f"{REFERENCE} of {n}" for n in names)]
+    compared = []
+    for values, codes in zip(rows.tolist(), reasons.tolist(), strict=True):
+        first, *by_param = (
+            Similarity._make((*row, _REASONS[code].format(subject)))
+            for row, code, subject in zip(values, codes, subjects, strict=True)
+        )
+        compared.append(Comparison(first, dict(zip(names, by_param, strict=True))))
+    return compared
+
+
+# why a cosine is undefined: of those that hold, the last counts
+_REASONS = (
+    "",
+    "the estimate is zero",
+    "the estimate is not finite",
+    "{} is below the floor of liveness",
+    "{} is zero",
+    "{} is not finite",
+)
+
+
+def _readings(
+    sums: Float64[np.ndarray, "k P 6"], floor: Float64[np.ndarray, "k P"]
+) -> tuple[Float64[np.ndarray, "k P 5"], np.ndarray]:
+    """The numbers of `Similarity`, and places of the reasons in `_REASONS`."""
+    with np.errstate(all="ignore"):
+        dot, ee, rr, dd, agree, heard = np.moveaxis(sums, -1, 0)
+        norm, size = np.sqrt(rr), np.sqrt(ee)
+        tests = (size == 0, ~np.isfinite(size), norm <= floor, norm == 0, ~np.isfinite(norm))
+        reason = np.zeros(norm.shape, int)
+        for code, holds in enumerate(tests, 1):
+            reason[holds] = code
+        rows = np.stack([dot / (norm * size), size / norm, np.sqrt(dd) / norm, agree / heard, norm], -1)
+    rows[..., 0][reason > 0] = math.nan
+    rows[..., :4][(norm == 0) | ~np.isfinite(norm)] = math.nan
+    return rows, reason

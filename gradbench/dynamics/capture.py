@@ -1,0 +1,76 @@
+"""Functions recorded as CUDA graphs: a step of hundreds of small launches becomes one."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable
+from functools import cache
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PROGRAMS = 512
+_recording = threading.Lock()  # memory cannot be given back while any stream records
+
+
+class Captured:
+    """A function of tensors, recorded once and replayed at one launch a call.
+
+    Every call reads its arguments, and those tensors that the function reads without taking them as arguments, at the
+    addresses that these had when the function was recorded. The function may read nothing else that changes.
+    The outputs are overwritten by the next call. Derivatives that the function takes must be recorded inside of it:
+    a backward pass runs on the stream of its forward pass, and only the stream of the recording is captured.
+    """
+
+    def __init__(self, function: Callable[..., tuple[Tensor, ...]], *examples: Tensor, compiled: bool = False) -> None:
+        self._function = function  # keeps the tensors that it reads alive: nobody else may hold them
+        self._inputs = [example.detach().clone() for example in examples]
+        stream = _recording_stream(torch.cuda.current_stream())
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            # makes handles, workspaces and cached constants outside of the recording, and outside of the compiled
+            # program: a program that had cached a constant itself would not fit its second call
+            function(*self._inputs)
+            if compiled:
+                # the source line of a function is compiled once for every system, rule and shape
+                torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, PROGRAMS)
+                function = torch.compile(function, fullgraph=True, dynamic=False)
+                function(*self._inputs)
+        torch.cuda.current_stream().wait_stream(stream)
+        with _recording, torch.cuda.stream(stream):
+            # a recording gets a separate pool of memory: at most as much as the calls above have left unused
+            if torch.cuda.mem_get_info()[0] < unused():
+                torch.cuda.empty_cache()
+            self._graph = torch.cuda.CUDAGraph()
+            # not torch.cuda.graph, which waits for the device and gives all its memory back, at every recording
+            self._graph.capture_begin(capture_error_mode="thread_local")
+            try:
+                self._outputs = function(*self._inputs)
+            except BaseException:
+                with contextlib.suppress(RuntimeError):
+                    self._graph.capture_end()
+                raise
+            self._graph.capture_end()
+
+    def __call__(self, *values: Tensor) -> tuple[Tensor, ...]:
+        """The outputs for these inputs, of the shapes of the examples."""
+        for buffer, value in zip(self._inputs, values, strict=True):
+            if buffer is not value:  # a function that writes into its arguments returns the buffers themselves
+                buffer.copy_(value)
+        self._graph.replay()
+        return self._outputs
+
+
+def unused(device: str | None = None) -> int:
+    """Bytes of a GPU that torch keeps for later tensors: the GPU counts them as taken, and `empty_cache` frees them."""
+    return torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+@cache
+def _recording_stream(stream: torch.cuda.Stream) -> torch.cuda.Stream:
+    """The one stream of all recordings made for `stream`: a stream that runs a product keeps a workspace of 32 MiB."""
+    return torch.cuda.Stream(stream.device)

@@ -1,0 +1,139 @@
+"""The batched path: problems of one shape run as a stack, in packs that fit the memory of the device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from functools import cache
+from typing import TYPE_CHECKING
+
+import torch
+
+from gradbench.dynamics.capture import unused
+from gradbench.dynamics.stack import Stack
+from gradbench.engine.draws import build, draw, moved
+from gradbench.engine.solving import solve
+from gradbench.errors import UserError
+
+if TYPE_CHECKING:
+    from gradbench.engine.outcome import Outcome
+    from gradbench.planning.problems import Problem
+    from gradbench.systems.base import AbstractSystem, Data, Params
+    from gradbench.vocabulary.status import Thresholds
+
+CPU_BUDGET = 2**32  # bytes of a pack on a CPU, where no `memory` is named
+SHARE = 0.8  # of the free memory of a GPU
+LANES = 2  # packs in flight on a GPU: one computes while another is waited for, judged or begun
+# memory that a recorded force with its transposed product takes, in states: measured 30 on cet_real, 20 on the toys
+RECORDED = 32
+
+
+def measure_pack(
+    problems: Sequence[Problem],
+    device: str,
+    thresholds: Thresholds,
+    engine: str = "batched",
+    budget: int | None = None,
+    deep: bool = False,
+) -> list[Outcome]:
+    """Measure problems of one shape. Raises torch.OutOfMemoryError where they do not fit. `deep`: see `solve`.
+
+    The eager engine runs one problem in plain torch. A stack, which may hold a single problem, too, is captured on
+    CUDA, and with `engine = "compiled"` compiled before. Where the states of a trajectory would take most of the
+    budget, only some are stored and the others are computed twice.
+    """
+    dtype = getattr(torch, problems[0].point.dtype)
+
+    @cache  # problems that differ in a knob alone start from the same numbers
+    def drawn(system: AbstractSystem, seed: int, batch: int) -> tuple[Params, Data]:
+        theta, x = draw(system, seed, batch)
+        return moved(theta, device, dtype), moved(x, device, dtype)
+
+    fields = [build(problem, device, draw=drawn) for problem in problems]
+    alone = engine == "eager" or (len(fields) == 1 and not device.startswith("cuda"))
+    field = fields[0] if alone else Stack.of(fields, compiled=engine == "compiled")
+    hold = (budget or available(device)) // 2 // (len(problems) * _state(problems[0]))
+    return solve(problems, field, thresholds, max(2, hold), deep=deep)
+
+
+def cut_into_packs(
+    problems: Sequence[Problem], device: str, engine: str = "auto", budget: int | None = None
+) -> Iterator[list[Problem]]:
+    """Cut problems into packs of one shape that fit into `budget` bytes, by default a share of what is free.
+
+    On a GPU the packs of all lanes share these bytes. The eager engine takes every problem alone, and so does `auto` on
+    a CPU: there a problem already fills a core, and an interrupted run goes on from its records, one a problem.
+    """
+    if engine == "eager" or (engine == "auto" and not device.startswith("cuda")):
+        yield from ([problem] for problem in problems)
+        return
+    families: dict[object, list[Problem]] = {}
+    for problem in problems:
+        families.setdefault(problem.shape, []).append(problem)
+    for family in families.values():
+        size = max(1, (budget or available(device)) // lanes(device, engine) // footprint(family[0]))
+        number = -(-len(family) // size)  # packs of equal size waste nothing
+        for i in range(number):
+            yield family[i::number]
+
+
+def lanes(device: str, engine: str) -> int:
+    """Packs that are in flight on a device: several on a GPU, unless its programs are compiled first."""
+    return LANES if device.startswith("cuda") and engine in ("auto", "batched") else 1
+
+
+def how_many_at_once(cut: Sequence[Sequence[Problem]], device: str, engine: str, budget: int) -> int:
+    """How many of these packs run side by side.
+
+    On a GPU as many as it has lanes; on a CPU, where a pack is one problem, as many as cores and `budget` allow.
+    """
+    if not cut:
+        return 1
+    if device.startswith("cuda") or engine == "batched":
+        return min(lanes(device, engine), len(cut))
+    most = max(footprint(problem) for pack in cut for problem in pack)
+    return max(1, min(torch.get_num_threads(), len(cut), budget // most))
+
+
+def footprint(problem: Problem) -> int:
+    """Bytes that one problem needs at its peak, as a model: trajectory and estimates, then its widest phase."""
+    T1s, passes = len(problem.T1s), (problem.reverse, *problem.passes)
+    rows = [T1s, *(len(p.T1s) * (max(1, len(p.betas)) * 2 + 1) for p in problem.passes)]
+    read = sum(
+        len(p.T1s) * max(1, len(p.betas)) * len({(c.estimator, c.estimator_options, c.T2) for c in p.cells})
+        for p in passes
+    )
+    theta = sum(math.prod(shape) for shape in problem.system.shapes.values())
+    return _state(problem) * (max(problem.T1s) + 1 + (T1s + max(rows)) * RECORDED) + read * theta * _width(problem)
+
+
+def _state(problem: Problem) -> int:
+    """Bytes of one state of all examples."""
+    coordinates = sum(math.prod(shape) for shape in problem.system.layout.values())
+    return problem.point.batch * coordinates * _width(problem)
+
+
+def _width(problem: Problem) -> int:
+    """Bytes of a number."""
+    return 8 if problem.point.dtype == "float64" else 4
+
+
+def available(device: str, memory: str | None = None) -> int:
+    """Bytes to work in: `memory` as a share of what is free ("80%"; of 4 GiB on a CPU) or as a size ("24GiB").
+
+    Raises UserError for anything else.
+    """
+    free = torch.cuda.mem_get_info(device)[0] + unused(device) if device.startswith("cuda") else CPU_BUDGET
+    if memory is None:
+        return int(SHARE * free) if device.startswith("cuda") else free
+    number, unit = memory.rstrip("%BGMKib"), memory.lstrip("0123456789.")
+    units = {"%": free / 100, "GiB": 2**30, "MiB": 2**20, "KiB": 2**10}
+    try:
+        amount = float(number) * units[unit]
+    except (ValueError, KeyError):
+        raise UserError(f"memory = {memory!r}: expected a share as 80% or a size as 24GiB") from None
+    if not amount > 0:
+        raise UserError(f"memory = {memory!r}: there must be some")
+    if unit == "%" and float(number) > 100:
+        raise UserError(f"memory = {memory!r}: there is no more than 100% of what is free")
+    return int(amount)

@@ -1,0 +1,107 @@
+"""The readings of the cells of a pack from its second phases: they stay on the device until the last phase is over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from torch.profiler import record_function
+
+from gradbench.diagnostics.metrics import Comparison, Reference, comparisons
+from gradbench.planning.problems import rule_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gradbench.diagnostics.credit import Credits
+    from gradbench.dynamics.trajectory import Trajectory
+    from gradbench.estimators.base import AbstractEstimator, Reading, Snapshot
+    from gradbench.planning.cells import Cell
+    from gradbench.planning.problems import Pass
+    from gradbench.systems.base import Params
+
+Place = tuple[int, int, int]  # of a cell in a reading: T1, beta, stacked problem
+
+
+@dataclass(frozen=True, eq=False)
+class Taken:
+    """One reading of a rule at one depth, by T1, beta and stacked problem, and the cells that it serves."""
+
+    cells: list[tuple[Cell, Place]]
+    rule: AbstractEstimator
+    free: Trajectory
+    betas: Tensor
+    reading: Reading
+    tally: Tensor  # of the gradient against the reference, (i, j, c, P, 6)
+
+
+@dataclass
+class Readings:
+    """All readings of a pack."""
+
+    stacked: bool
+    taken: list[Taken] = field(default_factory=list)
+
+    def read(
+        self,
+        passes: Sequence[Pass],
+        free: Trajectory,
+        snapshots: Iterable[Snapshot],
+        betas: Tensor,
+        reference: Params,
+        credits: Credits,
+    ) -> None:
+        """Read every cell of a pass from the snapshots as these come, at the T1 of `free`.
+
+        The passes of stacked problems have the same T1, depths and number of betas, but each problem may want other
+        cells of this grid.
+        """
+        compared = Reference({name: g[:, None] for name, g in reference.items()}, 3 if self.stacked else 2)
+        wanted = _by_rule(passes, free)
+        for snapshot in snapshots:
+            for (name, options, depth), cells in wanted.items():
+                if depth == snapshot.depth:
+                    with record_function("gradbench: readouts"):
+                        rule = rule_of(name, options)
+                        reading = rule.read(free, snapshot, betas)
+                        reading = replace(reading, evidence=reading.evidence | credits.read(free.T1s, reading))
+                        tally = compared.tally(reading.gradient)
+                        self.taken.append(Taken(cells, rule, free, betas, reading, tally))
+
+    def estimates(self) -> dict[Cell, Params]:
+        """Gradients of the cells of a single problem."""
+        return {
+            cell: {name: g[i, j] for name, g in taken.reading.gradient.items()}
+            for taken in self.taken
+            for cell, (i, j, _) in taken.cells
+        }
+
+    def resolved(self, names: Sequence[str], floor: float) -> dict[Cell, tuple[Comparison, dict[str, float]]]:
+        """The comparison and the evidence of every cell: the one moment at which the device is waited for.
+
+        `names` are the parameters; a cosine needs a reference norm above `floor` of the whole.
+        """
+        resolved: dict[Cell, tuple[Comparison, dict[str, float]]] = {}
+        for taken in self.taken:
+            evidence = taken.reading.evidence
+            places = tuple(zip(*(place if self.stacked else place[:2] for _, place in taken.cells), strict=True))
+            compared = comparisons(taken.tally.cpu().numpy()[places], names, floor)
+            columns = zip(*(v.cpu().numpy()[places].tolist() for v in evidence.values()), strict=True)
+            rows = columns if evidence else [()] * len(taken.cells)
+            for (cell, _), comparison, row in zip(taken.cells, compared, rows, strict=True):
+                resolved[cell] = comparison, dict(zip(evidence, row, strict=True))
+        return resolved
+
+
+def _by_rule(passes: Sequence[Pass], free: Trajectory) -> dict[tuple[str, str, int | None], list[tuple[Cell, Place]]]:
+    """The cells of stacked passes with their places, by estimator, options and depth; only those at a T1 of `free`."""
+    rows = {T1: i for i, T1 in enumerate(free.T1s)}
+    wanted: dict[tuple[str, str, int | None], list[tuple[Cell, Place]]] = {}
+    for c, pass_ in enumerate(passes):
+        for cell, place in pass_.places.items():
+            row = rows.get(pass_.T1s[place.row])
+            if row is not None:
+                key = cell.estimator, cell.estimator_options, cell.T2
+                wanted.setdefault(key, []).append((cell, (row, place.column, c)))
+    return wanted

@@ -1,0 +1,240 @@
+"""From a field to outcomes: one definition for a single problem and for a stack of problems.
+
+One free trajectory, one certificate a T1, one reverse sweep for the references, one run of every second
+phase; each cell then reads its numbers from these. Given the field of one problem this is the
+eager path, plain torch: the oracle, and the place to debug. Given a `Stack` it is the batched path.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch.profiler import record_function
+
+from gradbench.diagnostics.budget import Asked, Budget, Budgets, asks, blamed
+from gradbench.diagnostics.certificate import certify
+from gradbench.diagnostics.credit import Credits
+from gradbench.diagnostics.deep import deepen
+from gradbench.diagnostics.judgement import Judgement, of_cell
+from gradbench.dynamics.stack import Stack
+from gradbench.dynamics.trajectory import Trajectory, chosen, relax
+from gradbench.engine.outcome import Outcome
+from gradbench.engine.readings import Place, Readings
+
+if TYPE_CHECKING:
+    from gradbench.diagnostics.certificate import Certificate
+    from gradbench.diagnostics.metrics import Comparison
+    from gradbench.dynamics.field import Field
+    from gradbench.estimators.base import AbstractPhase, Snapshot
+    from gradbench.planning.cells import Cell
+    from gradbench.planning.problems import Problem
+    from gradbench.systems.base import Params
+    from gradbench.vocabulary.status import Thresholds
+
+
+class Measured(NamedTuple):
+    """What is known of a cell before the cause of its error is."""
+
+    certificate: Certificate
+    comparison: Comparison | None  # None: the free phase diverged
+    evidence: dict[str, float]
+    judgement: Judgement
+
+
+@dataclass(frozen=True, eq=False)
+class Swept:
+    """The reverse sweep of the T1 that did not diverge in every problem."""
+
+    free: Trajectory  # read at these T1
+    snapshots: list[Snapshot]
+    reference: Params  # (i, *c, ...)
+    credits: Credits
+
+
+def solve(
+    problems: Sequence[Problem],
+    field: Field,
+    thresholds: Thresholds,
+    hold: int | None = None,
+    *,
+    deep: bool = False,
+) -> list[Outcome]:
+    """Measure all cells of problems of one shape: `field` is that of a single problem, or the stack of all problems.
+
+    Of a free trajectory longer than `hold` states only some are stored at a time. `deep`: with deep certificates.
+    """
+    start, like = time.perf_counter(), next(iter(field.theta.values()))
+    if like.is_cuda:
+        torch.cuda.reset_peak_memory_stats(like.device)
+    # copied to the device before work begins there: a later copy would wait for the work
+    passes = list(zip(*(p.passes for p in problems), strict=True))
+    nudges = [like.new_tensor([p.betas for p in same]).mT for same in passes]
+    with record_function("gradbench: free phase"):
+        free = relax(field, problems[0].T1s, hold)
+    certificates = _certificates(problems, free, thresholds, deep=deep)
+    reached = tuple(T1 for T1, row in zip(free.T1s, certificates, strict=True) if not _all_diverged(row))
+    readings, swept = Readings(isinstance(field, Stack)), None
+    if reached:
+        swept = _sweep(problems, free.at(reached), readings)
+        for same, betas in zip(passes, nudges, strict=True):
+            here = tuple(T1 for T1 in same[0].T1s if T1 in reached)
+            if here:
+                betas = betas if readings.stacked else betas[:, 0]
+                snapshots = _named(same[0].phase, same[0].phase.run(free.at(here), same[0].depths, betas))
+                reference = {name: chosen(g, swept.free.rows(here)) for name, g in swept.reference.items()}
+                readings.read(same, free.at(here), snapshots, betas, reference, swept.credits)
+    with record_function("gradbench: waiting for the device"):
+        resolved = readings.resolved(list(field.theta), thresholds.live[problems[0].point.dtype])
+    measured = _measured(problems, certificates, resolved, thresholds)
+    budgets: dict[Cell, Budget] = {}
+    if swept:
+        with record_function("gradbench: causes"):
+            budgets = _causes(readings, measured, swept, thresholds)
+    seconds = (time.perf_counter() - start) / len(measured)
+    return _outcomes(problems, readings, measured, swept, budgets, seconds, _peak_memory(like.device))
+
+
+def _certificates(
+    problems: Sequence[Problem], free: Trajectory, thresholds: Thresholds, *, deep: bool
+) -> list[list[Certificate]]:
+    """A certificate for every T1 and problem."""
+    seeds = [p.point.seed for p in problems]
+    with record_function("gradbench: certificate"):
+        certificates = certify(free, thresholds, seeds)
+    if deep:
+        with record_function("gradbench: deep certificate"):
+            certificates = deepen(certificates, free, thresholds, seeds)
+    return certificates
+
+
+def _all_diverged(row: Sequence[Certificate]) -> bool:
+    return all(certificate.judgement.diverged for certificate in row)
+
+
+def _sweep(problems: Sequence[Problem], free: Trajectory, readings: Readings) -> Swept:
+    """The references of all T1 of `free`, and the readings of cells from the sweep itself."""
+    first, no_betas = problems[0], free.ends.new_empty(0)
+    with record_function("gradbench: reverse sweep"):
+        depths = sorted({d for p in (first.reverse, *first.passes) for d in p.depths})
+        snapshots = list(first.reverse.phase.run(free, tuple(depths), no_betas))
+    whole = next(s for s in snapshots if s.depth is None)
+    assert whole.gradient is not None
+    assert whole.credit is not None
+    credits = Credits(free, whole.credit, [p.point.seed for p in problems])
+    readings.read([p.reverse for p in problems], free, snapshots, no_betas, whole.gradient, credits)
+    return Swept(free, snapshots, whole.gradient, credits)
+
+
+def _named(phase: AbstractPhase, snapshots: Iterator[Snapshot]) -> Iterator[Snapshot]:
+    """The snapshots, under the name of their phase in a profile."""
+    name = f"gradbench: {type(phase).__name__}"
+    while True:
+        with record_function(name):
+            snapshot = next(snapshots, None)
+        if snapshot is None:
+            return
+        yield snapshot
+
+
+def _measured(
+    problems: Sequence[Problem],
+    certificates: Sequence[Sequence[Certificate]],
+    resolved: Mapping[Cell, tuple[Comparison, dict[str, float]]],
+    thresholds: Thresholds,
+) -> dict[Cell, Measured]:
+    """What is known of every cell, with the status that follows."""
+    measured = {}
+    for c, problem in enumerate(problems):
+        for cell, row in problem.rows.items():
+            certificate = certificates[row][c]
+            if certificate.judgement.diverged:
+                measured[cell] = Measured(certificate, None, {}, certificate.judgement)
+                continue
+            comparison, evidence = resolved[cell]
+            largest = evidence.get("nudge_norm", 0.0)
+            judged = of_cell(certificate.judgement, certificate.scale, comparison, largest, thresholds)
+            measured[cell] = Measured(certificate, comparison, evidence, judged)
+    return measured
+
+
+def _causes(
+    readings: Readings, measured: Mapping[Cell, Measured], swept: Swept, thresholds: Thresholds
+) -> dict[Cell, Budget]:
+    """Budgets of the cells whose error is above the threshold."""
+    budgets: dict[Cell, Budget] = {}
+    asked = []
+    for taken in readings.taken:
+        wanted: dict[Cell, tuple[Place, Comparison]] = {}
+        for cell, place in taken.cells:
+            _, comparison, _, judged = measured[cell]
+            if comparison is None:
+                continue
+            if budget := blamed(judged.status, comparison, thresholds.faithful):
+                budgets[cell] = budget
+            elif asks(judged.status, comparison, thresholds.faithful):
+                wanted[cell] = place, comparison
+        if wanted:
+            reading = taken.reading
+            asked.append(Asked(taken.rule, reading.depth, taken.free, taken.betas, reading.gradient, wanted))
+    if not asked:
+        return budgets
+    T1s = tuple(sorted({a.free.T1s[i] for a in asked for (i, _, _), _ in a.wanted.values()}))
+    asked = [a.only([i for i, T1 in enumerate(a.free.T1s) if T1 in T1s]) for a in asked]
+    rows = swept.free.rows(T1s)
+    shared = Budgets(
+        swept.free.at(T1s),
+        {n: chosen(g, rows) for n, g in swept.reference.items()},
+        {
+            s.depth: {n: chosen(g, rows) for n, g in s.gradient.items()}
+            for s in swept.snapshots
+            if s.depth is not None and s.gradient
+        },
+        thresholds.faithful,
+        tuple(sorted({a.depth for a in asked if a.depth is not None})),
+    )
+    return budgets | shared.of(asked)
+
+
+def _outcomes(
+    problems: Sequence[Problem],
+    readings: Readings,
+    measured: Mapping[Cell, Measured],
+    swept: Swept | None,
+    budgets: Mapping[Cell, Budget],
+    seconds: float,
+    peak: int,
+) -> list[Outcome]:
+    """An outcome for every cell, with its share of the time. Outcomes of a stack have no gradients."""
+    estimates = {} if readings.stacked else readings.estimates()
+    references: dict[int, Params] = {}
+    if swept and not readings.stacked:
+        references = {T1: {n: g[i] for n, g in swept.reference.items()} for i, T1 in enumerate(swept.free.T1s)}
+    return [
+        Outcome(
+            cell,
+            problem.key,
+            known.judgement,
+            known.certificate,
+            known.comparison,
+            known.evidence,
+            budgets.get(cell),
+            estimates.get(cell),
+            references.get(cell.steps),
+            seconds,
+            peak,
+        )
+        for problem in problems
+        for cell, known in ((cell, measured[cell]) for cell in problem.cells)
+    ]
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Bytes: of the device since the work began, or of the process where the device is the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,96 @@
+"""A cell: one point at which one estimator is measured on one system, with its key and its labels."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from gradbench.errors import UserError
+from gradbench.planning import registry
+from gradbench.vocabulary.coordinates import COORDINATES, Point, Value
+
+PARAMS_FROM = "params_from"  # among the options of a system: the checkpoint of its parameters
+TRAININGS = Path("results/training")  # of `gradbench train` without --out: a folder for every training file
+_NAMES = ("system", "system_options", "estimator", "estimator_options")
+_UNSHARED: dict[str, Any] = {c.attribute: None for c in COORDINATES.values() if c.shared}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell(Point):
+    """A system and an estimator at one point."""
+
+    system: str
+    system_options: str  # canonical JSON, defaults included
+    estimator: str
+    estimator_options: str
+
+    @classmethod
+    def of(cls, coordinates: Mapping[str, Any]) -> Cell:
+        """The cell with these `coordinates`, as the property gives them."""
+        named = {name: coordinates[name] for name in _NAMES}
+        return cls(**named, **{c.attribute: coordinates[name] for name, c in COORDINATES.items()})
+
+    @cached_property
+    def key(self) -> str:
+        """Content key: equal cells have equal keys in every run of every suite."""
+        return digest(self.coordinates)
+
+    @property
+    def coordinates(self) -> dict[str, Value]:
+        """All that tells cells apart: system, estimator, options and coordinates, under the names of the tables."""
+        named = {name: getattr(self, name) for name in _NAMES}
+        return named | {name: getattr(self, c.attribute) for name, c in COORDINATES.items()}
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """System and estimator as people read them."""
+        return {
+            "system_label": _label(self.system, self.system_options, "system"),
+            "estimator_label": _label(self.estimator, self.estimator_options, "estimator"),
+        }
+
+    @property
+    def steps(self) -> int:
+        """Steps of the free phase: T1, or 0 where the free state is a forward pass."""
+        return self.T1 or 0
+
+    @property
+    def problem(self) -> Cell:
+        """The coordinates that decide the free trajectory; all other coordinates are blank."""
+        return replace(self, estimator="", estimator_options="", **_UNSHARED)
+
+
+@cache
+def _label(name: str, options: str, kind: Literal["system", "estimator"]) -> str:
+    """A name with the options that differ from the defaults; trained parameters show as training and digest."""
+    known = json.loads(options)
+    if PARAMS_FROM in known:
+        path, _, content = known[PARAMS_FROM].rpartition("@")
+        checkpoint = Path(path)  # <training>/<id>/checkpoint.pt, or any file
+        known[PARAMS_FROM] = f"{checkpoint.parent.parent.name or checkpoint.stem}@{content[:8]}"
+    return registry.label(name, json.dumps(known), kind)
+
+
+def trained(path: Path, where: str = PARAMS_FROM) -> str:
+    """A checkpoint as path@digest, so that the name of a cell holds the parameters that it is measured at.
+
+    `path` is a checkpoint, the folder of a training, or the folder of all trainings of a file: the last one counts.
+    """
+    trainings = sorted(path.glob("*/checkpoint.pt"))  # in the order of time, with which ids begin
+    file = path / "checkpoint.pt" if path.is_dir() else path
+    file = trainings[-1] if trainings and not file.exists() else file
+    try:
+        return f"{file}@{hashlib.sha256(file.read_bytes()).hexdigest()[:16]}"
+    except OSError as error:
+        way_out = f". To make one: gradbench train {path.name}" if path.parent == TRAININGS else ""
+        raise UserError(f"{where} = {str(path)!r} is no training or checkpoint: {error.strerror}{way_out}") from None
+
+
+def digest(content: object) -> str:
+    """16 hexadecimal digits that are equal for equal content."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

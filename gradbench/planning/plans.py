@@ -1,0 +1,181 @@
+"""From a suite to a plan: cells, skipped cells with reasons, and the problems and families that the cells make.
+
+Pure Python: planning ten thousand cells needs no torch.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from gradbench.errors import UserError, near_miss, placed
+from gradbench.estimators.base import AbstractEstimator, Count
+from gradbench.planning import registry
+from gradbench.planning.cells import PARAMS_FROM, Cell, digest, trained
+from gradbench.planning.problems import Problem, Shape
+from gradbench.planning.selection import keys, matches
+from gradbench.planning.suites import Check, Grid, Suite, Table
+from gradbench.planning.values import Options
+from gradbench.systems.base import AbstractSystem
+from gradbench.vocabulary.coordinates import COORDINATES, Value
+from gradbench.vocabulary.status import Thresholds
+
+Item = TypeVar("Item", AbstractSystem, AbstractEstimator)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All cells of a run, decided before it starts."""
+
+    suite: str
+    cells: tuple[Cell, ...]
+    skipped: tuple[tuple[Cell, str], ...]  # cells that get a row without a measurement, and why
+    points: int  # of all grids
+    folded: int  # points that are the same cell as another point of their grid, since a coordinate is not used
+    repeated: int  # cells that an earlier grid had planned
+    thresholds: Thresholds = field(default_factory=Thresholds)
+
+    @cached_property
+    def problems(self) -> tuple[Problem, ...]:
+        """Cells that share a free trajectory, in the order of the suite."""
+        grouped: dict[Cell, list[Cell]] = {}
+        for cell in self.cells:
+            grouped.setdefault(cell.problem, []).append(cell)
+        return tuple(Problem(tuple(cells)) for cells in grouped.values())
+
+    @cached_property
+    def families(self) -> dict[Shape, list[Problem]]:
+        """Problems that share a shape."""
+        grouped: dict[Shape, list[Problem]] = {}
+        for problem in self.problems:
+            grouped.setdefault(problem.shape, []).append(problem)
+        return grouped
+
+    @cached_property
+    def skip_reasons(self) -> Counter[str]:
+        """How many cells are skipped, by reason."""
+        return Counter(reason for _, reason in self.skipped)
+
+    @cached_property
+    def key(self) -> str:
+        """Content key of the cells, in any order, and of the thresholds that judge them."""
+        return digest([sorted(c.key for c in (*self.cells, *(c for c, _ in self.skipped))), asdict(self.thresholds)])
+
+    def verify(self, checks: Iterable[Check], where: str, tables: Iterable[Table] = ()) -> None:
+        """Raise UserError for a check that can have no verdict, and for a table without a cell."""
+        cells: list[dict[str, Value]] = [{**cell.coordinates, **cell.labels} for cell in self.cells]
+        known = {"status", *(k for cell in cells for k in keys(cell))}
+        rules = {str(cell[k]) for cell in cells for k in ("estimator", "estimator_label")}
+        asked = [("check", i, check) for i, check in enumerate(checks)]
+        for kind, i, item in [*asked, *(("table", i, table) for i, table in enumerate(tables))]:
+            place = f"{where}: {kind}[{i}] {item.name!r}"
+            for key in item.where:
+                if key not in known:
+                    raise UserError(
+                        f"{place}: where.{key} is neither a coordinate nor an option{near_miss(key, known)}"
+                    )
+            planned = {k: v for k, v in item.where.items() if k != "status"}  # a plan knows no status
+            if not any(matches(cell, planned) for cell in cells):
+                raise UserError(f"{place}: where matches none of {len(cells):,} planned cells")
+            if isinstance(item, Check) and item.against is not None and item.against not in rules:
+                raise UserError(f"{place}: against = {item.against!r} is not planned{near_miss(item.against, rules)}")
+
+    @property
+    def summary(self) -> dict[str, str]:
+        """The lines of `gradbench plan`, by name."""
+        shared = sum((p.cost for p in self.problems), Count())
+        alone = sum((p.cost_alone for p in self.problems), Count())
+        return {
+            "grid points": f"{self.points:,}  ({self.folded:,} folded, {self.repeated:,} planned by an earlier grid)",
+            "cells": f"{len(self.cells):,}  and {len(self.skipped):,} skipped",
+            "problems": f"{len(self.problems):,}  free trajectories",
+            "families": f"{len(self.families):,}  programs",
+            "force evaluations": f"{shared.force:,}  ({alone.force:,} one cell at a time)",
+            "jvp": f"{shared.jvp:,}  ({alone.jvp:,})",
+            "vjp": f"{shared.vjp:,}  ({alone.vjp:,})",
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as plain data, for the run folder."""
+        return {
+            "suite": self.suite,
+            "key": self.key,
+            "points": self.points,
+            "folded": self.folded,
+            "repeated": self.repeated,
+            "cells": [c.coordinates | {"cell": c.key} for c in self.cells],
+            "skipped": [c.coordinates | {"cell": c.key, "reason": reason} for c, reason in self.skipped],
+            "problems": [p.key for p in self.problems],
+            "thresholds": asdict(self.thresholds),
+        }
+
+
+def plan(suite: Suite, where: str = "suite", given: Collection[str] = ()) -> Plan:
+    """Plan a suite. Raises UserError for unknown names and options.
+
+    `where` names the file of the suite in errors. `given` names the data that the caller brings, which are not drawn.
+    """
+    cells: dict[Cell, None] = {}
+    skipped: dict[Cell, str] = {}
+    points = folded = repeated = 0
+    for i, grid in enumerate(suite.grid):
+        reasons: dict[Cell, str | None] = {}
+        for cell, reason in _points(grid, f"{where}: grid[{i}]", given):
+            points += 1
+            folded += cell in reasons
+            reasons[cell] = reason
+        repeated += sum(cell in cells or cell in skipped for cell in reasons)
+        cells |= {cell: None for cell, reason in reasons.items() if reason is None}
+        skipped |= {cell: reason for cell, reason in reasons.items() if reason is not None}
+    return Plan(suite.name, tuple(cells), tuple(skipped.items()), points, folded, repeated, suite.decide())
+
+
+def _points(grid: Grid, where: str, given: Collection[str]) -> Iterator[tuple[Cell, str | None]]:
+    """Every point of a grid as a cell, with the reason why it is skipped, or None."""
+    pairs = itertools.product(
+        _instances(grid.system, registry.system, f"{where}.system"),
+        _instances(grid.estimator, registry.estimator, f"{where}.estimator"),
+    )
+    for system, estimator in pairs:
+        axes = {c.attribute: grid.along(c, system.defaults) for c in COORDINATES.values()}
+        with placed(f"{where}.system"):
+            system.check(axes["batch"][0], given)
+        used = system.uses | estimator.uses
+        unused = {c.attribute: None for c in COORDINATES.values() if c.optional and c.name not in used}
+        reason, rule = estimator.skip(type(system)), registry.options(estimator)
+        sources = [trained(Path(name), f"{where}.params_from") for name in grid.params_from or ()]
+        systems = [_options(system, source) for source in sources] or [registry.options(system)]
+        for options, *values in itertools.product(systems, *axes.values()):
+            point = dict(zip(axes, values, strict=True))
+            cell = Cell(
+                system=system.name,
+                system_options=options,
+                estimator=estimator.name,
+                estimator_options=rule,
+                **{**point, **unused},
+            )
+            yield cell, reason or (estimator.skip_cell(point["T1"], point["T2"]) if "T1" in used else None)
+
+
+def _options(system: AbstractSystem, source: str) -> str:
+    """Options of a system and the source of its trained parameters, so that labels and checks name the source."""
+    return json.dumps(json.loads(registry.options(system)) | {PARAMS_FROM: source}, sort_keys=True)
+
+
+def _instances(choices: Iterable[tuple[str, Options]], build: Callable[..., Item], where: str) -> Iterator[Item]:
+    """A system or an estimator for every name and every product of its options. Raises UserError for equal ones."""
+    seen: dict[str, str] = {}
+    for i, (name, options) in enumerate(choices):
+        for values in itertools.product(*options.values()):
+            item = build(name, dict(zip(options, values, strict=True)), f"{where}[{i}]")
+            key = f"{name} {registry.options(item)}"
+            if key in seen:
+                raise UserError(f"{where}[{i}]: {name!r} with these options stands there twice (see {seen[key]})")
+            seen[key] = f"{where}[{i}]"
+            yield item

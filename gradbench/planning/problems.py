@@ -1,0 +1,159 @@
+"""The work that cells share: a problem has one free trajectory, and a pass is one run of a second phase."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import NamedTuple, TypeVar
+
+from gradbench.estimators.base import AbstractEstimator, AbstractPhase, Count
+from gradbench.estimators.reverse import ReversePhase
+from gradbench.planning import registry
+from gradbench.planning.cells import PARAMS_FROM, Cell, digest
+from gradbench.systems.base import AbstractSystem
+
+N = TypeVar("N", int, float)
+Shape = tuple[object, ...]  # equal for problems that can run as one batch
+
+
+class Place(NamedTuple):
+    """The place of a cell among the rows and columns of a pass."""
+
+    row: int  # of its T1, among the T1 of the pass
+    column: int  # of its beta, among the betas of the pass; 0 where the rule has no beta
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One run of a second phase, which all estimators that share the phase read, at every depth and beta."""
+
+    phase: AbstractPhase
+    cells: tuple[Cell, ...]
+    T1s: tuple[int, ...]
+
+    @cached_property
+    def depths(self) -> tuple[int, ...]:
+        """T2 of the cells, ascending."""
+        return _ascending(c.T2 for c in self.cells)
+
+    @cached_property
+    def betas(self) -> tuple[float, ...]:
+        """beta of the cells, ascending."""
+        return _ascending(c.beta for c in self.cells)
+
+    @cached_property
+    def places(self) -> dict[Cell, Place]:
+        """The place of every cell."""
+        rows = {T1: i for i, T1 in enumerate(self.T1s)}
+        columns: dict[float | None, int] = {None: 0} | {beta: j for j, beta in enumerate(self.betas)}
+        return {c: Place(rows[c.steps], columns[c.beta]) for c in self.cells}
+
+    @property
+    def cost(self) -> Count:
+        """Evaluations on one batch of examples: each T1 and beta is a row of its own."""
+        # the reverse sweep goes to its end, whatever depths are read on the way, since its end is the reference
+        depth = None if self.phase == ReversePhase() else max(self.depths)
+        rows = (self.phase.count(T1, depth) * max(1, len(self.betas)) for T1 in self.T1s)
+        return sum(rows, self.phase.evidence_count(depth) * len(self.T1s))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Cells that share system, parameters, data and dynamics: one free trajectory, read at each T1."""
+
+    cells: tuple[Cell, ...]
+
+    @cached_property
+    def point(self) -> Cell:
+        """The coordinates that all cells share, as a cell; all other coordinates are blank."""
+        return self.cells[0].problem
+
+    @cached_property
+    def key(self) -> str:
+        """Content key: equal for equal cells in any order, so that a reordered suite finds its records."""
+        return digest(sorted(c.key for c in self.cells))
+
+    @cached_property
+    def system(self) -> AbstractSystem:
+        """The system with its options."""
+        options = json.loads(self.point.system_options)
+        options.pop(PARAMS_FROM, None)
+        return registry.system(self.point.system, options)
+
+    @property
+    def params_from(self) -> str | None:
+        """The checkpoint of its parameters, as `trained` names it; None: parameters are drawn."""
+        name: str | None = json.loads(self.point.system_options).get(PARAMS_FROM)
+        return name
+
+    @cached_property
+    def T1s(self) -> tuple[int, ...]:
+        """Steps of the free phases of its cells, ascending."""
+        return _ascending(c.steps for c in self.cells)
+
+    @cached_property
+    def rows(self) -> dict[Cell, int]:
+        """The row of every cell: the place of its T1 in `T1s`."""
+        rows = {T1: i for i, T1 in enumerate(self.T1s)}
+        return {cell: rows[cell.steps] for cell in self.cells}
+
+    @cached_property
+    def reverse(self) -> Pass:
+        """The sweep that gives the reference at every T1, with the cells that read their estimate from it."""
+        return Pass(ReversePhase(), tuple(c for c in self.cells if phase_of(c) == ReversePhase()), self.T1s)
+
+    @cached_property
+    def passes(self) -> tuple[Pass, ...]:
+        """All second phases but the reverse sweep, each once."""
+        grouped: dict[AbstractPhase, list[Cell]] = {}
+        for cell in self.cells:
+            if phase_of(cell) != ReversePhase():
+                grouped.setdefault(phase_of(cell), []).append(cell)
+        return tuple(Pass(phase, tuple(cells), _ascending(c.steps for c in cells)) for phase, cells in grouped.items())
+
+    @property
+    def shape(self) -> Shape:
+        """Equal for problems that can run as one batch: same program, same shapes."""
+        loops = tuple((p.phase, p.T1s, p.depths, len(p.betas)) for p in (self.reverse, *self.passes))
+        return (self.point.system, self.point.system_options, self.point.batch, self.point.dtype, loops)
+
+    @property
+    def cost(self) -> Count:
+        """Evaluations on one batch of examples, with everything shared."""
+        return sum((p.cost for p in (self.reverse, *self.passes)), Count(force=max(1, *self.T1s)))
+
+    @property
+    def cost_alone(self) -> Count:
+        """Evaluations of the same cells one at a time, when no free phase and no reference is shared."""
+        total = Count()
+        for cell in self.cells:
+            total += cell_count(cell)
+            if phase_of(cell) != ReversePhase():
+                total += ReversePhase().count(cell.steps, None)
+        return total
+
+
+@cache
+def rule_of(name: str, options: str) -> AbstractEstimator:
+    """The estimator of a cell, by its name and canonical options."""
+    return registry.estimator(name, json.loads(options))
+
+
+def phase_of(cell: Cell) -> AbstractPhase:
+    """The second phase that a cell reads."""
+    return rule_of(cell.estimator, cell.estimator_options).phase
+
+
+def cell_count(cell: Cell) -> Count:
+    """Evaluations that one estimate needs alone: its free phase and its second phase, without the reference.
+
+    A forward pass in place of a free phase counts as one force, since it evaluates every layer once.
+    """
+    return Count(force=max(1, cell.steps)) + phase_of(cell).count(cell.steps, cell.T2)
+
+
+def _ascending(values: Iterable[N | None]) -> tuple[N, ...]:
+    """The different values, ascending, without None."""
+    return tuple(sorted({v for v in values if v is not None}))

@@ -1,0 +1,249 @@
+"""Suite files: grids to measure, thresholds of statuses, checks and tables. TOML, strictly checked.
+
+Every mistake is a `UserError` that names the file, the key and the nearest known word.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    StrictBool,
+    StrictStr,
+    ValidationError,
+    ValidationInfo,
+    create_model,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import ErrorDetails
+
+from gradbench.errors import UserError, near_miss
+from gradbench.planning import files, values
+from gradbench.planning.values import Options
+from gradbench.vocabulary.coordinates import COORDINATES, Coordinate, Value
+from gradbench.vocabulary.notation import METRICS
+from gradbench.vocabulary.status import Status, Thresholds
+
+Choices = Annotated[tuple[tuple[str, Options], ...], BeforeValidator(values.choices)]
+Number = Annotated[float, BeforeValidator(values.number)]
+Whole = Annotated[int, BeforeValidator(values.whole)]
+Words = Annotated[tuple[StrictStr, ...], BeforeValidator(values.words)]
+
+
+def _along(coordinate: Coordinate) -> Any:
+    """The field of a grid for a coordinate: its values, or None for the default of the system."""
+    read = values.many if coordinate.listed else lambda c, value: (values.one(c, value),)
+    return Annotated[tuple[coordinate.type, ...] | None, BeforeValidator(partial(read, coordinate))]
+
+
+class Strict(BaseModel):
+    """A table of a TOML file in which every key is known."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class AbstractGrid(Strict):
+    """A product of lists of values. `Grid` adds a list for every coordinate."""
+
+    system: Choices
+    estimator: Choices
+    # folders or checkpoints of trainings, which hold the theta of every seed; None: theta is drawn
+    params_from: Words | None = None
+
+    def along(self, coordinate: Coordinate, defaults: Mapping[str, Value]) -> tuple[Any, ...]:
+        """The values of a coordinate: the named ones, else the default of the coordinate, else that of the system."""
+        named: tuple[Any, ...] | None = getattr(self, coordinate.name)
+        return named or (defaults.get(coordinate.name) if coordinate.default is None else coordinate.default,)
+
+
+if TYPE_CHECKING:
+    Grid = AbstractGrid
+else:
+    Grid = create_model("Grid", __base__=AbstractGrid, **{name: (_along(c), None) for name, c in COORDINATES.items()})
+
+Extreme = Literal["min", "max"]
+Reduction = Literal["min", "max", "mean", "median"]
+
+
+def _metric(name: str) -> str:
+    if name not in METRICS:
+        raise ValueError(f"{name!r} is not a metric{near_miss(name, METRICS)}")
+    return name
+
+
+class _Selection(Strict):
+    name: str
+    where: dict[str, object] = {}  # column or option = value, or a list of values
+
+    @field_validator("where")
+    @classmethod
+    def _statuses(cls, where: dict[str, object]) -> dict[str, object]:
+        wanted = where.get("status", [])
+        for status in wanted if isinstance(wanted, list) else [wanted]:
+            if status not in list(Status):
+                raise ValueError(f"status = {status!r} is not a status{near_miss(str(status), Status)}")
+        if wanted == [] and "status" in where:
+            raise ValueError("status: the list is empty: nothing would match")
+        return where
+
+
+class Table(_Selection):
+    """Cells of a run that are printed with its checks, with what is known of them."""
+
+    columns: Words
+    known: str = ""
+
+    @field_validator("columns")
+    @classmethod
+    def _measured(cls, columns: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(_metric, columns))
+
+
+class Check(_Selection):
+    """A claim about cells of a run. Without a matching cell, or with a NaN, it has no verdict, which is a failure."""
+
+    metric: str | None = None
+    min: Number | None = None
+    max: Number | None = None
+    at: dict[str, Extreme] = {}  # take only the rows at the smallest or largest value of a coordinate
+    reduce: dict[str, Reduction] = {}  # then reduce the metric over coordinates, in this order
+    against: str | None = None  # the metric becomes its difference to this estimator at equal coordinates
+    status: Status | None = None  # of every matching cell
+
+    @field_validator("metric")
+    @classmethod
+    def _measured(cls, metric: str | None) -> str | None:
+        return None if metric is None else _metric(metric)
+
+    @field_validator("at", "reduce", mode="before")
+    @classmethod
+    def _coordinates(cls, over: object) -> object:
+        for name in over if isinstance(over, dict) else ():
+            if name not in COORDINATES:
+                raise ValueError(f"{name!r} is not a coordinate{near_miss(str(name), COORDINATES)}")
+        return over
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Check:
+        if self.status is None and (self.metric is None or (self.min is None and self.max is None)):
+            raise ValueError("a check needs a metric with min or max, or a status")
+        if self.status is not None and (self.metric or self.at or self.reduce or self.against):
+            raise ValueError("a check of a status takes no metric, at, reduce or against")
+        if self.status is not None and "status" in self.where:
+            raise ValueError("a check of a status that selects by status cannot fail")
+        return self
+
+
+class Suite(Strict):
+    """A suite file."""
+
+    name: str
+    about: str
+    grid: tuple[Grid, ...]
+    check: tuple[Check, ...] = ()
+    table: tuple[Table, ...] = ()
+    thresholds: dict[str, object] = {}
+    allow_incomplete: StrictBool = False  # error and oom rows do not make the run incomplete
+
+    @field_validator("name")
+    @classmethod
+    def _folder(cls, name: str) -> str:
+        if re.search(r"[/\\\x00-\x1f]|^\.|^latest$|^$", name):
+            raise ValueError(f"{name!r} cannot name a folder of runs")
+        return name
+
+    @field_validator("check", "table", mode="before")
+    @classmethod
+    def _listed(cls, items: object, info: ValidationInfo) -> object:
+        if not isinstance(items, list | tuple):
+            raise ValueError(f"{info.field_name}s are written [[{info.field_name}]]")
+        return items
+
+    @field_validator("grid", mode="before")
+    @classmethod
+    def _some(cls, grids: object) -> object:
+        if not isinstance(grids, list) or not grids:
+            raise ValueError("a suite needs at least one [[grid]]")
+        return grids
+
+    @field_validator("thresholds")
+    @classmethod
+    def _known(cls, thresholds: dict[str, object]) -> dict[str, object]:
+        defaults = {f.name: getattr(Thresholds(), f.name) for f in fields(Thresholds)}
+        for key in thresholds:
+            if key not in defaults:
+                raise ValueError(f"{key!r} is not a threshold{near_miss(key, defaults)}")
+        return {key: _threshold(key, value, defaults[key]) for key, value in thresholds.items()}
+
+    def decide(self) -> Thresholds:
+        """The thresholds: named by the suite, else the defaults."""
+        named: dict[str, Any] = dict(self.thresholds)
+        if "live" in named:
+            named["live"] = Thresholds().live | named["live"]
+        return Thresholds(**named)
+
+
+def _threshold(key: str, value: Any, default: Any) -> Any:
+    if isinstance(default, dict):
+        if not isinstance(value, dict) or set(value) - set(default):
+            raise ValueError(f"{key} takes a table of {', '.join(default)}")
+        return {part: _threshold(f"{key}.{part}", v, default[part]) for part, v in value.items()}
+    try:
+        number = values.whole(value) if isinstance(default, int) else values.number(value)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from None
+    least = 1 if isinstance(default, int) else 0
+    if number < least:
+        raise ValueError(f"{key}: {value!r} is below {least}")
+    return number
+
+
+def load(path: Path, overrides: Mapping[str, object] | None = None) -> Suite:
+    """Read and check a suite file, with some keys of every grid replaced."""
+    content = files.read(path)
+    grids = content.get("grid")
+    if overrides and isinstance(grids, list):
+        content["grid"] = [grid | dict(overrides) if isinstance(grid, dict) else grid for grid in grids]
+    return parse({"name": path.stem} | content, str(path))
+
+
+def parse(content: Mapping[str, object], where: str) -> Suite:
+    """Check the content of a suite; `where` names its file in errors."""
+    try:
+        return Suite.model_validate(dict(content))
+    except ValidationError as error:
+        # a mistake in a key that is set for every grid is in every grid, and is told once
+        told = {re.sub(r"^grid\[\d+\]", "grid", line): line for line in map(error_line, reversed(error.errors()))}
+        raise UserError("\n".join(f"{where}: {line}" for line in reversed(told.values()))) from None
+
+
+_MODELS: dict[str, type[BaseModel]] = {"grid": Grid, "check": Check, "table": Table}
+
+
+def error_line(
+    error: ErrorDetails, root: type[BaseModel] = Suite, models: Mapping[str, type[BaseModel]] = _MODELS
+) -> str:
+    """One line: the key as a user would look it up, the mistake, the nearest known word."""
+    unknown = error["type"] == "extra_forbidden"
+    # pydantic appends the names of its branches to the path that the user wrote; these are no identifiers
+    place = [part for part in error["loc"] if unknown or isinstance(part, int) or part.isidentifier()]
+    key = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in place).removeprefix(".")
+    if unknown:
+        model = models.get(str(place[0]), root) if len(place) > 1 else root
+        return f"{key}: unknown key{near_miss(str(place[-1]), model.model_fields)}"
+    if error["type"] == "missing":
+        return f"{key}: missing"
+    if error["type"] in ("literal_error", "enum"):
+        known = re.findall(r"'([^']*)'", error["ctx"]["expected"])
+        return f"{key} = {error['input']!r} is not a choice{near_miss(str(error['input']), known)}"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{key}: {message}"

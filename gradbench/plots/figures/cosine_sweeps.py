@@ -1,0 +1,134 @@
+"""Cosine to BPTT along one coordinate, a figure each: the whole gradient, mean, worst parameter and attention.
+
+beta  Bias falls with beta, rounding grows. In float64 (pale) the error falls all the way; in float32 it turns back
+      where beta is too small.
+T1    How much free phase a comparison needs. Hollow points have no fixed point to compare at.
+T2    Truncation. A rule that is right rises with T2; one that is biased stops at its bias.
+s     Coupling. The stronger it is, the further off is a rule that assumes a symmetric Jacobian.
+damp  Damping. What it costs and gains to force a fixed point.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from gradbench.plots import hold, look
+from gradbench.plots.scale import FLOOR_WORDS, floored, show_cosines
+from gradbench.vocabulary.coordinates import COORDINATES
+from gradbench.vocabulary.status import Status
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from matplotlib.axes import Axes
+    from pandas import DataFrame
+
+    from gradbench.plots.sources import Tables
+
+SHOWN = ("cosine", "cosine_mean", "cosine_min", "cosine_attn")
+
+
+@look.themed
+def draw_cosine_sweep(cells: DataFrame, x: str) -> Figure | None:
+    """Cosines against the coordinate x, the others held: a row a system, a marker a seed, lines at the median."""
+    cells = hold.estimates(cells)
+    styles = look.styles(cells)
+    cells = cells[cells[x].notna()]
+    rows = hold.by_system(cells, free=(x,), dtypes=x == "beta")  # dtypes differ in rounding
+    # a rule is drawn where it has two points for a line
+    rows = {title: here[here.groupby("estimator_label")[x].transform("nunique") > 1] for title, here in rows.items()}
+    rows = {title: here for title, here in rows.items() if here.dropna(subset=["cosine"])[x].nunique() > 1}
+    if not rows:
+        return None
+
+    heights = [1.95] * len(rows)  # inches; the first row also holds the titles, the last the label of x
+    heights[0] += 0.35
+    heights[-1] += 0.25
+    figure = Figure(figsize=(look.WIDTH, 0.6 + sum(heights)), layout="constrained")
+    strips = figure.subfigures(len(rows), 1, squeeze=False, height_ratios=heights)[:, 0]
+    panels: list[Axes] = []
+    for strip, (title, here) in zip(strips, rows.items(), strict=True):
+        strip.suptitle(title, x=0.01, ha="left", size=9.5, weight="bold")
+        for ax, metric in zip(strip.subplots(1, len(SHOWN), sharey=True), SHOWN, strict=True):
+            _panel(ax, here, x, metric, styles)
+            ax.set_title(look.metric(metric) if strip is strips[0] else "")
+            ax.set_xlabel(COORDINATES[x].axis if strip is strips[-1] else "")
+            ax.set_ylabel("cosine to BPTT" if metric == SHOWN[0] else "")
+            panels.append(ax)
+    drawn = pd.concat(rows.values())
+    show_cosines(panels, drawn[list(SHOWN)])
+    look.legend(figure, {label: styles[label] for label in drawn["estimator_label"].unique()}, _keys(drawn))
+    look.caption(
+        figure,
+        [
+            f"Cosine to BPTT against {COORDINATES[x].words}: {len(drawn)} cells, a point a seed,",
+            "lines at the median of settled seeds.",
+            *look.without(drawn[drawn["cosine"].isna()]),
+            f"Shaded: negative. {FLOOR_WORDS.capitalize()}.",
+        ],
+    )
+    return figure
+
+
+def _keys(drawn: DataFrame) -> list[Line2D]:
+    keys = []
+    if drawn["cosine"].isna().any():
+        keys.append(Line2D([], [], color=look.GREY, linestyle="", marker="x", markersize=5, label="no cosine"))
+    if (drawn.groupby("system_label")["dtype"].nunique() > 1).any():
+        keys.append(Line2D([], [], color=look.GREY, linewidth=4, alpha=0.3, label="float64"))
+    return keys
+
+
+def _panel(ax: Axes, here: DataFrame, x: str, metric: str, styles: dict[str, look.Style]) -> None:
+    word = COORDINATES[x]
+    ticks = sorted(here[x].unique())
+    low, high = ticks[0], ticks[-1]
+    if word.log:
+        ax.set_xscale("log")
+        ax.set_xlim(low * (low / high) ** 0.08, high * (high / low) ** 0.08)
+    else:
+        ax.set_xlim(low - 0.08 * (high - low), high + 0.08 * (high - low))
+    ax.set_xticks(ticks, [f"{value:g}" for value in ticks])
+    # a value with cells that have no cosine gets a cross at the bottom of the panel
+    absent = here[here["cosine"].isna()][x].unique()
+    ax.plot(absent, [0.05] * len(absent), "x", color=look.GREY, markersize=5, transform=ax.get_xaxis_transform())
+    if here[metric].isna().all():
+        ax.text(0.5, 0.5, "none in this system", transform=ax.transAxes, ha="center", va="center", color=look.GREY)
+        return
+    here = here.assign(**{metric: floored(here[metric])})
+    for dtype, rows in here.groupby("dtype"):
+        pale = dtype == "float64" and here["dtype"].nunique() > 1
+        kind: dict[str, float] = {"linewidth": 4, "alpha": 0.3} if pale else {"linewidth": 1.2}
+        settled = rows[rows["status"] == Status.SETTLED]
+        if not settled.empty:
+            sns.lineplot(
+                settled,
+                x=x,
+                y=metric,
+                hue="estimator_label",
+                style="estimator_label",
+                palette={label: style.colour for label, style in styles.items()},
+                dashes={label: style.dashes for label, style in styles.items()},
+                estimator="median",
+                errorbar=None,
+                legend=False,
+                ax=ax,
+                zorder=2,
+                **kind,
+            )
+        for label, style in styles.items():
+            look.points(ax, rows[rows["estimator_label"] == label], x, metric, style, alpha=0.35 if pale else 1)
+
+
+def _sweep(x: str, tables: Tables) -> Figure | None:
+    return draw_cosine_sweep(tables.cells, x)
+
+
+# There is a sweep for every coordinate that titles name. The step size and the batch are held in all figures.
+FIGURES: dict[str, Callable[[Tables], Figure | None]] = {f"cosine_vs_{x}": partial(_sweep, x) for x in hold.ALWAYS}

@@ -1,0 +1,87 @@
+"""Which nudge is right: error against beta. Curvature makes it grow to the right, round-off to the left."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from gradbench.plots import hold, look
+from gradbench.vocabulary.coordinates import COORDINATES
+from gradbench.vocabulary.notation import METRICS
+from gradbench.vocabulary.status import Status
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from matplotlib.axes import Axes
+    from pandas import DataFrame
+
+    from gradbench.plots.sources import Tables
+
+FLOOR = 1e-14  # smaller errors are drawn here
+COLUMNS = 2
+LINES = {"float32": (1.4, None), "float64": (4, 0.3)}  # width in points, and opacity
+
+
+@look.themed
+def draw_error_vs_beta(cells: DataFrame) -> Figure | None:
+    """A U in float32: slope 2 (centred) or 1 (one-sided) to the right, -1 to the left, where round-off predicts it."""
+    cells = hold.estimates(cells)
+    cells = cells[cells["beta"].notna() & (cells["status"] == Status.SETTLED) & cells["rel_error"].notna()]
+    systems = {
+        title: here
+        for title, here in hold.by_system(cells, free=("beta",), dtypes=True).items()
+        if here["beta"].nunique() > 2
+    }
+    if not systems:
+        return None
+    lines = -(-len(systems) // COLUMNS)
+    figure = Figure(figsize=(look.WIDTH, 0.9 + 2.9 * lines), layout="constrained")
+    axes = figure.subplots(lines, COLUMNS, squeeze=False).ravel()
+    styles = look.styles(cells)
+    drawn = {label for here in systems.values() for label in here["estimator_label"]}
+    for ax, (title, here) in zip(axes, systems.items(), strict=False):
+        _panel(ax, here, styles)
+        ax.set_title(title.replace("   at ", "\nat "), loc="left")
+    for i, ax in enumerate(axes):
+        ax.set_visible(i < len(systems))
+        ax.set_ylabel(METRICS["rel_error"].axis if i % COLUMNS == 0 else "")
+    keys = [
+        Line2D([], [], color=look.GREY, linestyle=":", label="round-off of float32, predicted"),
+        Line2D([], [], color=look.GREY, linewidth=0.8, label=r"slopes $\beta$, $\beta^2$"),
+        Line2D([], [], color=look.GREY, linewidth=4, alpha=0.3, label="float64"),
+    ]
+    look.legend(figure, {label: style for label, style in styles.items() if label in drawn}, keys)
+    look.caption(
+        figure,
+        [
+            "Relative error of the whole gradient against the nudge, median of settled seeds. The dotted line is the",
+            "round-off of s* over the displacement of the state: to its left a smaller nudge makes things worse.",
+        ],
+    )
+    return figure
+
+
+def _panel(ax: Axes, here: DataFrame, styles: dict[str, look.Style]) -> None:
+    here = here.assign(error=here["rel_error"].clip(lower=FLOOR))
+    ax.set(xscale="log", yscale="log", xlabel=COORDINATES["beta"].axis)
+    for (label, dtype), rows in here.groupby(["estimator_label", "dtype"]):
+        style = styles[label]
+        middle = rows.groupby("beta")["error"].median()
+        width, alpha = LINES[dtype]
+        ax.plot(middle.index, middle, color=style.colour, linestyle=style.line, linewidth=width, alpha=alpha, zorder=2)
+        look.points(ax, rows, "beta", "error", style, alpha=1 if dtype == "float32" else 0.35)
+    floor = here[here["dtype"] == "float32"].groupby("beta")["noise_floor"].median()
+    ax.plot(floor.index, floor, ":", color=look.GREY, zorder=1)
+    betas, top = np.array(sorted(here["beta"].unique())), here["error"].max()
+    for slope in (1, 2):
+        ax.plot(betas, top * (betas / betas[-1]) ** slope, color=look.GREY, linewidth=0.8, zorder=1)
+    ax.set_ylim(max(FLOOR / 2, 0.3 * min(here["error"].min(), floor.min() if len(floor) else 1)), top * 3)
+
+
+FIGURES: dict[str, Callable[[Tables], Figure | None]] = {
+    "error_vs_beta": lambda tables: draw_error_vs_beta(tables.cells)
+}

@@ -1,0 +1,152 @@
+"""Where each system settles, over coupling scale and damping, and how faithful each rule is there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from gradbench.plots import hold, look
+from gradbench.plots.scale import nines, tick
+from gradbench.vocabulary.coordinates import COORDINATES
+from gradbench.vocabulary.status import Status
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from matplotlib.axes import Axes
+    from pandas import DataFrame
+
+    from gradbench.plots.sources import Tables
+
+ACROSS = 3  # panels in a line
+TOP = 4  # nines; all cosines from 0.9999 on have one colour
+ORDER = list(Status)  # worst first
+# Colours are pale, so that the words stand out. Cold colours are evidence, warm ones are none.
+COLOURS = {
+    Status.SETTLED: "#CFE3F1",
+    Status.UNSTABLE: "#F6E8B1",
+    Status.UNSETTLED: "#F9DDB1",
+    Status.COLLAPSED: "#E3D3E4",
+}
+OTHER = "#F2C4B3"
+SHORT = {Status.NUDGE_DIVERGED: "nudge\ndiverged"}
+
+
+@look.themed
+def draw_map_s_damp(cells: DataFrame) -> Figure | None:
+    """Status and smallest cosine over s and damp. A number on a hatch is no evidence, since nothing settled there."""
+    cells = hold.estimates(cells)
+    cells = cells[cells["estimator_label"] == cells["estimator"]]
+    rows = hold.by_system(cells, free=("s", "damp"))
+    rows = {title: here for title, here in rows.items() if here["s"].nunique() > 1 and here["damp"].nunique() > 1}
+    if not rows:
+        return None
+
+    labels = list(look.styles(pd.concat(rows.values())))
+    lines = -(-(1 + len(labels)) // ACROSS)
+    figure = Figure(figsize=(look.WIDTH, 0.4 + (0.3 + 2.3 * lines) * len(rows)), layout="constrained")
+    strips = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
+    for strip, (title, here) in zip(strips, rows.items(), strict=True):
+        strip.suptitle(title, x=0.01, ha="left", size=9.5, weight="bold")
+        axes = strip.subplots(lines, ACROSS, squeeze=False).ravel()
+        _statuses(axes[0], here)
+        for ax, label in zip(axes[1:], labels, strict=False):
+            _cosines(ax, here[here["estimator_label"] == label], label)
+        for i, ax in enumerate(axes):
+            ax.set_visible(i <= len(labels))
+            ax.set_ylabel("" if i % ACROSS else ax.get_ylabel())
+        bar = strip.colorbar(axes[1].collections[0], ax=list(axes), pad=0.01, aspect=25)
+        bar.set_ticks(range(TOP + 1), labels=[f"≤ {tick(0)}", *map(tick, range(1, TOP)), f"≥ {tick(TOP)}"])
+        bar.set_label(look.metric("cosine_min"))
+        bar.outline.set_visible(False)
+    count = sum(map(len, rows.values()))
+    look.caption(
+        figure,
+        [
+            f"Status and smallest cosine over parameters: {count} cells, the worst status and the median over seeds.",
+            "Hatched, in grey: not settled, so the number says nothing about the estimator. Dash: no cosine.",
+        ],
+    )
+    return figure
+
+
+def _worst(statuses: Iterable[str]) -> int:
+    return min(ORDER.index(Status(status)) for status in statuses)
+
+
+def _size(table: DataFrame, characters: int) -> float:
+    """The font size, in points, at which so many characters fit into a square of a panel."""
+    return min(8, 160 / table.shape[1] / (0.62 * characters))
+
+
+def _frame(ax: Axes, title: str) -> None:
+    ax.set(title=title, xlabel=COORDINATES["damp"].axis, ylabel=COORDINATES["s"].axis)
+    ax.tick_params(left=False, bottom=False, rotation=0)
+    ax.grid(visible=False)
+
+
+def _statuses(ax: Axes, here: DataFrame) -> None:
+    table = here.pivot_table(index="s", columns="damp", values="status", aggfunc=_worst).sort_index(ascending=False)
+    words = table.map(lambda i: "" if np.isnan(i) else SHORT.get(ORDER[int(i)], ORDER[int(i)].value))
+    palette = ListedColormap([COLOURS.get(status, OTHER) for status in ORDER])
+    sns.heatmap(
+        table.astype(float),
+        annot=words,
+        fmt="",
+        cmap=palette,
+        vmin=-0.5,
+        vmax=len(ORDER) - 0.5,
+        cbar=False,
+        ax=ax,
+        linewidths=1,
+        linecolor="white",
+        annot_kws={"color": "black", "size": _size(table, len("collapsed"))},
+    )
+    _frame(ax, "status")
+
+
+def _cosines(ax: Axes, here: DataFrame, label: str) -> None:
+    cells = {"index": "s", "columns": "damp", "dropna": False}
+    cosine = here.pivot_table(values="cosine_min", aggfunc="median", **cells).sort_index(ascending=False)
+    worst = here.pivot_table(values="status", aggfunc=_worst, **cells).reindex_like(cosine)
+    settled = (worst == ORDER.index(Status.SETTLED)).to_numpy()
+    there = worst.notna().to_numpy()
+    size = _size(cosine, len(">0.9999"))
+    shade = cosine.map(lambda value: float(nines(max(value, 0))))
+    sns.heatmap(
+        shade,
+        mask=~settled,
+        annot=cosine.map(_number),
+        fmt="",
+        cmap="cividis",
+        vmin=0,
+        vmax=TOP,
+        cbar=False,
+        ax=ax,
+        linewidths=1,
+        linecolor="white",
+        annot_kws={"size": size},
+    )
+    for row, column in zip(*np.nonzero(there & ~settled), strict=True):
+        ax.add_patch(Rectangle((column, row), 1, 1, facecolor="0.96", edgecolor="0.8", hatch="////", linewidth=0))
+        ax.add_patch(Rectangle((column, row), 1, 1, fill=False, edgecolor="white", linewidth=1))
+        value = _number(cosine.iat[row, column])
+        box = {"facecolor": "0.96", "edgecolor": "none", "pad": 1}
+        ax.text(column + 0.5, row + 0.5, value, color="0.5", size=size, ha="center", va="center", bbox=box)
+    _frame(ax, label)
+
+
+def _number(cosine: float) -> str:
+    """A cosine with four digits, cut and not rounded, so that 1 is written for nothing less."""
+    if np.isnan(cosine):
+        return "-"
+    return ">0.9999" if cosine > 0.9999 else f"{np.trunc(cosine * 1e4) / 1e4 + 0.0:.4f}"  # + 0.0: no -0
+
+
+FIGURES: dict[str, Callable[[Tables], Figure | None]] = {"map_s_damp": lambda tables: draw_map_s_damp(tables.cells)}

@@ -1,0 +1,103 @@
+"""Which parameters a rule gets right: cosine to BPTT by parameter."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from gradbench.plots import hold, look
+from gradbench.plots.scale import FLOOR_WORDS, floored, show_cosines
+from gradbench.vocabulary.status import Status
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from matplotlib.axes import Axes
+    from pandas import DataFrame
+
+    from gradbench.plots.sources import Tables
+
+
+@look.themed
+def draw_params(cells: DataFrame, params: DataFrame) -> Figure | None:
+    """Settled cells at one point a system: bars at the median of seeds, whiskers from the smallest to the largest."""
+    cells = hold.estimates(cells)
+    cells = cells[cells["estimator_label"] == cells["estimator"]]
+    rows = {}
+    for title, here in hold.by_system(cells).items():
+        here = here[here["status"] == Status.SETTLED]
+        if not here.empty:
+            seeds = look.count(here["seed"].nunique(), "seed")
+            rows[f"{title}, {seeds}"] = here.merge(params, on="cell", suffixes=("_whole", ""))
+    if not rows:
+        return None
+    unsettled = sorted(
+        set(cells["system_label"]) - {system for here in rows.values() for system in here["system_label"]}
+    )
+
+    styles = look.styles(pd.concat(rows.values()))
+    slots = max(
+        here["param"].nunique() for here in rows.values()
+    )  # every row has this many places, so that bars are equally wide
+    figure = Figure(figsize=(look.WIDTH, 0.6 + 1.75 * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
+    for ax, (title, here) in zip(axes, rows.items(), strict=True):
+        _panel(ax, here, styles)
+        ax.set_xlim(-0.5, slots - 0.5)
+        ax.set_title(title, loc="left", weight="bold", size=9.5)
+    show_cosines(list(axes), np.concatenate([here["cosine"].to_numpy(float) for here in rows.values()]))
+    handles = [
+        Patch(facecolor=style.colour, edgecolor="black", linewidth=0.6, hatch=look.HATCHES.get(label), label=label)
+        for label, style in styles.items()
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=5, frameon=False)
+    look.caption(
+        figure,
+        [
+            "Cosine to BPTT by parameter, settled cells only: bars at the median of seeds, whiskers to the extremes.",
+            *([f"Nothing settled there: {', '.join(unsettled)}."] if unsettled else []),
+            f"Undefined: the reference gradient is zero or below the floor of liveness. {FLOOR_WORDS.capitalize()}.",
+        ],
+    )
+    return figure
+
+
+def _panel(ax: Axes, here: DataFrame, styles: dict[str, look.Style]) -> None:
+    names, labels = list(here["param"].unique()), list(styles)
+    sns.barplot(
+        here.assign(cosine=floored(here["cosine"])),
+        x="param",
+        y="cosine",
+        hue="estimator_label",
+        order=names,
+        hue_order=labels,
+        palette={label: s.colour for label, s in styles.items()},
+        saturation=1,
+        estimator="median",
+        errorbar=("pi", 100),
+        err_kws={"linewidth": 1.2, "color": "black"},
+        legend=False,
+        ax=ax,
+    )
+    for bars, label in zip(ax.containers, labels, strict=True):
+        for bar in bars:  # the edge shows a bar of nearly zero, the hatch tells rules apart in grey
+            bar.set(edgecolor="black", linewidth=0.6, hatch=look.HATCHES.get(label))
+    ax.set(xlabel="", ylabel="cosine to BPTT")
+    ax.grid(visible=False, axis="x")
+    width = 0.8 / len(labels)
+    for i, name in enumerate(names):
+        for j, label in enumerate(labels):
+            cosines = here[(here["param"] == name) & (here["estimator_label"] == label)]["cosine"]
+            if len(cosines) and cosines.isna().all():
+                x = i + (j - (len(labels) - 1) / 2) * width
+                ax.text(x, 0.02, "undefined", rotation=90, size=8, ha="center", va="bottom", color=styles[label].colour)
+
+
+FIGURES: dict[str, Callable[[Tables], Figure | None]] = {
+    "params": lambda tables: draw_params(tables.cells, tables.params)
+}

@@ -1,0 +1,71 @@
+"""Whether the reference can be trusted: residual of the free phase against the smallest cosine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from gradbench.plots import hold, look
+from gradbench.plots.scale import FLOOR_WORDS, floored, show_cosines
+from gradbench.vocabulary.notation import METRICS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pandas import DataFrame
+
+    from gradbench.plots.sources import Tables
+
+EXACT = 1e-12  # smaller residuals are drawn here; float64 reaches 1e-18, and a step in float32 may be exactly zero
+
+
+@look.themed
+def draw_residual_vs_cosine(cells: DataFrame, threshold: float) -> Figure | None:
+    """Right of the line the free phase has not settled, so that a cosine there compares with a transient."""
+    cells = hold.estimates(cells)
+    absent = cells["cosine_min"].isna() | cells["residual"].isna()
+    shown = cells[~absent]
+    if shown.empty:
+        return None
+    shown = shown.assign(residual=shown["residual"].clip(lower=EXACT), cosine_min=floored(shown["cosine_min"]))
+    systems = dict(list(shown.groupby("system_label")))
+    columns = min(3, len(systems))
+    figure = Figure(figsize=(look.WIDTH, 1.0 + 2.5 * -(-len(systems) // columns)), layout="constrained")
+    axes = figure.subplots(-(-len(systems) // columns), columns, sharex=True, sharey=True, squeeze=False).ravel()
+    styles = {label: s for label, s in look.styles(cells).items() if label in set(shown["estimator_label"])}
+    for ax, (system, rows) in zip(axes, systems.items(), strict=False):
+        for label, style in styles.items():
+            look.points(ax, rows[rows["estimator_label"] == label], "residual", "cosine_min", style, alpha=0.7)
+        ax.axvline(threshold, color=look.GREY, linestyle="--", linewidth=1)
+        ax.set(
+            title=hold.lines(system, hold.LINE // columns),
+            xscale="log",
+            xlabel=METRICS["residual"].axis,
+            ylabel=look.metric("cosine_min"),
+        )
+    for i, ax in enumerate(axes):
+        below = i + columns < len(systems)
+        ax.tick_params(labelbottom=not below)
+        ax.set_xlabel("" if below else ax.get_xlabel())
+        ax.set_ylabel("" if i % columns else ax.get_ylabel())
+        ax.set_visible(i < len(systems))
+    show_cosines(list(axes[: len(systems)]), shown["cosine_min"])
+    line = Line2D([], [], color=look.GREY, linestyle="--", linewidth=1, label=f"threshold {threshold:g}")
+    look.legend(figure, styles, [line], lines=False)
+    look.caption(
+        figure,
+        [
+            f"Smallest cosine against free residual: {len(shown)} cells at every coordinate and dtype.",
+            *look.without(cells[absent]),
+            "Shaded: negative.",
+            f"Residuals below {EXACT:g} and {FLOOR_WORDS}.",
+        ],
+    )
+    return figure
+
+
+FIGURES: dict[str, Callable[[Tables], Figure | None]] = {
+    "residual_vs_cosine": lambda tables: draw_residual_vs_cosine(tables.cells, tables.residual)
+}

@@ -1,0 +1,159 @@
+"""What the transformers of `cet` declare: options, parameters, data, start and cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from gradbench.data import datasets
+from gradbench.data.streams import normal
+from gradbench.errors import UserError
+from gradbench.systems.base import AbstractSystem, Data, Params
+from gradbench.systems.tokens import join, patches, token_norm
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Generator, Tensor
+
+    from gradbench.data.streams import Streams
+
+
+@dataclass(frozen=True)
+class AbstractCetOptions(AbstractSystem):
+    """Tokens z and pixels y complete an image of which some patches are hidden.
+
+    C = 1/2 sum mask (y - x)^2: the reconstruction error of the hidden patches.
+    """
+
+    per_example: ClassVar[frozenset[str]] = frozenset({"x", "mask"})
+    defaults: ClassVar[Mapping[str, float]] = {
+        "s": 1.0, "damp": 0.0, "T1": 100, "T2": 15, "beta": 0.02, "eps": 0.2, "batch": 64
+    }  # fmt: skip
+    mem_std: ClassVar[float] = 0.3  # of Wmem, in units of 1/sqrt(D); small: the energy stays bounded below
+
+    img: int = 28  # pixels of a side
+    ch: int = 1  # colours
+    patch: int = 7  # pixels of a patch's side, and the stride
+    D: int = 64  # width of a token
+    heads: int = 4  # H
+    dh: int = 16  # h, width of a head
+    mem: int = 128  # M, memories
+    gamma: float = 0.25  # inverse temperature of the energy attention
+    mask_ratio: float = 0.5  # share of patches that is hidden
+    dataset: str = "fashion_mnist_sample"
+    benc_std: float = 0.0
+    bpos_std: float = 0.0
+    bdec_std: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.img % self.patch:
+            raise UserError(f"{self.name}: img = {self.img} is not a multiple of patch = {self.patch}")
+        if not 0 <= self.mask_ratio <= 1:
+            raise UserError(f"{self.name}: mask_ratio = {self.mask_ratio} is not between 0 and 1")
+
+    @classmethod
+    def implied(cls, named: Mapping[str, Any]) -> dict[str, int]:
+        """ch and img of a dataset that the default sizes cannot show, and the patch closest to the default."""
+        dataset = named.get("dataset", cls.dataset)
+        if dataset not in datasets.SHAPES or datasets.fits(dataset, cls.ch, cls.img):
+            return {}
+        ch, img, _ = datasets.SHAPES[dataset]
+        side = named.get("img", img)
+        # 1 divides every img, so the closest patch is at most as far from the default as 1 is
+        divisors = [patch for patch in range(1, 2 * cls.patch) if side % patch == 0]
+        return {"ch": ch, "img": img, "patch": min(divisors, key=lambda patch: abs(patch - cls.patch))}
+
+    @classmethod
+    def sizes(cls, params: Params, given: Data) -> dict[str, int | str]:
+        options: dict[str, int | str] = {}
+        if "x" in given:
+            options |= {"ch": given["x"].shape[-3], "img": given["x"].shape[-1], "dataset": datasets.GIVEN}
+        if "Wenc" in params:
+            options |= {"D": params["Wenc"].shape[0], "patch": params["Wenc"].shape[-1]}
+        if "WQ" in params:
+            options |= {"heads": params["WQ"].shape[0], "dh": params["WQ"].shape[1]}
+        if "Wmem" in params:
+            options |= {"mem": params["Wmem"].shape[-1]}
+        return options
+
+    def check(self, batch: int, given: Collection[str] = ()) -> None:
+        if "x" not in given:
+            datasets.check(self.dataset, self.ch, self.img, batch)
+
+    @property
+    def side(self) -> int:
+        """Patches along a side; N = side^2."""
+        return self.img // self.patch
+
+    @property
+    def pixels(self) -> int:
+        """P, values of a patch."""
+        return self.ch * self.patch**2
+
+    @property
+    def layout(self) -> dict[str, tuple[int, ...]]:
+        return {"z": (self.side**2, self.D), "y": (self.ch, self.img, self.img)}
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        kernel = (self.D, self.ch, self.patch, self.patch)
+        return {
+            "Wenc": kernel,
+            "benc": (self.D,),
+            "bpos": (self.side**2, self.D),
+            "Wdec": kernel,
+            "bdec": (self.ch,),
+            "Wmem": (self.D, self.mem),
+            "WQ": (self.heads, self.dh, self.D),
+            "WK": (self.heads, self.dh, self.D),
+        }
+
+    def data_shapes(self, batch: int) -> dict[str, tuple[int, ...]]:
+        return {"x": (batch, self.ch, self.img, self.img), "mask": (batch, self.ch, self.img, self.img)}
+
+    def init_params(self, rng: Generator) -> Params:
+        token = 1 / math.sqrt(self.D)
+        std = {
+            "Wenc": 0.5 * math.sqrt(2 / self.pixels),  # half of Kaiming's
+            "Wdec": 0.5 * math.sqrt(2 / self.pixels),
+            "benc": self.benc_std,
+            "bpos": self.bpos_std,
+            "bdec": self.bdec_std,
+            "Wmem": self.mem_std * token,
+            "WQ": token,
+            "WK": token,
+            "WV": token,
+            "WO": 1 / math.sqrt(self.heads * self.dh),
+        }
+        return {name: normal(rng, shape, std[name]) for name, shape in self.shapes.items()}
+
+    def sample(self, streams: Streams, batch: int) -> Data:
+        mask = self._mask(streams["mask"], batch)
+        if self.dataset == datasets.GIVEN:
+            return {"mask": mask}
+        return {"x": datasets.images(self.dataset, self.ch, self.img, batch, streams["data"]), "mask": mask}
+
+    def _mask(self, rng: Generator, batch: int) -> Float[Tensor, "b ch img img"]:
+        """1 on the pixels of hidden patches, 0 elsewhere; as many hidden patches in every example."""
+        import torch
+
+        N = self.side**2
+        order = torch.rand((batch, N), generator=rng, dtype=torch.float64).argsort(-1)
+        hidden = torch.zeros((batch, N), dtype=torch.float64)
+        hidden.scatter_(-1, order[:, : round(self.mask_ratio * N)], 1.0)
+        hidden = hidden.unflatten(-1, (1, self.side, self.side)).expand(-1, self.ch, -1, -1)
+        return hidden.repeat_interleave(self.patch, -1).repeat_interleave(self.patch, -2)
+
+    def init_state(self, theta: Params, x: Data) -> Float[Tensor, "b n"]:
+        seen = visible(x)
+        return join(token_norm(patches(seen, self.patch) @ theta["Wenc"].flatten(1).mT), seen)
+
+    def cost(self, theta: Params, x: Data, s: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b"]:
+        return 0.5 * (x["mask"] * (self.split(s)["y"] - x["x"]).square()).sum((-3, -2, -1))
+
+
+def visible(x: Data) -> Float[Tensor, "b ch img img"]:
+    """xbar: the image outside its mask."""
+    return x["x"] * (1 - x["mask"])
