@@ -76,12 +76,8 @@ def test_every_room_stands_in_the_design_with_what_it_decides() -> None:
     from gradbench.commands.environment import DECIDING_ROOMS
 
     design = (ROOT / "docs" / "design.md").read_text()
-    lines = re.findall(r"^\| (`.*?) \| (yes|no|yes, no|no, yes) \|", design, re.MULTILINE)
-    told = {}
-    for rooms, decides in lines:
-        listed = [room.rstrip("/") for room in re.findall(r"`([\w./]+)`", rooms)]
-        answers = decides.split(", ") if ", " in decides else [decides] * len(listed)
-        told |= dict(zip(listed, answers, strict=True))
+    lines = re.findall(r"^\| (`.*?) \| (yes|no) \|", design, re.MULTILINE)
+    told = {room.rstrip("/"): decides for rooms, decides in lines for room in re.findall(r"`([\w./]+)`", rooms)}
     there = {path.name for path in PACKAGE.iterdir() if path.name not in ("__init__.py", "__main__.py", "__pycache__")}
     assert set(told) == {name for name in there if name != "py.typed"}
     assert {room for room, answer in told.items() if answer == "yes"} == set(DECIDING_ROOMS)

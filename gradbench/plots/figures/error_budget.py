@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,13 +27,10 @@ RULES = ("ep", "aep")  # the default form of each has a bar, from left to right
 TOP = 1.25  # bars are cut here; how wrong an estimate is no longer matters where its error exceeds its reference
 WITHOUT = (Status.DIVERGED, Status.COLLAPSED, Status.UNDEFINED)  # statuses of cells whose error says nothing
 LEAST = 0.012  # height of the bar of a faithful cell, whose error is too small to be seen; no bar means no cell
-COLOURS = dict(
-    zip(
-        map(column, CAUSES),
-        ("#56B4E9", "#332288", "#0072B2", "#D55E00", "#882255", "#999933", "#E69F00", "#CC79A7", "#117733", "#000000"),
-        strict=True,
-    )
-)
+PALETTE = (
+    "#56B4E9", "#332288", "#0072B2", "#D55E00", "#882255", "#999933", "#E69F00", "#CC79A7", "#117733", "#000000"
+)  # fmt: skip
+COLOURS = dict(zip(map(column, CAUSES), itertools.chain(PALETTE, itertools.repeat(look.GREY)), strict=False))
 
 
 @look.themed
