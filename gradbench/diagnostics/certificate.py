@@ -11,13 +11,13 @@ import torch
 
 from gradbench.data.streams import Streams, normal
 from gradbench.diagnostics.asymmetry import antisymmetry
-from gradbench.diagnostics.judgement import Judgement, bounded, of_free_state
+from gradbench.diagnostics.judgement import Judgement, bounded, collapsed, most, of_free_state
 from gradbench.diagnostics.spectrum import growth
 from gradbench.systems.base import AbstractDrivenSystem
 from gradbench.vocabulary.status import Thresholds
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Float, Float64
     from torch import Tensor
 
     from gradbench.dynamics.trajectory import Trajectory
@@ -51,6 +51,7 @@ class Certificate:
     """Evidence about s* at one T1. NaN: not measured, because the phase diverged or the notion does not apply."""
 
     residual: float  # |G(s*) - s*| / |s*|
+    collapsed_share: float  # of samples that decay to 0
     settled_share: float  # of samples whose residual is below the threshold
     force_norm: float  # |F(s*)|
     state_norm: float  # |s*|
@@ -75,7 +76,7 @@ class Certificate:
 def judged(evidence: dict[str, Any], at: Thresholds, deep: Deep | None = None) -> Certificate:
     """The certificate with this evidence, and the judgement that follows from it."""
     pinned = deep is not None and deep.spectrum_open <= PINNED
-    numbers = {name: evidence[name] for name in ("escape", "shrink", "residual", "settled_share")}
+    numbers = {name: evidence[name] for name in ("escape", "shrink", "residual", "collapsed_share", "settled_share")}
     rho = deep.rho_arnoldi if deep is not None and pinned else evidence.get("rho", math.nan)
     return Certificate(**evidence, judgement=of_free_state(**numbers, rho=rho, at=at), deep=deep)
 
@@ -96,9 +97,15 @@ def certify(free: Trajectory, thresholds: Thresholds, seeds: Sequence[int]) -> l
         force = free.field.force(free.ends)
     by_sample = moved.double().norm(dim=-1) / free.ends.double().norm(dim=-1)
     ends = list(free.T1s)
+    gone = collapsed(_shrink_by_sample(free), by_sample, torch.finfo(free.ends.dtype).eps, thresholds)
+    collapsed_share = gone.double().mean(-1)
+    settled = by_sample <= thresholds.residual
     evidence = {
         "residual": _norm(moved) / norms[ends],
-        "settled_share": (by_sample <= thresholds.residual).double().mean(-1),
+        "collapsed_share": collapsed_share,
+        "settled_share": torch.where(
+            most(collapsed_share), settled.double().mean(-1), (settled & ~gone).double().mean(-1)
+        ),
         "force_norm": _norm(force),
         "state_norm": norms[ends],
         "scale": scale.expand_as(norms[ends]),
@@ -124,6 +131,21 @@ def certify(free: Trajectory, thresholds: Thresholds, seeds: Sequence[int]) -> l
         row = [defaults | {name: column[i][c] for name, column in columns.items()} for c in range(len(seeds))]
         certificates.append([judged(v if bounded(v["escape"], thresholds) else v | unknown, thresholds) for v in row])
     return certificates
+
+
+def _shrink_by_sample(free: Trajectory) -> Float64[Tensor, "i *c b"]:
+    """|s*| / |s_0| of every sample; |s*| / |s_1| of a sample that starts at 0, and |s*| where |s_1| is 0 too."""
+    first = free.states[0]
+    if free.T1s[-1] == 0:
+        second = first
+    elif free.every == 1:
+        second = free.states[1]
+    else:
+        with torch.no_grad():
+            second = free.field.step(first)
+    start, after, end = (s.double().norm(dim=-1) for s in (first, second, free.ends))
+    scale = torch.where(start > 0, start, after)
+    return torch.where(scale > 0, end / scale, end)
 
 
 _LINEAR = ("rho", "antisymmetry", "antisymmetry_se", "antisymmetry_swirl", "antisymmetry_swirl_se")

@@ -32,6 +32,7 @@ class Judgement:
         return self.status is Status.DIVERGED
 
 
+ROUND_OFF = 16  # units of it that the residual of a sample at rest stays below
 SETTLED = Judgement(Status.SETTLED)
 
 
@@ -50,14 +51,34 @@ def enough_settled(settled_share: float, at: Thresholds) -> bool:
     return settled_share >= at.settled_share
 
 
+def collapsed(shrink: Tensor, residual: Tensor, unit: float, at: Thresholds) -> Tensor:
+    """Which samples decay to 0: |s*| / |s_0| is zero up to underflow, or small and still moving.
+
+    A sample that has come to rest far inside its start moves by round-off alone: `unit` is that of its dtype.
+    """
+    moving = residual > max(at.collapse_residual, ROUND_OFF * unit)
+    return (shrink <= at.vanish) | ((shrink < at.collapse) & moving)
+
+
+def most(share: Numbers) -> Numbers:
+    """Whether more than half of the samples do what makes a cell collapsed."""
+    return share > 0.5
+
+
 def of_free_state(
-    *, escape: float, shrink: float, residual: float, settled_share: float, rho: float, at: Thresholds
+    *,
+    escape: float,
+    shrink: float,
+    residual: float,
+    collapsed_share: float,
+    settled_share: float,
+    rho: float,
+    at: Thresholds,
 ) -> Judgement:
     """Judge the end of a free phase by the numbers of its certificate; `rho` is that of a deep one where it decides."""
     if not bounded(escape, at):
         return Judgement(Status.DIVERGED, f"|s| / |s_0| reached {escape:.1e}")
-    shrinking = shrink < at.collapse and residual > at.collapse_residual
-    if shrink <= at.vanish or shrinking:
+    if most(collapsed_share):
         reason = f"|s*| / |s_0| = {shrink:.1e} and still shrinking (residual {residual:.1e})"
         return Judgement(Status.COLLAPSED, reason)
     if not enough_settled(settled_share, at):

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from gradbench.systems.base import Params
 
+ZERO = "the estimate is zero"  # the reason of a cosine that is 0 by convention, as that of a credit of zero is
 REFERENCE = "the reference"  # begins every reason that lies in the reference
 ATTENTION = ("WQ", "WK", "WV", "WO")  # the group of `cosine_attn`
 
@@ -28,7 +29,12 @@ class Similarity(NamedTuple):
     rel_error: float  # |estimate - reference| / |reference|
     sign_agreement: float  # share of entries above the noise floor whose signs agree
     reference_norm: float
-    reason: str = ""  # why the cosine is undefined
+    reason: str = ""  # why the cosine is undefined, or 0 by convention
+
+    @property
+    def defined(self) -> bool:
+        """Whether there is a cosine."""
+        return self.reason in ("", ZERO)
 
     @property
     def no_reference(self) -> bool:
@@ -48,8 +54,23 @@ class Comparison:
 
     @property
     def defined(self) -> dict[str, float]:
-        """Cosines of the parameters that have one."""
-        return {n: p.cosine for n, p in self.params.items() if not p.reason}
+        """Cosines of the parameters that have one; of a live parameter whose estimate is zero it is 0."""
+        return {n: p.cosine for n, p in self.params.items() if p.defined}
+
+    @property
+    def params_live(self) -> int:
+        """How many parameters have a reference above the floor of liveness."""
+        return sum(not p.no_reference for p in self.params.values())
+
+    @property
+    def params_zero(self) -> int:
+        """How many live parameters have an estimate of exactly zero."""
+        return sum(p.reason == ZERO for p in self.params.values())
+
+    @property
+    def params_undefined(self) -> int:
+        """How many parameters have no cosine."""
+        return len(self.params) - len(self.defined)
 
     @property
     def cosine_mean(self) -> float:
@@ -137,7 +158,7 @@ def comparisons(sums: Float64[np.ndarray, "k P 6"], names: Sequence[str], live: 
 # why a cosine is undefined: of those that hold, the last counts
 _REASONS = (
     "",
-    "the estimate is zero",
+    ZERO,
     "the estimate is not finite",
     "{} is below the floor of liveness",
     "{} is zero",
@@ -158,5 +179,6 @@ def _readings(
             reason[holds] = code
         rows = np.stack([dot / (norm * size), size / norm, np.sqrt(dd) / norm, agree / heard, norm], -1)
     rows[..., 0][reason > 0] = math.nan
+    rows[..., 0][reason == 1] = 0.0  # a live parameter that the estimate leaves where it is
     rows[..., :4][(norm == 0) | ~np.isfinite(norm)] = math.nan
     return rows, reason

@@ -65,6 +65,7 @@ class Outcome:
         for name in ("cosine_mean", "cosine_min", "cosine_attn"):
             row[name] = getattr(c, name) if c else math.nan
         row["worst"] = c.worst if c else ""
+        row |= {name: getattr(c, name) if c else None for name in ("params_live", "params_zero", "params_undefined")}
         row["params"] = [{"param": name, **p._asdict()} for name, p in c.params.items()] if c else []
         row["blocks"] = blocks(self.evidence)
         row["cause"] = self.budget.cause if self.budget else None
@@ -116,4 +117,4 @@ def _power(rho: float, T2: int) -> float:
 
 _NUDGED = ("nudge_residual", "clip_share", "drift", "curvature", "noise_floor")
 # fields of a certificate without a column: `deep` has a column a field, and the reason tells what decided the status
-_INTERNAL = ("scale", "shrink", "escape", "judgement", "deep")
+_INTERNAL = ("scale", "shrink", "collapsed_share", "escape", "judgement", "deep")

@@ -13,7 +13,7 @@ import pyarrow as pa
 from gradbench.vocabulary.cause import CAUSES, column
 from gradbench.vocabulary.coordinates import COORDINATES
 
-VERSION = 3
+VERSION = 4
 
 _S, _F, _I, _B = pa.string(), pa.float64(), pa.int64(), pa.bool_()
 
@@ -38,6 +38,9 @@ OUTCOME = {
     "cosine_min": _F,
     "cosine_attn": _F,
     "worst": _S,  # parameter with the smallest cosine
+    "params_live": _I,  # parameters whose reference is above the floor of liveness; null: nothing was compared
+    "params_zero": _I,  # of these, parameters whose estimate is exactly zero: their cosine is 0
+    "params_undefined": _I,  # parameters without a cosine
     "norm_ratio": _F,
     "rel_error": _F,
     "sign_agreement": _F,
@@ -90,7 +93,7 @@ PARAM = {
     "rel_error": _F,
     "sign_agreement": _F,
     "reference_norm": _F,
-    "reason": _S,  # why the cosine is undefined
+    "reason": _S,  # why the cosine is undefined, or 0 by convention
 }
 
 BLOCK = {

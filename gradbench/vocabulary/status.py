@@ -63,9 +63,10 @@ class Thresholds:
     residual: float = 1e-4  # of a sample, |G(s) - s| / |s|: above, the sample is not settled
     settled_share: float = 1.0  # of samples that must be settled
     divergence: float = 1e3  # |s_t| / |s_0|: above at any step, diverged
-    collapse: float = 1e-2  # |s*| / |s_0|: below, with a residual above the next number, collapsed
-    collapse_residual: float = 1e-10
-    vanish: float = 1e-20  # |s*| / |s_0|: below, s* is 0 up to underflow, where float32 stops moving
+    # a cell is collapsed where more than half of its samples are; fewer of them count as samples that are not settled
+    collapse: float = 1e-2  # of a sample, |s*| / |s_0|: below, with a residual above the next number, collapsed
+    collapse_residual: float = 1e-10  # or 16 units of round-off of the dtype, whichever is larger
+    vanish: float = 1e-20  # of a sample, |s*| / |s_0|: below, s* is 0 up to underflow, where float32 stops moving
     growth: float = 1e-3  # rho - 1: above, unstable
     growth_steps: int = 60  # products J_G v; the growth is averaged over the last half
     probes: int = 8  # random vectors of the antisymmetry estimate

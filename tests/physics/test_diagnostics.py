@@ -11,7 +11,7 @@ from live import SYSTEMS, live_field, random_like
 from gradbench import measure
 from gradbench.diagnostics.asymmetry import antisymmetry
 from gradbench.diagnostics.certificate import certify, judged
-from gradbench.diagnostics.judgement import of_cell
+from gradbench.diagnostics.judgement import collapsed, of_cell
 from gradbench.diagnostics.metrics import compare
 from gradbench.diagnostics.spectrum import growth
 from gradbench.dynamics.linear import Linear
@@ -21,8 +21,8 @@ from gradbench.planning import registry
 from gradbench.vocabulary.status import Status, Thresholds
 
 SETTLED = {
-    "residual": 1e-9, "settled_share": 1.0, "force_norm": 1e-8, "state_norm": 1.0, "scale": 1.0, "shrink": 1.0,
-    "escape": 1.0, "rho": 0.9, "antisymmetry": 0.1, "antisymmetry_se": 0.01, "energy_monotone": None,
+    "residual": 1e-9, "collapsed_share": 0.0, "settled_share": 1.0, "force_norm": 1e-8, "state_norm": 1.0,
+    "scale": 1.0, "shrink": 1.0, "escape": 1.0, "rho": 0.9, "antisymmetry": 0.1, "antisymmetry_se": 0.01, "energy_monotone": None,
 }  # fmt: skip
 ONES = {"a": torch.ones(3, dtype=torch.float64)}
 
@@ -85,11 +85,10 @@ def test_the_error_of_the_antisymmetry_is_that_of_repeated_draws() -> None:
         ({"rho": 1.01}, Status.UNSTABLE),
         ({"settled_share": 0.9}, Status.UNSETTLED),
         ({"settled_share": 0.9, "rho": 1.5}, Status.UNSETTLED),
-        ({"shrink": 1e-3, "residual": 5e-2, "settled_share": 0.0}, Status.COLLAPSED),
-        ({"shrink": 1e-3, "residual": 1e-12}, Status.SETTLED),
-        ({"shrink": 0.0, "residual": math.nan}, Status.COLLAPSED),
-        ({"shrink": 1e-30, "residual": 0.0}, Status.COLLAPSED),
-        ({"escape": 1e4, "shrink": 0.0}, Status.DIVERGED),
+        ({"collapsed_share": 0.6, "settled_share": 0.0}, Status.COLLAPSED),
+        ({"collapsed_share": 0.5, "settled_share": 0.5}, Status.UNSETTLED),
+        ({"collapsed_share": 1.0, "rho": 1.5}, Status.COLLAPSED),
+        ({"escape": 1e4, "collapsed_share": 1.0}, Status.DIVERGED),
         ({"escape": math.inf}, Status.DIVERGED),
         ({"escape": math.nan}, Status.DIVERGED),
         ({"rho": math.nan}, Status.UNSTABLE),
@@ -97,6 +96,55 @@ def test_the_error_of_the_antisymmetry_is_that_of_repeated_draws() -> None:
 )
 def test_status_of_a_free_phase(change: dict[str, float], status: Status) -> None:
     assert judged(SETTLED | change, Thresholds()).judgement.status is status
+
+
+@pytest.mark.parametrize(
+    ("shrink", "residual", "dtype", "expected"),
+    [
+        (1e-3, 5e-2, torch.float64, True),
+        (1e-3, 1e-12, torch.float64, False),
+        (1e-3, 1e-8, torch.float64, True),
+        (1e-3, 1e-8, torch.float32, False),  # the round-off of a float32 state at rest
+        (1e-3, 1e-5, torch.float32, True),
+        (0.0, math.nan, torch.float64, True),
+        (1e-30, 0.0, torch.float32, True),
+        (0.5, 1.0, torch.float64, False),
+        (math.nan, math.nan, torch.float64, False),
+    ],
+)
+def test_a_sample_is_collapsed_that_is_zero_or_small_and_still_moving(
+    shrink: float, residual: float, dtype: torch.dtype, expected: bool
+) -> None:
+    unit = torch.finfo(dtype).eps
+    assert bool(collapsed(torch.tensor(shrink), torch.tensor(residual), unit, Thresholds())) is expected
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("far", "status"), [(1, Status.SETTLED), (8, Status.SETTLED)])
+def test_samples_that_rest_far_inside_their_start_are_settled(dtype: str, far: int, status: Status) -> None:
+    m = measure("toy_noncons", "bptt", data=starts(far), damp=3.0, T1=200, dtype=dtype, **DRIVEN)
+    assert m.status is status, m.reason
+
+
+def test_one_sample_that_decays_to_0_makes_its_cell_unsettled_and_more_than_half_make_it_collapsed() -> None:
+    for gone, status in ((1, Status.UNSETTLED), (4, Status.UNSETTLED), (5, Status.COLLAPSED)):
+        drive = starts(0)["drive"]
+        drive[:gone] = 0  # nothing holds these: they decay by a factor a step
+        m = measure(
+            "toy_noncons", "bptt", data=starts(0) | {"drive": drive}, damp=3.0, T1=20, dtype="float64", **DRIVEN
+        )
+        assert m.status is status, (gone, m.reason)
+
+
+DRIVEN = {"system_options": {"drive_std": 1.0}}
+
+
+def starts(far: int) -> dict[str, torch.Tensor]:
+    """Data of eight samples, some of which start a hundred times as far out as the others."""
+    rng = torch.Generator().manual_seed(0)
+    x0, drive = (torch.randn(8, 8, 32, generator=rng, dtype=torch.float64) for _ in range(2))
+    x0[:far] *= 1000
+    return {"x0": x0, "drive": drive}
 
 
 @pytest.mark.parametrize(

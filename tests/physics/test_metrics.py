@@ -54,14 +54,29 @@ def test_a_dead_parameter_has_no_cosine_and_a_reason() -> None:
 
 def test_zero_and_broken_gradients_are_undefined_not_perfect() -> None:
     zero = {n: 0 * g for n, g in REFERENCE.items()}
-    assert "estimate is zero" in one(zero).whole.reason
-    assert math.isnan(one(zero).whole.cosine)
+    assert one(zero).whole.reason == "the estimate is zero"
+    assert one(zero).whole.cosine == 0
     c = compare(REFERENCE, zero, 1e-8)
     assert "zero" in c.whole.reason
     assert math.isnan(c.whole.cosine)
     broken = REFERENCE | {"b": torch.tensor([math.nan, 0, 0])}
     assert "not finite" in one(broken).whole.reason
     assert not one(broken).params["WQ"].reason
+
+
+def test_a_live_parameter_that_is_left_where_it_is_has_cosine_0_and_counts() -> None:
+    c = one({"WQ": torch.zeros(2), "b": REFERENCE["b"]})
+    assert (c.params["WQ"].cosine, c.params["WQ"].reason) == (0, "the estimate is zero")
+    assert (c.cosine_min, c.cosine_mean, c.cosine_attn, c.worst) == (0, pytest.approx(0.5), 0, "WQ")
+    assert (c.params_live, c.params_zero, c.params_undefined) == (2, 1, 0)
+
+
+def test_a_zero_estimate_of_a_dead_parameter_is_undefined_and_one_that_is_not_finite_too() -> None:
+    reference = REFERENCE | {"dead": torch.zeros(2), "WK": torch.ones(2)}
+    c = compare({n: 0 * g for n, g in reference.items()} | {"WK": torch.tensor([math.inf, 0])}, reference, 1e-8)
+    assert math.isnan(c.params["dead"].cosine)
+    assert math.isnan(c.params["WK"].cosine)
+    assert (c.params_live, c.params_zero, c.params_undefined) == (3, 2, 2)
 
 
 def test_tiny_gradients_keep_their_cosine() -> None:
