@@ -20,6 +20,7 @@ from gradbench.dynamics.stack import Stack
 from gradbench.dynamics.trajectory import relax
 from gradbench.engine import readings as engine
 from gradbench.engine.draws import build
+from gradbench.engine.solving import solve
 from gradbench.estimators import control
 from gradbench.estimators.base import Snapshot
 from gradbench.estimators.control import Kind
@@ -118,7 +119,7 @@ def passed() -> dict[str, bool]:
     """Whether the checks of suite `smoke` on the reference and on its controls pass."""
     shipped = suites.load(Path("suites/smoke.toml"))
     problems = [p for p in plan(shipped).problems if any(c.estimator == CONTROL for c in p.cells)]
-    rows = [o.row() for p in problems for o in engine.solve([p], build(p, "cpu"), shipped.decide())]
+    rows = [o.row() for p in problems for o in solve([p], build(p, "cpu"), shipped.decide())]
     found = {REFERENCE: True, CONTROL: True}
     for check in shipped.check:
         if (name := check.where.get("estimator")) in found:
