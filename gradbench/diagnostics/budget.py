@@ -22,12 +22,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from gradbench.diagnostics.ladder import adjoints, nudged_credits, response
+from gradbench.diagnostics.ladder import adjoints, series
 from gradbench.dynamics.trajectory import chosen
-from gradbench.estimators.base import Snapshot, along
-from gradbench.estimators.nudged import NudgedPhase
-from gradbench.estimators.reverse import Tbptt
-from gradbench.systems.base import AbstractForwardSystem
+from gradbench.estimators.base import Role, Snapshot, along
 from gradbench.vocabulary.cause import Cause
 from gradbench.vocabulary.status import Status
 
@@ -69,6 +66,7 @@ class Asked:
     free: Trajectory
     betas: Float[Tensor, "j *c"]
     estimate: Params  # (i, j, *c, ...)
+    credit: Float[Tensor, "i j *c b n"] | None
     wanted: Mapping[Cell, tuple[Place, Comparison]]
 
     def only(self, rows: Sequence[int], columns: Sequence[int] | None = None) -> Asked:
@@ -81,9 +79,10 @@ class Asked:
             if i in row_of and j in column_of
         }
         estimate = {n: _columns(chosen(g, rows), columns) for n, g in self.estimate.items()}
+        credit = None if self.credit is None else _columns(chosen(self.credit, rows), columns)
         betas = chosen(self.betas, columns) if len(self.betas) else self.betas
         free = self.free.at(tuple(self.free.T1s[i] for i in rows))
-        return replace(self, free=free, betas=betas, estimate=estimate, wanted=wanted)
+        return replace(self, free=free, betas=betas, estimate=estimate, credit=credit, wanted=wanted)
 
 
 @dataclass(eq=False)
@@ -100,6 +99,7 @@ class Budgets:
     faithful: float
     depths: tuple[int, ...]  # of all readings
     _series: dict[object, dict[int, Params]] = field(default_factory=dict)  # gradients by depth
+    _powers: dict[int, tuple[Tensor, Params]] = field(default_factory=dict)  # credit and gradient by number of terms
 
     def of(self, asked: Sequence[Asked]) -> dict[Cell, Budget]:
         """The budget of every cell that wants a cause. Readings of one phase have the same T1 and beta."""
@@ -112,7 +112,6 @@ class Budgets:
             if bent:
                 nudged.setdefault(a.rule.phase, []).append(replace(a, wanted=bent))
         for phase, same in nudged.items():
-            assert isinstance(phase, NudgedPhase)
             places = [place for a in same for place, _ in a.wanted.values()]
             rows, columns = (sorted({place[axis] for place in places}) for axis in (0, 1))
             budgets |= self._taken_apart(phase, [a.only(rows, columns) for a in same])
@@ -122,19 +121,22 @@ class Budgets:
         """The steps from backpropagation to a reading, by cause."""
         rows = self.free.rows(a.free.T1s)
         reference = _rows(self.reference, rows)
-        if isinstance(a.rule, Tbptt):
+        if a.rule.truncates:
             return {Cause.TRUNCATION: _minus(a.estimate, reference)}
-        if a.depth is None:
+        if a.rule.role is not Role.RULE:
             return {Cause.READOUT: _minus(a.estimate, reference)}
-        phase, adjoint = a.rule.phase, self._series_gradient(a.rule.phase, rows, a.depth)
-        if isinstance(self.free.field.system, AbstractForwardSystem):  # no steps led to s*
+        phase, terms = a.rule.phase, a.rule.terms(a.depth)
+        if terms is None:
+            return self._nearest(a, rows, reference)
+        adjoint = self._series_gradient(phase, rows, terms)
+        if terms != a.depth or self.free.field.predicts:  # no truncation of the sweep to compare with
             steps: Steps = {Cause.TRUNCATION: _minus(adjoint, reference)}
         else:
-            truncated = _rows(self.truncated[a.depth], rows)
+            truncated = _rows(self.truncated[terms], rows)
             steps = {Cause.TRUNCATION: _minus(truncated, reference), Cause.TRANSIENT: _minus(adjoint, truncated)}
-        if not isinstance(phase, NudgedPhase):
+        if not phase.linearises:
             return steps | {Cause.READOUT: _minus(a.estimate, adjoint)}
-        linear = self._series_gradient(phase, rows, a.depth, linearised=True)
+        linear = self._series_gradient(phase, rows, terms, linearised=True)
         asymmetry = _minus(linear, adjoint)
         change, size = (_squares(g, list(reference), self._lead).sum(-1).sqrt() for g in (asymmetry, adjoint))
         # where both series have grown by many orders, their difference is round-off
@@ -142,7 +144,32 @@ class Budgets:
         steps[Cause.ASYMMETRY] = _where(heard, asymmetry)
         return steps | self._scanned(a, phase, linear, reference)
 
-    def _scanned(self, a: Asked, phase: NudgedPhase, linear: Params, reference: Params) -> Steps:
+    def _nearest(self, a: Asked, rows: Sequence[int], reference: Params) -> Steps:
+        """The steps of a rule that declares no number of terms, by way of the adjoint that is nearest to it.
+
+        Of the adjoints with 1, 2, 4 ... T1 terms, the one whose credit is nearest to that of the rule, or whose
+        gradient is, where the rule gives no credit. It is chosen for every T1, beta and stacked problem.
+        """
+        if not self._powers:
+            self._powers |= {k: (credit, self._pulled(credit)) for k, credit in series(self.free).items()}
+        gaps, gradients = [], []
+        bound = self.free.ends.new_tensor([self.free.T1s[row] or math.inf for row in rows])
+        for k, (credit, gradient) in self._powers.items():
+            gradients.append({n: chosen(g, rows) for n, g in gradient.items()})
+            if a.credit is not None:
+                gap = (a.credit - chosen(credit, rows)[:, None]).double().square().sum((-2, -1))
+            else:
+                gap = _squares(_minus(a.estimate, gradients[-1]), list(reference), self._lead).sum(-1)
+            outside = (bound < k).reshape(-1, *[1] * (gap.ndim - 1))
+            gaps.append(gap.nan_to_num(nan=math.inf).masked_fill(outside, math.inf))
+        best = torch.stack(gaps).argmin(0)
+        nearest = {n: _picked([g[n] for g in gradients], best) for n in reference}
+        return {Cause.TRUNCATION: _minus(nearest, reference), Cause.READOUT: _minus(a.estimate, nearest)}
+
+    def _pulled(self, credit: Float[Tensor, "i *c b n"]) -> Params:
+        return along(self.free, Snapshot(None), credit[:, None]).gradient
+
+    def _scanned(self, a: Asked, phase: AbstractPhase, linear: Params, reference: Params) -> Steps:
         """The steps of a finite nudge, told apart by the other beta of the reading where there are some.
 
         Counted from the best beta, an error that grows with beta is nonlinearity, with a slope of 1 or 2, and an error
@@ -150,14 +177,14 @@ class Budgets:
         clip: then neither is claimed. Of a one-sided rule the second may be drift: then it is not claimed.
         """
         whole = {Cause.NUDGE: _minus(a.estimate, linear)}
-        if len(a.betas) < 2 or phase.clip != "none":
+        if len(a.betas) < 2 or not phase.beta_tells:
             return whole
         names = list(reference)
         scale = _squares(reference, names, self._lead).clamp_min(torch.finfo(torch.float64).tiny)
         errors = (_squares(whole[Cause.NUDGE], names, self._lead) / scale).sum(-1)
         best = errors.nan_to_num(nan=math.inf).argmin(1, keepdim=True)
         j = torch.arange(len(a.betas), device=best.device).reshape(1, -1, *[1] * (best.ndim - 2))
-        above, below = j > best, (j < best) & (len(phase.signs) == 2)
+        above, below = j > best, (j < best) & (Cause.PRECISION in phase.beta_tells)
         from_best = _where(above | below, _minus(a.estimate, _taken(a.estimate, best)))
         return {
             Cause.NUDGE: _minus(whole[Cause.NUDGE], from_best),
@@ -174,23 +201,19 @@ class Budgets:
         self, phase: AbstractPhase, rows: Sequence[int], depth: int, *, linearised: bool = False
     ) -> Params:
         """The gradient of `depth` terms of the adjoint, with the step size of the phase; or of the linearised phase."""
-        nudged = phase if isinstance(phase, NudgedPhase) else None
-        # a correction puts J^T in place of J: without a projection the linearised phase is then the adjoint
-        differs = linearised and nudged and (not nudged.asymmetric or self.free.field.system.projects)
-        key: object = (
-            replace(nudged, signs=(), clip="none") if nudged and differs else nudged.reduction if nudged else "sum"
-        )
+        key = phase.linear_key(self.free.field.system) if linearised else None
+        apart = key is not None
+        key = key if apart else phase.step_size_key
         if key not in self._series:
-            if nudged and differs:
-                credits = response(self.free, nudged, self.depths, drifting=False)
+            if apart:
+                credits = phase.linearised(self.free, self.depths, drifting=False)
             else:
-                eps = nudged.step_size(self.free) if nudged else None
-                terms = enumerate(adjoints(self.free, max(self.depths), eps))
+                terms = enumerate(adjoints(self.free, max(self.depths), phase.step_size(self.free)))
                 credits = ((depth, a) for depth, a in terms if depth in self.depths)
-            self._series[key] = {d: along(self.free, Snapshot(d), a[:, None]).gradient for d, a in credits}
+            self._series[key] = {d: self._pulled(a) for d, a in credits}
         return {n: chosen(g, rows) for n, g in self._series[key][depth].items()}
 
-    def _taken_apart(self, phase: NudgedPhase, asked: Sequence[Asked]) -> dict[Cell, Budget]:
+    def _taken_apart(self, phase: AbstractPhase, asked: Sequence[Asked]) -> dict[Cell, Budget]:
         """The budgets of readings of one phase at the same T1 and beta, with the step of the nudge taken apart."""
         free, betas = asked[0].free, asked[0].betas.double()
         if free.ends.dtype != torch.float64:
@@ -201,7 +224,7 @@ class Budgets:
         parts: dict[int, Steps] = {depth: {} for depth in depths}
         snapshots = {}
         # a settled state drifts too little in the second phase to bend an error that wants a cause
-        for c in nudged_credits(free, phase, depths, betas, Cause.TRANSIENT, drifting=False):
+        for c in phase.changes(free, depths, betas, Cause.TRANSIENT, drifting=False):
             depth, gradient = c.snapshot.depth, along(free, c.snapshot, c.credit).gradient
             assert depth is not None
             step = _minus(gradient, last[depth])
@@ -241,10 +264,20 @@ class Budgets:
             for n, row in rows.items()
         }
         of = wanting(comparison, self.faithful) or ""
-        cause = max(sizes[of], key=sizes[of].__getitem__)
+        cause = _largest(sizes[of])
         if cause in (Cause.READOUT, Cause.RULE):
             cause = _multiple(comparison) or cause
         return Budget(cause, of, sizes)
+
+
+def _largest(sizes: Mapping[Cause, float]) -> Cause:
+    """The cause of the largest step. A nudge that leaves every bound overflows in the dtype of the cell and not in
+    float64: what precision adds to a step that is wrong by more than the reference is not the cause.
+    """
+    others = {cause: size for cause, size in sizes.items() if cause is not Cause.PRECISION}
+    if math.isinf(sizes.get(Cause.PRECISION, 0.0)) and max(others.values(), default=0.0) > 1:
+        return max(others, key=others.__getitem__)
+    return max(sizes, key=sizes.__getitem__)
 
 
 def _multiple(comparison: Comparison) -> Cause | None:
@@ -265,6 +298,8 @@ def asks(status: Status, comparison: Comparison, faithful: float) -> bool:
 
 def blamed(status: Status, comparison: Comparison, faithful: float) -> Budget | None:
     """The budget of an error above `faithful` whose cause is the status of the cell; None elsewhere."""
+    if status is Status.UNSTABLE and comparison.whole.overflowed:
+        return Budget(Cause.NO_FIXED_POINT, "", {"": {Cause.NO_FIXED_POINT: math.inf}})
     of = wanting(comparison, faithful)
     if of is None or status not in _BLAMED:
         return None
@@ -313,6 +348,13 @@ def _taken(g: Params, j: Int[Tensor, "i 1 *c"]) -> Params:
     return {
         n: v.gather(1, j.reshape(*j.shape, *[1] * (v.ndim - j.ndim)).expand(-1, -1, *v.shape[2:])) for n, v in g.items()
     }
+
+
+def _picked(gradients: Sequence[Tensor], best: Int[Tensor, "i j *c"]) -> Tensor:
+    """Of every T1, beta and stacked problem the gradient `(i, j, *c, ...)` with the index that is best there."""
+    g = torch.stack([g.expand(-1, best.shape[1], *g.shape[2:]) for g in gradients])
+    index = best.reshape(1, *best.shape, *[1] * (g.ndim - 1 - best.ndim)).expand(1, *g.shape[1:])
+    return g.gather(0, index)[0]
 
 
 def _squares(step: Params, names: Sequence[str], lead: int) -> Float[Tensor, "*lead P"]:

@@ -4,7 +4,8 @@
   bptt                 backpropagation through the T1 steps
   adjoint, T1 terms    every Jacobian of the path is taken at s*                      transient, or no fixed point
   implicit             the series without an end: (1 - J_G^T) a = dC/ds is solved     transient, or no fixed point
-  adjoint, T2 terms    as many terms as the second phase has steps                    truncation
+  adjoint, T2 terms    as many terms as the second phase has steps; of a rule that    truncation
+                       declares no number, the one whose credit is nearest
   linearised           the Jacobian that the rule goes by: J where J^T is right       asymmetry
   along the drift      the linearised phase at the states through which s* drifts     transient
   beta -> 0            the phase of the rule, with a nudge too small to bend it      the rule itself
@@ -22,8 +23,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -33,9 +34,8 @@ from gradbench.diagnostics.arnoldi import gmres
 from gradbench.diagnostics.deep import DENSE, by_lu, dense
 from gradbench.diagnostics.metrics import Comparison, compare
 from gradbench.dynamics.trajectory import relax
-from gradbench.estimators.base import Snapshot, along
-from gradbench.estimators.nudged import SIGNS, NudgedPhase, displacement
-from gradbench.estimators.reverse import Bptt, Tbptt
+from gradbench.estimators.base import Role, Snapshot, along
+from gradbench.estimators.reference import REFERENCE
 from gradbench.vocabulary.cause import NEGLIGIBLE, Cause
 
 if TYPE_CHECKING:
@@ -44,12 +44,11 @@ if TYPE_CHECKING:
 
     from gradbench.dynamics.field import Field
     from gradbench.dynamics.trajectory import Trajectory
-    from gradbench.estimators.base import AbstractEstimator, AbstractPhase
+    from gradbench.estimators.base import AbstractEstimator, Reading
     from gradbench.systems.base import Params
 
 SOLVED = 1e-8  # |g - (1 - J_G^T) a| / |g|: above, there is no implicit rung
-SMALL = 1e-5  # of |s*|: how far a nudge that stands for beta -> 0 moves the state
-HEARD = 1e4  # units of round-off of |s*|: how far the first step of this nudge moves the state, at least
+FORWARD = 256  # most terms of the adjoint series of a system without free steps, where T1 is no bound
 STATES = 2**27  # entries of a trajectory up to which all states are stored; of a longer one only some are
 LIVE = 1e-12  # a parameter whose reference is below this share of the whole has no error
 
@@ -200,15 +199,15 @@ def climb(
     The equalities that the rungs take apart: Almeida 1987 (implicit), Scellier & Bengio 2017 (nudged).
     """
     free, flags = relaxed.wide, tuple[str, ...]()
-    rungs = [Rung("bptt", Cause.NONE, estimate(Bptt(), free, None, None))]
-    if isinstance(rule, Tbptt):
+    rungs = [Rung("bptt", Cause.NONE, estimate(REFERENCE, free, None, None))]
+    if rule.truncates:
         rungs.append(Rung("tbptt, T2 steps", Cause.TRUNCATION, estimate(rule, free, T2, beta)))
-    elif not isinstance(rule, Bptt):
+    elif rule.role is not Role.REFERENCE:
         no_limit = Cause.NO_FIXED_POINT if settled and not stable else Cause.TRANSIENT
         limit, flags = _limit_rungs(free, no_limit)
         rungs += limit
-        if T2 is not None:
-            rungs += _phase_rungs(free, rule.phase, T2, beta, Cause.TRUNCATION if stable else no_limit, no_limit)
+        if rule.role is Role.RULE:
+            rungs += _phase_rungs(free, rule, T2, beta, Cause.TRUNCATION if stable else no_limit, no_limit)
         rungs.append(Rung("readout", Cause.READOUT, estimate(rule, free, T2, beta)))
     if relaxed.as_run is not free:
         rungs.append(Rung("as run", Cause.PRECISION, estimate(rule, relaxed.as_run, T2, beta)))
@@ -227,16 +226,44 @@ def _limit_rungs(free: Trajectory, no_limit: Cause) -> tuple[list[Rung], tuple[s
 
 
 def _phase_rungs(
-    free: Trajectory, phase: AbstractPhase, T2: int, beta: float | None, length: Cause, no_limit: Cause
+    free: Trajectory, rule: AbstractEstimator, T2: int | None, beta: float | None, length: Cause, no_limit: Cause
 ) -> Iterator[Rung]:
-    """From the limit of the series to the phase as it is; `length` is the cause of what the length T2 changes."""
-    eps = phase.step_size(free) if isinstance(phase, NudgedPhase) else None
-    yield _rung(free, "adjoint, T2 terms", length, adjoint_credit(free, T2, eps))
-    if isinstance(phase, NudgedPhase) and beta is not None:
-        ((_, a),) = response(free, phase, (T2,), drifting=False)
+    """From the limit of the series to the phase as it is; `length` is the cause of what the number of terms changes."""
+    phase, terms = rule.phase, rule.terms(T2)
+    if terms is None:
+        terms, credit = _nearest(free, rule, T2, beta)
+        yield _rung(free, f"adjoint, {terms} term{'' if terms == 1 else 's'}", length, credit)
+        return
+    yield _rung(free, "adjoint, T2 terms", length, adjoint_credit(free, terms, phase.step_size(free)))
+    if phase.linearises and beta is not None and T2 is not None:
+        ((_, a),) = phase.linearised(free, (T2,), drifting=False)
         yield _rung(free, "linearised", Cause.ASYMMETRY, a)
-        for c in nudged_credits(free, phase, (T2,), free.ends.new_tensor([beta]), no_limit):
+        for c in phase.changes(free, (T2,), free.ends.new_tensor([beta]), no_limit):
             yield _rung(free, c.name, c.cause, c.credit[:, 0])
+
+
+def _nearest(
+    free: Trajectory, rule: AbstractEstimator, T2: int | None, beta: float | None
+) -> tuple[int, Float[Tensor, "1 b n"]]:
+    """The number of terms, among 1, 2, 4 ... T1, whose adjoint is nearest to a rule that declares none."""
+    reading = read(rule, free, T2, beta)
+    gaps = {}
+    for k, a in series(free).items():
+        if reading.credit is not None:
+            gap = float((reading.credit[:, 0] - a).norm())
+        else:
+            gradient = _only(along(free, Snapshot(None), a[:, None]).gradient)
+            gap = math.hypot(*(float((g[0, 0] - gradient[n]).norm()) for n, g in reading.gradient.items()))
+        gaps[k] = gap if math.isfinite(gap) else math.inf, a
+    k = min(gaps, key=lambda k: gaps[k][0])
+    return k, gaps[k][1]
+
+
+def series(free: Trajectory) -> dict[int, Float[Tensor, "i *c b n"]]:
+    """Credits of the adjoint with 1, 2, 4 ... terms, up to T1 and with it; of a forward pass up to `FORWARD`."""
+    most = max(free.T1s) or FORWARD
+    wanted = {2**k for k in range(most.bit_length())} | {T1 for T1 in free.T1s if T1}
+    return {k: a for k, a in enumerate(adjoints(free, most)) if k in wanted}
 
 
 def free_phase(field: Field, T1: int) -> Trajectory:
@@ -245,11 +272,16 @@ def free_phase(field: Field, T1: int) -> Trajectory:
 
 
 def estimate(rule: AbstractEstimator, free: Trajectory, T2: int | None, beta: float | None) -> Params:
+    """The gradient that a rule makes of a trajectory of one T1."""
+    return _only(read(rule, free, T2, beta).gradient)
+
+
+def read(rule: AbstractEstimator, free: Trajectory, T2: int | None, beta: float | None) -> Reading:
     """What a rule makes of a trajectory of one T1."""
     betas = free.ends.new_tensor([] if beta is None else [beta])
     snapshots = rule.phase.run(free, () if T2 is None else (T2,), betas)
     snapshot = next(s for s in snapshots if s.depth == T2)
-    return _only(rule.read(free, snapshot, betas).gradient)
+    return rule.read(free, snapshot, betas)
 
 
 def adjoint_credit(free: Trajectory, terms: int, eps: Tensor | None = None) -> Float[Tensor, "i *c b n"]:
@@ -293,101 +325,6 @@ def implicit(free: Trajectory) -> tuple[Float[Tensor, "1 b n"], float]:
     with torch.no_grad():
         u = s + field.step_size * field.force(s)
     return (field.step_size * field.project_vjp(u, a))[None], share if math.isfinite(share) else math.inf
-
-
-def response(
-    free: Trajectory, phase: NudgedPhase, depths: Collection[int], *, drifting: bool
-) -> Iterator[tuple[int, Float[Tensor, "i *c b n"]]]:
-    """-ds/dbeta at beta = 0 of a nudged phase at some depths, by the linearised phase.
-
-    a <- Pi'(a + eps (K a + dC/ds)), K = J, or J^T = J - 2 A with the correction, at s*. If `drifting`, J and dC/ds are
-    taken at the states through which the phase goes from s* without a nudge, and A at s*.
-    """
-    field, s, eps = free.field, free.ends, phase.step_size(free)
-    skew = field.swirl_at(s) if phase.asymmetric and drifting else None
-    a, linear, g = torch.zeros_like(s), field.at(s), free.cost_slope
-    with torch.no_grad():
-        u = s + eps * field.force(s)
-    for step in range(1, max(depths) + 1):
-        if drifting and step > 1:
-            linear, g = field.at(s), field.cost_slope(s)
-            with torch.no_grad():
-                u = s + eps * (field.force(s) - (2 * skew.antisym(s - free.ends) if skew is not None else 0))
-        if skew is not None:
-            Ka = linear.jvp(a) - 2 * skew.antisym(a)
-        else:
-            Ka = linear.vjp(a) if phase.asymmetric else linear.jvp(a)
-        a = field.project_jvp(u, a + eps * (Ka + g))
-        s = field.project(u) if drifting else s
-        if step in depths:
-            yield step, a
-
-
-@dataclass(frozen=True, eq=False)
-class Credit:
-    """The credit of a nudged phase on one rung of the ladder, at one depth."""
-
-    name: str
-    cause: Cause
-    snapshot: Snapshot  # of the phase at this depth; on the rungs before `clip`, of the phase without its clip
-    credit: Float[Tensor, "i j *c b n"]
-
-
-def nudged_credits(
-    free: Trajectory,
-    phase: NudgedPhase,
-    depths: tuple[int, ...],
-    betas: Float[Tensor, "j *c"],
-    no_limit: Cause,
-    *,
-    drifting: bool = True,
-) -> Iterator[Credit]:
-    """The rungs from the linearised phase to the phase as it is, depth by depth.
-
-    If `drifting`, they begin with the rung along the drift.
-    """
-    nudge = next(name for name, signs in SIGNS.items() if signs == phase.signs)
-    centred = nudge == "centred"
-    tangents = dict(response(free, phase, depths, drifting=drifting))
-    both = torch.cat([_small(free, phase, tangents.values(), betas)[None], betas])
-    unclipped = replace(phase, clip="none")
-    runs = [(unclipped.unobserved if centred else unclipped).run(free, depths, both)]
-    if phase.clip != "none":
-        runs.append(phase.unobserved.run(free, depths, betas))
-    for depth, *snapshots in zip(sorted(depths), *runs, strict=True):
-        bent = snapshots[0]
-        assert bent.nudged is not None
-        plain = Snapshot(depth, nudged=bent.nudged[:, 1:], rest=bent.rest)
-        if drifting:
-            yield Credit("along the drift", no_limit, plain, tangents[depth][:, None])
-        moved = displacement(nudge, free.ends if bent.rest is None else bent.rest, bent.nudged, both)
-        yield Credit("beta -> 0", Cause.RULE, plain, moved[:, :1])
-        yield Credit("beta", Cause.NONLINEARITY, plain, moved[:, 1:])
-        if not centred:
-            moved = displacement(nudge, free.ends, bent.nudged, both)
-            yield Credit("with the drift", no_limit, plain, moved[:, 1:])
-        for clipped in snapshots[1:]:
-            assert clipped.nudged is not None
-            yield Credit("clip", Cause.CLIP, clipped, displacement(nudge, free.ends, clipped.nudged, betas))
-
-
-def _small(
-    free: Trajectory,
-    phase: NudgedPhase,
-    tangents: Collection[Float[Tensor, "i *c b n"]],
-    betas: Float[Tensor, "j *c"],
-) -> Float[Tensor, "*c"]:
-    """A nudge for beta -> 0: it moves the state by SMALL of |s*| at the depths of the `tangents`.
-
-    So it bends the response by no more than that, and is far above round-off, which from the first step on grows as
-    the nudge does.
-    """
-    size, first, *grown = (
-        v.flatten(-2).norm(dim=-1) for v in (free.ends, phase.step_size(free) * free.cost_slope, *tangents)
-    )
-    least = (SMALL * (size / torch.stack(grown)).nan_to_num(nan=math.inf)).amin((0, 1))
-    least = torch.maximum(least, (HEARD * torch.finfo(size.dtype).eps * size / first).nan_to_num(nan=0.0).amax(0))
-    return torch.minimum(torch.where(least.isfinite() & (least > 0), least, betas[0]), betas.amin(0))
 
 
 def _rung(free: Trajectory, name: str, cause: Cause, credit: Float[Tensor, "1 b n"]) -> Rung:

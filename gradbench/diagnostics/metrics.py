@@ -37,6 +37,11 @@ class Similarity(NamedTuple):
         return self.reason in ("", ZERO)
 
     @property
+    def overflowed(self) -> bool:
+        """Whether the reference is not finite."""
+        return self.no_reference and not math.isfinite(self.reference_norm)
+
+    @property
     def no_reference(self) -> bool:
         """Whether the reference gives nothing to compare with: it is zero, below the floor or not finite."""
         return self.reason.startswith(REFERENCE)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,11 +14,8 @@ from gradbench.diagnostics.arnoldi import leading
 from gradbench.diagnostics.deep import certify_deep
 from gradbench.diagnostics.ladder import Relaxed, adjoints, climb, estimate
 from gradbench.diagnostics.metrics import compare
-from gradbench.estimators.adjoint import Adjoint
-from gradbench.estimators.aep import Aep
-from gradbench.estimators.ep import Ep
-from gradbench.estimators.nudged import NudgedPhase
-from gradbench.estimators.reverse import Tbptt
+from gradbench.estimators.base import Exact, Role
+from gradbench.planning import registry
 from gradbench.vocabulary.cause import NEGLIGIBLE, Cause
 from gradbench.vocabulary.status import Status
 
@@ -72,8 +69,8 @@ def remedy_for(case: Case) -> str | None:
         Cause.TRUNCATION: _deeper,
         Cause.ASYMMETRY: _transposed,
         Cause.NONLINEARITY: _nudged,
-        Cause.CLIP: _without_clip,
-        Cause.READOUT: _plain,
+        Cause.CLIP: _varied,
+        Cause.READOUT: _varied,
         Cause.PRECISION: _nudged,
     }
     cause, _ = case.ladder.culprit
@@ -115,7 +112,7 @@ def _calmer(case: Case) -> str | None:
 
 def _deeper(case: Case) -> str | None:
     free = case.relaxed.wide
-    if isinstance(case.rule, Tbptt):
+    if case.rule.truncates:
         assert case.T2 is not None
         for T2 in [case.T2 * factor for factor in LONGER if case.T2 * factor < free.T1s[0]]:
             left = _error(estimate(case.rule, free, T2, None), case.ladder.reference)
@@ -127,20 +124,28 @@ def _deeper(case: Case) -> str | None:
     except KeyError:  # the solve failed
         return None
     assert limit is not None
-    eps = case.rule.phase.step_size(free) if isinstance(case.rule.phase, NudgedPhase) else None
-    for terms, a in enumerate(adjoints(free, DEEPEST, eps)):
+    what = "T2" if "T2" in case.rule.uses else "a rule with terms"
+    for terms, a in enumerate(adjoints(free, DEEPEST, case.rule.phase.step_size(free))):
         if float((a - limit).norm()) <= TRUNCATED * float(limit.norm()):
-            return f"T2 >= {terms} brings truncation under {TRUNCATED:g} of the credit"
+            return f"{what} >= {terms} brings truncation under {TRUNCATED:g} of the credit"
     return None
 
 
 def _transposed(case: Case) -> str | None:
-    if not isinstance(case.rule, Ep):
+    """The best of the registered rules that read the same coordinates and are exact at any fixed point."""
+    options = {f.name: getattr(case.rule, f.name) for f in fields(case.rule)}  # type: ignore[arg-type]
+    errors: dict[float, str] = {}
+    for name, cls in registry.known_estimators().items():
+        shared = {f.name: options[f.name] for f in fields(cls) if f.name in options}  # type: ignore[arg-type]
+        if cls.uses == case.rule.uses and cls is not type(case.rule) and cls.role is Role.RULE:
+            other = cls(**shared)
+            if other.claim.exact is Exact.FIXED_POINT and other.skip(type(case.relaxed.field.system)) is None:
+                error = _error(estimate(other, case.relaxed.as_run, case.T2, case.beta), case.ladder.reference)
+                errors[error] = name
+    now, best = case.ladder.whole.whole.rel_error, min(errors, default=math.inf)
+    if not best < now:
         return None
-    other = Aep(nudge=case.rule.nudge)
-    error = _error(estimate(other, case.relaxed.as_run, case.T2, case.beta), case.ladder.reference)
-    now = case.ladder.whole.whole.rel_error
-    return f"aep in place of ep brings the error from {now:.2g} to {error:.2g}" if error < now else None
+    return f"{errors[best]} in place of {case.rule.name} brings the error from {now:.2g} to {best:.2g}"
 
 
 def _nudged(case: Case) -> str | None:
@@ -169,19 +174,14 @@ def _nudged(case: Case) -> str | None:
     )
 
 
-def _without_clip(case: Case) -> str | None:
-    return _reaching(case, "clip = none", "beta")
-
-
-def _plain(case: Case) -> str | None:
-    if isinstance(case.rule, Adjoint):
-        return _reaching(case, "projection = kept", "adjoint, T2 terms")
-    return _reaching(case, "readout = vector_field", "beta") if isinstance(case.rule, Ep) else None
-
-
-def _reaching(case: Case, change: str, rung: str) -> str | None:
-    """The change that makes the estimate that of a rung, where the error on this rung is smaller."""
-    error, now = _error(case.ladder[rung].gradient, case.ladder.reference), case.ladder.whole.whole.rel_error
+def _varied(case: Case) -> str | None:
+    """The variant that the rule itself names against the culprit, where its error is smaller."""
+    cause, _ = case.ladder.culprit
+    if cause not in case.rule.variants():
+        return None
+    change, other = case.rule.variants()[cause]
+    error = _error(estimate(other, case.relaxed.as_run, case.T2, case.beta), case.ladder.reference)
+    now = case.ladder.whole.whole.rel_error
     return f"{change} brings the error from {now:.2g} to {error:.2g}" if error < now else None
 
 

@@ -10,11 +10,11 @@ import torch
 from gradbench.data.streams import Streams, normal
 from gradbench.diagnostics.arnoldi import krylov, ritz
 from gradbench.diagnostics.deep import SPACE, dense
-from gradbench.diagnostics.ladder import LIVE, adjoints, response
+from gradbench.diagnostics.ladder import LIVE, adjoints
 from gradbench.diagnostics.metrics import compare
 from gradbench.estimators.base import Snapshot, along
-from gradbench.estimators.nudged import NudgedPhase
-from gradbench.estimators.reverse import ReversePhase, Tbptt
+from gradbench.estimators.reference import REFERENCE
+from gradbench.planning import registry
 
 if TYPE_CHECKING:
     from jaxtyping import Complex, Float
@@ -60,18 +60,23 @@ def eigenvalues(free: Trajectory, seed: int) -> Eigenvalues:
 def depths(free: Trajectory, T2: int) -> dict[str, dict[int, float]]:
     """Cosine to backpropagation against depth, by the name of the rule, whatever the rule of the cell.
 
-    The rules are truncated backpropagation up to T1, the adjoint, and EP and asymmetric EP for beta -> 0, linearised
-    at s*. A single pass of each rule gives all depths.
+    The rules are those of the registry whose depth means something without a nudge: truncated backpropagation up to T1,
+    adjoint series, and rules with a nudge for beta -> 0, linearised at s*. A single pass of each gives all depths.
     """
     most = max(DEEPER * T2, DEPTHS)
     at = sorted({round(most ** (k / (DEPTHS - 1))) for k in range(DEPTHS)} | {T2})
     swept = [depth for depth in at if depth <= free.T1s[0]]
-    *partial, whole = ReversePhase().run(free, tuple(swept), free.ends.new_empty(0))
+    *partial, whole = REFERENCE.phase.run(free, tuple(swept), free.ends.new_empty(0))
     reference = _first(whole.gradient)
-    gradients = {"tbptt": {s.depth: _first(s.gradient) for s in partial if s.depth is not None}} if swept else {}
-    phases = {"ep": NudgedPhase((1, -1)), "aep": NudgedPhase((1, -1), asymmetric=True)}
-    credits = {"adjoint": [a for terms, a in enumerate(adjoints(free, most)) if terms in at]}
-    credits |= {name: [a for _, a in response(free, phase, at, drifting=False)] for name, phase in phases.items()}
+    gradients: dict[str, dict[int, Params]] = {}
+    credits: dict[str, list[Tensor]] = {}
+    for name, rule in ((name, cls()) for name, cls in registry.known_estimators().items()):
+        if rule.truncates and swept:
+            gradients[name] = {s.depth: _first(s.gradient) for s in partial if s.depth is not None}
+        elif rule.phase.linearises:
+            credits[name] = [a for _, a in rule.phase.linearised(free, at, drifting=False)]
+        elif rule.phase.terms(most) == most:
+            credits[name] = [a for terms, a in enumerate(adjoints(free, most)) if terms in at]
     for name, by_depth in credits.items():
         pulled = along(free, Snapshot(None), torch.stack(by_depth, 1)).gradient
         gradients[name] = {depth: {n: g[0, j] for n, g in pulled.items()} for j, depth in enumerate(at)}
@@ -103,11 +108,11 @@ def updates(free: Trajectory, rule: AbstractEstimator, T2: int, beta: float | No
     if not steps or "T2" not in rule.uses:
         return {}
     at, betas = tuple(range(1, steps + 1)), free.ends.new_tensor([] if beta is None else [beta])
-    *swept, whole = ReversePhase().run(free, at, free.ends.new_empty(0))
+    *swept, whole = REFERENCE.phase.run(free, at, free.ends.new_empty(0))
     reference = _first(whole.gradient)
     truncated = [_first(s.gradient) for s in swept]
     grown = truncated
-    if not isinstance(rule, Tbptt):
+    if not rule.truncates:
         grown = [
             {n: g[0, 0].clone() for n, g in rule.read(free, snapshot, betas).gradient.items()}
             for snapshot in rule.phase.run(free, at, betas)

@@ -262,6 +262,11 @@ class Field:
         return self._over(slope, s.new_zeros((*s.shape[:-1], m)))
 
     @property
+    def predicts(self) -> bool:
+        """Whether the system has prediction errors: its free state is a forward pass."""
+        return isinstance(self.system, AbstractForwardSystem)
+
+    @property
     def _forward_system(self) -> AbstractForwardSystem:
         if not isinstance(self.system, AbstractForwardSystem):
             raise TypeError(f"{self.system.name} is no forward pass")

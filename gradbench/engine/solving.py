@@ -180,7 +180,8 @@ def _causes(
                 wanted[cell] = place, comparison
         if wanted:
             reading = taken.reading
-            asked.append(Asked(taken.rule, reading.depth, taken.free, taken.betas, reading.gradient, wanted))
+            at = (taken.free, taken.betas, reading.gradient, reading.credit)
+            asked.append(Asked(taken.rule, reading.depth, *at, wanted))
     if not asked:
         return budgets
     T1s = tuple(sorted({a.free.T1s[i] for a in asked for (i, _, _), _ in a.wanted.values()}))
@@ -195,7 +196,7 @@ def _causes(
             if s.depth is not None and s.gradient
         },
         thresholds.faithful,
-        tuple(sorted({a.depth for a in asked if a.depth is not None})),
+        tuple(sorted({terms for a in asked for terms in (a.depth, a.rule.terms(a.depth)) if terms is not None})),
     )
     return budgets | shared.of(asked)
 

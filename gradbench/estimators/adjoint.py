@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, final
 
 from gradbench.estimators.base import AbstractEstimator, AbstractPhase, Claim, Count, Exact, Reading, Snapshot, along
+from gradbench.vocabulary.cause import Cause
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -52,6 +53,9 @@ class AdjointPhase(AbstractPhase):
             if term in depths:
                 yield Snapshot(term, credit=eps * total)
 
+    def terms(self, depth: int | None) -> int | None:
+        return depth
+
     def count(self, T1: int, depth: int | None) -> Count:
         assert depth is not None
         return Count(vjp=depth)
@@ -77,6 +81,9 @@ class Adjoint(AbstractEstimator):
     @property
     def claim(self) -> Claim:
         return Claim(Exact.FIXED_POINT if self.projection == "kept" else None)
+
+    def variants(self) -> Mapping[Cause, tuple[str, AbstractEstimator]]:
+        return {} if self.projection == "kept" else {Cause.READOUT: ("projection = kept", Adjoint())}
 
     @property
     def phase(self) -> AbstractPhase:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, final
 
 from gradbench.estimators.base import AbstractEstimator, AbstractPhase, Claim, Exact, Reading, Snapshot
 from gradbench.estimators.ep import vector_field
 from gradbench.estimators.nudged import SIGNS, Clip, Nudge, NudgedPhase
+from gradbench.vocabulary.cause import Cause
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -41,6 +43,9 @@ class Aep(AbstractEstimator):
         if self.clip != "none":
             return Claim()
         return Claim(Exact.FIXED_POINT, order=2 if self.nudge == "centred" else 1)
+
+    def variants(self) -> Mapping[Cause, tuple[str, AbstractEstimator]]:
+        return {} if self.clip == "none" else {Cause.CLIP: ("clip = none", replace(self, clip="none"))}
 
     @property
     def phase(self) -> AbstractPhase:

@@ -7,10 +7,12 @@ them. beta and T2 are never options of a rule, so that one pass can serve every 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, ClassVar
+
+from gradbench.vocabulary.cause import Cause
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -54,6 +56,14 @@ class Claim:
             return "never"
         limits = {"T2": "T2 -> inf", "beta": "beta -> 0"}
         return ", ".join([self.exact.prose, *(limit for name, limit in limits.items() if name in uses)])
+
+
+class Role(StrEnum):
+    """What an estimator is there for."""
+
+    RULE = "rule"  # to be compared with the reference
+    REFERENCE = "reference"
+    CONTROL = "control"  # made from the reference, to test the comparison
 
 
 @dataclass(frozen=True)
@@ -106,8 +116,24 @@ def along(
     return Reading(snapshot.depth, gradient, credit, snapshot.evidence, error)
 
 
+@dataclass(frozen=True, eq=False)
+class Change:
+    """The credit of a second phase at one depth, after one more of its parts is taken as it is."""
+
+    name: str
+    cause: Cause  # of the difference from the change before
+    snapshot: Snapshot
+    credit: Float[Tensor, "i j *c b n"]
+
+
 class AbstractPhase(ABC):
-    """A second phase. Final ones are frozen dataclasses: equal ones run once."""
+    """A second phase. Final ones are frozen dataclasses: equal ones run once.
+
+    What it declares beside its run tells causes apart. A phase that declares nothing has none of it.
+    """
+
+    linearises: ClassVar[bool] = False  # whether `linearised` and `changes` are given
+    beta_tells: frozenset[Cause] = frozenset()  # causes that the other beta of a grid tell apart
 
     @abstractmethod
     def run(self, free: Trajectory, depths: tuple[int, ...], betas: Float[Tensor, "j *c"]) -> Iterator[Snapshot]:
@@ -129,6 +155,48 @@ class AbstractPhase(ABC):
         """The same without what only evidence needs."""
         return self
 
+    def terms(self, depth: int | None) -> int | None:
+        """How many terms of the adjoint series its credit stands for; None: that is not declared."""
+        return None
+
+    def step_size(self, free: Trajectory) -> Tensor:
+        """eps of this phase, against states."""
+        return free.field.step_size
+
+    @property
+    def step_size_key(self) -> object:
+        """Equal for phases of equal step size."""
+        return None
+
+    def linear_key(self, system: AbstractSystem) -> object:
+        """Equal for phases that are linearised alike on a system; None where the linearised phase is the adjoint."""
+        return None
+
+    def linearised(
+        self, free: Trajectory, depths: Collection[int], *, drifting: bool
+    ) -> Iterator[tuple[int, Float[Tensor, "i *c b n"]]]:
+        """The credit for beta -> 0 at some depths, by the linearised phase.
+
+        If `drifting`, it is linearised at the states through which s* drifts without a nudge.
+        """
+        raise NotImplementedError
+
+    def changes(
+        self,
+        free: Trajectory,
+        depths: tuple[int, ...],
+        betas: Float[Tensor, "j *c"],
+        no_limit: Cause,
+        *,
+        drifting: bool = True,
+    ) -> Iterator[Change]:
+        """From the linearised phase to the phase as it is, depth by depth; `no_limit` is the cause of what drifts."""
+        raise NotImplementedError
+
+    def trained(self, free: Trajectory, depth: int | None) -> Trajectory:
+        """The part of a trajectory that this phase needs where nothing else reads it, as in a training step."""
+        return free
+
 
 class AbstractEstimator(ABC):
     """A gradient rule. Final ones are frozen dataclasses of their options."""
@@ -136,6 +204,8 @@ class AbstractEstimator(ABC):
     name: ClassVar[str]
     uses: ClassVar[frozenset[str]]  # of {"T2", "beta"}
     source: ClassVar[str]
+    role: ClassVar[Role] = Role.RULE
+    truncates: ClassVar[bool] = False  # whether the estimate is the reference, summed over its last T2 steps alone
 
     @property
     def claim(self) -> Claim:
@@ -150,6 +220,14 @@ class AbstractEstimator(ABC):
     @abstractmethod
     def read(self, free: Trajectory, snapshot: Snapshot, betas: Float[Tensor, "j *c"]) -> Reading:
         """The estimate at one depth."""
+
+    def terms(self, T2: int | None) -> int | None:
+        """How many terms of the adjoint series the credit stands for; None: the diagnostics look for the nearest."""
+        return self.phase.terms(T2)
+
+    def variants(self) -> Mapping[Cause, tuple[str, AbstractEstimator]]:
+        """By cause, the same rule with one option changed that removes it, and how the change is told."""
+        return {}
 
     def skip(self, system: type[AbstractSystem]) -> str | None:
         """Why the rule does not apply to a system, or None."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, final
 
 from gradbench.data.streams import Streams, normal
-from gradbench.estimators.base import AbstractEstimator, AbstractPhase, Reading, Snapshot
+from gradbench.estimators.base import AbstractEstimator, AbstractPhase, Reading, Role, Snapshot
 from gradbench.estimators.reverse import ReversePhase
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ class Control(AbstractEstimator):
     """
 
     name: ClassVar[str] = "control"
+    role: ClassVar[Role] = Role.CONTROL
     uses: ClassVar[frozenset[str]] = frozenset()
     source: ClassVar[str] = "made from `bptt`; it tests the comparison"
 
@@ -64,7 +65,7 @@ def _flipped(name: str, g: Float[Tensor, "*r n"]) -> Float[Tensor, "*r n"]:
 def _shuffled(name: str, g: Float[Tensor, "*r n"]) -> Float[Tensor, "*r n"]:
     import torch
 
-    order = torch.randperm(g.shape[-1], generator=DRAWS[f"shuffled {name}"])
+    order = torch.randperm(g.shape[-1], generator=DRAWS[f"shuffled {name}"], device="cpu")
     return g[..., order.to(g.device)]
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal, final
 
 from gradbench.estimators.base import AbstractEstimator, AbstractPhase, Claim, Exact, Reading, Snapshot, along
 from gradbench.estimators.nudged import SIGNS, Nudge, NudgedPhase, Reduction, displacement
-from gradbench.systems.base import AbstractForwardSystem
+from gradbench.vocabulary.cause import Cause
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -25,7 +25,7 @@ def _credits(
     """The displacement of the state, and that of its prediction errors where the system has some."""
     assert snapshot.nudged is not None
     field, error = free.field, None
-    if isinstance(field.system, AbstractForwardSystem):
+    if field.predicts:
         error = displacement(nudge, field.errors(free.ends), field.errors(snapshot.nudged), betas)
     return displacement(nudge, free.ends, snapshot.nudged, betas), error
 
@@ -93,6 +93,11 @@ class Ep(AbstractEstimator):
     def claim(self) -> Claim:
         order = 2 if self.nudge == "centred" else 1
         return Claim(Exact.SYMMETRIC, order, "the energy contrast" if self.readout == "energy_contrast" else "")
+
+    def variants(self) -> Mapping[Cause, tuple[str, AbstractEstimator]]:
+        if self.readout == "vector_field":
+            return {}
+        return {Cause.READOUT: ("readout = vector_field", replace(self, readout="vector_field"))}
 
     @property
     def phase(self) -> AbstractPhase:

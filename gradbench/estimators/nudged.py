@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple, final
 
-from gradbench.estimators.base import AbstractPhase, Count, Snapshot
+from gradbench.estimators.base import AbstractPhase, Change, Count, Snapshot
+from gradbench.vocabulary.cause import Cause
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -19,6 +21,8 @@ Nudge = Literal["centred", "positive", "negative"]
 Clip = Literal["none", "batch", "sample"]
 Reduction = Literal["sum", "mean"]
 SIGNS: Mapping[Nudge, tuple[int, ...]] = {"centred": (1, -1), "positive": (1,), "negative": (-1,)}
+SMALL = 1e-5  # of |s*|: how far a nudge that stands for beta -> 0 moves the state
+HEARD = 1e4  # units of round-off of |s*|: how far the first step of this nudge moves the state, at least
 # axes of a state over which a clip takes the norms of force and correction; None: there is no clip
 CLIPPED_OVER: Mapping[Clip, tuple[int, ...] | None] = {"none": None, "batch": (-2, -1), "sample": (-1,)}
 
@@ -49,6 +53,8 @@ class NudgedPhase(AbstractPhase):
     clip: Clip = "none"
     reduction: Reduction = "sum"
     observed: bool = True
+
+    linearises = True
 
     @property
     def unobserved(self) -> AbstractPhase:
@@ -118,9 +124,108 @@ class NudgedPhase(AbstractPhase):
         return Snapshot(depth, evidence, nudged=nudged, rest=rest)
 
     def step_size(self, free: Trajectory) -> Tensor:
-        """eps of this phase, against states."""
         eps = free.field.step_size
         return eps / free.ends.shape[-2] if self.reduction == "mean" else eps
+
+    @property
+    def step_size_key(self) -> object:
+        return self.reduction if self.reduction != "sum" else None
+
+    def linear_key(self, system: AbstractSystem) -> object:
+        # the correction puts J^T in place of J: without a projection the linearised phase is then the adjoint
+        return None if self.asymmetric and not system.projects else replace(self, signs=(), clip="none")
+
+    def terms(self, depth: int | None) -> int | None:
+        return depth
+
+    @property
+    def beta_tells(self) -> frozenset[Cause]:  # type: ignore[override]
+        """Nonlinearity, unless a clip may be what grows with beta; precision, unless drift may grow as beta shrinks."""
+        if self.clip != "none":
+            return frozenset()
+        return frozenset({Cause.NONLINEARITY, Cause.PRECISION} if len(self.signs) == 2 else {Cause.NONLINEARITY})
+
+    def linearised(
+        self, free: Trajectory, depths: Collection[int], *, drifting: bool
+    ) -> Iterator[tuple[int, Float[Tensor, "i *c b n"]]]:
+        """-ds/dbeta at beta = 0: a <- Pi'(a + eps (K a + dC/ds)), K = J, or J^T = J - 2 A with the correction, at s*.
+
+        If `drifting`, J and dC/ds are taken at the states through which the phase goes from s* without a nudge, and A
+        at s*.
+        """
+        import torch
+
+        field, s, eps = free.field, free.ends, self.step_size(free)
+        skew = field.swirl_at(s) if self.asymmetric and drifting else None
+        a, linear, g = torch.zeros_like(s), field.at(s), free.cost_slope
+        with torch.no_grad():
+            u = s + eps * field.force(s)
+        for step in range(1, max(depths) + 1):
+            if drifting and step > 1:
+                linear, g = field.at(s), field.cost_slope(s)
+                with torch.no_grad():
+                    u = s + eps * (field.force(s) - (2 * skew.antisym(s - free.ends) if skew is not None else 0))
+            if skew is not None:
+                Ka = linear.jvp(a) - 2 * skew.antisym(a)
+            else:
+                Ka = linear.vjp(a) if self.asymmetric else linear.jvp(a)
+            a = field.project_jvp(u, a + eps * (Ka + g))
+            s = field.project(u) if drifting else s
+            if step in depths:
+                yield step, a
+
+    def changes(
+        self,
+        free: Trajectory,
+        depths: tuple[int, ...],
+        betas: Float[Tensor, "j *c"],
+        no_limit: Cause,
+        *,
+        drifting: bool = True,
+    ) -> Iterator[Change]:
+        """Along the drift, beta -> 0, a finite beta, of a one-sided rule with the drift, with the clip."""
+        import torch
+
+        nudge = next(name for name, signs in SIGNS.items() if signs == self.signs)
+        centred = nudge == "centred"
+        tangents = dict(self.linearised(free, depths, drifting=drifting))
+        both = torch.cat([self._small(free, tangents.values(), betas)[None], betas])
+        unclipped = replace(self, clip="none")
+        runs = [(unclipped.unobserved if centred else unclipped).run(free, depths, both)]
+        if self.clip != "none":
+            runs.append(self.unobserved.run(free, depths, betas))
+        for depth, *snapshots in zip(sorted(depths), *runs, strict=True):
+            bent = snapshots[0]
+            assert bent.nudged is not None
+            plain = Snapshot(depth, nudged=bent.nudged[:, 1:], rest=bent.rest)
+            if drifting:
+                yield Change("along the drift", no_limit, plain, tangents[depth][:, None])
+            moved = displacement(nudge, free.ends if bent.rest is None else bent.rest, bent.nudged, both)
+            yield Change("beta -> 0", Cause.RULE, plain, moved[:, :1])
+            yield Change("beta", Cause.NONLINEARITY, plain, moved[:, 1:])
+            if not centred:
+                moved = displacement(nudge, free.ends, bent.nudged, both)
+                yield Change("with the drift", no_limit, plain, moved[:, 1:])
+            for clipped in snapshots[1:]:
+                assert clipped.nudged is not None
+                yield Change("clip", Cause.CLIP, clipped, displacement(nudge, free.ends, clipped.nudged, betas))
+
+    def _small(
+        self, free: Trajectory, tangents: Collection[Float[Tensor, "i *c b n"]], betas: Float[Tensor, "j *c"]
+    ) -> Float[Tensor, "*c"]:
+        """A nudge for beta -> 0: it moves the state by SMALL of |s*| at the depths of the `tangents`.
+
+        So it bends the response by no more than that, and is far above round-off, which from the first step on grows
+        as the nudge does.
+        """
+        import torch
+
+        size, first, *grown = (
+            v.flatten(-2).norm(dim=-1) for v in (free.ends, self.step_size(free) * free.cost_slope, *tangents)
+        )
+        least = (SMALL * (size / torch.stack(grown)).nan_to_num(nan=math.inf)).amin((0, 1))
+        least = torch.maximum(least, (HEARD * torch.finfo(size.dtype).eps * size / first).nan_to_num(nan=0.0).amax(0))
+        return torch.minimum(torch.where(least.isfinite() & (least > 0), least, betas[0]), betas.amin(0))
 
     def count(self, T1: int, depth: int | None) -> Count:
         return self.evidence_count(depth) * len(self.signs)
@@ -133,16 +238,15 @@ class NudgedPhase(AbstractPhase):
 
 
 def _gain(system: AbstractSystem, force: Tensor, correction: Tensor, over: tuple[int, ...]) -> Tensor:
-    # the correction lives on the tokens; other blocks would only loosen the cap
-    force_z, correction_z = (_tokens(system, v) for v in (force, correction))
+    # the correction lives on one block; the other blocks would only loosen the cap
+    force_z, correction_z = (_capped(system, v) for v in (force, correction))
     limit = force_z.norm(dim=over, keepdim=True) + 1e-8
     return (limit / correction_z.norm(dim=over, keepdim=True)).clamp(max=1.0)
 
 
-def _tokens(system: AbstractSystem, v: Float[Tensor, "*r b n"]) -> Tensor:
-    """The block z of a state, or all of it where there are no tokens."""
-    blocks = system.split(v)
-    return blocks["z"].flatten(-2) if "z" in blocks else v
+def _capped(system: AbstractSystem, v: Float[Tensor, "*r b n"]) -> Tensor:
+    """The block of a state that a clip looks at, or all of it where the system names none."""
+    return v if system.swirl_block is None else system.split(v)[system.swirl_block].flatten(v.ndim - 1)
 
 
 def _against_rest(

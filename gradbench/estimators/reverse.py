@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, final
 
-from gradbench.estimators.base import AbstractEstimator, AbstractPhase, Claim, Count, Exact, Reading, Snapshot
+from gradbench.estimators.base import AbstractEstimator, AbstractPhase, Claim, Count, Exact, Reading, Role, Snapshot
 from gradbench.systems.base import AbstractForwardSystem
 
 if TYPE_CHECKING:
@@ -35,6 +35,13 @@ class ReversePhase(AbstractPhase):
             yield _snapshot(free, depth, truncated[depth])
         whole = _snapshot(free, None, carried[1:])
         yield _through_start(free, whole, carried[0]) if isinstance(free.field.system, AbstractForwardSystem) else whole
+
+    def trained(self, free: Trajectory, depth: int | None) -> Trajectory:
+        """Of a depth the last steps alone: the sweep always goes to the start of its trajectory."""
+        if depth is None:
+            return free
+        states, norms = free.states[-1 - depth :], free.norms[-1 - depth :]
+        return replace(free, T1s=(depth,), states=states, norms=norms, _views={})
 
     def count(self, T1: int, depth: int | None) -> Count:
         return Count(vjp=max(1, T1) if depth is None else depth)
@@ -123,6 +130,7 @@ class Bptt(AbstractEstimator):
     """
 
     name: ClassVar[str] = "bptt"
+    role: ClassVar[Role] = Role.REFERENCE
     uses: ClassVar[frozenset[str]] = frozenset()
     source: ClassVar[str] = "Rumelhart, Hinton & Williams 1986; Werbos 1990"
 
@@ -149,6 +157,7 @@ class Tbptt(AbstractEstimator):
     """
 
     name: ClassVar[str] = "tbptt"
+    truncates: ClassVar[bool] = True
     uses: ClassVar[frozenset[str]] = frozenset({"T2"})
     source: ClassVar[str] = "Williams & Peng 1990; Hoier, Kerjan & Scellier 2026 (last T2 steps of a relaxation)"
 

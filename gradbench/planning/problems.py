@@ -9,7 +9,7 @@ from functools import cache, cached_property
 from typing import NamedTuple, TypeVar
 
 from gradbench.estimators.base import AbstractEstimator, AbstractPhase, Count
-from gradbench.estimators.reverse import ReversePhase
+from gradbench.estimators.reference import REFERENCE
 from gradbench.planning import registry
 from gradbench.planning.cells import PARAMS_FROM, Cell, digest
 from gradbench.systems.base import AbstractSystem
@@ -54,7 +54,7 @@ class Pass:
     def cost(self) -> Count:
         """Evaluations on one batch of examples: each T1 and beta is a row of its own."""
         # the reverse sweep goes to its end, whatever depths are read on the way, since its end is the reference
-        depth = None if self.phase == ReversePhase() else max(self.depths)
+        depth = None if self.phase == REFERENCE.phase else max(self.depths, default=None)
         rows = (self.phase.count(T1, depth) * max(1, len(self.betas)) for T1 in self.T1s)
         return sum(rows, self.phase.evidence_count(depth) * len(self.T1s))
 
@@ -102,14 +102,14 @@ class Problem:
     @cached_property
     def reverse(self) -> Pass:
         """The sweep that gives the reference at every T1, with the cells that read their estimate from it."""
-        return Pass(ReversePhase(), tuple(c for c in self.cells if phase_of(c) == ReversePhase()), self.T1s)
+        return Pass(REFERENCE.phase, tuple(c for c in self.cells if phase_of(c) == REFERENCE.phase), self.T1s)
 
     @cached_property
     def passes(self) -> tuple[Pass, ...]:
         """All second phases but the reverse sweep, each once."""
         grouped: dict[AbstractPhase, list[Cell]] = {}
         for cell in self.cells:
-            if phase_of(cell) != ReversePhase():
+            if phase_of(cell) != REFERENCE.phase:
                 grouped.setdefault(phase_of(cell), []).append(cell)
         return tuple(Pass(phase, tuple(cells), _ascending(c.steps for c in cells)) for phase, cells in grouped.items())
 
@@ -130,8 +130,8 @@ class Problem:
         total = Count()
         for cell in self.cells:
             total += cell_count(cell)
-            if phase_of(cell) != ReversePhase():
-                total += ReversePhase().count(cell.steps, None)
+            if phase_of(cell) != REFERENCE.phase:
+                total += REFERENCE.phase.count(cell.steps, None)
         return total
 
 

@@ -39,6 +39,7 @@ class AbstractSystem(ABC):
     source: ClassVar[str]
     conservative: ClassVar[bool] = False
     per_example: ClassVar[frozenset[str]]  # data entries with a leading example axis
+    swirl_block: ClassVar[str | None] = None  # the block of the state on which its swirl acts alone; None: on all
 
     @property
     @abstractmethod
@@ -53,6 +54,11 @@ class AbstractSystem(ABC):
     @abstractmethod
     def data_shapes(self, batch: int) -> dict[str, tuple[int, ...]]:
         """Data by name, entries that only some options draw included."""
+
+    @property
+    def categories(self) -> dict[str, int]:
+        """Data that are whole numbers from 0, such as labels: how many different ones there may be, by name."""
+        return {}
 
     @classmethod
     @abstractmethod

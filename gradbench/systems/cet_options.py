@@ -27,6 +27,7 @@ class AbstractCetOptions(AbstractSystem):
     C = 1/2 sum mask (y - x)^2: the reconstruction error of the hidden patches.
     """
 
+    swirl_block: ClassVar[str | None] = "z"
     per_example: ClassVar[frozenset[str]] = frozenset({"x", "mask"})
     defaults: ClassVar[Mapping[str, float]] = {
         "s": 1.0, "damp": 0.0, "T1": 100, "T2": 15, "beta": 0.02, "eps": 0.2, "batch": 64
@@ -140,8 +141,8 @@ class AbstractCetOptions(AbstractSystem):
         import torch
 
         N = self.side**2
-        order = torch.rand((batch, N), generator=rng, dtype=torch.float64).argsort(-1)
-        hidden = torch.zeros((batch, N), dtype=torch.float64)
+        order = torch.rand((batch, N), generator=rng, dtype=torch.float64, device="cpu").argsort(-1)
+        hidden = torch.zeros((batch, N), dtype=torch.float64, device="cpu")
         hidden.scatter_(-1, order[:, : round(self.mask_ratio * N)], 1.0)
         hidden = hidden.unflatten(-1, (1, self.side, self.side)).expand(-1, self.ch, -1, -1)
         return hidden.repeat_interleave(self.patch, -1).repeat_interleave(self.patch, -2)

@@ -88,6 +88,10 @@ class ResidualMlp(AbstractForwardSystem):
     def data_shapes(self, batch: int) -> dict[str, tuple[int, ...]]:
         return {"x": (batch, self.d_in), "label": (batch,)}
 
+    @property
+    def categories(self) -> dict[str, int]:
+        return {"label": self.classes}
+
     @classmethod
     def sizes(cls, params: Params, given: Data) -> dict[str, int | str]:
         options: dict[str, int | str] = {}

@@ -35,6 +35,7 @@ class _Toy(AbstractSystem):
     C = 1/2 |flat(s) R - target|^2 / b with a fixed random readout R.
     """
 
+    swirl_block: ClassVar[str | None] = "z"
     per_example: ClassVar[frozenset[str]] = frozenset({"x0", "target", "drive"})
     defaults: ClassVar[Mapping[str, float]] = {
         "s": 1.0, "damp": 0.0, "T1": 120, "T2": 30, "beta": 0.02, "eps": 0.2, "batch": 8

@@ -7,14 +7,13 @@ the whole step is one recorded graph. On a CPU the same code runs without a reco
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import torch
 
 from gradbench.dynamics.capture import Captured
 from gradbench.dynamics.field import Step
-from gradbench.estimators.reverse import ReversePhase
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -68,8 +67,7 @@ class State:
 def gradient(rule: AbstractEstimator, free: Trajectory, T2: int, betas: Float[Tensor, "1 c"]) -> Params:
     """The estimate of a rule at the end of a free trajectory of one T1. No evidence is taken."""
     depth = T2 if "T2" in rule.uses else None
-    if depth is not None and rule.phase == ReversePhase():  # the sweep goes to the start, here of the last T2 steps
-        free = replace(free, T1s=(depth,), states=free.states[-1 - depth :], norms=free.norms[-1 - depth :], _views={})
+    free = rule.phase.trained(free, depth)
     snapshots = rule.phase.unobserved.run(free, () if depth is None else (depth,), betas)
     snapshot = next(s for s in snapshots if s.depth == depth)
     return {name: g[0, 0] for name, g in rule.read(free, snapshot, betas).gradient.items()}

@@ -22,7 +22,8 @@ from gradbench.vocabulary.status import Status, Thresholds
 
 SETTLED = {
     "residual": 1e-9, "collapsed_share": 0.0, "settled_share": 1.0, "force_norm": 1e-8, "state_norm": 1.0,
-    "scale": 1.0, "shrink": 1.0, "escape": 1.0, "rho": 0.9, "antisymmetry": 0.1, "antisymmetry_se": 0.01, "energy_monotone": None,
+    "scale": 1.0, "shrink": 1.0, "escape": 1.0, "rho": 0.9, "antisymmetry": 0.1, "antisymmetry_se": 0.01,
+    "energy_monotone": None,
 }  # fmt: skip
 ONES = {"a": torch.ones(3, dtype=torch.float64)}
 
