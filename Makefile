@@ -6,8 +6,12 @@ DEVICE ?= auto
 ARGS   ?=
 VENV   ?= .venv
 PYTHON ?= python3
+# full: torch as PyPI has it; cpu: torch without CUDA; none: the torch that PYTHON has. A set-up remembers its choice.
+TORCH  ?= $(or $(shell cat $(VENV)/.torch 2>/dev/null),full)
+WHEELS ?= https://download.pytorch.org/whl/cpu
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+PIP    := $(BIN)/python -m pip install --disable-pip-version-check
 BENCH  := $(BIN)/gradbench
 
 .PHONY: help setup bench plan run plot check train test lint docs perf clean
@@ -15,15 +19,36 @@ BENCH  := $(BIN)/gradbench
 
 help: ## these lines
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
-	@echo "knobs: SUITE=$(SUITE) RUN=$(RUN) CONFIG=$(CONFIG) DEVICE=$(DEVICE) ARGS= VENV=$(VENV) PYTHON=$(PYTHON)"
+	@echo "knobs: SUITE=$(SUITE) RUN=$(RUN) CONFIG=$(CONFIG) DEVICE=$(DEVICE) ARGS= VENV=$(VENV) PYTHON=$(PYTHON) TORCH=$(TORCH)"
 
-setup: $(READY) ## virtual environment with pinned, tested versions
+setup: $(READY) ## virtual environment with pinned, tested versions: TORCH=full, cpu or none
+	@[ "$$(cat $(VENV)/.torch)" = "$(TORCH)" ] || echo "$(VENV) has TORCH=$$(cat $(VENV)/.torch); for TORCH=$(TORCH): make clean first"
+
+SIZE_full := 5.9 GB on disk, most of it CUDA; TORCH=cpu or TORCH=none need less
+SIZE_cpu  := 1.6 GB on disk
+SIZE_none := 0.6 GB on disk, without torch
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "gradbench needs Python 3.11 or later: make PYTHON=python3.12"; exit 2; }
+	@[ -n "$(SIZE_$(TORCH))" ] || { echo "TORCH=$(TORCH): expected full, cpu or none"; exit 2; }
+	@[ $(TORCH) != none ] || $(HAS_TORCH) || $(PYTHON) -c 'import torch' 2>/dev/null || { echo "TORCH=none: $(PYTHON) has no torch; name a Python that has one: make setup TORCH=none PYTHON=..."; exit 2; }
+	@echo "set-up of $(VENV), TORCH=$(TORCH): $(SIZE_$(TORCH))"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@echo $(TORCH) > $(VENV)/.torch
+	@$(SETUP_$(TORCH))
 	@touch $@
+
+# the pins of torch are those of PyPI; a wheel of the same version without CUDA counts as newer, and is taken
+SETUP_full = $(PIP) --constraint constraints.txt --editable '.[dev,images]'
+SETUP_cpu  = $(PIP) --constraint constraints.txt --extra-index-url $(WHEELS) --editable '.[dev,images]'
+# the folder of that torch is searched after the environment, whether it is of the system, of conda or of another venv
+HAS_TORCH  = $(BIN)/python -c 'import torch' 2>/dev/null
+SETUP_none = \
+	$(HAS_TORCH) || $(PYTHON) -c 'import pathlib, torch; print(pathlib.Path(torch.__file__).parents[1])' \
+		> "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torch.pth"; \
+	grep -v '^torch' constraints.txt > $(VENV)/constraints.txt; \
+	$(BIN)/python -c 'from importlib.metadata import version; print("torch", version("torch"), "is there")' && \
+	$(PIP) --constraint $(VENV)/constraints.txt --editable '.[dev]'
 
 # figures are drawn before the checks, so that they exist when a check fails and the verdict is the last line
 bench: $(READY) ## run a suite, draw its figures, check its claims: SUITE= DEVICE=

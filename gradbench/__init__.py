@@ -1,6 +1,7 @@
 """gradbench: how faithful is a gradient estimator to backpropagation through time?
 
-`systems()` and `estimators()` list names, `measure` compares one cell, `run` executes a suite.
+`systems()` and `estimators()` list names, `measure` compares one cell, `run` executes a suite. Mistakes in a call raise
+`UserError`.
 Importing this touches neither torch nor the disk.
 """
 
@@ -13,13 +14,18 @@ from typing import TYPE_CHECKING
 from gradbench import estimators, systems
 
 __version__ = "0.1.0"
-__all__ = ["estimators", "measure", "run", "systems"]
+__all__ = ["UserError", "estimators", "measure", "run", "systems"]
 
 if TYPE_CHECKING:
     from gradbench.api import measure
     from gradbench.commands.running import run
+    from gradbench.errors import UserError
 
-_LOADED = {"measure": "gradbench.api", "run": "gradbench.commands.running"}  # when first used
+_LOADED = {  # when first used
+    "UserError": "gradbench.errors",
+    "measure": "gradbench.api",
+    "run": "gradbench.commands.running",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -2,35 +2,46 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from html import escape
 from inspect import Parameter, Signature, signature
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from gradbench.data.given import article, tensors
 from gradbench.engine.device import resolve
 from gradbench.engine.draws import build
-from gradbench.engine.precision import ieee_float32
+from gradbench.engine.precision import isolated
 from gradbench.engine.solving import solve
 from gradbench.errors import UserError, near_miss
-from gradbench.planning import registry
+from gradbench.planning import registry, values
+from gradbench.planning.cells import PARAMS_FROM
 from gradbench.planning.plans import plan
 from gradbench.planning.suites import parse
 from gradbench.vocabulary.coordinates import COORDINATES, Value
+from gradbench.vocabulary.status import Thresholds
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import torch
 
     from gradbench.engine.outcome import Outcome
-    from gradbench.systems.base import Params
+    from gradbench.planning.problems import Problem
+    from gradbench.systems.base import AbstractSystem, Data, Params
     from gradbench.vocabulary.status import Status
 
+Kind = TypeVar("Kind")
+KEY = "{where}[{option!r}]"  # how a message calls an option
+SHOWN = ("status", "cosine", "cosine_min", "worst", "rel_error", "residual", "cause")  # of a row, as evidence
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Measurement:
     """An estimate and its reference, with the evidence that their comparison means something.
 
     `row` holds every column of the table `cells`; the attributes are the columns that are read most. A number that is
-    undefined is NaN, and `reason` says why.
+    undefined is NaN, and `reason` says why. A measurement is equal to itself alone.
     """
 
     status: Status
@@ -47,51 +58,73 @@ class Measurement:
     reference: Params | None
     row: dict[str, Any]
 
+    def _evidence(self) -> dict[str, str]:
+        """The columns that say what a cosine is worth, as text."""
+        told = {name: self.row[name] for name in SHOWN}
+        return {n: f"{v:.4g}" if isinstance(v, float) and "cosine" not in n else _text(v) for n, v in told.items()}
+
+    def __repr__(self) -> str:
+        evidence = "  ".join(f"{name} {text}" for name, text in self._evidence().items())
+        return f"{self.row['system_label']} {self.row['estimator_label']}: {evidence}"
+
+    def _repr_html_(self) -> str:
+        named = {"system": self.row["system_label"], "estimator": self.row["estimator_label"]} | self._evidence()
+        lines = [
+            f"<tr><th style='text-align: left'>{escape(name)}</th><td>{escape(text)}</td></tr>"
+            for name, text in (named | {"reason": self.reason}).items()
+        ]
+        return f"<table>{''.join(lines)}</table>"
+
+
+def _text(value: object) -> str:
+    return f"{value:.6f}" if isinstance(value, float) else str(value or "none")
+
 
 def measure(
     system: str,
     estimator: str,
     *,
-    device: str = "cpu",
-    params: Mapping[str, Tensor] | None = None,
-    data: Mapping[str, Tensor] | None = None,
-    system_options: Mapping[str, object] | None = None,
-    estimator_options: Mapping[str, object] | None = None,
+    device: str | torch.device = "cpu",
+    params: Mapping[str, object] | None = None,
+    data: Mapping[str, object] | None = None,
+    system_options: Mapping[str, object] | str | None = None,
+    estimator_options: Mapping[str, object] | str | None = None,
     **coordinates: Value,
 ) -> Measurement:
     """Compare one estimate with backpropagation through time.
 
     The signature has a keyword for every coordinate. A coordinate that is None or left out takes the default of the
-    system. `params` and `data` replace what `seed` would draw, and sizes and batch are read from them. Raises UserError
-    for unknown names and options, for wrong shapes, and for an estimator that does not apply to the system. Numerical
-    trouble is no exception but the status of the measurement.
+    system. `params` and `data` replace what `seed` would draw, and sizes and batch are read from them: tensors, arrays
+    or lists of numbers by name, which are copied. Options are a table, or JSON as in the table `cells`. Raises
+    UserError for unknown names and options, for what is no number or has a wrong shape, and for an estimator that does
+    not apply to the system. Numerical trouble is no exception but the status of the measurement.
     """
     for name in coordinates:
         if name not in COORDINATES:
             known = [p.name for p in signature(measure).parameters.values()]
             raise UserError(f"measure: there is no argument {name!r}{near_miss(name, known)}")
-    params, data = params or {}, data or {}
-    known_system = registry.known_systems().get(system)
-    sizes = known_system.sizes(dict(params), dict(data)) if known_system else {}
-    batches = {len(data[n]) for n in (known_system.per_example if known_system else ()) if n in data}
-    if len(batches) > 1:
-        raise UserError(f"data of {system}: entries disagree on the number of examples: {sorted(batches)}")
-    named = coordinates | ({"batch": batches.pop()} if batches else {})
-    grid = {
-        "system": {"name": system, **sizes, **(system_options or {})},
-        "estimator": {"name": estimator, **(estimator_options or {})},
-        **{name: value for name, value in named.items() if value is not None},
-    }
-    asked = plan(parse({"name": "measure", "about": "one cell", "grid": [grid]}, "measure"), "measure", data)
-    if asked.skipped:
-        raise UserError(f"measure: {asked.skipped[0][1]}")
-    if len(asked.cells) != 1:
-        raise UserError(f"measure: compares one cell, and these lists make {len(asked.cells)}; use a suite")
-    (problem,) = asked.problems
-    with ieee_float32():
-        field = build(problem, resolve(device), params, data)
-        (outcome,) = solve([problem], field, asked.thresholds)
-    return _measurement(outcome)
+    with isolated():
+        kind = _registered("system", system, registry.known_systems())
+        _registered("estimator", estimator, registry.known_estimators())
+        theta, x = tensors(params, "params"), tensors(data, "data")
+        rule = registry.estimator(estimator, _options("estimator_options", estimator_options), "estimator_options", KEY)
+        options = _options("system_options", system_options)
+        source = str(options.pop(PARAMS_FROM, ""))
+        made = _sized(kind, options, theta, x)
+        named = _coordinates(coordinates, made.uses | rule.uses)
+        named |= _batch(made, x, named.get("batch"))
+        made.check(int(named.get("batch", made.defaults["batch"])), x)
+        grid = {
+            "system": {"name": system, **json.loads(registry.options(made))},
+            "estimator": {"name": estimator, **json.loads(registry.options(rule))},
+            **named,
+            **({PARAMS_FROM: source.rpartition("@")[0] or source} if source else {}),
+        }
+        problem = _problem(grid, x)
+        if "@" in source and problem.params_from != source:
+            raise UserError(f"{KEY.format(where='system_options', option=PARAMS_FROM)}: {source} has changed since")
+        (outcome,) = solve([problem], build(problem, resolve(device), theta, x), Thresholds())
+        return _measurement(outcome)
 
 
 def _signed() -> Signature:
@@ -108,6 +141,88 @@ def _signed() -> Signature:
 measure.__signature__ = _signed()  # type: ignore[attr-defined]
 
 
+def _registered(argument: str, name: object, known: Mapping[str, Kind]) -> Kind:
+    """The class of that name. Raises UserError for anything but a name that is known."""
+    if not isinstance(name, str):
+        hint = f"; a class is registered by an entry point of the group gradbench.{argument}s"
+        raise UserError(f"{argument}: got {article(name)}, expected a name: {', '.join(known)}{hint}")
+    if name not in known:
+        raise UserError(f"{argument} = {str(name)!r} is not registered{near_miss(name, known)}")
+    return known[name]
+
+
+def _options(argument: str, given: object) -> dict[str, Any]:
+    """Options as a table: given as one, or as the JSON of a table of a run."""
+    if isinstance(given, str):
+        try:
+            given = json.loads(given)
+        except ValueError as error:
+            raise UserError(f"{argument}: got {given!r}, expected a table or its JSON ({error})") from None
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping) and not (hasattr(given, "items") and hasattr(given, "keys")):
+        raise UserError(f"{argument}: got {article(given)}, expected a table of options by name")
+    return dict(given.items())
+
+
+def _sized(kind: type[AbstractSystem], options: Mapping[str, Any], theta: Params, x: Data) -> AbstractSystem:
+    """The system with its options, and with the sizes of what is given."""
+    try:
+        sizes = kind.sizes(theta, x)
+    except (IndexError, KeyError, TypeError, ValueError):  # the number of axes is wrong, which `build` tells
+        sizes = {}
+    read = {name: value for name, value in sizes.items() if name not in options}
+    try:
+        return registry.system(kind.name, read | dict(options), "system_options", KEY)
+    except UserError as error:
+        told = ", ".join(f"{name} = {value!r}" for name, value in read.items())
+        raise UserError(f"{error} (read from params and data: {told})" if read else str(error)) from None
+
+
+def _coordinates(given: Mapping[str, object], used: frozenset[str]) -> dict[str, Any]:
+    """The coordinates that are named, as Python values. A row of a table has NaN where nobody uses a coordinate."""
+    named: dict[str, Any] = {}
+    for name, value in given.items():
+        coordinate = COORDINATES[name]
+        if value is None or (coordinate.optional and name not in used and _is_blank(value)):
+            continue
+        try:
+            read = values.many(coordinate, value) if coordinate.listed else (values.one(coordinate, value),)
+        except ValueError as error:
+            raise UserError(f"{name} = {error}") from None
+        named[name] = read[0] if len(read) == 1 else list(read)
+    return named
+
+
+def _is_blank(value: object) -> bool:
+    """Whether a table shows this where it has no value."""
+    plain = values.scalar(value)
+    return type(plain).__name__ == "NAType" or (isinstance(plain, float) and math.isnan(plain))
+
+
+def _batch(system: AbstractSystem, x: Data, named: int | None) -> dict[str, int]:
+    """The number of examples of given data. Raises UserError where it is not one number."""
+    numbers = {name: len(x[name]) for name in sorted(system.per_example) if name in x and x[name].ndim}
+    if len(set(numbers.values())) > 1:
+        told = ", ".join(f"{number} of {name}" for name, number in numbers.items())
+        raise UserError(f"data: entries disagree on the number of examples: {told}")
+    for name, number in numbers.items():
+        if named is not None and named != number:
+            raise UserError(f"batch = {named}: data[{name!r}] has {number} examples")
+        return {"batch": number}
+    return {}
+
+
+def _problem(grid: Mapping[str, Any], x: Data) -> Problem:
+    """The problem of the one cell of a grid."""
+    planned = plan(parse({"name": "measure", "about": "one cell", "grid": [dict(grid)]}, "measure"), "measure", x)
+    if planned.skipped:
+        raise UserError(f"measure: {planned.skipped[0][1]}")
+    if len(planned.cells) != 1:
+        raise UserError(f"measure: compares one cell, and these lists make {len(planned.cells)}; use a suite")
+    return planned.problems[0]
+
+
 def _measurement(outcome: Outcome) -> Measurement:
     row = outcome.row()
     return Measurement(
@@ -116,8 +231,13 @@ def _measurement(outcome: Outcome) -> Measurement:
         cosines={p["param"]: p["cosine"] for p in row.pop("params")},
         blocks={b.pop("block"): b for b in row.pop("blocks")},
         budget={b.pop("param"): b for b in row.pop("budget")},
-        estimate=outcome.estimate,
-        reference=outcome.reference,
+        estimate=_copied(outcome.estimate),
+        reference=_copied(outcome.reference),
         row=row,
         **{name: row[name] for name in ("cosine", "norm_ratio", "rel_error", "residual", "antisymmetry")},
     )
+
+
+def _copied(gradient: Params | None) -> Params | None:
+    """A gradient in memory that nothing shares: that of bptt is the reference."""
+    return None if gradient is None else {name: g.clone() for name, g in gradient.items()}

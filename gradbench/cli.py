@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gradbench.commands.progress import say
 from gradbench.errors import StoreError, UserError
 from gradbench.vocabulary.exit import Exit
 from gradbench.vocabulary.status import Status
 
 if TYPE_CHECKING:
     from gradbench.commands.explaining import Explanation
+    from gradbench.tables.store import Run
 
 app = typer.Typer(
     add_completion=False,
@@ -31,10 +36,44 @@ Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=V,...", hel
 
 
 USAGE_ERROR: Any = typer.BadParameter.__base__  # the base of all mistakes in a command line
+NARROWEST = 60  # characters of a line: a terminal that has fewer breaks lines itself
+WIDEST = 100  # of `list`, where stdout is no terminal
+NAMES = (14, 24)  # letters of the column of names in `list`, at least and at most
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)
+def _put(text: object, *, flush: bool = False) -> None:
+    """Print data on stdout. A reader that leaves, as `head` does, is no failure: the rest is not printed."""
+    try:
+        print(text, flush=flush)
+    except BrokenPipeError:
+        _drop(sys.stdout)
+
+
+def _drop(stream: Any) -> None:
+    """Send what is left in a stream, and what follows, to the null device: else it is flushed again at the exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _width() -> int | None:
+    """Characters of a line: those of the terminal or of $COLUMNS. None: stdout is neither, and lines are not folded."""
+    if not (sys.stdout.isatty() or os.environ.get("COLUMNS")):
+        return None
+    return max(NARROWEST, shutil.get_terminal_size().columns)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from gradbench import __version__
+
+        _put(f"gradbench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    pass
 
 
 @app.command("list")
@@ -42,22 +81,37 @@ def list_(as_json: Json = False) -> None:
     """Systems, estimators, suites and trainings."""
     from gradbench.planning import files, registry
 
+    suites, trainings = files.shipped(files.SUITES), files.shipped(files.CONFIGS)
     items = {
         "systems": [(n, _summary(c)) for n, c in registry.known_systems().items()],
         "estimators": [
             (n, f"{_summary(c)} Exact when: {c().claim.prose(c.uses)}.") for n, c in registry.known_estimators().items()
         ],
-        "suites": [(p.stem, files.about(p)) for p in sorted(files.SUITES.glob("*.toml"))],
-        "trainings": [(p.stem, files.about(p)) for p in sorted(files.CONFIGS.glob("*.toml"))],
+        "suites": [(n, files.about(p)) for n, p in suites.items()],
+        "trainings": [(n, files.about(p)) for n, p in trainings.items()],
     }
     if as_json:
-        print(json.dumps({kind: dict(rows) for kind, rows in items.items()}, indent=1))
+        _put(json.dumps({kind: dict(rows) for kind, rows in items.items()}, indent=1))
         return
+    least, most = NAMES
+    column = min(max([least, *(len(name) for rows in items.values() for name, _ in rows)]), most)
     for kind, rows in items.items():
-        print(f"{kind}")
+        _put(kind)
         for name, text in rows:
-            print(f"  {name:<14} {text}")
-    _say("next: gradbench show NAME, gradbench plan SUITE")
+            _put(_entry(f"  {name}", text, column + 3, _width() or WIDEST))
+    for kind, paths in (("suites", suites), ("trainings", trainings)):
+        say(f"{kind} from {', '.join(dict.fromkeys(str(path.parent) for path in paths.values()))}")
+    say("next: gradbench show NAME, gradbench plan SUITE")
+
+
+def _entry(name: str, text: str, column: int, width: int | None) -> str:
+    """A name, and beside it a text that is folded in its column; below it where the name is too long."""
+    from gradbench.tables.text import wrapped
+
+    lines = wrapped(" " * column + " ".join(text.splitlines()), width) or [""]
+    if len(name) >= column:
+        return "\n".join([name, *lines])
+    return "\n".join([name + lines[0][len(name) :], *lines[1:]]).rstrip()
 
 
 @app.command()
@@ -67,6 +121,7 @@ def show(name: str, as_json: Json = False) -> None:
 
     from gradbench.errors import near_miss
     from gradbench.planning import registry
+    from gradbench.tables.text import wrapped
 
     known: dict[str, Any] = {**registry.known_systems(), **registry.known_estimators()}
     if name not in known:
@@ -81,29 +136,34 @@ def show(name: str, as_json: Json = False) -> None:
         claim = cls().claim
         facts |= {"exact_when": claim.prose(cls.uses), "bias_order": claim.order}
     if as_json:
-        print(json.dumps(facts, indent=1))
+        _put(json.dumps(facts, indent=1))
         return
-    print(f"{name}\n\n{facts.pop('definition')}\n")
+    _put(f"{name}\n")
+    for line in facts.pop("definition").splitlines():
+        _put("\n".join(wrapped(line, _width(), 2)))
+    _put("")
     for key, value in facts.items():
         text = ", ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else value
-        print(f"{key:<13} {', '.join(text) if isinstance(text, list) else text}")
+        _put(_entry(key, ", ".join(text) if isinstance(text, list) else str(text), 14, _width()))
 
 
 @app.command("plan")
 def plan_(suite: SuiteName, set_: Set = None, as_json: Json = False) -> None:
     """What a suite would do: cells, problems, families, evaluations, skips. Runs nothing."""
     from gradbench.commands.running import prepare
+    from gradbench.planning import files
 
     loaded, planned = prepare(suite, _settings(set_))
     if as_json:
-        print(json.dumps(planned.to_json(), indent=1))
+        _put(json.dumps(planned.to_json(), indent=1))
         return
-    print(f"{planned.suite}: {loaded.about}")
+    _put(_entry(f"{planned.suite}:", loaded.about, len(planned.suite) + 2, _width()))
     for name, text in planned.summary.items():
-        print(f"  {name:<20} {text}")
+        _put(_entry(f"  {name}", text, 23, _width()))
     for reason, n in planned.skip_reasons.most_common():
-        print(f"  {'skipped':<20} {n:,}: {reason}")
-    _say(f"next: gradbench run {suite}")
+        _put(_entry("  skipped", f"{n:,}: {reason}", 23, _width()))
+    say(f"suite {files.find(suite, files.SUITES, 'suite')}")
+    say(f"next: gradbench run {_argument(suite)}")
 
 
 @app.command()
@@ -122,9 +182,10 @@ def run(
     """Run a suite, or go on with it where it was cut off."""
     from gradbench.commands.progress import watcher
     from gradbench.commands.running import run as execute
+    from gradbench.planning import files
 
     overrides = _settings([*(set_ or ()), *([f"dtype={dtype}"] if dtype else ())])
-    with watcher() as watch:
+    with watcher(f"suite {files.find(suite, files.SUITES, 'suite')}") as watch:
         done = execute(
             suite,
             out=out,
@@ -139,19 +200,19 @@ def run(
         )
     statuses = done.cells["status"].value_counts()
     for status, n in statuses.items():
-        print(f"  {status:<16} {n:<7,} {Status(status).prose}")
-    print(done.folder)
+        _put(f"  {status:<16} {n:<7,} {Status(status).prose}")
+    _put(done.folder)
     if profile:
-        print(done.folder / "profile" / "table.txt")
+        _put(done.folder / "profile" / "table.txt")
     if not done.plan["cells"]:
-        _say("gradbench: every cell of this suite is skipped: nothing was measured")
+        say("gradbench: every cell of this suite is skipped: nothing was measured")
         raise typer.Exit(Exit.NOTHING)
     incomplete = int(sum(n for s, n in statuses.items() if Status(s).incomplete))
     if incomplete and not done.claims["allow_incomplete"]:
         rows = done.cells
         first = rows[rows["status"].isin([s for s in Status if s.incomplete])].iloc[0]
-        _say(f"{incomplete} of {len(rows)} cells were not measured; first: {first['reason']}")
-        _say("next: the same command tries them again")
+        say(f"{incomplete} of {len(rows)} cells were not measured; first: {first['reason']}")
+        say("next: the same command tries them again")
         raise typer.Exit(Exit.INCOMPLETE)
 
 
@@ -159,22 +220,30 @@ def run(
 def check(run: RunName = "latest", out: Out = Path("results"), as_json: Json = False) -> None:
     """Print the tables of a run's suite and evaluate its checks; the last line is the verdict."""
     from gradbench.planning.suites import Table
-    from gradbench.tables import runs
     from gradbench.tables.text import show_causes, show_table
     from gradbench.tables.verdict import judge
 
-    target = runs.find(run, out)
+    target, width = _target(run, out), _width()
     verdict = judge(target)
     if as_json:
-        print(json.dumps(verdict.to_json(), indent=1))
+        _put(json.dumps(verdict.to_json(), indent=1))
     else:
         for table in target.claims.get("table", ()):
-            print(f"{show_table(Table(**table), target.cells)}\n")
-        if causes := show_causes(target.cells):
-            print(f"{causes}\n  why, and what helps: gradbench explain {target.id} --worst 1\n")
+            _put(f"{show_table(Table(**table), target.cells, width)}\n")
+        if causes := show_causes(target.cells, width):
+            way_on = ["  why, and what helps:", f"gradbench explain {target.id} --worst 1"]
+            _put(f"{causes}\n{_one_or_two_lines(way_on, ' ', width)}\n")
         for finding in verdict.findings:
-            print(f"  {finding.result.upper():<5} {finding.name}  [{finding.cells} cells]  {finding.detail}")
-        print(f"{verdict.line}  {target.folder / 'verdict.json'}")
+            _put(
+                _entry(
+                    f"  {finding.result.upper()}",
+                    f"{finding.name}  [{finding.cells} cells]  {finding.detail}",
+                    8,
+                    width,
+                )
+            )
+        last = [verdict.line, str(target.folder / "verdict.json")]
+        _put(_one_or_two_lines(last, "  ", width, reverse=True))
     raise typer.Exit(verdict.code)
 
 
@@ -182,12 +251,11 @@ def check(run: RunName = "latest", out: Out = Path("results"), as_json: Json = F
 def plot(run: RunName = "latest", out: Out = Path("results")) -> None:
     """Draw the figures of a run as SVG and PNG."""
     from gradbench import plots
-    from gradbench.tables import runs
 
-    target = runs.find(run, out)
-    _say(f"drawing {target.folder}")
+    target = _target(run, out)
+    say(f"drawing {target.folder}")
     for path in plots.draw(target):
-        print(path)
+        _put(path)
 
 
 @app.command()
@@ -197,9 +265,7 @@ def explain(
     where: Annotated[
         list[str] | None, typer.Option("--where", metavar="KEY=V,...", help="Cells by coordinate or option.")
     ] = None,
-    worst: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="The settled cells with the worst parameter.")
-    ] = None,
+    worst: Annotated[str | None, typer.Option(metavar="N", help="The settled cells with the worst parameter.")] = None,
     figure: Annotated[
         Path | None, typer.Option(metavar="PATH", help="Draw it too: a .png or .svg, or a folder for both.")
     ] = None,
@@ -208,20 +274,22 @@ def explain(
     """Say why a cosine is what it is: certificate, ladder, cause and remedy, measured anew on the CPU."""
     from gradbench.commands.explaining import choose
     from gradbench.commands.explaining import explain as explain_cell
-    from gradbench.commands.telling import tell
-    from gradbench.tables import runs
+    from gradbench.commands.telling import tell_certificate, tell_ladder
 
-    target = runs.find(run, out)
-    rows = choose(target, cell, _settings(where, "--where"), worst)
+    number = None if worst is None else _cells(worst)
+    target, width = _target(run, out), _width()
+    rows = choose(target, cell, _settings(where, "--where"), number)
     if figure is not None and figure.suffix not in ("", ".png", ".svg"):
         raise UserError(f"--figure {figure}: expected a .png, a .svg or a folder")
     if figure is not None and figure.suffix and len(rows) > 1:
         raise UserError(f"--figure {figure}: {len(rows)} cells have a figure each; name a folder")
+    say(f"run {target.folder}")
     for i, row in enumerate(rows):
         if len(rows) > 1:
-            _say(f"{i + 1} of {len(rows)}")
-        explanation = explain_cell(target, row)
-        print(tell(explanation), flush=True)
+            say(f"{i + 1} of {len(rows)}")
+        explanation = explain_cell(target, row, lambda e: _put(tell_certificate(e, width), flush=True))
+        if explanation.ladder is not None:
+            _put(tell_ladder(explanation, width), flush=True)
         if figure is not None:
             _draw(explanation, figure)
 
@@ -232,11 +300,11 @@ def _draw(explanation: Explanation, path: Path) -> None:
 
     drawn = picture(explanation)
     if drawn is None:
-        _say(f"{explanation.cell.key}: no figure, since the free phase diverged")
+        say(f"{explanation.cell.key}: no figure, since the free phase diverged")
         return
     kinds = (path.suffix[1:],) if path.suffix else ("svg", "png")
     for file in save(drawn, path if path.suffix else path / explanation.cell.key, kinds):
-        print(file)
+        _put(file)
 
 
 @app.command()
@@ -250,20 +318,23 @@ def train(
     """Train by a rule and watch its fidelity, or go on with it where it was cut off."""
     from gradbench.commands.progress import watcher
     from gradbench.commands.trainings import train as execute
+    from gradbench.planning import files
 
-    with watcher() as watch:
+    with watcher(f"training {files.find(config, files.CONFIGS, 'training')}") as watch:
         done = execute(config, out=out, device=device, overrides=_settings(set_), fresh=fresh, watch=watch)
-    print(done.last)
+    _put(done.last)
     for path in done.draw():
-        print(path)
-    print(done.folder)
+        _put(path)
+    _put(done.folder)
 
 
 @app.command()
 def tune(
     system: Annotated[str, typer.Argument(help='Name, or a name with options: "toy_noncons drive_std=1".')],
     estimator: Annotated[str, typer.Argument(help='Name, or a name with options: "aep clip=batch".')],
-    want: Annotated[float, typer.Option("--cosine-min", help="What every parameter of every seed is to reach.")] = 0.99,
+    want: Annotated[
+        str, typer.Option("--cosine-min", metavar="X", help="What every parameter of every seed is to reach.")
+    ] = "0.99",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     set_: Set = None,
     as_json: Json = False,
@@ -272,31 +343,77 @@ def tune(
     from gradbench.commands.progress import watcher
     from gradbench.commands.tuning import tune as search
 
+    wanted = _cosine(want)
     with watcher() as watch:
-        tuned = search(system, estimator, want, _settings(set_), device, watch)
+        tuned = search(system, estimator, wanted, _settings(set_), device, watch)
     if as_json:
-        print(json.dumps(tuned.to_json(), indent=1))
+        _put(json.dumps(tuned.to_json(), indent=1))
     else:
         for point in tuned.front:
-            print(f"{'->' if point == tuned.chosen else '  '} {point}")
+            _put(f"{'->' if point == tuned.chosen else '  '} {point}")
         if tuned.unsettled:
-            print(f"   left out, since not every seed settles there: T1 = {', '.join(map(str, tuned.unsettled))}")
+            _put(f"   left out, since not every seed settles there: T1 = {', '.join(map(str, tuned.unsettled))}")
     if tuned.chosen is None:
         best = f"the best reaches {tuned.front[-1].cosine_min:.6f}" if tuned.front else "no T1 settles"
-        _say(f"gradbench: no setting reaches cosine_min {want:g}: {best}")
+        say(f"gradbench: no setting reaches cosine_min {wanted:g}: {best}")
         raise typer.Exit(Exit.CHECK_FAILED)
     if not as_json and tuned.chosen not in tuned.front:
-        print(f"-> {tuned.chosen}")
+        _put(f"-> {tuned.chosen}")
+
+
+def _one_or_two_lines(parts: list[str], between: str, width: int | None, *, reverse: bool = False) -> str:
+    """Two texts on a line, or on a line each, in reverse order if so asked: a command or a path is not folded."""
+    line = between.join(parts)
+    if width is None or len(line) <= width:
+        return line
+    return "\n".join(parts[::-1] if reverse else parts)
+
+
+def _target(name: str, out: Path) -> Run:
+    """The run that a name means. Raises UserError where there is none, with the way to make one of a shipped suite."""
+    from gradbench.planning import files
+    from gradbench.tables import runs
+
+    try:
+        return runs.find(name, out)
+    except UserError:
+        if name not in files.shipped(files.SUITES):
+            raise
+        more = "" if out == Path("results") else f" --out {_argument(out)}"
+        raise UserError(
+            f"there is no run of the suite {name!r} in {out / 'runs'} yet; make one with: gradbench run {name}{more}"
+        ) from None
+
+
+def _argument(value: str | Path) -> str:
+    """A value as a shell reads it."""
+    text = shlex.quote(str(value))
+    return f"-- {text}" if text.startswith("-") else text
+
+
+def _cells(text: str) -> int:
+    if not (text.isdecimal() and int(text) > 0):
+        raise UserError(f"--worst {text}: expected a number of cells, 1 or more")
+    return int(text)
+
+
+def _cosine(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise UserError(f"--cosine-min {text}: expected a number between 0 and 1") from None
 
 
 def _summary(cls: type) -> str:
-    return (cls.__doc__ or "").partition("\n")[0]
+    from gradbench.planning import registry
+
+    return registry.summary(cls)
 
 
 def _definition(cls: type) -> str:
-    import inspect
+    from gradbench.planning import registry
 
-    return inspect.getdoc(cls) or ""
+    return registry.definition(cls)
 
 
 def _settings(pairs: list[str] | None, option: str = "--set") -> dict[str, Any]:
@@ -313,33 +430,55 @@ def _code(arguments: list[str]) -> int:
     try:
         code = app(arguments, standalone_mode=False) or Exit.OK
     except UserError as error:
-        _say(f"gradbench: {_sentence(str(error))} Nothing was run.")
+        say(f"gradbench: {_sentence(str(error))} Nothing was run.")
         code = Exit.USAGE
     except USAGE_ERROR as error:
-        _say(f"gradbench: {_sentence(error.format_message())} See: gradbench --help")
+        say(f"gradbench: {_sentence(error.format_message())} See: gradbench --help")
         code = Exit.USAGE
     except StoreError as error:
-        _say(f"gradbench: {error}")
+        say(f"gradbench: {error}")
         code = Exit.STORE
     except OSError as error:  # of stdout: the store raises a StoreError
-        _say(f"gradbench: {error.strerror}")
+        say(f"gradbench: {error.strerror or error}")
         code = Exit.STORE
+    except SystemExit as stop:  # typer ends so where the reader of its help has left, which is no failure
+        if not isinstance(stop.__context__, BrokenPipeError):
+            raise
+        code = Exit.OK
     except (KeyboardInterrupt, typer.Abort):
         code = Exit.INTERRUPTED
     if code == Exit.INTERRUPTED:
         way_on = "; what was measured is kept, run the same command to go on"
-        _say(f"gradbench: interrupted{way_on if arguments[:1] in (['run'], ['train']) else ''}")
+        say(f"gradbench: interrupted{way_on if arguments[:1] in (['run'], ['train']) else ''}")
     return int(code)
 
 
 def main() -> None:
     """Entry point: every failure is one line and an exit code."""
+    _open_streams()
     code = _code(sys.argv[1:] or ["--help"])
     try:
-        print(end="", flush=True)
+        sys.stdout.flush()
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else it is flushed again at the exit
-        if not isinstance(error, BrokenPipeError):  # a reader that leaves, as `head` does, is no failure
-            _say(f"gradbench: {error.strerror}")
+        _drop(sys.stdout)
+        if not isinstance(error, BrokenPipeError):
+            say(f"gradbench: {error.strerror}")
             code = Exit.STORE
+    try:
+        sys.stderr.flush()
+    except OSError:
+        _drop(sys.stderr)
     sys.exit(code)
+
+
+def _open_streams() -> None:
+    """Put the null device in the place of a closed stream: else the next file that is opened takes its number."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+    with suppress(AttributeError):  # a stream that somebody has replaced
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]

@@ -11,6 +11,10 @@ class UserError(Exception):
     """Something asked for does not exist or makes no sense; the message names it and a way out."""
 
 
+class SystemFaultError(UserError):
+    """A system computes what no system may. In a run this is the status of its cells."""
+
+
 class StoreError(Exception):
     """A result folder is damaged or cannot be written."""
 
@@ -24,9 +28,9 @@ def placed(where: str) -> Iterator[None]:
         raise UserError(f"{where}: {error}") from None
 
 
-def near_miss(word: str, known: Iterable[str]) -> str:
+def near_miss(word: object, known: Iterable[str]) -> str:
     """`. Did you mean 'x'?` where something close is known, else the known words."""
     words = sorted(map(str, known))
     lower = {w.lower(): w for w in words}
-    close = difflib.get_close_matches(word.lower(), lower, n=1)
+    close = difflib.get_close_matches(str(word).lower(), lower, n=1)
     return f". Did you mean {lower[close[0]]!r}?" if close else f"; known: {', '.join(words)}"

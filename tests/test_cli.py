@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import pty
+import re
 import shutil
 import signal
 import statistics
@@ -17,6 +20,7 @@ import pytest
 
 import gradbench
 from gradbench import cli
+from gradbench.commands import progress
 from gradbench.engine import packs
 from gradbench.tables.store import Run
 
@@ -33,8 +37,9 @@ def shell(*arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Any:
+def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
     """The command in this process: exit code, stdout, stderr."""
+    monkeypatch.delenv("COLUMNS", raising=False)
 
     def call(*arguments: str | Path) -> tuple[int, str, str]:
         code = cli._code([str(a) for a in arguments])
@@ -91,12 +96,27 @@ def test_asking_takes_half_a_second(arguments: list[str]) -> None:
         (["plan", "smoke", "--set", "β=1"], "unknown key"),
         (["plan", "smoke", "--set", "seed=" + "9" * 400], "digits"),
         (["plan", "smoke", "--set", "name=x"], "unknown key"),
+        (["plan", "smoke", "--set", ""], "expected KEY=VALUE"),
+        (["plan", "smoke", "--set", "T1=02"], "'02' is not a number: write it without zeros in front"),
+        (["plan", "smoke", "--set", "T1=1,000"], "'000' is not a number"),
+        (["plan", "smoke", "--set", "T1=1__0"], "'1__0' is not a number"),
+        (["plan", "smoke", "--set", "T1=10#2"], "'10#2' is not a number"),
+        (["plan", "smoke", "--set", "T1=10,beta=0"], "not positive"),
+        (["plan", "smoke", "--set", "T1=" + "[" * 5000], "brackets close"),
+        (["plan", "smoke", "--set", "T1=" + "[" * 5000 + "]" * 5000], "nested too deep"),
+        (["plan", "smok.toml"], "suite 'smok.toml' does not exist. Did you mean 'smoke'?"),
+        (["plan", "no.toml"], "suite 'no.toml' does not exist. Nothing was run."),
+        (["plan", "--smoke"], "No such option: --smoke"),
+        (["train", "quik"], "training 'quik' does not exist. Did you mean 'quick'?"),
+        (["tune", "toy_cons", "ep", "--cosine-min", "high"], "--cosine-min high: expected a number between 0 and 1"),
+        (["tune", "toy_cons", "ep", "--cosine-min", "1.5"], "cosine_min = 1.5 is not between 0 and 1"),
+        (["explain", "--worst", "two"], "--worst two: expected a number of cells, 1 or more"),
         (["run", "smoke", "--dtype", "float23"], "Did you mean 'float32'?"),
         (["run", "smoke", "--dtype", "float64", "--set", "dtype=float32"], "set twice"),
         (["run", "smoke", "--device", "gpu"], "device = 'gpu' is not known"),
         (["check", "x" * 4000], "there is no run"),
         (["check"], "there is no run in results/runs yet; make one with: gradbench run SUITE"),
-        (["plot", "aep"], "there is no run"),
+        (["plot", "aep"], "there is no run of the suite 'aep' in results/runs yet; make one with: gradbench run aep."),
         (["rnu"], "Did you mean 'run'?"),
         (["run"], "Missing argument 'SUITE'"),
         (["run", "smoke", "--bogus"], "No such option: --bogus"),
@@ -146,7 +166,7 @@ def test_list_goes_on_over_a_suite_that_cannot_be_read(command: Any, tmp_path: P
     monkeypatch.chdir(tmp_path)
     code, out, _ = command("list")
     assert code == 0
-    assert "broken         unreadable" in out
+    assert re.search("^  broken +unreadable: not TOML", out, re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", [*gradbench.systems(), *gradbench.estimators()])
@@ -164,7 +184,7 @@ def test_plan_prints_what_sharing_saves_and_writes_nothing(command: Any, write_s
     assert code == 0
     for words in ("grid points", "cells                60", "problems             6", "families             2"):
         assert words in out
-    assert err.startswith("next: gradbench run")
+    assert err == f"suite {suite}\nnext: gradbench run {suite}\n"
     assert len(json.loads(command("plan", suite, "--json")[1])["cells"]) == 60
     assert os.listdir(tmp_path) == ["tiny.toml"]
 
@@ -364,3 +384,262 @@ def test_a_full_disk_behind_stdout_is_one_line_and_exit_5(arguments: str) -> Non
     assert done.returncode == 5
     assert done.stderr.splitlines()[-1] == "gradbench: No space left on device"
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("how", ["closed", "full", "reader gone"])
+@pytest.mark.parametrize("verb", ["list", "plan", "run", "plot", "check"])
+def test_a_stderr_that_cannot_be_written_stops_nothing(write_suite: Any, tmp_path: Path, verb: str, how: str) -> None:
+    out, suite = f"--out {tmp_path / 'r'}", write_suite(HOLDS)
+    arguments = {"list": "", "plan": suite, "run": f"{suite} {out} --set seed=0"}.get(verb, f"tiny {out}")
+    if verb in ("plot", "check"):
+        gradbench.run(str(suite), out=tmp_path / "r", device="cpu", overrides={"seed": 0})
+    if verb == "plot":  # the figures take a minute, and their talk is before them
+        (only(tmp_path / "r", "tiny").folder / "cells.parquet").write_bytes(b"")
+    redirected = {"closed": "2>&-", "full": "2>/dev/full", "reader gone": "2> >(true)"}[how]
+    piped = f"sleep 0.1; {sys.executable} -m gradbench {verb} {arguments} {redirected}"
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["bash", "-c", piped], stdout=subprocess.PIPE, text=True, cwd=ROOT, env=env, timeout=120)
+    assert done.returncode == (5 if verb == "plot" else 0)
+    assert (done.stdout == "") == (verb == "plot")
+    if verb == "run":
+        folder = Path(done.stdout.splitlines()[-1])
+        assert len(Run(folder).cells) == 20
+
+
+@pytest.mark.parametrize("streams", [">&-", "<&- >&- 2>&-", "2>/dev/full | true"])
+def test_tables_are_written_whatever_is_closed(write_suite: Any, tmp_path: Path, streams: str) -> None:
+    piped = f"set -o pipefail; {sys.executable} -m gradbench run {write_suite()} --out {tmp_path / 'r'} {streams}"
+    done = subprocess.run(["bash", "-c", piped], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.returncode == 0
+    assert len(only(tmp_path / "r", "tiny").cells) == 60
+    assert "Traceback" not in done.stderr
+
+
+def test_a_check_that_fails_says_so_to_a_reader_that_leaves(results: Path) -> None:
+    piped = f"set -o pipefail; {sys.executable} -m gradbench check bad --out {results} | true"
+    assert subprocess.run(["bash", "-c", piped], cwd=ROOT, timeout=60).returncode == 1
+
+
+def on_terminal(*arguments: str, read: bool = True, **env: str) -> tuple[int, str]:
+    """The command with stderr on a terminal: exit code, and what the terminal is sent. `read`: somebody looks at it."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [*SHELL, *arguments], stdout=subprocess.PIPE, stderr=theirs, cwd=ROOT, env=os.environ | env
+    )
+    os.close(theirs)
+    told = b""
+    try:
+        while read and (part := os.read(ours, 4096)):
+            told += part
+    except OSError:  # EIO: the other end is closed
+        pass
+    os.close(ours)
+    assert process.communicate(timeout=120)[0]
+    return process.returncode, told.decode()
+
+
+def test_a_terminal_has_a_bar_with_the_time_that_is_left(write_suite: Any, tmp_path: Path) -> None:
+    suite = str(write_suite())
+    code, told = on_terminal("run", suite, "--out", str(tmp_path / "r"), TERM="xterm", COLUMNS="70")
+    assert code == 0
+    first, *frames = told.split("\r")
+    assert first == f"suite {suite}"
+    assert all(len(frame.partition("\x1b")[0]) < 70 for frame in frames)
+    assert re.match(r"\n?-{20}   0%  0:00 elapsed  0/60 cells", frames[1] if frames[0] == "\n" else frames[0])
+    assert re.search(r"#{20} 100%  0:\d\d elapsed  60/60 cells", told)
+
+
+def test_a_dumb_terminal_has_lines(write_suite: Any, tmp_path: Path) -> None:
+    code, told = on_terminal("run", str(write_suite()), "--out", str(tmp_path / "r"), TERM="dumb")
+    assert code == 0
+    assert "\x1b" not in told
+    assert re.fullmatch(r"  60/60 cells .* 0:\d\d elapsed", told.splitlines()[-1])
+
+
+def test_a_terminal_that_is_gone_stops_nothing(write_suite: Any, tmp_path: Path) -> None:
+    code, _ = on_terminal("run", str(write_suite()), "--out", str(tmp_path / "r"), read=False, TERM="xterm")
+    assert code == 0
+    assert len(only(tmp_path / "r", "tiny").cells) == 60
+
+
+class Clock:
+    """A clock that is set by hand, in the place of `time.monotonic`."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(progress.time, "monotonic", clock)
+    return clock
+
+
+def test_the_time_left_is_steady_and_moves_within_a_piece_of_work(clock: Clock) -> None:
+    steps = progress.StepProgress(weight=10, pieces=10, began=0.0)
+    assert (steps.eta, steps.share) == (None, 0.0)
+    told = []
+    for step in range(1, 10):
+        for part in (0.25, 0.5, 0.75, 1.0):
+            clock.now = step - 1 + part
+            told.append((steps.share, steps.eta))
+        steps.advance()
+        assert steps.eta == pytest.approx(10 - step)
+    shares = [share for share, _ in told]
+    assert shares == sorted(shares)
+    assert len(set(shares[3:])) == len(shares[3:])
+    left = [eta for _, eta in told if eta is not None]
+    assert all(abs(a - b) < 0.7 for a, b in itertools.pairwise(left))  # the pace does not change: no jumps
+
+
+def test_a_piece_that_takes_long_is_not_said_to_be_done(clock: Clock) -> None:
+    steps = progress.StepProgress(weight=2, pieces=2, began=0.0)
+    clock.now = 1.0
+    steps.advance()
+    clock.now = 1000.0
+    assert not steps.over
+    assert steps.share <= 1.0
+    assert steps.eta is not None
+    assert steps.eta >= 0.0
+    steps.advance()
+    assert (steps.share, steps.eta, steps.over) == (1.0, 0.0, True)
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.9, "0:59"), (61, "1:01"), (3661, "1:01:01")])
+def test_times_are_told_as_a_clock_does(seconds: float, text: str) -> None:
+    assert progress.clock_time(seconds) == text
+
+
+@pytest.mark.parametrize("columns", ["60", "80", "20", "0", "many"])
+@pytest.mark.parametrize("arguments", [["list"], ["show", "aep"], ["show", "cet_real"], ["plan", "smoke"]])
+def test_text_is_folded_at_the_width_of_the_terminal(arguments: list[str], columns: str) -> None:
+    done = shell(*arguments, env={"COLUMNS": columns}, cwd=ROOT)
+    assert done.returncode == 0
+    width = {"60": 60, "20": 60}.get(columns, 80)
+    assert max(len(line) for line in done.stdout.splitlines()) <= width
+    plain = shell(*arguments, cwd=ROOT).stdout
+    assert done.stdout.split() == plain.split()  # nothing is cut off
+
+
+def test_a_list_in_a_file_has_100_columns_and_its_json_one_line_a_name(command: Any, monkeypatch: Any) -> None:
+    monkeypatch.chdir(ROOT)
+    assert 80 < max(map(len, command("list")[1].splitlines())) <= 100
+    data, lines = json.loads(command("list", "--json")[1]), command("list", "--json")[1].splitlines()
+    assert len(lines) == sum(len(rows) + 2 for rows in data.values()) + 2
+
+
+def test_a_long_name_keeps_the_column_of_the_others(command: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "suites").mkdir()
+    for name in ("a_suite_of_20_letters", "a_name_that_is_longer_than_any_column"):
+        (tmp_path / "suites" / f"{name}.toml").write_text('about = "what it asks"\n')
+    monkeypatch.chdir(tmp_path)
+    lines = command("list")[1].splitlines()
+    column = next(line for line in lines if line.startswith("  a_suite")).index("what")
+    assert next(line for line in lines if line.startswith("  aep ")).index("Equilibrium") == column
+    assert lines[lines.index("  a_name_that_is_longer_than_any_column") + 1] == " " * column + "what it asks"
+
+
+def test_checks_and_tables_are_folded_and_the_verdict_is_the_last_line(
+    write_suite: Any, tmp_path: Path, command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = '\n[[table]]\nname = "the toys"\nwhere = { estimator = "ep" }\ncolumns = ["cosine", "residual"]\n'
+    command("run", write_suite(HOLDS + table), "--out", tmp_path / "r")
+    plain = command("check", "tiny", "--out", tmp_path / "r")[1]
+    monkeypatch.setenv("COLUMNS", "60")
+    code, out, _ = command("check", "tiny", "--out", tmp_path / "r")
+    assert code == 0
+    assert max(len(line) for line in out.splitlines() if str(tmp_path) not in line) <= 60
+    assert out.splitlines()[-1] == plain.splitlines()[-1].partition("  " + str(tmp_path))[0]
+    assert out.count(" / ep") == 8
+    for word in ("cosine", "residual", "settled", "bptt is itself"):
+        assert word in out
+
+
+def test_a_version_is_one_line(command: Any) -> None:
+    assert command("--version") == (0, f"gradbench {gradbench.__version__}\n", "")
+
+
+@pytest.mark.parametrize("verb", ["check", "plot", "explain"])
+def test_a_suite_without_a_run_says_how_to_make_one(command: Any, results: Path, verb: str) -> None:
+    code, _, err = command(verb, "smoke", "--out", results)
+    assert code == 2
+    assert f"make one with: gradbench run smoke --out {results}" in err
+
+
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [
+        ("T2=7", "no measured cell has T2 = 7; T2 is 2."),
+        ("estimator=epp", 'no measured cell has estimator = "epp"; estimator is "bptt", "ep".'),
+        ("T1=5,T2=3", "no measured cell has T2 = 3; T2 is 2."),
+        ("estimator=bptt,T2=2", 'no measured cell has estimator = "bptt" and T2 = 2 together.'),
+        ("betta=1", "--where betta: is neither a column nor an option. Did you mean 'beta'?"),
+        ("beta=0x", 'beta = "0x"; beta is '),
+        ("beta=007", "'007' is not a number: write it without zeros in front"),
+        ("cosine=5", "no measured cell has cosine = 5; cosine is "),
+        ("clip=none", "clip: is neither a column nor an option"),
+        ("T1=", "expected KEY=VALUE"),
+    ],
+)
+def test_a_where_that_matches_nothing_says_what_there_is(command: Any, results: Path, where: str, words: str) -> None:
+    code, out, err = command("explain", "good", "--where", where, "--out", results)
+    assert (code, out) == (2, "")
+    assert words in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("where", [["estimator=ep,T1=5"], ["estimator=ep", "T1=+5"], ["estimator=ep,T1=5.,T2=2.e0"]])
+def test_conditions_with_commas_are_conditions(command: Any, results: Path, where: list[str]) -> None:
+    options = [part for text in where for part in ("--where", text)]
+    code, out, _ = command("explain", "good", *options, "--out", results)
+    assert code == 0
+    assert " ep " in out.splitlines()[0]
+
+
+def test_the_certificate_is_told_before_the_ladder_is_measured(
+    command: Any, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gradbench.commands import explaining
+
+    monkeypatch.setattr(explaining, "climb", lambda *_, **__: 1 / 0)
+    told: list[str] = []
+    monkeypatch.setattr(cli, "_put", lambda text, **_: told.append(text))
+    with pytest.raises(ZeroDivisionError):
+        command("explain", "good", "--where", "estimator=ep", "--out", results)
+    assert "certificate:" in told[0]
+
+
+@pytest.mark.parametrize("name", ["smöke test 袋", "it's", "-flag", "a;b", "$HOME"])
+def test_the_next_command_can_be_pasted(command: Any, write_suite: Any, tmp_path: Path, name: str, monkeypatch) -> None:
+    write_suite(name=name)
+    monkeypatch.chdir(tmp_path)
+    code, _, err = command("plan", "--", f"{name}.toml")
+    assert code == 0
+    pasted = err.splitlines()[-1].removeprefix("next: gradbench run ")
+    shown = subprocess.run(["bash", "-c", f"printf '%s\\n' {pasted}"], capture_output=True, text=True).stdout
+    assert shown.split("\n")[-2] == f"{name}.toml"
+
+
+def test_a_file_here_wins_over_the_one_that_ships_and_is_named(
+    command: Any, write_suite: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shipped = command("plan", "smoke")[2]
+    assert re.match(r"suite /.*/planning/shipped/suites/smoke\.toml\n", shipped)
+    (tmp_path / "suites").mkdir()
+    write_suite().rename(tmp_path / "suites" / "smoke.toml")
+    assert command("plan", "smoke")[2].startswith("suite suites/smoke.toml\n")
+    code, _, err = command("run", "smoke", "--device", "cpu", "--set", "seed=0")
+    assert code == 0
+    assert err.startswith("suite suites/smoke.toml\n")
+
+
+def test_letters_that_stdout_cannot_write_are_escaped(tmp_path: Path) -> None:
+    (tmp_path / "suites").mkdir()
+    (tmp_path / "suites" / "x.toml").write_text('about = "β, ∂F/∂θ"\n')
+    done = shell("list", env={"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}, cwd=tmp_path)
+    assert done.returncode == 0
+    assert "\\u03b2" in done.stdout

@@ -128,7 +128,7 @@ def test_cells_are_chosen_by_key_by_coordinates_or_as_the_worst(command: Any, ru
         (["--where", "betta=1.0"], "Did you mean 'beta'?"),
         (["--where", "beta"], "--where 'beta': expected KEY=VALUE"),
         (["--where", "seed=7"], "no measured cell"),
-        (["--worst", "0"], "'--worst': Input should be greater than or equal to 1"),
+        (["--worst", "0"], "--worst 0: expected a number of cells, 1 or more"),
     ],
 )
 def test_a_mistake_is_one_line(command: Any, arguments: list[str], words: str) -> None:

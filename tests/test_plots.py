@@ -13,8 +13,11 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PathCollection
 from matplotlib.colors import to_rgb, to_rgba
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 
 from gradbench import plots
+from gradbench.diagnostics.metrics import REFERENCE
 from gradbench.errors import StoreError
 from gradbench.plots import gallery, hold, look
 from gradbench.plots.explained import draw_explanation
@@ -22,16 +25,16 @@ from gradbench.plots.figures import error_budget
 from gradbench.plots.figures.antisymmetry_vs_error import draw_antisymmetry_vs_error
 from gradbench.plots.figures.cosine_sweeps import draw_cosine_sweep
 from gradbench.plots.figures.credit_by_layer import draw_credit_by_layer
-from gradbench.plots.figures.error_budget import COLOURS, LEAST, draw_error_budget
+from gradbench.plots.figures.error_budget import COLOURS, FACES, LEAST, NO_REFERENCE, TOP, draw_error_budget
 from gradbench.plots.figures.error_vs_beta import draw_error_vs_beta
 from gradbench.plots.figures.error_vs_cost import _front, _settings, draw_error_vs_cost
 from gradbench.plots.figures.map_s_damp import draw_map_s_damp
 from gradbench.plots.figures.params import draw_params
 from gradbench.plots.figures.residual_vs_cosine import draw_residual_vs_cosine
-from gradbench.plots.scale import cosine_at, nines
+from gradbench.plots.scale import SPACED, cosine_at, nines
 from gradbench.plots.sources import Tables
 from gradbench.tables.schema import BUDGETS, CELLS, PARAMS
-from gradbench.tables.store import Run
+from gradbench.tables.store import Run, read_json, write_json
 from gradbench.vocabulary.status import Status
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -72,7 +75,8 @@ def cells(rows: list[dict]) -> pd.DataFrame:
 
 
 def _params(cosine: dict[str, float], row: dict) -> list[dict]:
-    return [dict.fromkeys(PARAMS.names) | {"cell": row["cell"], "param": p, "cosine": c} for p, c in cosine.items()]
+    rows = [dict.fromkeys(PARAMS.names) | {"cell": row["cell"], "param": p, "cosine": c} for p, c in cosine.items()]
+    return [p | {"rel_error": row["rel_error"], "reference_norm": 1.0, "reason": ""} for p in rows]
 
 
 def _blocks(cosine: float) -> list[dict]:
@@ -82,14 +86,23 @@ def _blocks(cosine: float) -> list[dict]:
 def _budget(row: dict) -> list[dict]:
     if row["cause"] is None:
         return []
-    return [dict.fromkeys(BUDGETS.names) | {"param": "", "rel_error": 0.4, "asymmetry": 0.3, "truncation": 0.1}]
+    steps = dict.fromkeys(BUDGETS.names) | {"rel_error": 0.4, "asymmetry": 0.3, "truncation": 0.1}
+    return [steps | {"param": param} for param in ("", "W", "b")]
+
+
+def _tables(cells: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Parameters and budgets of cells."""
+    rows = cells.to_dict("records")
+    budget = [b | {"cell": row["cell"]} for row in rows for b in _budget(row)]
+    params = pd.DataFrame([p for row in rows for p in _params({"W": row["cosine"], "b": row["cosine"]}, row)])
+    return params, pd.DataFrame(budget, columns=BUDGETS.names)
 
 
 @pytest.fixture
 def run(tmp_path: Path, rows: list[dict]) -> Run:
     run = Run(tmp_path / "run")
     planned = [{"cell": row["cell"]} for row in rows]
-    thresholds = {"residual": 1e-4}
+    thresholds = {"residual": 1e-4, "faithful": 0.1}
     plan = {"suite": "toy", "cells": planned, "skipped": [], "problems": ["p"], "thresholds": thresholds}
     run.start(plan, {"commit": "0123456789abcdef"})
     nested = [
@@ -242,7 +255,7 @@ def test_a_system_with_many_options_stays_within_its_figure(cells: pd.DataFrame,
     other = cells.assign(system_label=LONG, cell="f" + cells["cell"])
     both = pd.concat([cells, other], ignore_index=True)
     parameters = pd.DataFrame([p for row in both.to_dict("records") for p in _params({"W": 0.9, "b": 0.8}, row)])
-    figure = gallery.collect()[name](Tables(both, parameters, pd.DataFrame(), pd.DataFrame(), 1e-4, ""))
+    figure = gallery.collect()[name](Tables(both, parameters, pd.DataFrame(), pd.DataFrame(), 1e-4, 0.1, ""))
     assert figure is not None
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
@@ -314,20 +327,196 @@ def test_the_front_of_cost_and_error_holds_what_no_cheaper_setting_of_the_worst_
     assert front["cost"].tolist() == [110, 140]
 
 
+def _bars(figure: object, knob: str = "nudge") -> list[tuple[float, float, tuple]]:
+    """Middle, height and colour of every part of a bar in the panel of a knob."""
+    (panel,) = (ax for ax in figure.axes if ax.get_visible() and ax.get_xlabel().startswith(knob))  # type: ignore[attr-defined]
+    return [(round(p.get_x() + p.get_width() / 2, 3), p.get_height(), p.get_facecolor()[:3]) for p in panel.patches]
+
+
+def _heights(figure: object) -> list[float]:
+    """Heights of whole bars, from left to right."""
+    parts = pd.DataFrame(_bars(figure), columns=["place", "height", "face"])
+    return parts.groupby("place")["height"].sum().tolist()
+
+
 def test_a_bar_of_a_budget_is_the_error_divided_as_its_steps_are(cells: pd.DataFrame) -> None:
-    budget = pd.DataFrame([b | {"cell": r["cell"]} for r in cells.to_dict("records") for b in _budget(r)])
-    figure = draw_error_budget(cells, budget)
+    figure = draw_error_budget(cells, *_tables(cells), 0.1)
     assert figure is not None
-    (panel,) = (ax for ax in figure.axes if ax.get_visible() and ax.get_xlabel().startswith("nudge"))
-    bars = [(p.get_height(), p.get_facecolor()[:3]) for p in panel.patches]
+    bars = [(height, face) for _, height, face in _bars(figure)]
     for height, cause in ((0.1, "truncation"), (0.3, "asymmetry")):
         drawn = [h for h, face in bars if face == to_rgb(COLOURS[cause])]
         assert drawn == pytest.approx([height] * 2)  # at both beta, of ep alone
-    assert [h for h, face in bars if face == to_rgb("0.85")] == pytest.approx([LEAST] * 2)  # aep is faithful
+    assert [h for h, face in bars if face == to_rgb(FACES["faithful"])] == pytest.approx([LEAST] * 2)  # aep
+
+
+def test_every_bar_of_a_budget_is_the_error_of_the_worst_parameter_whatever_its_cause_is_of(
+    cells: pd.DataFrame,
+) -> None:
+    cells = cells[cells["estimator_label"] == "ep"]
+    large = cells["cell"].isin(cells[cells["beta"] == 0.1]["cell"])
+    cells = cells.assign(cause_of=large.map({True: "", False: "W"}), rel_error=large.map({True: 0.3, False: 0.02}))
+    params, budget = _tables(cells)
+    params["rel_error"] = params["cell"].map(dict(zip(cells["cell"], large.map({True: 1.2, False: 0.6}), strict=True)))
+    params.loc[params["param"] == "b", "rel_error"] = 0.01
+    assert _heights(draw_error_budget(cells, params, budget, 0.1)) == pytest.approx([0.6, 1.2])
+
+
+def test_a_parameter_without_a_reference_has_no_error_to_draw(cells: pd.DataFrame) -> None:
+    assert NO_REFERENCE == REFERENCE
+    params, budget = _tables(cells)
+    dead = params["param"] == "b"
+    params.loc[dead, "rel_error"] = 1.4
+    params.loc[dead, "reason"] = f"{REFERENCE} of b is below the floor of liveness"
+    assert max(_heights(draw_error_budget(cells, params, budget, 0.1))) == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize(("error", "words"), [(2.49, "2.5"), (31234.0, "3e4"), (math.nan, "∞")])
+def test_a_bar_that_is_cut_says_its_error(cells: pd.DataFrame, error: float, words: str) -> None:
+    params, budget = _tables(cells)
+    params.loc[params["cell"].isin(cells[cells["estimator_label"] == "ep"]["cell"]), "rel_error"] = error
+    figure = draw_error_budget(cells, params, budget, 0.1)
+    assert max(_heights(figure)) == pytest.approx(TOP)
+    assert {text.get_text() for ax in figure.axes for text in ax.texts} == {words}  # type: ignore[union-attr]
+
+
+def test_an_error_without_steps_of_its_parameter_has_the_cause_of_the_cell(cells: pd.DataFrame) -> None:
+    params, budget = _tables(cells)
+    transient = cells.assign(cause=cells["cause"].replace("asymmetry", "transient"))
+    figure = draw_error_budget(transient, params, budget[budget["param"] == ""], 0.1)
+    drawn = {face for _, height, face in _bars(figure) if height > LEAST}
+    assert drawn == {to_rgb(COLOURS["transient"])}
 
 
 def test_without_a_cause_there_is_no_budget_to_draw(cells: pd.DataFrame) -> None:
-    assert draw_error_budget(cells.assign(cause=None), pd.DataFrame(columns=BUDGETS.names)) is None
+    params, budget = _tables(cells)
+    assert draw_error_budget(cells.assign(cause=None), params, budget[:0], 0.1) is None
+
+
+# rules that no list knows, the last one with options only
+STRANGERS = {
+    "zeta": "zeta",
+    "halved": "halved",
+    "credit_thresholded": "credit_thresholded",
+    "jfb share=0.5": "jfb",
+}
+
+
+def _with_strangers(cells: pd.DataFrame) -> pd.DataFrame:
+    """The cells with those of four rules more, which alone are at a third beta, and all of them at a second T2."""
+    ep = cells[cells["estimator_label"] == "ep"]
+    both = pd.concat([ep, ep.assign(beta=1.0, cell="n" + ep["cell"])])
+    added = [
+        both.assign(estimator=name, estimator_label=label, cell=name + both["cell"])
+        for label, name in STRANGERS.items()
+    ]
+    known = pd.concat([cells, *added], ignore_index=True)
+    return pd.concat([known, known.assign(T2=40, cell="d" + known["cell"])], ignore_index=True)
+
+
+@pytest.mark.parametrize("name", sorted(set(gallery.collect()) - {"credit_by_layer"}))
+def test_a_rule_that_no_list_knows_is_named_in_every_figure(cells: pd.DataFrame, name: str) -> None:
+    known = _with_strangers(cells)
+    params, budget = _tables(known)
+    figure = gallery.collect()[name](Tables(known, params, pd.DataFrame(), budget, 1e-4, 0.1, ""))
+    assert figure is not None
+    said = {text.get_text() for text in figure.findobj(Text)}
+    assert {*STRANGERS, "ep", "aep"} <= said
+
+
+def test_rules_without_a_fixed_marker_never_share_one_in_any_figure_of_a_run(cells: pd.DataFrame) -> None:
+    names = [f"rule{i}" for i in range(15)]
+    many = pd.concat([cells, *(cells[:1].assign(estimator=name, estimator_label=name) for name in names)])
+    styles = look.styles(many)
+    assert len({styles[name].marker for name in names} | {marker for marker, _ in look.MARKERS.values()}) == 15 + 4
+    known = _with_strangers(cells)
+    styles = {label: look.styles(known)[label] for label in STRANGERS}
+    assert len({style.marker for style in styles.values()}) == len(STRANGERS)
+    assert len({style.hatch for style in styles.values()}) == len(STRANGERS)
+    sweep, residuals = draw_cosine_sweep(known, "beta"), draw_residual_vs_cosine(known, 1e-4)
+    drawn = [
+        {line.get_label(): line.get_marker() for line in figure.legends[0].legend_handles}  # type: ignore[union-attr]
+        for figure in (sweep, residuals)
+    ]
+    for markers in drawn:
+        assert {label: markers[label] for label in styles} == {label: style.marker for label, style in styles.items()}
+
+
+def test_lines_of_rules_that_share_a_colour_are_told_apart(cells: pd.DataFrame) -> None:
+    names = [f"rule{i}" for i in range(15)]
+    many = pd.concat([cells[:1].assign(estimator=name, estimator_label=name) for name in names])
+    styles = look.styles(many)
+    assert {styles[name].colour for name in names} <= set(look.RESERVE)
+    assert len({(styles[name].colour, styles[name].dashes) for name in names}) == len(names)
+
+
+def test_bars_of_a_budget_stand_in_one_order_and_each_has_its_name(cells: pd.DataFrame) -> None:
+    known = _with_strangers(cells)
+    figure = draw_error_budget(known, *_tables(known), 0.1)
+    assert figure is not None
+    (panel,) = (ax for ax in figure.axes if ax.get_visible() and ax.get_xlabel().startswith("nudge"))
+    named = [(label.get_position()[0], label.get_text()) for label in panel.get_xticklabels(minor=True)]
+    last = [name for place, name in sorted(named) if place > 1.5]  # the strangers alone are at the largest beta
+    assert last == ["credit_thresholded", "halved", "jfb share=0.5", "zeta"]
+    assert [name for place, name in sorted(named) if place < 0.5] == ["ep", "aep", *last]
+    assert {place for place, _, _ in _bars(figure)} == {round(place, 3) for place, _ in named}
+
+
+def _boxes(labels: list[Text]) -> list[Bbox]:
+    return [label.get_window_extent() for label in labels if label.get_text() and label.get_visible()]
+
+
+def test_names_and_values_below_a_panel_never_overlap(cells: pd.DataFrame) -> None:
+    rows = cells[(cells["beta"] == 0.1) & (cells["T1"] == 100)]
+    dense = [
+        rows.assign(beta=beta, cell=f"{i}-" + rows["cell"])
+        for i, beta in enumerate(1e-4 * 10 ** (k / 2) for k in range(9))
+    ]
+    many = _with_strangers(pd.concat(dense, ignore_index=True))
+    figures = draw_cosine_sweep(many, "beta"), draw_error_budget(many, *_tables(many), 0.1)
+    for figure in figures:
+        assert figure is not None
+        figure.draw_without_rendering()
+        for ax in (ax for ax in figure.axes if ax.get_visible()):
+            boxes = _boxes([*ax.get_xticklabels(), *ax.get_xticklabels(minor=True)])
+            assert len(boxes) > 1
+            assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+
+
+def test_a_legend_has_as_many_columns_as_fit(cells: pd.DataFrame) -> None:
+    labels = [f"ep nudge=positive readout=energy_contrast k={k}" for k in range(6)]
+    long = pd.concat([cells, *(cells[:9].assign(estimator="ep", estimator_label=label) for label in labels)])
+    figure = draw_residual_vs_cosine(long, 1e-4)
+    assert figure is not None
+    figure.draw_without_rendering()
+    assert figure.legends[0].get_window_extent().width < figure.bbox.width
+
+
+def test_a_system_without_attention_has_no_panel_for_it(cells: pd.DataFrame) -> None:
+    attending = cells.assign(system_label="attends", cell="f" + cells["cell"], cosine_attn=0.5)
+    alone, both = draw_cosine_sweep(cells, "T1"), draw_cosine_sweep(pd.concat([cells, attending]), "T1")
+    assert [sum(ax.get_visible() for ax in figure.axes) for figure in (alone, both)] == [3, 7]  # type: ignore[union-attr]
+    titles = [ax.get_title() for ax in both.axes if ax.get_visible()]  # type: ignore[union-attr]
+    assert len([title for title in titles if title]) == 4
+
+
+@pytest.mark.parametrize(
+    "name", ["cosine_vs_T1", "credit_by_layer", "map_s_damp", "params", "residual_vs_cosine", "error_vs_cost"]
+)
+def test_an_axis_of_nines_says_how_it_is_spaced(run: Run, name: str) -> None:
+    figure = gallery.collect()[name](Tables.of(run))
+    assert figure is not None
+    spaced = [ax for ax in figure.axes if ax.get_yscale() == "function"]
+    words = [text.get_text() for text in figure.findobj(Text) if SPACED in text.get_text()]
+    assert bool(words) == (bool(spaced) or name == "map_s_damp")
+
+
+def test_a_run_that_is_not_whole_says_so_in_its_captions(run: Run) -> None:
+    whole = Tables.of(run)
+    assert " cells" not in whole.source
+    plan = read_json(run.folder / "plan.json")
+    plan["cells"] += [{"cell": "missing"}, {"cell": "lost"}]
+    write_json(run.folder / "plan.json", plan)
+    assert f"{len(whole.cells)} of {len(whole.cells) + 2} cells" in Tables.of(run).source
 
 
 def test_error_against_beta_needs_three_nudges_and_shows_the_floor() -> None:

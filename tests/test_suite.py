@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import get_args
 
@@ -176,6 +177,52 @@ def test_a_file_that_is_not_toml_is_a_user_error(tmp_path: Path, text: bytes) ->
     assert isinstance(files.about(path), str)  # `list` goes on
 
 
+GOOD = 'about = "x"\n[[grid]]\nsystem = "toy_cons"\nestimator = "ep"\n'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"\xef\xbb\xbf" + GOOD.encode(),
+        b"\xef\xbb\xbf" + GOOD.replace("\n", "\r\n").encode(),
+        b"\xef\xbb\xbf" * 2 + GOOD.encode(),
+        GOOD.replace("\n", "\r\n").encode(),
+        GOOD.replace("x", "grün ∂F/∂θ 袋", 1).encode("utf-8-sig"),
+        b"\xef\xbb\xbf# a comment\n" + GOOD.encode() + b"# no end of line",
+    ],
+)
+def test_a_file_of_another_editor_is_read(tmp_path: Path, text: bytes) -> None:
+    path = tmp_path / "x.toml"
+    path.write_bytes(text)
+    assert len(plan(suites.load(path)).cells) == 1
+    assert files.about(path) in ("x", "grün ∂F/∂θ 袋")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (GOOD.encode("utf-16"), "it is written in UTF-16, and TOML is UTF-8"),
+        (b"\xfe\xff" + GOOD.encode("utf-16-be"), "it is written in UTF-16"),
+        (GOOD.encode("utf-16-le"), "zero bytes, as UTF-16 does"),
+        (GOOD.encode() + b"\0", "zero bytes"),
+        (b"\0" * 100, "zero bytes"),
+        (GOOD.replace("x", "gr\u00fcn").encode("latin-1"), "utf-8"),
+        (b"a = " + b"[" * 5000, "nested too deep"),
+        (b"a = " + b"[" * 5000 + b"]" * 5000, "nested too deep"),
+        (b"a = " + b"{ a = " * 5000, "nested too deep"),
+        (b"a = " + b"[" * 150 + b"]" * 150, "more than 100 deep"),
+        (b".".join([b"a"] * 5000) + b" = 1", "more than 100 deep"),
+        (b"\xef\xbb\xbf = 1", "line 1"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said(tmp_path: Path, text: bytes, words: str) -> None:
+    path = tmp_path / "x.toml"
+    path.write_bytes(text)
+    with pytest.raises(UserError, match=words):
+        suites.load(path)
+    assert files.about(path).startswith("unreadable: ")
+
+
 @pytest.mark.parametrize("name", ["smok", "suites/smok.toml", "no/such/folder.toml", "x" * 5000, "suites", "a\0b", ""])
 def test_a_suite_that_does_not_exist_is_a_user_error(name: str) -> None:
     with pytest.raises(UserError, match="does not exist"):
@@ -183,8 +230,30 @@ def test_a_suite_that_does_not_exist_is_a_user_error(name: str) -> None:
 
 
 def test_a_misspelt_suite_names_the_near_miss() -> None:
-    with pytest.raises(UserError, match="Did you mean 'smoke'"):
-        files.find("smok", files.SUITES, "suite")
+    for name in ("smok", "Smoke", "smoke.toml", "smok.toml", "nowhere/smoke.toml"):
+        with pytest.raises(UserError, match="Did you mean 'smoke'"):
+            files.find(name, files.SUITES, "suite")
+
+
+def test_a_file_that_is_none_of_ours_is_not_told_of_other_files(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "pyproject.toml").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        files.find("x.toml", files.SUITES, "suite")
+    assert str(caught.value) == "suite 'x.toml' does not exist"
+
+
+def test_suites_ship_with_the_package_and_one_of_the_working_folder_wins(tmp_path: Path, monkeypatch) -> None:
+    here = {path.stem: path.read_bytes() for path in files.SUITES.glob("*.toml")}
+    monkeypatch.chdir(tmp_path)
+    packaged = files.shipped(files.SUITES)
+    assert {name: path.read_bytes() for name, path in packaged.items()} == here
+    (tmp_path / "suites" / "a_folder.toml").mkdir(parents=True)
+    for name in ("aep", "mine"):
+        (tmp_path / "suites" / f"{name}.toml").touch()
+    ours = {name: Path("suites") / f"{name}.toml" for name in ("aep", "mine")}
+    assert files.shipped(files.SUITES) == packaged | ours
+    assert files.find("aep", files.SUITES, "suite") == ours["aep"]
 
 
 def test_a_folder_of_the_name_of_a_shipped_suite_does_not_hide_it(tmp_path: Path, monkeypatch) -> None:
@@ -235,6 +304,49 @@ def test_a_range_is_the_list_that_it_stands_for(key: str, written: object, value
     read = getattr(suite(GRID | {key: written}).grid[0], key)
     assert read == values
     assert [type(v) for v in read] == [type(v) for v in values]
+
+
+@pytest.mark.parametrize("ends", [(0.0, 2.0, 14), (0.1, 0.7, 7), (-1.0, 1.0, 13), (1e-9, 1e-3, 11), (0, 1e6, 7)])
+def test_the_values_of_a_range_have_12_digits(ends: tuple[float, float, int]) -> None:
+    start, stop, n = ends
+    read = values.expanded({"linspace": [start, stop, n]})
+    assert (read[0], read[-1], len(read)) == (start, stop, n)
+    for i, value in enumerate(read):
+        assert float(f"{value:.12g}") == value
+        assert value == pytest.approx(start + (stop - start) * i / (n - 1), rel=1e-11)
+
+
+def test_whole_numbers_of_a_range_are_exact_and_its_ends_are_as_written() -> None:
+    assert values.expanded({"linspace": [1, 10**15 + 1, 3]}) == [1, 5 * 10**14 + 1, 10**15 + 1]
+    assert values.expanded({"linspace": [0.1234567890123456, 1, 2]}) == [0.1234567890123456, 1]
+    with pytest.raises(ValueError, match="too far from each other"):
+        values.expanded({"linspace": [-1e308, 1e308, 3]})
+
+
+def test_a_label_of_a_range_has_12_digits() -> None:
+    drives = {"name": "toy_noncons", "drive_std": {"linspace": [0.0, 2.0, 14]}}
+    labels = [cell.labels["system_label"] for cell in plan(suite(GRID | {"system": drives})).cells]
+    assert "toy_noncons drive_std=0.153846153846" in labels
+    assert max(map(len, labels)) <= len("toy_noncons drive_std=0.153846153846")
+
+
+def test_a_range_of_the_most_points_takes_no_minute() -> None:
+    """Twenty times the points may take twenty times as long, and not four hundred times."""
+
+    def seconds(n: int) -> float:
+        start = time.perf_counter()
+        assert len(values.once(values.expanded({"linspace": [0.0, 2.0, n]}))) == n
+        return time.perf_counter() - start
+
+    seconds(100)
+    assert seconds(100_000) < 100 * max(seconds(5000), 1e-3)
+
+
+@pytest.mark.parametrize("twice", [[1, 1.0], [True, 1], ["a", "a"], [[1], [1]], [{"a": 1}, {"a": 1}], [[], 0.5, []]])
+def test_equal_values_stand_there_once(twice: list) -> None:
+    with pytest.raises(ValueError, match="stands there twice"):
+        values.once([*twice, "b"])
+    assert values.once([twice[0], "b", None]) == (twice[0], "b", None)
 
 
 @given(st.integers(1, 10**6), st.integers(1, 1000), st.integers(2, 20))
@@ -291,6 +403,25 @@ def test_overrides_of_a_file_whose_grids_are_no_tables_are_a_user_error(write_su
         ("estimator=ep,aep", ["ep", "aep"]),
         ("damp={linspace=[0,1,3]}", {"linspace": [0, 1, 3]}),
         ('estimator={name="ep",nudge="positive"}', {"name": "ep", "nudge": "positive"}),
+        ("beta=.02", 0.02),
+        ("beta=2.e-2", 0.02),
+        ("beta=+.5E1", 5.0),
+        ("beta=-3.", -3.0),
+        ("beta=+3", 3),
+        ("beta=.02,0.1,1.", [0.02, 0.1, 1.0]),
+        ("T1=1_000", 1000),
+        ("T1=0x10", 16),
+        ("T1=10,", [10]),
+        ("estimator=ep, aep", ["ep", "aep"]),
+        ("clip=batch,2", ["batch", 2]),
+        ("label='a,b=c'", "a,b=c"),
+        ("label=it's", "it's"),
+        ("path=runs/my suite (1)/x", "runs/my suite (1)/x"),
+        ("beta=1#2", "1#2"),
+        ("beta=1]#", "1]#"),
+        ("beta=nan0", "nan0"),
+        ("beta=1__0", "1__0"),
+        ("T=1e5x", "1e5x"),
     ],
 )
 def test_settings_are_toml_or_bare_words(text: str, value: object) -> None:
@@ -298,7 +429,34 @@ def test_settings_are_toml_or_bare_words(text: str, value: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pairs", "message"), [(["beta"], "expected KEY=VALUE"), (["T1=1", "T1=2"], "T1 is set twice")]
+    ("text", "read"),
+    [
+        ("a=1,b=2", {"a": 1, "b": 2}),
+        ("a=1,2,b=x,y", {"a": [1, 2], "b": ["x", "y"]}),
+        (" a = 1 , b = .5", {"a": 1, "b": 0.5}),
+        ('a={x=1,y="b=2"},b=[1,2]', {"a": {"x": 1, "y": "b=2"}, "b": [1, 2]}),
+        ("β=1,foo-bar=2", {"β": 1, "foo-bar": 2}),
+        ("p=x=1", {"p": "x=1"}),
+    ],
+)
+def test_a_key_after_a_comma_is_a_setting(text: str, read: dict) -> None:
+    assert values.settings([text], "--set") == read
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        (["beta"], "expected KEY=VALUE"),
+        ([""], "expected KEY=VALUE"),
+        (["a=1,b="], "expected KEY=VALUE"),
+        (["a= "], "expected KEY=VALUE"),
+        (["T1=1", "T1=2"], "T1 is set twice"),
+        (["T1=1,T1=2"], "T1 is set twice"),
+        (["T1=02"], "'02' is not a number"),
+        (["T1=-00.5"], "'-00.5' is not a number"),
+        (["T1=1,000"], "'000' is not a number"),
+        (["e={name=ep}"], "this list or table is not TOML"),
+    ],
 )
 def test_settings_name_the_pair_that_is_none(pairs: list[str], message: str) -> None:
     with pytest.raises(UserError, match=f"--set '{pairs[-1]}': {message}"):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from gradbench.diagnostics.arbiter import Slope, arbitrate
@@ -14,11 +15,11 @@ from gradbench.diagnostics.ladder import Ladder, Relaxed, climb
 from gradbench.diagnostics.remedy import Case, remedy_for
 from gradbench.diagnostics.series import Updates, depths, eigenvalues, updates
 from gradbench.engine.draws import build
-from gradbench.engine.precision import ieee_float32
+from gradbench.engine.precision import isolated
 from gradbench.errors import UserError, near_miss
 from gradbench.planning.cells import Cell
 from gradbench.planning.problems import Problem, rule_of
-from gradbench.planning.selection import CONTROL, IDENTITY, keys, matches
+from gradbench.planning.selection import CONTROL, IDENTITY, keys, matches, value
 from gradbench.vocabulary.cause import NEGLIGIBLE
 from gradbench.vocabulary.status import Status, Thresholds
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from gradbench.tables.store import Run
+
+NAMED = 12  # values that a message lists
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,40 +69,74 @@ def choose(run: Run, cell: str | None, where: Mapping[str, Any], worst: int | No
     for key in where:
         if rows and key not in (names := set().union(*map(keys, rows))):
             raise UserError(f"--where {key}: is neither a column nor an option{near_miss(key, names)}")
-    rows = [row for row in rows if matches(row, where)]
+    if not rows:
+        raise UserError(f"{run.id} has no measured cell")
+    every, rows = rows, [row for row in rows if matches(row, where)]
+    if not rows:
+        raise UserError(f"--where: {_why_none(every, where)}")
     if worst is not None:
         rows = [row for row in rows if row["status"] == Status.SETTLED and row["estimator"] != CONTROL]
         rows = [row for row in rows if math.isfinite(row["cosine_min"])]
         rows = sorted(rows, key=lambda row: row["cosine_min"])[:worst]
     if not rows:
-        raise UserError(f"no measured cell of {run.id} is asked for")
+        raise UserError("--worst: none of the cells that are asked for is settled and has a cosine to go by")
     if worst is None and len(rows) > 1:
         named = ", ".join(row["cell"] for row in rows[:3])
         raise UserError(f"{len(rows)} cells of {run.id} are meant ({named} ...): name one, or ask for --worst N")
     return rows
 
 
-def explain(run: Run, row: Mapping[str, Any]) -> Explanation:
+def _why_none(rows: Sequence[Mapping[str, Any]], where: Mapping[str, Any]) -> str:
+    """Why no row matches: a value that no row has, with those that there are, or values that no row has together."""
+    for key, wanted in where.items():
+        if not any(matches(row, {key: wanted}) for row in rows):
+            return f"no measured cell has {key} = {_toml(wanted)}; {key} is {_named(value(row, key) for row in rows)}"
+    together = " and ".join(f"{key} = {_toml(wanted)}" for key, wanted in where.items())
+    return f"no measured cell has {together} together"
+
+
+def _named(values: Iterable[Any]) -> str:
+    """Different values, numbers by size."""
+
+    def place(text: str) -> tuple[bool, float, str]:
+        number = isinstance(different[text], int | float)
+        return not number, different[text] if number else 0.0, text
+
+    different = {_toml(v): v for v in values if v is not None and v == v}
+    told = sorted(different, key=place)
+    more = f" ... ({len(told):,} values)" if len(told) > NAMED else ""
+    return (", ".join(told[:NAMED]) or "null in all of them") + more
+
+
+def _toml(wanted: Any) -> str:
+    return json.dumps(wanted, default=str, ensure_ascii=False)
+
+
+def explain(run: Run, row: Mapping[str, Any], watch: Callable[[Explanation], None] | None = None) -> Explanation:
     """Rebuild the problem of a cell from its coordinates and take its error apart.
 
-    `row` is the row of the cell in the table `cells`. All is in float64 but the last rung of a float32 cell.
+    `row` is the row of the cell in the table `cells`. All is in float64 but the last rung of a float32 cell. `watch` is
+    called as soon as there is a certificate, with an explanation that has no ladder yet.
     """
     plan = run.plan
     (planned,) = (c for c in plan["cells"] if c["cell"] == row["cell"])
     cell = Cell.of(planned)
     thresholds = Thresholds(**plan["thresholds"])
     rule = rule_of(cell.estimator, cell.estimator_options)
-    with ieee_float32():
+    with isolated():
         relaxed = Relaxed(build(Problem((cell,)), "cpu"), cell.steps)
         certificate = certify_deep(relaxed.wide, thresholds, cell.seed)
         judged = certificate.free.judgement
+        certified = Explanation(cell, row, judged.status, certificate, None, None, None, relaxed)
+        if watch is not None:
+            watch(certified)
         if judged.diverged:
-            return Explanation(cell, row, judged.status, certificate, None, None, None, relaxed)
+            return certified
         settled = enough_settled(certificate.free.settled_share, thresholds)
         ladder = climb(relaxed, rule, cell.T2, cell.beta, stable=certificate.stable, settled=settled)
         case = Case(relaxed, rule, cell.T2, cell.beta, cell.seed, thresholds, ladder)
         (slope,) = arbitrate(relaxed.field, cell.steps, ladder.reference, (cell.seed,))
-        return Explanation(cell, row, judged.status, certificate, ladder, slope, remedy_for(case), relaxed)
+        return replace(certified, ladder=ladder, arbiter=slope, remedy=remedy_for(case))
 
 
 def picture(e: Explanation) -> Figure | None:
@@ -112,7 +149,7 @@ def picture(e: Explanation) -> Figure | None:
         return None
     cell, rule = e.cell, rule_of(e.cell.estimator, e.cell.estimator_options)
     T2 = cell.T2 if cell.T2 is not None else Problem((cell,)).system.defaults["T2"]
-    with ieee_float32():
+    with isolated():
         free = e.relaxed.wide
         spectrum = eigenvalues(free, cell.seed)
         curves, moves = depths(free, T2), updates(free, rule, T2, cell.beta)

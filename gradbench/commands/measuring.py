@@ -11,9 +11,8 @@ import torch
 
 from gradbench.engine import packs
 from gradbench.engine.outcome import unmeasured
-from gradbench.engine.precision import ieee_float32
 from gradbench.engine.workers import side_by_side
-from gradbench.errors import UserError
+from gradbench.errors import SystemFaultError, UserError
 from gradbench.vocabulary.status import Status
 
 if TYPE_CHECKING:
@@ -48,7 +47,8 @@ def measured_or_failed(
 ) -> Iterator[tuple[Problem, list[Outcome] | list[Row]]]:
     """Every problem with the outcomes of its cells, or with rows that say why it has none.
 
-    A pack that fails is halved until one problem is left, so that a failure costs one problem. A UserError is raised.
+    A pack that fails is halved until one problem is left, so that a failure costs one problem. A UserError is raised,
+    unless it is the fault of one system.
     """
     return _by_pack(partial(_outcomes_or_failures, thresholds, setup), problems, setup)
 
@@ -63,8 +63,7 @@ def _by_pack(
     def share(pack: Sequence[Problem]) -> Iterable[R]:
         return measure(pack, setup.budget // workers)
 
-    with ieee_float32():
-        yield from side_by_side(share, cut, workers, setup.device)
+    yield from side_by_side(share, cut, workers, setup.device)
 
 
 def _outcomes(
@@ -82,9 +81,9 @@ def _outcomes_or_failures(
     results: Sequence[tuple[Problem, list[Outcome] | list[Row]]] = ()
     try:
         results = _outcomes(thresholds, setup, pack, budget)
-    except UserError:
-        raise
     except Exception as error:
+        if isinstance(error, UserError) and not isinstance(error, SystemFaultError):
+            raise
         if len(pack) == 1:
             results = [(pack[0], _failure(pack[0], error))]
     if results:
@@ -100,5 +99,6 @@ def _failure(problem: Problem, error: Exception) -> list[Row]:
     # on the CPU torch raises a RuntimeError where memory is short
     full = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
     status = Status.OOM if full else Status.ERROR
-    reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+    told = str(error) if isinstance(error, SystemFaultError) else f"{type(error).__name__}: {error}"
+    reason = told.partition("\n")[0]
     return [unmeasured(cell, status, reason, problem.key) for cell in problem.cells]

@@ -1,8 +1,15 @@
-"""How far the work of a command is, and a watcher that says so on stderr."""
+"""What a command says on stderr while it works: talk, and how far the work is.
+
+Talk never stops a command. Where stderr is closed, full or without a reader, nothing is said and the work goes on.
+"""
 
 from __future__ import annotations
 
+import math
+import os
+import shutil
 import sys
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -14,7 +21,21 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from gradbench.planning.problems import Problem
 
-EVERY = 5.0  # seconds between plain lines
+NEWS = 5.0  # seconds between plain lines where there are news
+QUIET = 30.0  # seconds between plain lines that only say that the command still works
+FRAME = 0.25  # seconds between frames of the bar
+WIDTH = 20  # characters of the bar
+
+
+def say(text: str, end: str = "\n") -> bool:
+    """Print talk on stderr; whether it could be printed."""
+    if sys.stderr is None:  # closed before Python began
+        return False
+    try:
+        print(text, end=end, file=sys.stderr, flush=True)
+    except (OSError, ValueError):  # a full disk, a reader that left; a stream that was closed
+        return False
+    return True
 
 
 @dataclass(kw_only=True)
@@ -22,9 +43,17 @@ class AbstractProgress(ABC):
     """How far the work is since this start of the command. A weight is in proportion to the time that work takes."""
 
     weight: int  # of all work of this start
+    pieces: int  # of work that are left: problems, or steps
     done_weight: int = 0
     resumed: int = 0  # cells or steps that an earlier start had finished
     began: float = field(default_factory=time.monotonic)
+    at: float = 0.0  # seconds from the start to the end of the last piece that is done
+
+    def advance(self, weight: int = 1) -> None:
+        """Count a piece of work that is done."""
+        self.done_weight += weight
+        self.pieces -= 1
+        self.at = self.elapsed
 
     @property
     @abstractmethod
@@ -37,14 +66,31 @@ class AbstractProgress(ABC):
         return self.done_weight == self.weight
 
     @property
-    def eta(self) -> float | None:
-        """Seconds left; None before some work is done."""
-        return self.elapsed * (self.weight - self.done_weight) / self.done_weight if self.done_weight else None
-
-    @property
     def elapsed(self) -> float:
         """Seconds since this start."""
         return time.monotonic() - self.began
+
+    @property
+    def share(self) -> float:
+        """The share of the work that is done, from 0 to 1. It moves within a piece of work, too; see `_moved`."""
+        return self._moved / self.weight if self.weight else 1.0
+
+    @property
+    def eta(self) -> float | None:
+        """Seconds left, by the pace so far; None before some work is done."""
+        return (self.weight - self._moved) * self.at / self.done_weight if self.done_weight else None
+
+    @property
+    def _moved(self) -> float:
+        """The weight of what is done, and of what the pace so far makes of the time since then.
+
+        The latter comes near to one piece of mean weight and never reaches it: no piece is done before it says so.
+        """
+        if not self.done_weight or self.over:
+            return float(self.done_weight)
+        under_way = (self.weight - self.done_weight) / max(self.pieces, 1)
+        since = (self.elapsed - self.at) * self.done_weight / max(self.at, 1e-9)
+        return self.done_weight - under_way * math.expm1(-since / under_way)
 
 
 @dataclass(kw_only=True)
@@ -61,18 +107,18 @@ class CellProgress(AbstractProgress):
         waiting, statuses = list(problems), Counter(resumed)
         weight, number = sum(map(_evaluations, waiting)), statuses.total()
         cells = sum(len(problem.cells) for problem in waiting) + number
-        return cls(weight=weight, resumed=number, cells=cells, statuses=statuses)
+        return cls(weight=weight, pieces=len(waiting), resumed=number, cells=cells, statuses=statuses)
 
     def add(self, problem: Problem, statuses: Iterable[str]) -> None:
         """Count the cells of a measured problem."""
         before = self.statuses.total()
         self.statuses.update(statuses)
         self.done += self.statuses.total() - before
-        self.done_weight += _evaluations(problem)
+        self.advance(_evaluations(problem))
 
     @property
     def text(self) -> str:
-        """Cells done and their statuses."""
+        """Cells done, and their statuses."""
         counts = "  ".join(f"{status} {n}" for status, n in self.statuses.most_common())
         return f"{self.done + self.resumed}/{self.cells} cells  {counts}"
 
@@ -103,40 +149,122 @@ def _evaluations(problem: Problem) -> int:
 
 
 @contextmanager
-def watcher() -> Iterator[Callable[[AbstractProgress], None]]:
-    """A function that says a progress on stderr: in a bar on a terminal, in a line every few seconds elsewhere."""
-    if sys.stderr.isatty():
-        with _bar() as watch:
-            yield watch
-    else:
-        yield _lines()
+def watcher(title: str = "") -> Iterator[Callable[[AbstractProgress], None]]:
+    """A function that says a progress on stderr: in a bar on a terminal, in a line every few seconds elsewhere.
+
+    `title` is said before the first progress.
+    """
+    display: AbstractDisplay = Bar(title) if _on_terminal() else Lines(title)
+    stop = threading.Event()
+    clock = threading.Thread(target=display.tick_until, args=(stop,), daemon=True)
+    clock.start()
+    try:
+        yield display.watch
+    finally:
+        stop.set()
+        clock.join()
+        display.close()
 
 
-def _lines() -> Callable[[AbstractProgress], None]:
-    last = -EVERY
+def _on_terminal() -> bool:
+    """Whether stderr is a terminal on which a line can be written again."""
+    try:
+        return sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    except ValueError:  # a stream that was closed
+        return False
 
-    def watch(progress: AbstractProgress) -> None:
-        nonlocal last
+
+class AbstractDisplay(ABC):
+    """Says a progress when it is told of one, and by the clock in between."""
+
+    every: float  # seconds between looks at the clock
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self.progress: AbstractProgress | None = None
+        self.text = ""  # of the progress, made in the thread of the work: it changes there
+        self.lock = threading.Lock()
+
+    def watch(self, progress: AbstractProgress) -> None:
+        """Say how far the work is."""
+        with self.lock:
+            if self.title:
+                say(self.title)
+                self.title = ""
+            text = progress.text
+            news = progress is not self.progress or text != self.text
+            self.progress, self.text = progress, text
+            self.show(news=news)
+
+    def tick_until(self, stop: threading.Event) -> None:
+        """Show the time that passes, until the work is over."""
+        while not stop.wait(self.every):
+            with self.lock:
+                if self.progress is not None and not self.progress.over:
+                    self.show(news=False)
+
+    @abstractmethod
+    def show(self, *, news: bool) -> None:
+        """Show the progress. `news`: whether it changed."""
+
+    def close(self) -> None:
+        """End the display."""
+
+
+class Lines(AbstractDisplay):
+    """A line every few seconds, for files and pipes."""
+
+    every = 1.0
+
+    def __init__(self, title: str) -> None:
+        super().__init__(title)
+        self.last = -math.inf  # seconds of the clock at the last line
+        self.unsaid = False  # there are news that no line has said
+
+    def show(self, *, news: bool) -> None:
+        """Say a line, unless the last one is only a moment ago."""
+        assert self.progress is not None
+        now, self.unsaid = time.monotonic(), self.unsaid or news
+        wait = NEWS if self.unsaid else QUIET
+        if now - self.last >= wait or self.progress.over:
+            self.last, self.unsaid = now, False
+            say(f"  {self.text.rstrip()}  {_times(self.progress)}")
+
+
+class Bar(AbstractDisplay):
+    """One line of a terminal, written again and again."""
+
+    every = FRAME
+
+    def __init__(self, title: str) -> None:
+        super().__init__(title)
+        self.last = -math.inf  # seconds of the clock at the last frame
+
+    def show(self, *, news: bool) -> None:
+        """Write the line again, unless the last frame is only a moment ago: steps may take less than a frame."""
+        assert self.progress is not None
         now = time.monotonic()
-        if now - last >= EVERY or progress.over:
-            last = now
-            eta = f"  eta {progress.eta:.0f} s" if progress.eta and not progress.over else ""
-            print(f"  {progress.text}{eta}", file=sys.stderr, flush=True)
+        if now - self.last < FRAME / 2 and not self.progress.over:
+            return
+        self.last = now
+        filled = int(WIDTH * self.progress.share)
+        bar = f"{'#' * filled}{'-' * (WIDTH - filled)} {self.progress.share:4.0%}"
+        width = max(20, shutil.get_terminal_size().columns) - 1  # a full line would begin the next one
+        say(f"\r{f'{bar}  {_times(self.progress)}  {self.text}'[:width].rstrip()}\x1b[K", end="")
 
-    return watch
+    def close(self) -> None:
+        """Leave the last line as it is."""
+        if self.progress is not None:
+            say("")
 
 
-@contextmanager
-def _bar() -> Iterator[Callable[[AbstractProgress], None]]:
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+def _times(progress: AbstractProgress) -> str:
+    left = "" if progress.eta is None or progress.over else f"  eta {clock_time(math.ceil(progress.eta))}"
+    return f"{clock_time(progress.elapsed)} elapsed{left}"
 
-    columns = (BarColumn(bar_width=24), TextColumn("{task.description}"), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("starting", total=None)
 
-        def watch(progress: AbstractProgress) -> None:
-            bar.update(task, total=progress.weight or 1, completed=progress.done_weight or (not progress.weight))
-            bar.update(task, description=progress.text)
-
-        yield watch
+def clock_time(seconds: float) -> str:
+    """Seconds as M:SS, or H:MM:SS."""
+    minutes, seconds_left = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds_left:02}" if hours else f"{minutes}:{seconds_left:02}"

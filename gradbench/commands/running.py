@@ -7,7 +7,6 @@ a new run, so that a run never mixes the results of two codes or two processors.
 from __future__ import annotations
 
 import gc
-import sys
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradbench.commands.environment import describe_environment
-from gradbench.commands.progress import CellProgress, CellWatch
+from gradbench.commands.progress import CellProgress, CellWatch, say
 from gradbench.errors import StoreError, UserError, near_miss
 from gradbench.planning import files, plans, suites
 from gradbench.planning.plans import Plan
@@ -34,7 +33,7 @@ ENGINES = ("auto", "eager", "batched", "compiled")
 
 
 def run(
-    suite: str,
+    suite: str | Path,
     *,
     out: str | Path = "results",
     device: str = "auto",
@@ -71,9 +70,9 @@ def run(
     return target
 
 
-def prepare(suite: str, overrides: dict[str, Any] | None = None) -> tuple[suites.Suite, Plan]:
+def prepare(suite: str | Path, overrides: dict[str, Any] | None = None) -> tuple[suites.Suite, Plan]:
     """Read and plan a suite, with keys of every grid replaced."""
-    path = files.find(suite, files.SUITES, "suite")
+    path = files.find(str(suite), files.SUITES, "suite")
     loaded = suites.load(path, overrides)
     planned = plans.plan(loaded, str(path))
     if not overrides:  # some checks may match no cell of a part of the grid
@@ -165,7 +164,7 @@ def _finished(target: Run) -> dict[str, list[str]]:
         try:
             statuses = target.record(key)["status"].to_pylist()
         except StoreError as error:
-            print(f"gradbench: {error}; set aside as {target.set_aside(key)}, to be measured again", file=sys.stderr)
+            say(f"gradbench: {error}; set aside as {target.set_aside(key)}, to be measured again")
             continue
         if not any(Status(s).incomplete for s in statuses):
             finished[key] = statuses

@@ -1,10 +1,11 @@
-"""An explanation as text, for people to read."""
+"""An explanation as text, for people to read. The certificate is told before the ladder, which takes longer."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from gradbench.tables.text import columns, wrapped
 from gradbench.vocabulary.cause import Cause
 from gradbench.vocabulary.status import Status
 
@@ -15,31 +16,48 @@ if TYPE_CHECKING:
     from gradbench.diagnostics.ladder import Ladder
 
 
-def tell(e: Explanation) -> str:
-    """The explanation as text: the cell, its certificate, its ladder, its parameters, the cause and a remedy."""
-    return "\n".join(_lines(e))
+def tell(e: Explanation, width: int | None = None) -> str:
+    """The explanation as text, folded at `width` characters: `tell_certificate`, then `tell_ladder`."""
+    return "\n".join([tell_certificate(e, width), *([tell_ladder(e, width)] if e.ladder is not None else [])])
 
 
-def _lines(e: Explanation) -> Iterator[str]:
+def tell_certificate(e: Explanation, width: int | None = None) -> str:
+    """The cell, what the run recorded of it, and the certificate of its free phase."""
+    return "\n".join(_folded(_of_certificate(e, width), width))
+
+
+def tell_ladder(e: Explanation, width: int | None = None) -> str:
+    """The ladder of the cell, its parameters, the cause and a remedy; empty where the free phase diverged."""
+    return "" if e.ladder is None else "\n".join(_folded(_of_ladder(e, e.ladder, width), width))
+
+
+def _folded(lines: Iterable[str], width: int | None) -> Iterator[str]:
+    for line in lines:
+        empty, text = line[: len(line) - len(line.lstrip("\n"))], line.lstrip("\n")
+        yield empty + "\n".join(wrapped(text, width, 2))
+
+
+def _of_certificate(e: Explanation, width: int | None) -> Iterator[str]:
     yield f"{e.cell.key}  {e.title}"
     yield f"  recorded: {e.recorded['status']}, {_reading(e.recorded)}"
-    if e.ladder is not None:
-        whole = e.ladder.whole
-        here = {"cosine": whole.whole.cosine, "cosine_min": whole.cosine_min, "rel_error": whole.whole.rel_error}
-        yield f"  here:     {e.status}, {_reading(here | {'worst': whole.worst})}"
     yield f"\ncertificate: {e.status.prose}"
-    yield from _table([{"": n, "value": v, "meaning": m} for n, v, m in _evidence(e.certificate)])
-    if e.ladder is None:
-        return
+    yield from columns([{"": n, "value": v, "meaning": m} for n, v, m in _evidence(e.certificate)], width)
+
+
+def _of_ladder(e: Explanation, ladder: Ladder, width: int | None) -> Iterator[str]:
     yield "\nladder, each rung against the one before it"
-    yield from _table(list(_rungs(e.ladder)))
+    yield from columns(list(_rungs(ladder)), width)
+    whole = ladder.whole
+    here = {"cosine": whole.whole.cosine, "cosine_min": whole.cosine_min, "rel_error": whole.whole.rel_error}
+    yield "\nthe estimate, measured anew"
+    yield f"  here:     {e.status}, {_reading(here | {'worst': whole.worst})}"
     yield "\nparameters"
-    yield from _table(list(_params(e.ladder)))
+    yield from columns(list(_params(ladder)), width)
     if e.arbiter is not None:
         yield f"\nreference: {_judgement(e.arbiter)}"
-    for flag in e.ladder.flags:
+    for flag in ladder.flags:
         yield f"note: {flag}"
-    yield from _verdict(e, e.ladder)
+    yield from _verdict(e, ladder)
 
 
 def _reading(row: Mapping[str, Any]) -> str:
@@ -112,9 +130,3 @@ def _verdict(e: Explanation, ladder: Ladder) -> Iterator[str]:
         yield f"remedy: {e.remedy}"
     elif cause is not Cause.NONE:
         yield "remedy: no change of one knob that was tried helps"
-
-
-def _table(rows: list[dict[str, str]]) -> list[str]:
-    widths = {key: max(len(key), *(len(row[key]) for row in rows)) for key in rows[0]}
-    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
-    return ["  " + "  ".join(map(str.ljust, line, widths.values())).rstrip() for line in lines]

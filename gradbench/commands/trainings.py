@@ -75,12 +75,12 @@ def train(
     """
     loaded = load(config, overrides)
     from gradbench.engine import device as devices
-    from gradbench.engine.precision import ieee_float32
+    from gradbench.engine.precision import isolated
     from gradbench.training.trainer import Trainer
 
     device = devices.resolve(device)
     env = describe_environment(loaded.key, device)
-    with ieee_float32():
+    with isolated(cores=None):
         trainer = Trainer(loaded, device)  # before there is a folder: raises where the images cannot be had
         training = _folder(loaded, env, Path(out) / "training" / loaded.name, fresh)
         _train(trainer, training, env, watch or (lambda progress: None))
@@ -107,14 +107,14 @@ def _train(trainer: Trainer, training: Training, env: Environment, watch: StepWa
         step, log = saved["step"], saved["rows"]
         trainer.state.copy_(saved["state"])
         _write(training, log, env)  # the log may be older than the checkpoint
-    progress = StepProgress(weight=length - step, resumed=step, score=_score(log))
+    progress = StepProgress(weight=length - step, pieces=length - step, resumed=step, score=_score(log))
     if not log:
         log = _record(trainer, training, 0, log, env)
     watch(progress)
     for taken in range(step, length):
         trainer.advance(taken)
         log = _record(trainer, training, taken + 1, log, env)
-        progress.done_weight += 1
+        progress.advance()
         progress.score = _score(log)
         watch(progress)
 

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gradbench.errors import UserError, near_miss
 
@@ -77,7 +77,7 @@ def labelled(dataset: str, ch: int, img: int, batch: int, rng: Generator) -> tup
     import torch
 
     pixels, labels = load(dataset)
-    chosen = torch.randperm(len(pixels), generator=rng)[:batch]
+    chosen = torch.randperm(len(pixels), generator=rng, device="cpu")[:batch]
     return shown(torch.from_numpy(pixels)[chosen], ch, img), torch.from_numpy(labels)[chosen].long()
 
 
@@ -126,8 +126,7 @@ def _fashion_mnist(train: bool = True) -> tuple[np.ndarray, np.ndarray]:
     gradbench unpacks them. torchvision accepts a packed file only with the digest of the file that it downloads,
     and the same images are packed in many ways.
     """
-    from torchvision.datasets import FashionMNIST
-
+    FashionMNIST = _reader("FashionMNIST", "fashion_mnist")
     root = folder()
     with _fetching("fashion_mnist", f"put {', '.join(f'{name}.gz' for name in IDX_FILES)} into that folder"):
         present = [_unpacked(name, root) for name in IDX_FILES]
@@ -138,13 +137,25 @@ def _fashion_mnist(train: bool = True) -> tuple[np.ndarray, np.ndarray]:
 def _cifar10(train: bool = True) -> tuple[np.ndarray, np.ndarray]:
     """The training or the test set, fetched unless its unpacked files lie in the data folder. torchvision checks."""
     import numpy as np
-    from torchvision.datasets import CIFAR10
 
+    CIFAR10 = _reader("CIFAR10", "cifar10")
     root = folder()
     with _fetching("cifar10", f"put {CIFAR10.filename} into that folder, or its unpacked {CIFAR10.base_folder}"):
         root.mkdir(parents=True, exist_ok=True)
         data = CIFAR10(str(root), train=train, download=not (root / CIFAR10.base_folder).is_dir())
     return np.ascontiguousarray(data.data.transpose(0, 3, 1, 2)), np.asarray(data.targets, np.uint8)
+
+
+def _reader(name: str, dataset: str) -> Any:
+    """A class of torchvision that reads a data set. Raises UserError where torchvision cannot be imported."""
+    try:
+        from torchvision import datasets
+    except (ImportError, RuntimeError) as error:  # RuntimeError: it was built for another torch
+        raise UserError(
+            f"dataset {dataset!r} is read by torchvision, which cannot be imported ({error}). Ways out: install the "
+            f"torchvision that fits your torch; or ask for dataset = 'fashion_mnist_sample', which ships with gradbench"
+        ) from None
+    return getattr(datasets, name)
 
 
 @contextmanager

@@ -27,7 +27,7 @@ class Streams:
         """A fresh generator, always at the start of its stream."""
         import torch
 
-        return torch.Generator().manual_seed(_derived(f"{self.seed}/{purpose}"))
+        return torch.Generator("cpu").manual_seed(_derived(f"{self.seed}/{purpose}"))
 
 
 def _derived(name: str) -> int:
@@ -38,11 +38,11 @@ def normal(rng: Generator, shape: tuple[int, ...], std: float = 1.0) -> Tensor:
     """N(0, std^2) in float64 on the CPU."""
     import torch
 
-    return torch.randn(shape, generator=rng, dtype=torch.float64) * std
+    return torch.randn(shape, generator=rng, dtype=torch.float64, device="cpu") * std
 
 
 def uniform(rng: Generator, shape: tuple[int, ...], bound: float = 1.0) -> Tensor:
     """U(-bound, bound) in float64 on the CPU."""
     import torch
 
-    return (2 * torch.rand(shape, generator=rng, dtype=torch.float64) - 1) * bound
+    return (2 * torch.rand(shape, generator=rng, dtype=torch.float64, device="cpu") - 1) * bound

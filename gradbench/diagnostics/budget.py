@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from gradbench.diagnostics.ladder import adjoints, series
+from gradbench.diagnostics.ladder import adjoint_powers, adjoints
 from gradbench.dynamics.trajectory import chosen
 from gradbench.estimators.base import Role, Snapshot, along
 from gradbench.vocabulary.cause import Cause
@@ -151,7 +151,7 @@ class Budgets:
         gradient is, where the rule gives no credit. It is chosen for every T1, beta and stacked problem.
         """
         if not self._powers:
-            self._powers |= {k: (credit, self._pulled(credit)) for k, credit in series(self.free).items()}
+            self._powers |= {k: (credit, self._pulled(credit)) for k, credit in adjoint_powers(self.free).items()}
         gaps, gradients = [], []
         bound = self.free.ends.new_tensor([self.free.T1s[row] or math.inf for row in rows])
         for k, (credit, gradient) in self._powers.items():

@@ -248,7 +248,7 @@ def _nearest(
     """The number of terms, among 1, 2, 4 ... T1, whose adjoint is nearest to a rule that declares none."""
     reading = read(rule, free, T2, beta)
     gaps = {}
-    for k, a in series(free).items():
+    for k, a in adjoint_powers(free).items():
         if reading.credit is not None:
             gap = float((reading.credit[:, 0] - a).norm())
         else:
@@ -259,7 +259,7 @@ def _nearest(
     return k, gaps[k][1]
 
 
-def series(free: Trajectory) -> dict[int, Float[Tensor, "i *c b n"]]:
+def adjoint_powers(free: Trajectory) -> dict[int, Float[Tensor, "i *c b n"]]:
     """Credits of the adjoint with 1, 2, 4 ... terms, up to T1 and with it; of a forward pass up to `FORWARD`."""
     most = max(free.T1s) or FORWARD
     wanted = {2**k for k in range(most.bit_length())} | {T1 for T1 in free.T1s if T1}

@@ -12,11 +12,14 @@ import torch
 from gradbench.errors import UserError, near_miss
 
 
-def resolve(name: str) -> str:
+def resolve(device: object) -> str:
     """The name that torch knows; `auto` is CUDA where there is a CUDA device. Raises UserError for an absent device."""
+    name = str(device)  # of a torch.device, too
     kind = name.partition(":")[0]
     if kind not in ("auto", "cpu", "cuda"):
         raise UserError(f"device = {name!r} is not known{near_miss(name, ('auto', 'cpu', 'cuda'))}")
+    if kind == "cpu":
+        return "cpu"
     if kind == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if kind == "cuda" and not torch.cuda.is_available():

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
 
+from gradbench.data import given
 from gradbench.data.streams import Streams
 from gradbench.dynamics.field import Field
 from gradbench.engine.checkpoint import planned_params
-from gradbench.errors import UserError, near_miss
+from gradbench.errors import SystemFaultError, UserError, near_miss
 from gradbench.vocabulary.coordinates import Knobs
 
 if TYPE_CHECKING:
@@ -34,20 +36,17 @@ def build(
     draw: Callable[[AbstractSystem, int, int], tuple[Params, Data]] = draw,
 ) -> Field:
     """The field of a problem: theta and x are drawn or replaced by trained or given tensors, then cast and moved."""
-    point, system = problem.point, problem.system
+    point, system, dtype = problem.point, problem.system, getattr(torch, problem.point.dtype)
     theta, x = map(dict, draw(system, point.seed, point.batch))
     if problem.params_from is not None:
-        theta |= _fitting(
-            planned_params(problem.params_from, point.seed, system.shapes),
-            system.shapes,
-            f"params_from of {point.system}",
-        )
-    theta |= _fitting(params or {}, system.shapes, f"params of {point.system}")
-    x |= _fitting(data or {}, system.data_shapes(point.batch), f"data of {point.system}")
-    dtype = getattr(torch, point.dtype)
-
+        trained = planned_params(problem.params_from, point.seed, system.shapes)
+        theta |= fitting(trained, system.shapes, dtype, "params_from", f"{system.name} has no such parameter")
+    theta |= fitting(params or {}, system.shapes, dtype, "params", f"{system.name} has no such parameter")
+    categories = {name: None for name, value in x.items() if not value.is_floating_point()} | system.categories
+    shapes = system.data_shapes(point.batch)
+    x |= fitting(data or {}, shapes, dtype, "data", f"{system.name} has no such data", categories)
     values = [getattr(point, name) for name in Knobs._fields]
-    scalars = [torch.tensor(0.0 if v is None else v, dtype=dtype) for v in values]
+    scalars = [torch.tensor(0.0 if v is None else v, dtype=dtype, device="cpu") for v in values]
     knobs = Knobs(*(v.to(device) for v in scalars))
     return Field(system, moved(theta, device, dtype), moved(x, device, dtype), knobs)
 
@@ -60,10 +59,61 @@ def moved(tensors: Mapping[str, Tensor], device: str, dtype: torch.dtype) -> dic
     }
 
 
-def _fitting(given: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], what: str) -> dict[str, Tensor]:
-    for name, value in given.items():
+def fitting(
+    tensors: Mapping[str, Tensor],
+    shapes: Mapping[str, tuple[int, ...]],
+    dtype: torch.dtype,
+    where: str,
+    unknown: str,
+    categories: Mapping[str, int | None] | None = None,
+) -> dict[str, Tensor]:
+    """Given tensors in the dtype of the cell, or as the whole numbers that a system wants.
+
+    Raises UserError for an entry that is not known, of another shape, or of other numbers. `categories` is the number
+    of values that an entry of whole numbers may have; None: any.
+    """
+    whole, fitted = categories or {}, {}
+    for name, value in tensors.items():
+        place = f"{where}[{name!r}]"
         if name not in shapes:
-            raise UserError(f"{what}: {name!r} is not known{near_miss(name, shapes)}")
-        if tuple(value.shape) != shapes[name]:
-            raise UserError(f"{what}: {name} has shape {tuple(value.shape)}, expected {shapes[name]}")
-    return dict(given)
+            raise UserError(f"{place}: {unknown}{near_miss(name, shapes)}")
+        given.shaped(value, shapes[name], place)
+        fitted[name] = given.whole(value, whole[name], place) if name in whole else given.real(value, dtype, place)
+    return fitted
+
+
+def try_force(field: Field) -> Callable[[], None]:
+    """Evaluate F(s_0) once, before anything else is computed, and hold it to what a force is.
+
+    Raises SystemFaultError for a wrong shape or dtype. What is returned raises it for NaN and inf, and waits for a GPU.
+    """
+    system, like = field.system, next(iter(field.theta.values()))
+    with torch.no_grad():
+        s = field.init_state()
+        force = field.force(s)
+    cells = tuple(field.knobs.eps.shape)
+    batch = next(v.shape[len(cells)] for name, v in field.x.items() if name in system.per_example)
+    shape = (*cells, batch, sum(map(math.prod, system.layout.values())))
+    for what, value in {"s_0": s, "F(s_0)": force}.items():
+        if not isinstance(value, torch.Tensor):
+            raise SystemFaultError(f"{system.name}: {what} is a {type(value).__name__}, expected a tensor")
+        if tuple(value.shape) != shape:
+            seen, expected = tuple(value.shape)[len(cells) :], shape[len(cells) :]
+            raise SystemFaultError(f"{system.name}: {what} has shape {seen}, expected {expected}")
+        if value.dtype != like.dtype:
+            raise SystemFaultError(f"{system.name}: {what} is {_word(value.dtype)}, expected {_word(like.dtype)}")
+    finite = torch.stack([value.isfinite().all() for value in (s, force)])
+
+    def confirm() -> None:
+        for what, value, holds in zip(("s_0", "F(s_0)"), (s, force), finite.tolist(), strict=True):
+            if not holds:
+                wrong = "NaN" if value.isnan().any() else "inf"
+                raise SystemFaultError(f"{system.name}: {what} holds {wrong}, expected finite numbers")
+
+    if not like.is_cuda:
+        confirm()
+    return confirm
+
+
+def _word(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

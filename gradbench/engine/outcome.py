@@ -68,7 +68,7 @@ class Outcome:
         row |= {name: getattr(c, name) if c else None for name in ("params_live", "params_zero", "params_undefined")}
         row["params"] = [{"param": name, **p._asdict()} for name, p in c.params.items()] if c else []
         row["blocks"] = blocks(self.evidence)
-        row["cause"] = self.budget.cause if self.budget else None
+        row["cause"] = str(self.budget.cause) if self.budget else None
         row["cause_of"] = self.budget.of if self.budget else None
         row["budget"] = self._budget()
         return row

@@ -126,6 +126,7 @@ def available(device: str, memory: str | None = None) -> int:
     free = torch.cuda.mem_get_info(device)[0] + unused(device) if device.startswith("cuda") else CPU_BUDGET
     if memory is None:
         return int(SHARE * free) if device.startswith("cuda") else free
+    memory = str(memory)
     number, unit = memory.rstrip("%BGMKib"), memory.lstrip("0123456789.")
     units = {"%": free / 100, "GiB": 2**30, "MiB": 2**20, "KiB": 2**10}
     try:

@@ -1,38 +1,235 @@
-"""Floating-point settings of the measured path: set by the engine, never inherited."""
+"""Settings of the measured path: set by the engine, never inherited, and put back afterwards.
+
+A setting belongs to a thread or to the process. Those of a thread are set by every thread that measures. Those of the
+process are set by the first thread that begins to measure, and put back by the last one that ends.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from operator import attrgetter
+from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
+from torch._C import _autograd as hooks
+from torch.overrides import _get_current_function_mode_stack, _pop_mode, _push_mode
 
 PARTS = ("cuda.matmul", "cudnn.conv", "cudnn.rnn", "mkldnn.matmul", "mkldnn.conv", "mkldnn.rnn")
 FLAGS: dict[str, object] = {"fp32_precision": dict.fromkeys(PARTS, "ieee"), "flush_denormal": True}
+CORES = 1  # of one measurement on a CPU: sums are split by their number, so that another number is another last digit
+Result = TypeVar("Result")
+SMALLEST = sys.float_info.min  # half of it is a denormal number
+
+
+class _Setting(NamedTuple):
+    """A setting of the process: how it is read and set, and its value in a plain interpreter."""
+
+    read: Callable[[], Any]
+    change: Callable[[Any], object]
+    plain: Any
+
+
+def _set_deterministic(mode: tuple[bool, bool]) -> None:
+    torch.use_deterministic_algorithms(mode[0], warn_only=mode[1])
+
+
+def _cudnn(name: str, plain: bool) -> _Setting:
+    return _Setting(
+        lambda: getattr(torch.backends.cudnn, name), lambda v: setattr(torch.backends.cudnn, name, v), plain
+    )
+
+
+_SETTINGS = (
+    _Setting(torch.get_default_dtype, torch.set_default_dtype, torch.float32),
+    _Setting(
+        lambda: (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()),
+        _set_deterministic,
+        (False, False),
+    ),
+    _Setting(
+        lambda: (torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()),
+        lambda mode: torch.autograd.set_detect_anomaly(*mode),
+        (False, True),
+    ),
+    _cudnn("enabled", True),
+    _cudnn("benchmark", False),
+    _cudnn("deterministic", False),
+)
+
+
+class _Process:
+    """The settings of the process, and how many measurements need them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._measuring = 0
+        self._cores = 0  # that a new thread begins with outside of measurements
+        self._put_back: list[Callable[[], object]] = []
+
+    def begin(self) -> int:
+        """Count one measurement more. Returns the number of cores to put back at its end."""
+        with self._lock:
+            cores = torch.get_num_threads()
+            if self._measuring == 0:
+                self._cores = cores if cores != CORES else _in_new_thread(torch.get_num_threads)
+                self._put_back = [_ieee_float32(), *(_plain(s) for s in _SETTINGS)]
+            elif cores == CORES and not _thread.measures:  # a new thread begins with what another one has set
+                cores = self._cores
+            self._measuring += 1
+        return cores
+
+    def end(self) -> None:
+        """Count one measurement less."""
+        with self._lock:
+            self._measuring -= 1
+            if self._measuring == 0:
+                for put_back in reversed(self._put_back):
+                    put_back()
+                _of_process(self._cores)
+
+    def set_cores(self, cores: int) -> None:
+        """Set the number of cores of this thread, while others may measure."""
+        with self._lock:
+            torch.set_num_threads(cores)
+            if self._measuring > 1 and cores != CORES:
+                _of_process(CORES)
+
+
+class _Thread(threading.local):
+    """What is known of the running thread."""
+
+    measures = False  # whether a measurement has begun here and has not ended
+
+
+_process, _thread = _Process(), _Thread()
+
+
+def _plain(setting: _Setting) -> Callable[[], object]:
+    """Set a setting as in a plain interpreter; a function that puts it back."""
+    before = setting.read()
+    if before == setting.plain:
+        return lambda: None
+    setting.change(setting.plain)
+    return lambda: setting.change(before)
+
+
+def _of_process(cores: int) -> None:
+    """Set the number of cores that MKL uses and that new threads begin with, which torch sets with that of a thread."""
+    if torch.get_num_threads() == cores:
+        torch.set_num_threads(cores)
+        return
+    _in_new_thread(lambda: torch.set_num_threads(cores))
+
+
+def _in_new_thread(function: Callable[[], Result]) -> Result:
+    """The result of a short function that is run in a thread of its own."""
+    results: list[Result] = []
+    other = threading.Thread(target=lambda: results.append(function()))
+    other.start()
+    other.join()
+    return results[0]
+
+
+def dedicate() -> None:
+    """Make the running thread one that measures until it ends: its number of cores is set once."""
+    _thread.measures = True
+    torch.set_num_threads(CORES)
 
 
 @contextmanager
-def ieee_float32() -> Iterator[dict[str, object]]:
-    """IEEE float32 products on every device; denormals flushed, which slow the CPU 5-10 times in long sweeps.
+def shared_settings() -> Iterator[None]:
+    """Hold the settings of the process, for a thread that lets other threads measure."""
+    _process.begin()
+    try:
+        yield
+    finally:
+        _process.end()
 
-    TF32 noise alone moves a centred estimate by 1e-2 at beta = 1e-3. The precision from before is set
-    again at the end; the flushing of denormals is not, since torch cannot tell how it was set.
+
+@contextmanager
+def isolated(cores: int | None = CORES) -> Iterator[dict[str, object]]:
+    """The settings of the measured path, whatever the caller has set; at the end the settings are as they were before.
+
+    Autograd, number types, devices and modes are those of a plain interpreter. Products of float32 are IEEE float32 on
+    every device: TF32 noise alone moves a centred estimate by 1e-2 at beta = 1e-3. Denormal numbers are flushed, which
+    slow the CPU 5-10 times in long sweeps. `cores` is the number of cores that an operation may use; None leaves it.
     """
+    before, outer = _process.begin(), _thread.measures
+    _thread.measures = True
+    try:
+        if cores is not None and torch.get_num_threads() != cores:
+            torch.set_num_threads(cores)
+        # leaving inference mode sets gradients and threads of autograd as in a plain interpreter, too
+        with torch.inference_mode(False), np.errstate(all="ignore"), _no_modes(), _no_autocast(), _flushed():
+            yield FLAGS
+    finally:
+        if cores is not None and torch.get_num_threads() != before:
+            _process.set_cores(before)
+        _thread.measures = outer
+        _process.end()
+
+
+@contextmanager
+def _no_modes() -> Iterator[None]:
+    """Take off what the thread puts around operations: a default device, other function modes, saved-tensor hooks."""
+    modes = [_pop_mode() for _ in _get_current_function_mode_stack()]
+    pairs = []
+    while (pair := hooks._top_saved_tensors_default_hooks(False)) is not None:
+        hooks._pop_saved_tensors_default_hooks()
+        pairs.append(pair)
+    try:
+        yield
+    finally:
+        for pair in reversed(pairs):
+            hooks._push_saved_tensors_default_hooks(*pair)
+        for mode in reversed(modes):
+            _push_mode(mode)
+
+
+@contextmanager
+def _no_autocast() -> Iterator[None]:
+    """Switch autocast off for the devices that are measured on."""
+    enabled = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
+    for kind in enabled:
+        torch.set_autocast_enabled(kind, False)
+    try:
+        yield
+    finally:
+        for kind in enabled:
+            torch.set_autocast_enabled(kind, True)
+
+
+@contextmanager
+def _flushed() -> Iterator[None]:
+    """Flush denormal numbers. A product tells whether this thread flushes them already, which torch does not."""
+    flushing = SMALLEST / 2 == 0
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(flushing)
+
+
+def _ieee_float32() -> Callable[[], object]:
+    """Set IEEE float32 products; a function that sets the precision from before."""
     parts = {name: attrgetter(name)(torch.backends) for name in PARTS}
     precisions = {name: part.fp32_precision for name, part in parts.items()}
     _legacy("highest", matmul=False, conv=False)
     for part in parts.values():
         part.fp32_precision = "ieee"
-    torch.set_flush_denormal(True)
-    try:
-        yield FLAGS
-    finally:
+
+    def put_back() -> None:
         matmul = precisions["cuda.matmul"] == "tf32"
         whole = "medium" if precisions["mkldnn.matmul"] == "bf16" else "high" if matmul else "highest"
         _legacy(whole, matmul=matmul, conv=precisions["cudnn.conv"] == "tf32")
         for name, part in parts.items():
             part.fp32_precision = precisions[name]
+
+    return put_back
 
 
 def _legacy(whole: str, *, matmul: bool, conv: bool) -> None:

@@ -23,6 +23,7 @@ from gradbench.diagnostics.deep import deepen
 from gradbench.diagnostics.judgement import Judgement, of_cell
 from gradbench.dynamics.stack import Stack
 from gradbench.dynamics.trajectory import Trajectory, chosen, relax
+from gradbench.engine.draws import try_force
 from gradbench.engine.outcome import Outcome
 from gradbench.engine.readings import Place, Readings
 
@@ -74,9 +75,11 @@ def solve(
     # copied to the device before work begins there: a later copy would wait for the work
     passes = list(zip(*(p.passes for p in problems), strict=True))
     nudges = [like.new_tensor([p.betas for p in same]).mT for same in passes]
+    confirm = try_force(field)
     with record_function("gradbench: free phase"):
         free = relax(field, problems[0].T1s, hold)
     certificates = _certificates(problems, free, thresholds, deep=deep)
+    confirm()  # the device was waited for already
     reached = tuple(T1 for T1, row in zip(free.T1s, certificates, strict=True) if not _all_diverged(row))
     readings, swept = Readings(isinstance(field, Stack)), None
     if reached:

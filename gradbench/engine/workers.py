@@ -14,50 +14,65 @@ from typing import TypeVar
 
 import torch
 
+from gradbench.engine.precision import dedicate, isolated, shared_settings
+
 T = TypeVar("T")
 R = TypeVar("R")
+_END = object()
 
 
 def side_by_side(function: Callable[[T], Iterable[R]], items: Sequence[T], workers: int, device: str) -> Iterator[R]:
     """The results of `function` for every item: in order with a single worker, else as items are done.
 
-    A single worker is the thread of the caller, with all cores. Several workers are threads, each with one core or
-    one stream of the GPU. An exception that stops the caller stops each thread, too, at its next operation.
+    A single worker is the thread of the caller. Several workers are threads, on a GPU each with a stream. An operation
+    uses one core, so that no number depends on how many cores there are. An exception that stops the caller stops
+    each thread, too, at its next operation.
+    `function` runs under the settings of the engine, and the caller never does.
     """
     if workers == 1:
         for item in items:
-            yield from function(item)
+            yield from _isolated(function, item)
         return
-    cores, busy = torch.get_num_threads(), set[int]()
-
+    busy = set[int]()
     streams = [_stream(device, k) for k in range(workers)] if device.startswith("cuda") else []
 
     def begin() -> None:
+        dedicate()
         if streams:
             torch.cuda.set_stream(streams.pop())
-            return
-        torch.set_num_threads(1)
-        torch.set_flush_denormal(True)  # a setting of each thread
 
     def work(item: T) -> list[R]:
         busy.add(threading.get_ident())
         try:
-            return list(function(item))
+            with isolated():
+                return list(function(item))
         finally:
             busy.discard(threading.get_ident())
 
-    pool = ThreadPoolExecutor(workers, initializer=begin)
-    try:
-        for done in as_completed([pool.submit(work, item) for item in items]):
-            yield from done.result()
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for thread in tuple(busy):
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(KeyboardInterrupt))
-        raise
-    finally:
-        pool.shutdown()
-        torch.set_num_threads(cores)
+    with shared_settings():
+        pool = ThreadPoolExecutor(workers, initializer=begin)
+        try:
+            for done in as_completed([pool.submit(work, item) for item in items]):
+                yield from done.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for thread in tuple(busy):
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(KeyboardInterrupt))
+            raise
+        finally:
+            pool.shutdown()
+
+
+def _isolated(function: Callable[[T], Iterable[R]], item: T) -> Iterator[R]:
+    """The results of `function` for an item, each as it comes."""
+    results: Iterator[R] | None = None
+    while True:
+        with isolated():
+            results = iter(function(item)) if results is None else results
+            result = next(results, _END)
+        if result is _END:
+            return
+        yield result  # type: ignore[misc]  # of type R, since it is not the end
 
 
 @cache

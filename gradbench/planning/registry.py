@@ -6,21 +6,25 @@ data, and imports torch only in the functions that compute.
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import json
-import math
 import pkgutil
+import textwrap
 import types
 import typing
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
+from decimal import Decimal
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from numbers import Real
 from typing import Any, ClassVar, Literal, get_args, get_origin
 
 from gradbench.errors import UserError, near_miss, placed
 from gradbench.estimators.base import AbstractEstimator
+from gradbench.planning import values
 from gradbench.systems.base import AbstractSystem
 
 Base = type[AbstractSystem] | type[AbstractEstimator]
@@ -36,16 +40,23 @@ def known_estimators() -> dict[str, type[AbstractEstimator]]:
     return _registered("estimators", AbstractEstimator)
 
 
-def system(name: str, options: Mapping[str, Any] | None = None, where: str = "system") -> AbstractSystem:
-    """The system of that name with some of its options set; other options may follow from these."""
-    cls, named = _asked("system", name, known_systems(), options or {}, where)
+def system(
+    name: str, options: Mapping[str, Any] | None = None, where: str = "system", key: str = "{where}.{option}"
+) -> AbstractSystem:
+    """The system of that name with some of its options set; other options may follow from these.
+
+    `where` and `key` say how a message calls the system and one of its options.
+    """
+    cls, named = _asked("system", name, known_systems(), options or {}, where, key)
     with placed(where):
         return cls(**{**cls.implied(named), **named})
 
 
-def estimator(name: str, options: Mapping[str, Any] | None = None, where: str = "estimator") -> AbstractEstimator:
-    """The estimator of that name with some of its options set."""
-    cls, named = _asked("estimator", name, known_estimators(), options or {}, where)
+def estimator(
+    name: str, options: Mapping[str, Any] | None = None, where: str = "estimator", key: str = "{where}.{option}"
+) -> AbstractEstimator:
+    """The estimator of that name with some of its options set. `where` and `key` are as for a system."""
+    cls, named = _asked("estimator", name, known_estimators(), options or {}, where, key)
     with placed(where):
         return cls(**named)
 
@@ -61,6 +72,26 @@ def label(name: str, options: str, kind: Literal["system", "estimator"]) -> str:
     defaults = {f.name: f.default for f in fields(known)} if known else {}  # type: ignore[arg-type]
     changed = [f"{k}={v}" for k, v in json.loads(options).items() if k not in defaults or v != defaults[k]]
     return " ".join([name, *changed])
+
+
+def definition(cls: type) -> str:
+    """The definition of a system or an estimator: its docstring. Empty where there is none.
+
+    `python -OO` has no docstrings, and a dataclass then shows its signature in their place: the source is read.
+    """
+    text = inspect.getdoc(cls) or ""
+    if text and not text.startswith(f"{cls.__name__}("):
+        return text
+    try:
+        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+    except (OSError, TypeError, SyntaxError, ValueError):
+        return ""
+    return (ast.get_docstring(tree) or "") if isinstance(tree, ast.ClassDef) else ""
+
+
+def summary(cls: type) -> str:
+    """The first line of a definition."""
+    return definition(cls).partition("\n")[0]
 
 
 @cache
@@ -101,37 +132,50 @@ def _plugin(point: EntryPoint, base: Base) -> Any:
 
 
 def _asked(
-    kind: str, name: str, known: Mapping[str, Any], options: Mapping[str, Any], where: str
+    kind: str, name: str, known: Mapping[str, Any], options: Mapping[str, Any], where: str, key: str
 ) -> tuple[Any, dict[str, Any]]:
-    """The class of that name and its named options, checked."""
+    """The class of that name and its named options, checked and as Python values."""
     if name not in known:
         raise UserError(f"{where} = {name!r} is not registered{near_miss(name, known)}")
     cls = known[name]
     hints = typing.get_type_hints(cls)
     allowed = {f.name: hints[f.name] for f in fields(cls)}
-    for key, value in options.items():
-        if key not in allowed:
-            raise UserError(f"{where}.{key}: {kind} {name!r} has no such option{near_miss(key, allowed)}")
-        _check_type(f"{where}.{key}", value, allowed[key])
+    named = {}
+    for option, value in options.items():
+        place = key.format(where=where, option=option)
+        if option not in allowed:
+            raise UserError(f"{place}: {kind} {name!r} has no such option{near_miss(str(option), allowed)}")
+        named[str(option)] = _taken(place, values.scalar(value), allowed[option])
     missing = [f.name for f in fields(cls) if f.default is MISSING and f.name not in options]
     if missing:
         raise UserError(f"{where}: {kind} {name!r} needs {', '.join(missing)}")
-    # 1 and 1.0 are the same value of an option, and must give the same cell
-    return cls, {k: float(v) if allowed[k] is float else v for k, v in options.items()}
+    return cls, named
 
 
-def _check_type(where: str, value: Any, wanted: Any) -> None:
-    """Raise UserError for a value of an option that is not of the `wanted` type, or out of its range."""
+def _taken(where: str, value: Any, wanted: Any) -> Any:
+    """The value of an option in the `wanted` type. Raises UserError where it is of another type, or out of its range.
+
+    1 and 1.0 are the same value of an option, and must give the same cell.
+    """
     if get_origin(wanted) is Literal:
-        if value not in get_args(wanted):
+        if not isinstance(value, str | int) or value not in get_args(wanted):
             raise UserError(f"{where} = {value!r} is not a choice{near_miss(str(value), get_args(wanted))}")
-        return
-    accepted: Any = (int, float) if wanted is float else wanted
-    if isinstance(accepted, types.GenericAlias | type(ClassVar)):
+        return value
+    if isinstance(wanted, types.GenericAlias | type(ClassVar)):
         raise TypeError(f"option {where} has a type that no suite can write: {wanted}")
-    if isinstance(value, bool) is not (wanted is bool) or not isinstance(value, accepted):
+    numeric = wanted in (int, float) and isinstance(value, Real | Decimal)
+    if isinstance(value, bool) is not (wanted is bool) or not (numeric or isinstance(value, wanted)):
         raise UserError(f"{where} = {value!r} is a {type(value).__name__}; expected: {wanted.__name__}")
-    if wanted is int and not 1 <= value < 2**31:  # all whole numbers are counts or sizes
+    if not numeric:
+        return value
+    try:
+        number = values.number(value)
+    except ValueError as error:
+        raise UserError(f"{where} = {error}") from None
+    if wanted is float:
+        return number
+    if not number.is_integer():
+        raise UserError(f"{where} = {value!r} is a {type(value).__name__}; expected: int")
+    if not 1 <= number < 2**31:  # all whole numbers are counts or sizes
         raise UserError(f"{where} = {value!r} is no size: it is not between 1 and 2**31 - 1")
-    if wanted is float and not abs(value) < math.inf:
-        raise UserError(f"{where} = {value!r} is not finite")
+    return int(value)

@@ -226,6 +226,17 @@ def parse(content: Mapping[str, object], where: str) -> Suite:
         raise UserError("\n".join(f"{where}: {line}" for line in reversed(told.values()))) from None
 
 
+# what is expected, by the type of a mistake that pydantic has words of its own for
+_EXPECTED = {
+    "string_type": "a string",
+    "bool_type": "true or false",
+    "dict_type": "a table",
+    "mapping_type": "a table",
+    "model_type": "a table",
+    "model_attributes_type": "a table",
+    "tuple_type": "a list",
+    "list_type": "a list",
+}
 _MODELS: dict[str, type[BaseModel]] = {"grid": Grid, "check": Check, "table": Table}
 
 
@@ -245,5 +256,7 @@ def error_line(
     if error["type"] in ("literal_error", "enum"):
         known = re.findall(r"'([^']*)'", error["ctx"]["expected"])
         return f"{key} = {error['input']!r} is not a choice{near_miss(str(error['input']), known)}"
+    if error["type"] in _EXPECTED:
+        return f"{key}: {error['input']!r} is not {_EXPECTED[error['type']]}"
     message = error["msg"].removeprefix("Value error, ")
     return f"{key}: {message}"

@@ -3,37 +3,76 @@
 from __future__ import annotations
 
 import math
-import sys
+import re
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from decimal import Decimal
+from numbers import Real
 
-from gradbench.errors import UserError
+from gradbench.errors import UserError, near_miss
 from gradbench.vocabulary.coordinates import Coordinate
 
 LARGEST = 2**63 - 1  # whole number that a table can hold
 POINTS = 100_000  # of a range, at most
+SHOWN = 200  # letters of a mistake that a message repeats
+# numbers as people and other programs write them; TOML wants a digit on both sides of the point, and no 0 before others
+NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+LEADING_ZERO = re.compile(r"[+-]?0[0-9]")
+TOKEN = re.compile(r"""\"(?:\\.|[^"\\])*"|'[^']*'|.""", re.DOTALL)  # a string of TOML, or a character
+KEY = re.compile(r"\s*[^\W\d][\w-]*\s*=")
 Options = dict[str, tuple[object, ...]]  # of a system or an estimator: values by name
+
+
+def scalar(value: object) -> object:
+    """The Python value of a scalar of numpy, or of an array or a tensor without axes; anything else as it is."""
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, bool | int | float) and type(value) in (bool, int, float):
+        return value
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        try:
+            return value.item()
+        except (RuntimeError, ValueError, TypeError, NotImplementedError):  # such as a tensor that holds no number
+            return value
+    return value
 
 
 def number(value: object) -> float:
     """A finite float."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    value = scalar(value)
+    if isinstance(value, bool) or not isinstance(value, Real | Decimal):
         raise ValueError(f"{value!r} is not a number")
-    if not abs(value) < math.inf:
+    try:
+        taken = float(value)
+    except OverflowError:  # whole numbers of TOML have any number of digits
+        raise ValueError("a number of more than 300 digits is too large") from None
+    except ValueError:  # a signalling NaN
+        taken = math.nan
+    if not abs(taken) < math.inf:
         raise ValueError(f"{value!r} is not finite")
-    if abs(value) > sys.float_info.max:  # whole numbers of TOML have any number of digits
-        raise ValueError("a number of more than 300 digits")
-    return float(value)
+    return taken
 
 
 def whole(value: object) -> int:
     """An int that a table can hold; 3.0 counts as 3."""
-    if not number(value).is_integer():
+    value = scalar(value)
+    if not number(value).is_integer() or int(value) != value:  # type: ignore[call-overload]  # a number is one
         raise ValueError(f"{value!r} is not a whole number")
-    assert isinstance(value, int | float)
-    if abs(value) > LARGEST:
+    taken = int(value)  # type: ignore[call-overload]
+    if abs(taken) > LARGEST:
         raise ValueError(f"{value!r} is above {LARGEST}")
-    return int(value)
+    return taken
+
+
+def word(value: object) -> object:
+    """A word; a dtype of torch or numpy is its name. Anything else as it is."""
+    if isinstance(value, str):
+        return str(value)
+    if type(value).__name__ == "dtype" or type(value).__module__ == "numpy.dtypes":
+        return str(value).removeprefix("torch.")
+    if isinstance(value, type) and value.__module__ == "numpy":
+        return value.__name__
+    return value
 
 
 def expanded(value: object) -> list[object]:
@@ -57,16 +96,36 @@ def _range(table: dict[str, object]) -> Sequence[float]:
         raise ValueError(f"{kind} takes 2 to {POINTS:,} points, not {n:,}")
     if kind == "logspace" and max(abs(start), abs(stop)) > 300:
         raise ValueError("logspace takes exponents of ten from -300 to 300")
-    values = [start + (stop - start) * i / (n - 1) for i in range(n)]
+    if not abs(stop - start) < math.inf:
+        raise ValueError(f"{kind}: {start:g} and {stop:g} are too far from each other")
+    points = [start + (stop - start) * i / (n - 1) for i in range(n)]
     if kind == "logspace":
-        values = [float(f"{10.0**v:.12g}") for v in values]
-    return [int(v) if v == int(v) else v for v in values]  # so that a range may give whole numbers
+        return [_int_if_whole(_short(10.0**v)) for v in points]
+    between = (v if v == int(v) else _short(v) for v in points[1:-1])
+    return [_int_if_whole(v) for v in (start, *between, stop)]
+
+
+def _short(value: float) -> float:
+    """A computed value in 12 digits, so that no label ends in round-off."""
+    return float(f"{value:.12g}")
+
+
+def _int_if_whole(value: float) -> float:
+    """A range may give whole numbers."""
+    return int(value) if value == int(value) else value
 
 
 def once(values: Sequence[object]) -> tuple[object, ...]:
     """The values. Raises ValueError where two are equal."""
-    for i, value in enumerate(values):
-        if value in values[:i]:
+    seen, unhashable = set[object](), list[object]()
+    for value in values:
+        try:
+            twice = value in seen
+            seen.add(value)
+        except TypeError:  # a table or a list
+            twice = value in unhashable
+            unhashable.append(value)
+        if twice:
             raise ValueError(f"{value!r} stands there twice")
     return tuple(values)
 
@@ -78,7 +137,9 @@ def words(value: object) -> tuple[object, ...]:
 
 def one(coordinate: Coordinate, value: object) -> float | int | str:
     """A single value of a coordinate."""
-    parsed = value if coordinate.type is str else whole(value) if coordinate.type is int else number(value)
+    parsed = word(value) if coordinate.type is str else whole(value) if coordinate.type is int else number(value)
+    if coordinate.type is str and not isinstance(parsed, str):
+        raise ValueError(f"{value!r} is not a word{near_miss(str(value), coordinate.choices)}")
     coordinate.check(parsed)  # type: ignore[arg-type]  # a word is checked against the choices
     return parsed  # type: ignore[return-value]
 
@@ -93,7 +154,7 @@ def name_and_options(entry: object) -> tuple[str, dict[str, object]]:
     table = {"name": entry} if isinstance(entry, str) else entry
     if not isinstance(table, dict) or not isinstance(table.get("name"), str):
         raise ValueError(f"{entry!r} is neither a name nor a table with a name")
-    return table["name"], {k: v for k, v in table.items() if k != "name"}
+    return str(table["name"]), {k: v for k, v in table.items() if k != "name"}
 
 
 def choices(value: object) -> tuple[object, ...]:
@@ -108,22 +169,80 @@ def choices(value: object) -> tuple[object, ...]:
 def settings(pairs: Iterable[str], where: str) -> dict[str, object]:
     """KEY=VALUE of a command line or a label, by key.
 
-    A value is TOML; several values with commas are a list; any other text is a string. Raises UserError, since every
-    caller is a command; `where` begins its message.
+    A value is TOML; several values with commas are a list; any other text is a string. KEY=VALUE after a comma is
+    a setting of its own. Raises UserError, since every caller is a command; `where` begins its message.
     """
     read: dict[str, object] = {}
     for pair in pairs:
-        key, equals, text = pair.partition("=")
-        if not (key and equals and text):
-            raise UserError(f"{where} {pair!r}: expected KEY=VALUE")
-        if key in read:
-            raise UserError(f"{where} {pair!r}: {key} is set twice")
-        for attempt in (f"v = {text}", f"v = [{text}]"):
+        shown = repr(pair if len(pair) <= SHOWN else f"{pair[:SHOWN]}...")
+        for key, pieces in _by_key(pair, f"{where} {shown}"):
+            if key in read:
+                raise UserError(f"{where} {shown}: {key} is set twice")
             try:
-                read[key] = tomllib.loads(attempt)["v"]
-                break
-            except tomllib.TOMLDecodeError:
-                continue
-        else:
-            read[key] = text.split(",") if "," in text else text
+                read[key] = _value(pieces)
+            except ValueError as error:
+                raise UserError(f"{where} {shown}: {error}") from None
     return read
+
+
+def _by_key(pair: str, where: str) -> Iterator[tuple[str, list[str]]]:
+    """Every key of a text with its values, as they are written."""
+    first, *others = _pieces(pair) or pair.split(",")
+    grouped = [[first]]
+    for piece in others:
+        if KEY.match(piece):
+            grouped.append([piece])
+        else:
+            grouped[-1].append(piece)
+    for setting, *more in grouped:
+        key, equals, text = (part.strip() for part in setting.partition("="))
+        if not (key and equals and text):
+            raise UserError(f"{where}: expected KEY=VALUE")
+        yield key, [text, *more]
+
+
+def _pieces(text: str) -> list[str] | None:
+    """A text cut at its commas, but not within quotes or brackets. None where these do not close."""
+    pieces, depth = [""], 0
+    for token in TOKEN.findall(text):
+        depth += (token in "[{") - (token in "]}")
+        if depth < 0 or token in ("'", '"'):
+            return None
+        if token == "," and not depth:
+            pieces.append("")
+        else:
+            pieces[-1] += token
+    return None if depth else pieces
+
+
+def _value(pieces: Sequence[str]) -> object:
+    """What a text between commas means; a list where there are commas. Raises ValueError for what is no value."""
+    values = _toml(",".join(pieces))
+    if values is None:
+        values = [_word(piece.strip()) for piece in pieces]
+    return values[0] if len(pieces) == 1 else values
+
+
+def _word(text: str) -> object:
+    """A value that TOML may not know: a number with a bare point, or a word."""
+    if LEADING_ZERO.match(text) and NUMBER.fullmatch(text):
+        raise ValueError(f"{text!r} is not a number: write it without zeros in front")
+    if NUMBER.fullmatch(text):
+        return float(text)
+    values = _toml(text)
+    if not values and text.startswith(("[", "{")):
+        raise ValueError("this list or table is not TOML: its brackets close, and words in it stand in quotes")
+    return values[0] if values else text
+
+
+def _toml(text: str) -> list[object] | None:
+    """The values of a TOML array without its brackets; None where the text is none."""
+    if "\n" in text or _pieces(text) is None:  # else a comment could hide a part of the text
+        return None
+    try:
+        values: list[object] = tomllib.loads(f"v = [{text}]")["v"]
+    except ValueError:
+        return None
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    return values

@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from gradbench.plots import look
-from gradbench.plots.scale import FLOOR, FLOOR_WORDS, floored, show_cosines
+from gradbench.plots.scale import FLOOR, FLOOR_WORDS, SPACED, floored, show_cosines
 from gradbench.vocabulary.status import Status
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def draw_curve(log: DataFrame, config: dict[str, Any], env: dict[str, Any]) -> F
         shown = log[log["status"].notna()]
         drawn = [_fidelity(ax, shown, "cosine", look.GREY, "s"), _fidelity(ax, shown, "cosine_min", colour, "o")]
         show_cosines([ax], [v for values in drawn for v in values])
-        ax.set(xlabel="step", ylabel="cosine to BPTT, fixed batch")
+        ax.set(xlabel="step", ylabel=f"cosine to BPTT, fixed batch\n{SPACED}")
         entries += [
             Line2D([], [], color=look.GREY, marker="s", markersize=4, linewidth=2, label="whole gradient"),
             Line2D([], [], color=colour, marker="o", markersize=4, linewidth=2, label="smallest over parameters"),

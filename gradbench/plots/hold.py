@@ -29,6 +29,12 @@ def estimates(cells: DataFrame) -> DataFrame:
     return cells[~cells["estimator"].isin([REFERENCE, CONTROL]) & (cells["status"] != Status.SKIPPED)]
 
 
+def main_forms(cells: DataFrame) -> DataFrame:
+    """The cells of each rule in its default form; where the run has a rule with options only, in all its forms."""
+    default = cells["estimator_label"] == cells["estimator"]
+    return cells[default | ~cells["estimator"].isin(cells[default]["estimator"])]
+
+
 def one_dtype(cells: DataFrame) -> DataFrame:
     """The cells in float32, or all where there is none."""
     single = cells[cells["dtype"] == "float32"]
@@ -92,4 +98,9 @@ def lines(system: str, width: int) -> str:
 def _words(point: dict[str, float], cells: DataFrame) -> str:
     """A point as a title says it. A coordinate that every system has is said only where the cells differ in it."""
     said = [key for key in point if key in ALWAYS or cells[key].nunique() > 1]
-    return ", ".join(f"{COORDINATES[key].symbol or key}$\\,=\\,${point[key]:g}" for key in said)
+    return ", ".join(f"{COORDINATES[key].symbol or key}$\\,=\\,${number(point[key])}" for key in said)
+
+
+def number(value: float) -> str:
+    """A value of a coordinate as a figure says it: a whole number as it is, others with three digits."""
+    return f"{value:g}" if float(value).is_integer() else f"{value:.3g}"

@@ -2,39 +2,58 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import textwrap
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial, wraps
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from functools import cache, partial, wraps
+from typing import TYPE_CHECKING, Literal, ParamSpec, TypeAlias, TypeVar
 
 import matplotlib as mpl
+import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.textpath import TextPath
 
 from gradbench.vocabulary.notation import METRICS
 from gradbench.vocabulary.status import Status
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.patches import Patch
     from matplotlib.typing import LineStyleType, RcKeyType
     from pandas import DataFrame
 
 WIDTH = 9.0  # inches; in a print of 7 inches, and in a PNG that is shown at 900 pixels, 9 points read as 7
 GREY = "0.35"
+TEXT = 9  # points of a letter
+VALUE = 8  # the same of the values on an axis
+HANDLE, GAP, SPACING = 2.0, 0.8, 2.0  # of a legend, in letters: a handle, the space to its text, that between columns
 
 # Okabe & Ito 2008: colours that can be told apart under every common colour blindness. The reserve is from Tol's
 # muted scheme.
 COLOURS = {"ep": "#D55E00", "aep": "#0072B2", "bptt": "#000000", "adjoint": "#009E73", "tbptt": "#E69F00"}
 RESERVE = ("#CC79A7", "#882255", "#999933", "#44AA99", "#332288", "#AA4499", "#117733")
 
+Marker: TypeAlias = str | tuple[int, Literal[0, 1, 2], int]  # a letter, or points, style and turn of a star
+
 # Markers can be told apart in grey. That of the naive rule is large, so that it shows under a rule that agrees with it.
-MARKERS = {"ep": ("s", 6.5), "aep": ("o", 4.0)}
-OTHER_MARKERS = ("D", "P", "X")
-HATCHES = {"ep": "////"}
+MARKERS: dict[str, tuple[Marker, float]] = {
+    "ep": ("s", 6.5),
+    "aep": ("o", 4.0),
+    "adjoint": ("D", 5.0),
+    "tbptt": ("P", 5.0),
+}
+OTHER_MARKERS: tuple[tuple[Marker, float], ...] = (
+    ("X", 5.5), ("p", 5.5), ((4, 1, 0), 8.0), ((7, 1, 0), 7.0)
+)  # fmt: skip
+NUMBER_SIZE = 6.5  # of the markers after these, which are numbers
+HATCHES = {"ep": "////", "aep": "", "adjoint": "", "tbptt": ""}
+OTHER_HATCHES = ("....", "xxxx", "\\\\\\\\", "++++", "oo", "||||", "----", "**")
 VARIANT_MARKERS = ("^", "v", "<", ">", "d", "h", "*", "8")
 VARIANT_DASHES = ((3, 1.5), (1, 1.2), (5, 1.5, 1, 1.5), (6, 2), (2, 1, 2, 3))
 
@@ -44,9 +63,10 @@ class Style:
     """How one estimator, with its options, is drawn."""
 
     colour: str
-    marker: str
+    marker: Marker
     size: float  # of the marker, in points
     dashes: tuple[float, ...] = ()  # points of ink and of gap by turns; none: a solid line
+    hatch: str = ""  # of its bars
 
     @property
     def line(self) -> LineStyleType:
@@ -60,22 +80,39 @@ def colour(estimator: str) -> str:
 
 
 def styles(cells: DataFrame) -> dict[str, Style]:
-    """A style for every estimator label; options change marker and dashes, never the colour."""
+    """A style for every estimator label; options change marker and dashes, never the colour.
+
+    The cells are those of a run, so that a label has one style in all figures of the run. Names without a fixed marker
+    take theirs in the order of the alphabet; where two of them have one colour, the second one's lines are dashed.
+    """
     labels = sorted(cells["estimator_label"].unique())
+    variants = [label for label in labels if " " in label]
+    others = sorted({label.partition(" ")[0] for label in labels} - MARKERS.keys())
+    hatches = dict(zip([*others, *variants], itertools.cycle(OTHER_HATCHES), strict=False))
     drawn = {}
     for label in labels:
         name, _, options = label.partition(" ")
-        variants = [other for other in labels if " " in other]
         if options:
             rank = variants.index(label)
-            marker, size = VARIANT_MARKERS[rank % len(VARIANT_MARKERS)], 5.0
-            dashes = VARIANT_DASHES[rank % len(VARIANT_DASHES)]
-            drawn[label] = Style(colour(name), marker, size, dashes)
+            marker: Marker = VARIANT_MARKERS[rank % len(VARIANT_MARKERS)]
+            dashes: tuple[float, ...] = VARIANT_DASHES[rank % len(VARIANT_DASHES)]
+            drawn[label] = Style(colour(name), marker, 5.0, dashes, hatches[label])
+        elif name in MARKERS:
+            drawn[label] = Style(colour(name), *MARKERS[name], hatch=HATCHES[name])
         else:
-            spare = OTHER_MARKERS[zlib.crc32(name.encode()) % len(OTHER_MARKERS)]
-            drawn[label] = Style(colour(name), *MARKERS.get(name, (spare, 5.0)))
+            rank = others.index(name)
+            marker, size = (*OTHER_MARKERS, (f"${rank + 1}$", NUMBER_SIZE))[min(rank, len(OTHER_MARKERS))]
+            twins = sum(colour(other) == colour(name) for other in others[:rank])
+            dashes = VARIANT_DASHES[-twins % len(VARIANT_DASHES)] if twins else ()
+            drawn[label] = Style(colour(name), marker, size, dashes, hatches[label])
     # large markers come first, so that the small ones of rules that agree are drawn on top of them
     return dict(sorted(drawn.items(), key=lambda item: (-item[1].size, item[0])))
+
+
+def in_order(labels: Iterable[str]) -> list[str]:
+    """Estimator labels from left to right: names with a fixed marker, the others by the alphabet, each with options."""
+    places = {name: place for place, name in enumerate(MARKERS)}
+    return sorted(labels, key=lambda label: (places.get(label.partition(" ")[0], len(places)), label))
 
 
 def theme() -> AbstractContextManager[None]:
@@ -83,12 +120,12 @@ def theme() -> AbstractContextManager[None]:
     settings: dict[RcKeyType, float | str | list[str]] = {
         **sns.axes_style("whitegrid"),
         "font.family": ["DejaVu Sans"],  # comes with matplotlib, so that the picture is the same on every machine
-        "font.size": 9,
-        "axes.titlesize": 9,
-        "axes.labelsize": 9,
-        "legend.fontsize": 9,
-        "xtick.labelsize": 8,
-        "ytick.labelsize": 8,
+        "font.size": TEXT,
+        "axes.titlesize": TEXT,
+        "axes.labelsize": TEXT,
+        "legend.fontsize": TEXT,
+        "xtick.labelsize": VALUE,
+        "ytick.labelsize": VALUE,
         "axes.linewidth": 0.7,
         "grid.linewidth": 0.5,
         "grid.color": "0.88",
@@ -130,7 +167,7 @@ def metric(name: str) -> str:
 
 def legend(figure: Figure, styles: dict[str, Style], extra: Iterable[Line2D] = (), lines: bool = True) -> None:
     """What colours, markers and filling mean, in a strip above the panels."""
-    entries = []
+    entries: list[Line2D | Patch] = []
     for label, style in sorted(styles.items()):
         line = Line2D([], [], color=style.colour, linestyle=style.line if lines else "", marker=style.marker)
         line.set(label=label, markersize=style.size, markeredgecolor="white", markeredgewidth=0.4)
@@ -138,7 +175,41 @@ def legend(figure: Figure, styles: dict[str, Style], extra: Iterable[Line2D] = (
     grey = partial(Line2D, [], [], color=GREY, linestyle="", marker="o", markersize=5)
     entries += [grey(label="settled"), grey(label="not settled", markerfacecolor="none")]
     entries += extra
-    figure.legend(handles=entries, loc="outside upper center", ncols=min(5, len(entries)), frameon=False)
+    strip(figure, entries, 5)
+
+
+def strip(figure: Figure, entries: Sequence[Line2D | Patch], most: int) -> None:
+    """A legend above the panels, in as many columns as fit, at the most so many."""
+    widths = [length(str(entry.get_label()), TEXT) + TEXT * (HANDLE + GAP) for entry in entries]
+
+    def total(columns: int) -> float:
+        lines, longer = divmod(len(entries), columns)  # the first columns are longer
+        ends = itertools.accumulate(lines + (column < longer) for column in range(columns))
+        return sum(max(widths[a:b]) for a, b in itertools.pairwise([0, *ends])) + TEXT * SPACING * (columns - 1)
+
+    room = 72 * figure.get_figwidth() - TEXT
+    columns = next((n for n in range(min(most, len(entries)), 1, -1) if total(n) < room), 1)
+    figure.legend(handles=entries, loc="outside upper center", ncols=columns, frameon=False)
+
+
+def label_values(ax: Axes, places: Sequence[float], words: Sequence[str], width: float) -> None:
+    """Name values on x, with a label for those that have room beside the last one; a panel is so many points wide."""
+    transform = ax.xaxis.get_transform().transform
+    low, high = transform(np.array(ax.get_xlim()))
+    shown: list[int] = []
+    end = -math.inf  # of the last label, in points
+    for i, word in enumerate(words):
+        middle, half = width * float(transform(places[i]) - low) / (high - low), length(word, VALUE) / 2
+        if middle - half > end + VALUE / 2:
+            shown.append(i)
+            end = middle + half
+    ax.set_xticks(places, [word if i in shown else "" for i, word in enumerate(words)])
+
+
+@cache
+def length(text: str, size: float) -> float:
+    """How long a text is, in points, in letters of so many points."""
+    return float(TextPath((0, 0), text, size=size).get_extents().width)
 
 
 def count(number: int, what: str) -> str:

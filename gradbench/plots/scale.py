@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 FLOOR = 1e-8  # of 1 - cos: a cosine that is closer to 1 is drawn here, since no question needs more digits
 FLOOR_WORDS = r"cosines above $1-10^{-8}$ are drawn there"
+SPACED = r"spaced by $\log(1-\cos)$"  # what an axis says below its words
 
 Cosines = TypeVar("Cosines")  # a column or an array
 

@@ -20,7 +20,8 @@ class Tables:
     blocks: DataFrame
     budget: DataFrame
     residual: float  # threshold of the free residual; a cell above it is not settled
-    source: str  # suite, run and commit, for captions
+    faithful: float  # threshold of the relative error; a larger one wants a cause
+    source: str  # suite, run, commit, and how many of the planned cells there are where some are missing, for captions
 
     @classmethod
     def of(cls, run: Run) -> Tables:
@@ -28,5 +29,10 @@ class Tables:
         plan, env = run.plan, run.env
         code = f"commit {env['commit'][:10]}" if env.get("commit") else "no commit"
         changed = " with changes" if env.get("dirty") else ""
-        source = f"Suite {plan['suite']}, run {run.id}, {code}{changed}"
-        return cls(run.cells, run.params, run.blocks, run.budget, plan["thresholds"]["residual"], source)
+        cells, thresholds = run.cells, plan["thresholds"]
+        planned = {cell["cell"] for cell in plan["cells"]}
+        there = len(planned.intersection(cells["cell"]))
+        part = f", {there} of {len(planned)} cells" if there < len(planned) else ""
+        source = f"Suite {plan['suite']}, run {run.id}{part}, {code}{changed}"
+        limits = thresholds["residual"], thresholds["faithful"]
+        return cls(cells, run.params, run.blocks, run.budget, *limits, source)

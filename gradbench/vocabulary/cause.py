@@ -24,6 +24,9 @@ class Cause(StrEnum):
     PRECISION = "precision"
     NONE = "none"
 
+    def __repr__(self) -> str:
+        return repr(str(self))
+
     @property
     def prose(self) -> str:
         """One sentence."""

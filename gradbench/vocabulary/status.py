@@ -20,6 +20,9 @@ class Status(StrEnum):
     UNDEFINED = "undefined"
     SETTLED = "settled"
 
+    def __repr__(self) -> str:
+        return repr(str(self))
+
     @property
     def prose(self) -> str:
         """One sentence that a reader can act on."""

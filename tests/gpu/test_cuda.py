@@ -21,7 +21,7 @@ from gradbench.dynamics.stack import Stack
 from gradbench.engine import packs
 from gradbench.engine.draws import build
 from gradbench.engine.outcome import Outcome
-from gradbench.engine.precision import ieee_float32
+from gradbench.engine.precision import isolated
 from gradbench.planning import registry
 from gradbench.planning.plans import Plan, plan
 from gradbench.planning.suites import parse
@@ -92,7 +92,7 @@ def test_products_are_ieee_float32_whatever_the_caller_had_set() -> None:
         rng = torch.Generator().manual_seed(0)
         a = torch.randn(512, 512, generator=rng)
         exact = a.double() @ a.double()
-        with ieee_float32():
+        with isolated():
             error = float(((a.cuda() @ a.cuda()).cpu().double() - exact).norm() / exact.norm())
         assert error < 1e-6  # TF32 would leave 3e-4
         assert torch.backends.cuda.matmul.allow_tf32
@@ -104,7 +104,7 @@ def test_products_are_ieee_float32_whatever_the_caller_had_set() -> None:
 def test_tf32_is_named_where_it_drowns_the_nudge(beta: float | list[float]) -> None:
     grid = {"system": "cet_real", "estimator": "aep", "damp": 1.0, "T1": 300, "T2": 60, "beta": beta, "batch": 4}
     planned = plan(parse({"name": "t", "about": "", "grid": [grid]}, "t"))
-    with ieee_float32():
+    with isolated():
         exact = {
             o.cell.beta: o.row()["cause"] for o in packs.measure_pack(planned.problems, "cuda", planned.thresholds)
         }
@@ -148,7 +148,7 @@ def test_captured_stacks_agree_with_the_eager_cpu(name: str, dtype: str, toleran
         "dtype": dtype,
     }
     planned = plan(parse({"name": "t", "about": "", "grid": [grid]}, "t"))
-    with ieee_float32():
+    with isolated():
         (pack,) = packs.cut_into_packs(planned.problems, "cuda")
         stacked = {o.cell.key: o for o in packs.measure_pack(pack, "cuda", planned.thresholds)}
         alone = [o for p in pack for o in packs.measure_pack([p], "cpu", planned.thresholds, "eager")]
@@ -209,7 +209,7 @@ def test_captured_training_steps_equal_plain_ones(system: str, rule: str | dict[
         "optimiser": {"lr": 1e-2, "lr_min": 1e-4, "weight_decay": 0.1, "clip": 5.0},
     }
     config = parse_training(content, "t")
-    with ieee_float32():
+    with isolated():
         cpu, cuda = Trainer(config, "cpu"), Trainer(config, "cuda")
         before = {n: p.clone() for n, p in cuda.state.theta.items()}
         for step in range(6):
@@ -266,7 +266,7 @@ def test_a_nudged_phase_follows_other_betas() -> None:
     for beta in (0.02, 0.2):
         grid = {"system": "cet_real", "estimator": "aep", "damp": 1.0, "beta": beta, "batch": 2, "dtype": "float64"}
         planned = plan(parse({"name": "t", "about": "", "grid": [grid]}, "t"))
-        with ieee_float32():
+        with isolated():
             (cuda,) = packs.measure_pack(planned.problems, "cuda", planned.thresholds)
             (cpu,) = packs.measure_pack(planned.problems, "cpu", planned.thresholds, "eager")
         assert cuda.row()["rel_error"] == pytest.approx(cpu.row()["rel_error"], rel=1e-6)
@@ -298,7 +298,7 @@ def cosines(outcomes: list[Outcome]) -> dict[str, tuple[str, float, float]]:
 def test_packing_order_memory_and_compilation_change_no_row(dtype: str, tolerance: float, change: str) -> None:
     planned = small_family(dtype)
     problems = list(planned.problems)
-    with ieee_float32():
+    with isolated():
         whole = cosines(packs.measure_pack(problems, "cuda", planned.thresholds))
         if change == "a problem at a time":
             other = [o for p in problems for o in packs.measure_pack([p], "cuda", planned.thresholds)]
@@ -362,7 +362,7 @@ def test_the_model_of_memory_is_about_right(monkeypatch: pytest.MonkeyPatch) -> 
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_reserved()
-        with ieee_float32():
+        with isolated():
             packs.measure_pack(pack, "cuda", planned.thresholds, budget=memory)
         measured, model = torch.cuda.max_memory_reserved() - before, sum(map(packs.footprint, pack))
         print(f"{pack[0].point.system}: model {model / 2**30:.2f} GiB, reserved {measured / 2**30:.2f} GiB")
@@ -375,7 +375,7 @@ def test_deep_certificates_of_a_stack_are_those_of_the_cpu(name: str, dtype: str
     grid = {"system": {"name": name, **options(name)}, "estimator": "bptt", "damp": damp(name), "T1": [50, 400]}
     content = {"name": "t", "about": "", "grid": [grid | {"seed": [0, 1], "batch": 4, "dtype": dtype}]}
     problems, at = plan(parse(content, "t")).problems, Thresholds()
-    with ieee_float32():
+    with isolated():
         cpu, cuda = (packs.measure_pack(problems, d, at, "batched", None, True) for d in ("cpu", "cuda"))
     for mine, theirs in zip(cpu, cuda, strict=True):
         assert mine.status == theirs.status

@@ -20,7 +20,7 @@ from gradbench.dynamics.capture import Captured
 from gradbench.dynamics.field import Field
 from gradbench.dynamics.stack import Stack
 from gradbench.engine.draws import build
-from gradbench.engine.precision import ieee_float32
+from gradbench.engine.precision import isolated
 from gradbench.planning.plans import plan
 from gradbench.planning.suites import parse
 
@@ -132,7 +132,7 @@ def seconds(function: Callable[[], object], rounds: int = 7) -> float:
 @pytest.mark.benchmark(group="phases")
 @pytest.mark.parametrize("phase", PHASES)
 def test_phase(phase: str, ledger: Ledger, benchmark: BenchmarkFixture) -> None:
-    with ieee_float32(), torch.no_grad():
+    with isolated(), torch.no_grad():
         singles = fields()
         stack, one = Stack.of(singles), singles[0]
         s = stack.init_state()
@@ -173,7 +173,7 @@ def test_phase(phase: str, ledger: Ledger, benchmark: BenchmarkFixture) -> None:
 def test_ceilings(ledger: Ledger, benchmark: BenchmarkFixture) -> None:
     """What this processor reaches where nothing but products, or nothing but copies, is asked of it."""
     n = 8192 if DEVICE == "cuda" else 2048
-    with ieee_float32():
+    with isolated():
         a, b = torch.randn(2, n, n, device=DEVICE)
         ledger.ceilings["tflops"] = 2 * n**3 / seconds(lambda: a @ b) / 1e12
         out = torch.empty_like(a)

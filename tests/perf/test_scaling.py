@@ -17,7 +17,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from gradbench.engine import packs
 from gradbench.engine.outcome import Outcome
-from gradbench.engine.precision import ieee_float32
+from gradbench.engine.precision import isolated
 from gradbench.planning.plans import Plan, plan
 from gradbench.planning.suites import parse
 
@@ -56,7 +56,7 @@ def measured(planned: Plan) -> list[Outcome]:
 def paired(plans: Sequence[Plan], rounds: int) -> list[float]:
     """Median seconds of each, taken in turn so that what disturbs one disturbs the other."""
     times: list[list[float]] = [[] for _ in plans]
-    with ieee_float32():
+    with isolated():
         for i in range(rounds + 1):
             for own, planned in zip(times, plans, strict=True):
                 start = perf_counter()
@@ -109,7 +109,7 @@ def test_sweep(knob: str, ledger: Ledger, benchmark: BenchmarkFixture) -> None:
         planned = sized(**{knob: value})
         if DEVICE == "cuda":
             torch.cuda.empty_cache()  # what one size leaves behind is not taken from the next one's budget
-        with ieee_float32():
+        with isolated():
             assert all(o.status != "diverged" for o in measured(planned))  # such a cell is measured no further
         (seconds,) = paired([planned], rounds=3)
         sweep.add(value, seconds, len(planned.cells))

@@ -8,7 +8,7 @@ from ledger import DEVICE
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from gradbench.engine.draws import build
-from gradbench.engine.precision import ieee_float32
+from gradbench.engine.precision import isolated
 from gradbench.engine.solving import solve as measure
 from gradbench.planning.plans import Plan, plan
 from gradbench.planning.problems import Problem
@@ -29,7 +29,7 @@ def grid(batch: int) -> Plan:
 
 
 def solve(planned: Plan, problems: tuple[Problem, ...]) -> dict[str, float]:
-    with ieee_float32():
+    with isolated():
         outcomes = [o for p in problems for o in measure([p], build(p, DEVICE), planned.thresholds)]
     if DEVICE == "cuda":
         torch.cuda.synchronize()

@@ -14,7 +14,7 @@ from script import measure
 
 from gradbench.commands.running import prepare, run
 from gradbench.engine.draws import build
-from gradbench.engine.precision import ieee_float32
+from gradbench.engine.precision import isolated
 from gradbench.planning.cells import Cell
 from gradbench.planning.problems import Problem
 from gradbench.planning.selection import CONTROL
@@ -40,7 +40,7 @@ def test_suite(
         return perf_counter() - start
 
     def step_by_step(cells: list[Cell]) -> None:
-        with ieee_float32():
+        with isolated():
             for cell in cells:
                 field = build(Problem((cell,)), DEVICE)
                 if DEVICE == "cuda":

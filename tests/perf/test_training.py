@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.functional import jvp, vjp
 
 from gradbench.dynamics.field import Field
-from gradbench.engine.precision import ieee_float32
+from gradbench.engine.precision import isolated
 from gradbench.training.config import Config, parse
 from gradbench.training.trainer import Trainer
 from gradbench.vocabulary.coordinates import Knobs
@@ -101,7 +101,7 @@ def seconds(advance: Callable[[int], None], first: int, steps: int) -> float:
 
 
 def test_both_are_the_same_training() -> None:
-    with ieee_float32():
+    with isolated():
         trainer = Trainer(training("float64", T1=6, T2=3, batch=4, damp=1.0), "cpu")
         plain = StepByStep(trainer)
         for step in range(3):
@@ -115,7 +115,7 @@ def test_both_are_the_same_training() -> None:
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_a_training_step_of_cet_real_by_aep(benchmark: BenchmarkFixture, seeds: int) -> None:
     """Side by side at equal sizes, as a ratio a seed: a stack of seeds takes its step at once."""
-    with ieee_float32():
+    with isolated():
         trainer = Trainer(training(seeds=list(range(seeds))), DEVICE)
         plain = StepByStep(trainer)
         for advance in (trainer.advance, plain.advance):

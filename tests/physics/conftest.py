@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from gradbench.engine.precision import ieee_float32
+from gradbench.engine.precision import isolated
 
 
 @pytest.fixture(autouse=True)
 def _precision() -> Iterator[None]:
-    with ieee_float32():
+    with isolated():
         yield

@@ -106,11 +106,11 @@ def test_precision_is_set_by_the_engine_and_put_back(set_by_caller: str) -> None
     source = f"""
 import torch
 from operator import attrgetter
-from gradbench.engine.precision import PARTS, ieee_float32
+from gradbench.engine.precision import PARTS, isolated
 {inspect.getsource(switches)}
 {lines[set_by_caller]}
 before = switches()
-with ieee_float32():
+with isolated():
     assert switches() == [False, False, "highest"] + ["ieee"] * len(PARTS), switches()
 assert switches() == before, (before, switches())
 """

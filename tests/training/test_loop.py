@@ -276,8 +276,8 @@ def test_the_shipped_suite_of_trained_weights_passes_after_that_training() -> No
     [
         ("nowhere", {}, "params_from = 'nowhere' is no training or checkpoint: No such file"),
         (None, {"seed = [0, 1]": "seed = [0, 7]"}, "seed = 7 was not trained; known: 0, 1"),
-        (None, {"D = 8": "D = 16"}, "params_from of cet_real: Wenc has shape"),
-        (None, {'"cet_real"': '"cet_energy"'}, "params_from of cet_energy: 'WV' is not known"),
+        (None, {"D = 8": "D = 16"}, r"params_from\['Wenc'\]: got shape"),
+        (None, {'"cet_real"': '"cet_energy"'}, r"params_from\['WV'\]: cet_energy has no such parameter"),
     ],
 )
 def test_weights_that_do_not_fit_are_told_before_anything_runs(

@@ -24,7 +24,8 @@ FLOOR = 1e-10  # smaller errors are drawn here; AEP in float64 reaches 1e-16
 def draw_antisymmetry_vs_error(cells: DataFrame) -> Figure | None:
     """Naive EP agrees with BPTT at the left edge only; a rule that corrects for asymmetry stays low everywhere."""
     cells = hold.estimates(cells)
-    cells = cells[cells["estimator_label"] == cells["estimator"]]
+    styles = look.styles(cells)
+    cells = hold.main_forms(cells)
     cells = pd.concat(
         [_deep(hold.one_dtype(rows)) for _, rows in cells.groupby(["system_label", "s", "damp"])] or [cells]
     )
@@ -35,7 +36,7 @@ def draw_antisymmetry_vs_error(cells: DataFrame) -> Figure | None:
     shown = shown.assign(error=(1 - shown["cosine_min"]).clip(lower=FLOOR))
     figure = Figure(figsize=(look.WIDTH * 0.75, 4.0), layout="constrained")
     ax = figure.subplots()
-    styles = look.styles(shown)
+    styles = {label: style for label, style in styles.items() if label in set(shown["estimator_label"])}
     for label, style in styles.items():
         look.points(ax, shown[shown["estimator_label"] == label], "antisymmetry", "error", style, alpha=0.8)
     ax.set(yscale="log", xlabel=METRICS["antisymmetry"].axis, ylabel=f"1 $-$ {METRICS['cosine_min'].axis}")

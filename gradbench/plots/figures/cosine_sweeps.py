@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from gradbench.plots import hold, look
-from gradbench.plots.scale import FLOOR_WORDS, floored, show_cosines
+from gradbench.plots.scale import FLOOR_WORDS, SPACED, floored, show_cosines
 from gradbench.vocabulary.coordinates import COORDINATES
 from gradbench.vocabulary.status import Status
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from gradbench.plots.sources import Tables
 
+PANELS = 0.87  # of the width of the figure: the rest is the axis of cosines, and space
 SHOWN = ("cosine", "cosine_mean", "cosine_min", "cosine_attn")
 
 
@@ -47,19 +48,26 @@ def draw_cosine_sweep(cells: DataFrame, x: str) -> Figure | None:
     if not rows:
         return None
 
-    heights = [1.95] * len(rows)  # inches; the first row also holds the titles, the last the label of x
-    heights[0] += 0.35
-    heights[-1] += 0.25
+    # a system without attention has no panel for it; the title of a column stands in its first row
+    has = {title: [metric for metric in SHOWN if here[metric].notna().any()] for title, here in rows.items()}
+    columns = [metric for metric in SHOWN if any(metric in metrics for metrics in has.values())]
+    first = {metric: next(title for title, metrics in has.items() if metric in metrics) for metric in columns}
+    heights = [1.95 + 0.35 * (title in first.values()) for title in rows]  # inches
+    heights[-1] += 0.25  # for the label of x
     figure = Figure(figsize=(look.WIDTH, 0.6 + sum(heights)), layout="constrained")
     strips = figure.subfigures(len(rows), 1, squeeze=False, height_ratios=heights)[:, 0]
     panels: list[Axes] = []
+    width = 72 * PANELS * look.WIDTH / len(columns)
     for strip, (title, here) in zip(strips, rows.items(), strict=True):
         strip.suptitle(title, x=0.01, ha="left", size=9.5, weight="bold")
-        for ax, metric in zip(strip.subplots(1, len(SHOWN), sharey=True), SHOWN, strict=True):
-            _panel(ax, here, x, metric, styles)
-            ax.set_title(look.metric(metric) if strip is strips[0] else "")
+        for ax, metric in zip(strip.subplots(1, len(columns), sharey=True), columns, strict=True):
+            if metric not in has[title]:
+                ax.set_visible(False)
+                continue
+            _panel(ax, here, x, metric, styles, width)
+            ax.set_title(look.metric(metric) if title == first[metric] else "")
             ax.set_xlabel(COORDINATES[x].axis if strip is strips[-1] else "")
-            ax.set_ylabel("cosine to BPTT" if metric == SHOWN[0] else "")
+            ax.set_ylabel(f"cosine to BPTT\n{SPACED}" if metric == columns[0] else "")
             panels.append(ax)
     drawn = pd.concat(rows.values())
     show_cosines(panels, drawn[list(SHOWN)])
@@ -85,7 +93,7 @@ def _keys(drawn: DataFrame) -> list[Line2D]:
     return keys
 
 
-def _panel(ax: Axes, here: DataFrame, x: str, metric: str, styles: dict[str, look.Style]) -> None:
+def _panel(ax: Axes, here: DataFrame, x: str, metric: str, styles: dict[str, look.Style], width: float) -> None:
     word = COORDINATES[x]
     ticks = sorted(here[x].unique())
     low, high = ticks[0], ticks[-1]
@@ -94,13 +102,10 @@ def _panel(ax: Axes, here: DataFrame, x: str, metric: str, styles: dict[str, loo
         ax.set_xlim(low * (low / high) ** 0.08, high * (high / low) ** 0.08)
     else:
         ax.set_xlim(low - 0.08 * (high - low), high + 0.08 * (high - low))
-    ax.set_xticks(ticks, [f"{value:g}" for value in ticks])
+    look.label_values(ax, ticks, list(map(hold.number, ticks)), width)
     # a value with cells that have no cosine gets a cross at the bottom of the panel
     absent = here[here["cosine"].isna()][x].unique()
     ax.plot(absent, [0.05] * len(absent), "x", color=look.GREY, markersize=5, transform=ax.get_xaxis_transform())
-    if here[metric].isna().all():
-        ax.text(0.5, 0.5, "none in this system", transform=ax.transAxes, ha="center", va="center", color=look.GREY)
-        return
     here = here.assign(**{metric: floored(here[metric])})
     for dtype, rows in here.groupby("dtype"):
         pale = dtype == "float64" and here["dtype"].nunique() > 1

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from gradbench.plots import hold, look
-from gradbench.plots.scale import FLOOR_WORDS, floored, show_cosines
+from gradbench.plots.scale import FLOOR_WORDS, SPACED, floored, show_cosines
 from gradbench.vocabulary.status import Status
 
 if TYPE_CHECKING:
@@ -26,27 +26,36 @@ CREDITS = {"cosine": "displacement", "cosine_error": "prediction error"}
 def draw_credit_by_layer(cells: DataFrame, blocks: DataFrame) -> Figure | None:
     """Settled cells of systems with three or more blocks, at one point each: a marker a seed, lines at the median."""
     cells = hold.estimates(cells)
+    styles = look.styles(cells)
     layered = blocks.groupby("cell")["block"].transform("size") >= 3
     cells = cells[cells["cell"].isin(blocks[layered]["cell"]) & (cells["status"] == Status.SETTLED)]
     if cells.empty:
         return None
-    styles = look.styles(cells)
     keys = ["cell", "estimator_label", "seed", "status"]
     rows = {title: here[keys].merge(blocks, on="cell") for title, here in hold.by_system(cells).items()}
+    shown = [column for column in CREDITS if any(here[column].notna().any() for here in rows.values())]
+    if not shown:
+        return None
     figure = Figure(figsize=(look.WIDTH, 0.9 + 1.9 * len(rows)), layout="constrained")
     strips = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
     panels: list[Axes] = []
+    titled: set[str] = set()
     for strip, (title, here) in zip(strips, rows.items(), strict=True):
         strip.suptitle(title, x=0.01, ha="left", size=9.5, weight="bold")
-        for ax, (column, words) in zip(strip.subplots(1, len(CREDITS), sharey=True), CREDITS.items(), strict=True):
-            _panel(ax, here, column, styles)
-            ax.set_title(words if strip is strips[0] else "")
-            ax.set_ylabel("cosine of the credit" if column == "cosine" else "")
-            panels.append(ax)
+        has = [column for column in CREDITS if here[column].notna().any()]
+        for ax, column in zip(strip.subplots(1, len(shown), sharey=True, squeeze=False)[0], shown, strict=True):
+            ax.set_visible(column in has)
+            if column in has:
+                _panel(ax, here, column, styles)
+                ax.set_title("" if column in titled else CREDITS[column])
+                titled.add(column)
+                ax.set_ylabel(f"cosine of the credit\n{SPACED}" if column == has[0] else "")
+                ax.tick_params(labelleft=column == has[0])
+                panels.append(ax)
     drawn = pd.concat(rows.values())
     show_cosines(panels, drawn[list(CREDITS)])
-    shown = drawn.dropna(subset=list(CREDITS), how="all")["estimator_label"].unique()
-    look.legend(figure, {label: styles[label] for label in shown})
+    named = drawn.dropna(subset=list(CREDITS), how="all")["estimator_label"].unique()
+    look.legend(figure, {label: styles[label] for label in named})
     look.caption(
         figure,
         [

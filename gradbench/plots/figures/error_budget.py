@@ -1,4 +1,9 @@
-"""Where the error comes from: its causes, stacked, along depth, nudge and free phase."""
+"""Where the error comes from: its causes, stacked, along depth, nudge and free phase.
+
+Every bar of every panel is one quantity: the largest relative error of a parameter. A cell has a cause where that is
+above the threshold, so that a grey bar is low and a coloured one is not. The error of the whole gradient would hide
+what happens to parameters with a small gradient.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +11,7 @@ import itertools
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
@@ -18,92 +24,203 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from matplotlib.axes import Axes
-    from pandas import DataFrame
+    from matplotlib.lines import Line2D
+    from pandas import DataFrame, Series
 
     from gradbench.plots.sources import Tables
 
+    Panel = tuple[str, str, DataFrame]  # knob, the point at which the other coordinates are held, cells
+
 KNOBS = ("T1", "T2", "beta")  # a panel each, from left to right: the knobs that bring an error of their own
-RULES = ("ep", "aep")  # the default form of each has a bar, from left to right
-TOP = 1.25  # bars are cut here; how wrong an estimate is no longer matters where its error exceeds its reference
+TOP = 1.5  # longer bars are cut here; an error of 1 is that of no estimate at all
+HEADROOM = 1.25  # of the axis over `TOP`, where the numbers of cut bars stand
 WITHOUT = (Status.DIVERGED, Status.COLLAPSED, Status.UNDEFINED)  # statuses of cells whose error says nothing
-LEAST = 0.012  # height of the bar of a faithful cell, whose error is too small to be seen; no bar means no cell
+LEAST = 0.025  # height of the bar of a faithful cell, whose error is too small to be seen; no bar means no cell
+TINY = 1e-300  # an error of zero, where something is divided by it
+ABOVE = 0.025  # of the axis, between a cut bar and its number
+VISIBLE = 0.02  # height from which on a part is drawn; the others give theirs to those that are
+SMALL = 6.5  # points of the names below bars and the numbers above them
+WIDE = 185.0  # points of a panel's width where three stand side by side
+PITCH = 7.5  # points that a bar wants, for its name
+FILLED, BROADEST = 0.84, 0.4  # of the place of a value, that its bars fill together, and a bar alone
 PALETTE = (
     "#56B4E9", "#332288", "#0072B2", "#D55E00", "#882255", "#999933", "#E69F00", "#CC79A7", "#117733", "#000000"
 )  # fmt: skip
 COLOURS = dict(zip(map(column, CAUSES), itertools.chain(PALETTE, itertools.repeat(look.GREY)), strict=False))
+FAITHFUL, OPEN = "faithful", "without a cause"  # what an error is that has none: small, or not looked into
+FACES = {**COLOURS, FAITHFUL: "0.8", OPEN: "0.6"}
+HATCH = "////"
+PART = "part: {}"  # the column that holds the share of a cause in the error of a cell
+NO_REFERENCE = "the reference"  # how a reason begins that lies in the reference, so that there is no error
 
 
 @look.themed
-def draw_error_budget(cells: DataFrame, budget: DataFrame) -> Figure | None:
+def draw_error_budget(cells: DataFrame, params: DataFrame, budget: DataFrame, faithful: float) -> Figure | None:
     """A bar for each rule and value: its height is the error, its parts are proportional to the steps of the ladder."""
-    shown = cells[cells["estimator_label"].isin(RULES) & ~cells["status"].isin(WITHOUT)]
-    ladders = budget.merge(shown[["cell", "cause_of"]], left_on=["cell", "param"], right_on=["cell", "cause_of"])
-    panels: dict[str, dict[str, tuple[str, DataFrame]]] = {}
+    shown = hold.main_forms(hold.estimates(cells))
+    shown = _with_parts(shown[~shown["status"].isin(WITHOUT)], params, budget, faithful)
+    panels: dict[str, list[Panel]] = {}
     for knob in KNOBS:
-        for title, here in hold.by_system(hold.estimates(shown), free=(knob,)).items():
-            here = here[here["cell"].isin(ladders["cell"]) | here["cause"].isna()]
+        for title, here in hold.by_system(shown, free=(knob,)).items():
+            here = here[here[knob].notna()]
             if here[knob].nunique() > 1 and here["cause"].notna().any():
-                system, _, point = title.partition("   at ")
-                panels.setdefault(system, {})[knob] = point, here
+                system, _, point = title.rpartition("at ")
+                panels.setdefault(" ".join(system.split()), []).append((knob, point, here))
     if not panels:
         return None
-    figure = Figure(figsize=(look.WIDTH, 0.9 + 2.1 * len(panels)), layout="constrained")
-    axes = figure.subplots(len(panels), len(KNOBS), sharey=True, squeeze=False)
-    seen: dict[str, None] = {}
-    for line, (system, by_knob) in zip(axes, panels.items(), strict=True):
-        for ax, knob in zip(line, KNOBS, strict=True):
-            ax.set_visible(knob in by_knob)
-        for ax, knob in [(ax, knob) for ax, knob in zip(line, KNOBS, strict=True) if knob in by_knob]:
-            point, here = by_knob[knob]
-            seen |= dict.fromkeys(_bars(ax, here, ladders, knob))
-            first = knob == next(iter(by_knob))
-            ax.set_title(f"{system if first else ''}\nat {point}", loc="left", fontsize=8)
-            ax.tick_params(labelleft=first)
-            ax.set_ylabel("relative error" if first else "")
-    handles = [Patch(color=COLOURS[name], label=name.replace("_", " ")) for name in COLOURS if name in seen]
-    handles.append(Patch(color="0.85", label="faithful"))
-    figure.legend(handles=handles, loc="outside upper center", ncols=min(6, len(handles)), frameon=False)
+    across = _across([here.groupby(knob)["estimator_label"].nunique() for p in panels.values() for knob, _, here in p])
+    lines = _packed(panels, across)
+    names = [max(_room(here, knob, across) for _, (knob, _, here) in line) / 72 for line in lines]
+    figure = Figure(figsize=(look.WIDTH, 1.0 + 2.3 * len(lines) + sum(names)), layout="constrained")
+    axes = figure.subplots(len(lines), across, squeeze=False)
+    seen: set[str] = set()
+    for line, axs in zip(lines, axes, strict=True):
+        for i, ax in enumerate(axs):
+            ax.set_visible(i < len(line))
+        for ax, (system, (knob, point, here)) in zip(axs, line, strict=False):
+            seen |= _panel(ax, here, knob, across)
+            words = [hold.lines(system, 120 // across), *_wrapped(f"at {point}", WIDE * 3 / across)]
+            ax.set_title("\n".join(words), loc="left", fontsize=look.VALUE)
+            ax.set_ylabel("worst parameter's error\n" r"$\max_p\ |\hat g_p-g_p|/|g_p|$" if ax is axs[0] else "")
+            ax.tick_params(labelleft=ax is axs[0])
+    _legend(figure, seen, faithful)
     look.caption(
         figure,
         [
-            "Error of the whole gradient, or where that is faithful of the worst parameter, mean over seeds; left bar",
-            "naive EP, right bar asymmetric EP. Parts are the steps of the ladder, scaled to the error, and cut at",
-            f"{TOP:g}. Hatched: some seeds are not settled.",
+            "The error of the parameter that a rule gets most wrong, of its reference's norm, in the median seed.",
+            f"Parts are the steps of the ladder for this parameter, in proportion. A bar longer than {TOP:g} is cut",
+            "there, and its error stands above it; ∞: not finite. No bar: no cell, or one that diverged or collapsed.",
         ],
     )
     return figure
 
 
-def _bars(ax: Axes, here: DataFrame, ladders: DataFrame, knob: str) -> list[str]:
-    """Draw the bars of one panel; the causes that were drawn."""
-    values, seen = sorted(here[knob].unique()), []
-    for k, rule in enumerate(RULES):
-        for x, value in enumerate(values):
-            rows = here[(here[knob] == value) & (here["estimator"] == rule)]
-            if rows.empty:
-                continue
-            parts = ladders[ladders["cell"].isin(rows["cell"])]
-            steps = parts[list(COLOURS)].astype(float).fillna(0.0)
-            finite = np.isfinite(steps.to_numpy()).all(1) & np.isfinite(parts["rel_error"])
-            shares = steps[finite].div(steps[finite].sum(axis=1), axis=0)
-            heights = shares.mul(parts["rel_error"][finite].clip(upper=TOP), axis=0).sum() / len(rows)
-            lost = (~finite).sum() * TOP / len(rows)
-            bottom, left = 0.0, x + 0.42 * (k - 0.5)
-            hatch = "////" if (rows["status"] != "settled").any() else None
-            faithful = rows.loc[rows["cause"].isna(), "rel_error"].sum() / len(rows)
-            faithful = max(faithful, LEAST) if rows["cause"].isna().any() else 0.0
-            for name, height in [*heights.items(), ("nonlinearity_in_beta", lost), ("", faithful)]:
-                if height > 0.004:
-                    face = COLOURS.get(str(name), "0.85")
-                    ax.bar(left, height, 0.38, bottom, color=face, hatch=hatch, edgecolor="white", linewidth=0.3)
-                    bottom += height
-                    seen += [str(name)] if name else []
-    ax.set_xticks(range(len(values)), [f"{value:g}" for value in values])
-    ax.set(xlabel=COORDINATES[knob].axis, xlim=(-0.6, len(values) - 0.4), ylim=(0, TOP * 1.02))
-    ax.grid(axis="x", visible=False)
+def _with_parts(cells: DataFrame, params: DataFrame, budget: DataFrame, faithful: float) -> DataFrame:
+    """The cells with the error of their worst parameter, and a column for every cause: its share of that error."""
+    compared = params[~params["reason"].fillna("").str.startswith(NO_REFERENCE)]
+    compared = compared.assign(error=compared["rel_error"].astype(float).fillna(np.inf))
+    worst = compared.sort_values("error", kind="stable").drop_duplicates("cell", keep="last")
+    cells = cells.merge(worst[["cell", "param", "error"]], on="cell", how="left")
+    cells = cells[cells["error"].notna() | cells["cause"].notna()].fillna({"error": np.inf}).reset_index(drop=True)
+    steps = cells[["cell", "param"]].merge(budget, on=["cell", "param"], how="left")[list(COLOURS)].astype(float)
+    total = steps.sum(axis=1)
+    divided = (total > 0) & np.isfinite(total) & cells["cause"].notna()
+    shares = steps.fillna(0.0).div(total, axis=0).where(divided, 0.0)
+    # where no steps were taken for this parameter, all of its error has the cause of the cell
+    causeless = pd.Series(np.where(cells["error"] <= faithful, FAITHFUL, OPEN), cells.index)
+    whole = cells["cause"].map(column, na_action="ignore").fillna(causeless).mask(divided)
+    shares = pd.DataFrame({name: shares.get(name, 0.0) + (whole == name) for name in FACES})
+    return pd.concat([cells, shares.rename(columns=PART.format)], axis=1)
+
+
+def _across(bars: list[Series]) -> int:
+    """How many panels stand side by side, so that every bar has room for its name; bars by value, a panel an entry."""
+    widest = max(len(counts) * counts.max() for counts in bars)
+    return next((across for across in (3, 2) if FILLED * WIDE * 3 / across / widest >= PITCH), 1)
+
+
+def _packed(panels: dict[str, list[Panel]], across: int) -> list[list[tuple[str, Panel]]]:
+    """Lines of panels: those of a system side by side, beside them a system that fits."""
+    lines: list[list[tuple[str, Panel]]] = []
+    for system, of_system in sorted(panels.items(), key=lambda item: (-len(item[1]), item[0])):
+        for i in range(0, len(of_system), across):
+            chunk = [(system, panel) for panel in of_system[i : i + across]]
+            line = next((line for line in lines if len(line) + len(chunk) <= across), None)
+            if line is None:
+                lines.append(line := [])
+            line += chunk
+    return lines
+
+
+def _length(text: str) -> float:
+    """How long a name or a number is, in points."""
+    return look.length(text, SMALL)
+
+
+def _wrapped(point: str, width: float) -> list[str]:
+    """The words of a point in lines of so many points, broken between coordinates."""
+    lines: list[str] = []
+    for word in point.split(", "):
+        if lines and look.length(f"{lines[-1]}, {word}", look.VALUE) < width:
+            lines[-1] += f", {word}"
+        else:
+            lines.append(word)
+    return lines
+
+
+def _width(here: DataFrame) -> float:
+    """Of a bar and the space to the next, where a value has a place of 1."""
+    return min(BROADEST, FILLED / here["estimator_label"].nunique())
+
+
+def _pitch(here: DataFrame, knob: str, across: int) -> float:
+    """The same in points."""
+    return _width(here) * WIDE * 3 / across / here[knob].nunique()
+
+
+def _room(here: DataFrame, knob: str, across: int) -> float:
+    """How much height the names of rules take, in points: one line where they fit side by side, else upright."""
+    longest = max(map(_length, here["estimator_label"].unique()))
+    return SMALL if longest + 3 < _pitch(here, knob, across) else longest
+
+
+def _panel(ax: Axes, here: DataFrame, knob: str, across: int) -> set[str]:
+    """Draw a group of bars for every value, in it a bar for every rule with its name; what they are made of."""
+    values, labels = sorted(here[knob].unique()), look.in_order(here["estimator_label"].unique())
+    names, seen = {}, set()
+    for (x, value), (k, label) in itertools.product(enumerate(values), enumerate(labels)):
+        rows = here[(here[knob] == value) & (here["estimator_label"] == label)]
+        if not rows.empty:
+            place = x + _width(here) * (k - (len(labels) - 1) / 2)
+            names[place] = label
+            seen |= _bar(ax, rows, place, _width(here), _pitch(here, knob, across))
+    ax.xaxis.remove_overlapping_locs = False  # the middle bar of a group stands where the value does
+    room = _room(here, knob, across)
+    ax.set_xticks(list(names), list(names.values()), minor=True, rotation=0 if room == SMALL else 90, size=SMALL)
+    ax.tick_params(axis="x", which="minor", length=0, pad=2)
+    ax.tick_params(axis="x", which="major", length=0, pad=room + 9)  # values stand below the names of bars
+    ax.set(xlabel=COORDINATES[knob].axis, xlim=(-0.55, len(values) - 0.45), ylim=(0, TOP * HEADROOM))
+    look.label_values(ax, range(len(values)), list(map(hold.number, values)), WIDE * 3 / across)
+    ax.set_yticks(np.arange(0, TOP + 0.1, 0.5))
+    ax.grid(axis="x", visible=False, which="both")
     return seen
 
 
+def _bar(ax: Axes, rows: DataFrame, place: float, width: float, pitch: float) -> set[str]:
+    """One bar, of the median seed of one rule at one value, or of the two in the middle; what it is made of."""
+    rows = rows.sort_values(["error", "seed"])
+    middle = rows.iloc[(len(rows) - 1) // 2 : len(rows) // 2 + 1]
+    error = float(middle["error"].mean())
+    weights = middle["error"].clip(lower=TINY) if np.isfinite(error) else (middle["error"] == np.inf).astype(float)
+    shares = middle[[PART.format(name) for name in FACES]].set_axis(list(FACES), axis=1)
+    shares = shares.mul(weights, axis=0).sum() / weights.sum()
+    height, bottom, seen = min(max(error, LEAST), TOP), 0.0, set()
+    shares = shares[shares * height >= min(VISIBLE, shares.max() * height)]
+    hatch = HATCH if (rows["status"] != Status.SETTLED).any() else None
+    for name, part in (shares / shares.sum() * height).items():
+        (bar,) = ax.bar(place, part, 0.9 * width, bottom, color=FACES[name])
+        bar.set(hatch=hatch, edgecolor="white", linewidth=0.3)
+        bottom += part
+        seen |= {name, HATCH} if hatch else {name}
+    if error > TOP:
+        text = f"{error:.2g}" if error < 100 else f"{error:.0e}".replace("e+0", "e").replace("e+", "e")
+        text = text if np.isfinite(error) else "∞"
+        turn = 0 if _length(text) + 1 < pitch else 90
+        ax.text(place, TOP + ABOVE, text, size=SMALL, rotation=turn, ha="center", va="bottom")
+    return seen
+
+
+def _legend(figure: Figure, seen: set[str], faithful: float) -> None:
+    """What colours and hatching mean; which bar is which rule stands below the bars."""
+    words = {FAITHFUL: f"faithful: no parameter is off by more than {faithful:g}"}
+    handles: list[Line2D | Patch] = [
+        Patch(color=face, label=words.get(name, name.replace("_", " "))) for name, face in FACES.items() if name in seen
+    ]
+    if HATCH in seen:
+        handles.append(Patch(facecolor="0.7", edgecolor="white", hatch=HATCH, label="some seeds are not settled"))
+    look.strip(figure, handles, 5)
+
+
 FIGURES: dict[str, Callable[[Tables], Figure | None]] = {
-    "error_budget": lambda tables: draw_error_budget(tables.cells, tables.budget)
+    "error_budget": lambda tables: draw_error_budget(tables.cells, tables.params, tables.budget, tables.faithful)
 }

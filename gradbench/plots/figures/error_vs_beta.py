@@ -30,6 +30,7 @@ LINES = {"float32": (1.4, None), "float64": (4, 0.3)}  # width in points, and op
 def draw_error_vs_beta(cells: DataFrame) -> Figure | None:
     """A U in float32: slope 2 (centred) or 1 (one-sided) to the right, -1 to the left, where round-off predicts it."""
     cells = hold.estimates(cells)
+    styles = look.styles(cells)
     cells = cells[cells["beta"].notna() & (cells["status"] == Status.SETTLED) & cells["rel_error"].notna()]
     systems = {
         title: here
@@ -41,7 +42,6 @@ def draw_error_vs_beta(cells: DataFrame) -> Figure | None:
     lines = -(-len(systems) // COLUMNS)
     figure = Figure(figsize=(look.WIDTH, 0.9 + 2.9 * lines), layout="constrained")
     axes = figure.subplots(lines, COLUMNS, squeeze=False).ravel()
-    styles = look.styles(cells)
     drawn = {label for here in systems.values() for label in here["estimator_label"]}
     for ax, (title, here) in zip(axes, systems.items(), strict=False):
         _panel(ax, here, styles)

@@ -43,7 +43,8 @@ def draw_error_vs_cost(cells: DataFrame) -> Figure | None:
             look.points(ax, rows, "cost", "error", style, alpha=0.35)
             front = _front(rows[rows["status"] == Status.SETTLED])
             if len(front):
-                ax.step(front["cost"], front["error"], where="post", color=style.colour, linewidth=1.5)
+                line = {"color": style.colour, "linestyle": style.line}
+                ax.step(front["cost"], front["error"], where="post", linewidth=1.5, **line)
         system, _, point = title.rpartition("at ")
         ax.set_title(f"{hold.lines(system, 36)}\nat {point}", loc="left")
         ax.set(xscale="log", yscale="log", xlabel="evaluations of F, $Jv$ and $J^Ta$")

@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import seaborn as sns
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from gradbench.plots import hold, look
-from gradbench.plots.scale import nines, tick
+from gradbench.plots.scale import SPACED, nines, tick
 from gradbench.vocabulary.coordinates import COORDINATES
 from gradbench.vocabulary.status import Status
 
@@ -42,28 +41,30 @@ SHORT = {Status.NUDGE_DIVERGED: "nudge\ndiverged"}
 def draw_map_s_damp(cells: DataFrame) -> Figure | None:
     """Status and smallest cosine over s and damp. A number on a hatch is no evidence, since nothing settled there."""
     cells = hold.estimates(cells)
-    cells = cells[cells["estimator_label"] == cells["estimator"]]
+    cells = hold.main_forms(cells)
     rows = hold.by_system(cells, free=("s", "damp"))
     rows = {title: here for title, here in rows.items() if here["s"].nunique() > 1 and here["damp"].nunique() > 1}
     if not rows:
         return None
 
-    labels = list(look.styles(pd.concat(rows.values())))
-    lines = -(-(1 + len(labels)) // ACROSS)
-    figure = Figure(figsize=(look.WIDTH, 0.4 + (0.3 + 2.3 * lines) * len(rows)), layout="constrained")
-    strips = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
-    for strip, (title, here) in zip(strips, rows.items(), strict=True):
+    by_title = {title: look.in_order(here["estimator_label"].unique()) for title, here in rows.items()}
+    lines = [-(-(1 + len(labels)) // ACROSS) for labels in by_title.values()]
+    heights = [0.3 + 2.3 * n for n in lines]
+    figure = Figure(figsize=(look.WIDTH, 0.4 + sum(heights)), layout="constrained")
+    strips = figure.subfigures(len(rows), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for strip, n, (title, here) in zip(strips, lines, rows.items(), strict=True):
+        labels = by_title[title]
         strip.suptitle(title, x=0.01, ha="left", size=9.5, weight="bold")
-        axes = strip.subplots(lines, ACROSS, squeeze=False).ravel()
+        axes = strip.subplots(n, ACROSS, squeeze=False).ravel()
         _statuses(axes[0], here)
         for ax, label in zip(axes[1:], labels, strict=False):
-            _cosines(ax, here[here["estimator_label"] == label], label)
+            _cosines(ax, here, label)
         for i, ax in enumerate(axes):
             ax.set_visible(i <= len(labels))
             ax.set_ylabel("" if i % ACROSS else ax.get_ylabel())
         bar = strip.colorbar(axes[1].collections[0], ax=list(axes), pad=0.01, aspect=25)
         bar.set_ticks(range(TOP + 1), labels=[f"≤ {tick(0)}", *map(tick, range(1, TOP)), f"≥ {tick(TOP)}"])
-        bar.set_label(look.metric("cosine_min"))
+        bar.set_label(f"{look.metric('cosine_min')}\n{SPACED}")
         bar.outline.set_visible(False)
     count = sum(map(len, rows.values()))
     look.caption(
@@ -113,7 +114,11 @@ def _statuses(ax: Axes, here: DataFrame) -> None:
 
 def _cosines(ax: Axes, here: DataFrame, label: str) -> None:
     cells = {"index": "s", "columns": "damp", "dropna": False}
-    cosine = here.pivot_table(values="cosine_min", aggfunc="median", **cells).sort_index(ascending=False)
+    points = [sorted(here[key].unique()) for key in ("s", "damp")]  # a rule has not been everywhere
+    here = here[here["estimator_label"] == label]
+    cosine = here.pivot_table(values="cosine_min", aggfunc="median", **cells).reindex(
+        points[0][::-1], columns=points[1]
+    )
     worst = here.pivot_table(values="status", aggfunc=_worst, **cells).reindex_like(cosine)
     settled = (worst == ORDER.index(Status.SETTLED)).to_numpy()
     there = worst.notna().to_numpy()

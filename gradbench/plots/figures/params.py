@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from gradbench.plots import hold, look
-from gradbench.plots.scale import FLOOR_WORDS, floored, show_cosines
+from gradbench.plots.scale import FLOOR_WORDS, SPACED, floored, show_cosines
 from gradbench.vocabulary.status import Status
 
 if TYPE_CHECKING:
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 def draw_params(cells: DataFrame, params: DataFrame) -> Figure | None:
     """Settled cells at one point a system: bars at the median of seeds, whiskers from the smallest to the largest."""
     cells = hold.estimates(cells)
-    cells = cells[cells["estimator_label"] == cells["estimator"]]
+    styles = look.styles(cells)
+    cells = hold.main_forms(cells)
     rows = {}
     for title, here in hold.by_system(cells).items():
         here = here[here["status"] == Status.SETTLED]
@@ -40,7 +41,8 @@ def draw_params(cells: DataFrame, params: DataFrame) -> Figure | None:
         set(cells["system_label"]) - {system for here in rows.values() for system in here["system_label"]}
     )
 
-    styles = look.styles(pd.concat(rows.values()))
+    drawn = set(pd.concat(rows.values())["estimator_label"])
+    styles = {label: styles[label] for label in look.in_order(drawn)}
     slots = max(
         here["param"].nunique() for here in rows.values()
     )  # every row has this many places, so that bars are equally wide
@@ -52,10 +54,10 @@ def draw_params(cells: DataFrame, params: DataFrame) -> Figure | None:
         ax.set_title(title, loc="left", weight="bold", size=9.5)
     show_cosines(list(axes), np.concatenate([here["cosine"].to_numpy(float) for here in rows.values()]))
     handles = [
-        Patch(facecolor=style.colour, edgecolor="black", linewidth=0.6, hatch=look.HATCHES.get(label), label=label)
+        Patch(facecolor=style.colour, edgecolor="black", linewidth=0.6, hatch=style.hatch or None, label=label)
         for label, style in styles.items()
     ]
-    figure.legend(handles=handles, loc="outside upper center", ncols=5, frameon=False)
+    look.strip(figure, handles, 5)
     look.caption(
         figure,
         [
@@ -86,8 +88,8 @@ def _panel(ax: Axes, here: DataFrame, styles: dict[str, look.Style]) -> None:
     )
     for bars, label in zip(ax.containers, labels, strict=True):
         for bar in bars:  # the edge shows a bar of nearly zero, the hatch tells rules apart in grey
-            bar.set(edgecolor="black", linewidth=0.6, hatch=look.HATCHES.get(label))
-    ax.set(xlabel="", ylabel="cosine to BPTT")
+            bar.set(edgecolor="black", linewidth=0.6, hatch=styles[label].hatch or None)
+    ax.set(xlabel="", ylabel=f"cosine to BPTT\n{SPACED}")
     ax.grid(visible=False, axis="x")
     width = 0.8 / len(labels)
     for i, name in enumerate(names):

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from gradbench.plots import hold, look
-from gradbench.plots.scale import FLOOR_WORDS, floored, show_cosines
+from gradbench.plots.scale import FLOOR_WORDS, SPACED, floored, show_cosines
 from gradbench.vocabulary.notation import METRICS
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def draw_residual_vs_cosine(cells: DataFrame, threshold: float) -> Figure | None
             title=hold.lines(system, hold.LINE // columns),
             xscale="log",
             xlabel=METRICS["residual"].axis,
-            ylabel=look.metric("cosine_min"),
+            ylabel=f"{look.metric('cosine_min')}\n{SPACED}",
         )
     for i, ax in enumerate(axes):
         below = i + columns < len(systems)
