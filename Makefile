@@ -66,7 +66,7 @@ train: $(READY) ## train by a rule, or go on with it: CONFIG= DEVICE=
 	@$(BENCH) train $(CONFIG) --device $(DEVICE) $(ARGS)
 
 test: $(READY) ## all tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 lint: $(READY) ## style, types, layers
 	$(BIN)/ruff check .
