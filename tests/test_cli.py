@@ -260,7 +260,9 @@ def test_a_disk_that_is_full_is_exit_5_and_the_next_run_goes_on(write_suite: Any
 
 
 def test_an_interrupt_is_exit_130_and_the_next_run_goes_on(write_suite: Any, tmp_path: Path, command: Any) -> None:
-    slow = "from gradbench.engine import packs; solve = packs.measure_pack; import time\n"
+    # a parent that ignores interrupts, as nohup does, hands that on to its children
+    slow = "import signal, time; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    slow += "from gradbench.engine import packs; solve = packs.measure_pack\n"
     slow += "packs.measure_pack = lambda *a: (time.sleep(0.5), solve(*a))[1]\nfrom gradbench.cli import main; main()"
     arguments = ["run", str(write_suite()), "--out", str(tmp_path / "r"), "--device", "cpu"]
     process = subprocess.Popen([sys.executable, "-c", slow, *arguments], stderr=subprocess.PIPE, text=True, cwd=ROOT)

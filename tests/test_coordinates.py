@@ -98,7 +98,7 @@ assert (run.folder / "plots" / "cosine_vs_gain.png").exists()
 try:
     gb.measure("gained", "ep", gain=-1.0)
 except gb.errors.UserError as error:
-    assert "gain: -1.0 is not positive" in str(error), error
+    assert "gain = -1.0 is not positive" in str(error), error
 """
 
 

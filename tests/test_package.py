@@ -150,7 +150,7 @@ def test_an_editable_install_is_an_entry_of_the_path(source: Path, tmp_path: Pat
     code = f"import sys; sys.path.append({str(source)!r}); import gradbench as gb; print(gb.__version__, gb.__file__)"
     done = python(code, source.parent)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split()[-1].endswith("gradbench/gradbench/__init__.py")
+    assert done.stdout.split()[-1].endswith("gradbench/__init__.py")
     listed = gradbench(["plan", "smoke"], tmp_path, source)
     assert listed.returncode == 0, listed.stderr
     assert f"suite {source}/gradbench/planning/shipped/suites/smoke.toml" in listed.stderr
