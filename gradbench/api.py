@@ -10,7 +10,7 @@ from html import escape
 from inspect import Parameter, Signature, signature
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from gradbench.data.given import article, tensors
+from gradbench.data.given import article, table, tensors
 from gradbench.engine.device import resolve
 from gradbench.engine.draws import build
 from gradbench.engine.precision import isolated
@@ -158,11 +158,7 @@ def _options(argument: str, given: object) -> dict[str, Any]:
             given = json.loads(given)
         except ValueError as error:
             raise UserError(f"{argument}: got {given!r}, expected a table or its JSON ({error})") from None
-    if given is None:
-        return {}
-    if not isinstance(given, Mapping) and not (hasattr(given, "items") and hasattr(given, "keys")):
-        raise UserError(f"{argument}: got {article(given)}, expected a table of options by name")
-    return dict(given.items())
+    return table(given, argument, "a table of options by name")
 
 
 def _sized(kind: type[AbstractSystem], options: Mapping[str, Any], theta: Params, x: Data) -> AbstractSystem:

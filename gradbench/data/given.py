@@ -23,17 +23,22 @@ EXPECTED = "expected an array of numbers"
 
 def tensors(given: object, where: str) -> dict[str, Tensor]:
     """The entries of a table as tensors of finite numbers, each a copy. Raises UserError; `where` names the table."""
-    if given is None:
-        return {}
-    if not isinstance(given, Mapping) and not (hasattr(given, "items") and hasattr(given, "keys")):
-        hint = "; of a module: dict(module.named_parameters())" if hasattr(given, "named_parameters") else ""
-        raise UserError(f"{where}: got {article(given)}, expected a table of arrays by name{hint}")
+    hint = "; of a module: dict(module.named_parameters())" if hasattr(given, "named_parameters") else ""
     taken: dict[str, Tensor] = {}
-    for name, value in given.items():
+    for name, value in table(given, where, f"a table of arrays by name{hint}").items():
         if not isinstance(name, str):
             raise UserError(f"{where}: got the key {name!r}, expected a name")
         taken[str(name)] = tensor(value, f"{where}[{str(name)!r}]")
     return taken
+
+
+def table(given: object, where: str, expected: str) -> dict[Any, Any]:
+    """The entries of a mapping, of a pandas row, or of None, which is an empty one. Raises UserError otherwise."""
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping) and not (hasattr(given, "items") and hasattr(given, "keys")):
+        raise UserError(f"{where}: got {article(given)}, expected {expected}")
+    return dict(given.items())
 
 
 def tensor(value: object, where: str) -> Tensor:

@@ -291,16 +291,15 @@ def _multiple(comparison: Comparison) -> Cause | None:
     return Cause.SCALE if min(cosines) > 0 else None
 
 
-def asks(status: Status, comparison: Comparison, faithful: float) -> bool:
-    """Whether a cell of this status has an error that wants a cause, and a state at which causes are looked for."""
-    return status in _EXPLAINED and wanting(comparison, faithful) is not None
+def asks(status: Status, of: str | None) -> bool:
+    """Whether a cause is looked for: `of` is what wants one, at a state of this status."""
+    return status in _EXPLAINED and of is not None
 
 
-def blamed(status: Status, comparison: Comparison, faithful: float) -> Budget | None:
-    """The budget of an error above `faithful` whose cause is the status of the cell; None elsewhere."""
+def blamed(status: Status, comparison: Comparison, of: str | None) -> Budget | None:
+    """The budget of a cell whose status is the cause of its error; `of` is what wants a cause. None elsewhere."""
     if status is Status.UNSTABLE and comparison.whole.overflowed:
         return Budget(Cause.NO_FIXED_POINT, "", {"": {Cause.NO_FIXED_POINT: math.inf}})
-    of = wanting(comparison, faithful)
     if of is None or status not in _BLAMED:
         return None
     error = (comparison.params[of] if of else comparison.whole).rel_error

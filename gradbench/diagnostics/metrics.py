@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -57,7 +58,7 @@ class Comparison:
     whole: Similarity
     params: dict[str, Similarity] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def defined(self) -> dict[str, float]:
         """Cosines of the parameters that have one; of a live parameter whose estimate is zero it is 0."""
         return {n: p.cosine for n, p in self.params.items() if p.defined}

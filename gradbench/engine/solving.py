@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch.profiler import record_function
 
-from gradbench.diagnostics.budget import Asked, Budget, Budgets, asks, blamed
+from gradbench.diagnostics.budget import Asked, Budget, Budgets, asks, blamed, wanting
 from gradbench.diagnostics.certificate import certify
 from gradbench.diagnostics.credit import Credits
 from gradbench.diagnostics.deep import deepen
@@ -177,9 +177,10 @@ def _causes(
             _, comparison, _, judged = measured[cell]
             if comparison is None:
                 continue
-            if budget := blamed(judged.status, comparison, thresholds.faithful):
+            of = wanting(comparison, thresholds.faithful)
+            if budget := blamed(judged.status, comparison, of):
                 budgets[cell] = budget
-            elif asks(judged.status, comparison, thresholds.faithful):
+            elif asks(judged.status, of):
                 wanted[cell] = place, comparison
         if wanted:
             reading = taken.reading
