@@ -1,14 +1,18 @@
-"""What plugins may register, seen as an installed distribution is."""
+"""What plugins and a session may register; a plugin is seen as an installed distribution is."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import final
 
 import pytest
 
 from gradbench.errors import UserError
+from gradbench.estimators.reverse import Bptt
 from gradbench.planning import registry
+from gradbench.planning.problems import rule_of
 
 RULE = '''
 from dataclasses import dataclass
@@ -86,3 +90,84 @@ def test_a_module_that_is_not_there_is_named(plugin: object) -> None:
     plugin("X", module="nowhere")  # type: ignore[operator]
     with pytest.raises(UserError, match=r"plugin 'nowhere:X' of gradbench.estimators cannot be loaded"):
         registry.known_estimators()
+
+
+@final
+@dataclass(frozen=True)
+class Made(Bptt):
+    """A rule that is made of functions, as far as the registry can tell."""
+
+    name = "made"
+    digest: str = "d1"
+    k: int = 3
+
+
+@dataclass(frozen=True)
+class MadeAnew(Made):
+    digest: str = "d2"
+
+
+@dataclass(frozen=True)
+class Impostor(Bptt):
+    name = "ep"
+
+
+@dataclass(frozen=True)
+class Plain(Bptt):
+    name = "plain"
+
+
+@pytest.fixture
+def session(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(registry, "_handed", {})
+    monkeypatch.setattr(registry, "_of_session", {"systems": {}, "estimators": {}})
+    registry._forget()
+    yield
+    registry._forget()
+
+
+@pytest.mark.usefixtures("session")
+def test_what_is_handed_over_is_found_by_name_and_digest_and_has_no_name() -> None:
+    assert registry.written(["ep", {"name": Made, "k": [1, 2]}, Made(k=5)]) == [
+        "ep",
+        {"name": "made", "digest": "d1", "k": [1, 2]},
+        {"name": "made", "digest": "d1", "k": 5},
+    ]
+    registry.hand_over(MadeAnew)
+    for digest, cls in (("d1", Made), ("d2", MadeAnew)):
+        assert type(registry.estimator("made", {"digest": digest, "k": 4})) is cls
+        assert registry.label("made", f'{{"digest": "{digest}", "k": 4}}', "estimator") == "made k=4"
+    assert "made" not in registry.known_estimators()
+    with pytest.raises(UserError, match=r"'made' is not registered in this session with digest d3"):
+        registry.estimator("made", {"digest": "d3"})
+
+
+@pytest.mark.usefixtures("session")
+def test_what_is_registered_has_a_name_which_its_origin_may_define_anew() -> None:
+    registry.register(Made, "one.py")
+    assert registry.known_estimators()["made"] is Made
+    assert type(rule_of("made", '{"k": 4}')) is Made
+    registry.register(MadeAnew, "one.py")
+    assert type(rule_of("made", '{"k": 4}')) is MadeAnew
+    assert type(registry.estimator("made", {"digest": "d1"})) is Made
+    registry.register(Plain)
+    assert registry.written(Plain()) == {"name": "plain"}
+    with pytest.raises(UserError, match=r"'made' is defined by one.py and by two.py; one needs another name"):
+        registry.register(Made, "two.py")
+    with pytest.raises(UserError, match=r"register: the name 'ep' is taken by gradbench.estimators.ep.Ep.*'aep'"):
+        registry.register(Impostor)
+    with pytest.raises(UserError, match=r"is neither a system nor an estimator"):
+        registry.register(dict)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("session")
+def test_a_class_that_the_session_did_not_register_is_no_entry_of_a_grid() -> None:
+    with pytest.raises(UserError, match=r"the class Plain has no name here; give it one with gradbench.register"):
+        registry.written([Plain])
+
+
+@pytest.mark.usefixtures("session")
+def test_a_cell_of_what_was_defined_anew_says_so() -> None:
+    registry.register(MadeAnew)
+    with pytest.raises(UserError, match=r"'made' is defined otherwise now: digest d2, not d1"):
+        registry.estimator("made", {"digest": "d1"})

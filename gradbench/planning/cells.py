@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -65,7 +65,7 @@ class Cell(Point):
         return replace(self, estimator="", estimator_options="", **_UNSHARED)
 
 
-@cache
+@registry.remembered
 def _label(name: str, options: str, kind: Literal["system", "estimator"]) -> str:
     """A name with the options that differ from the defaults; trained parameters show as training and digest."""
     known = json.loads(options)

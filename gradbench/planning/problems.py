@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from typing import NamedTuple, TypeVar
 
 from gradbench.estimators.base import AbstractEstimator, AbstractPhase, Count
@@ -135,7 +135,7 @@ class Problem:
         return total
 
 
-@cache
+@registry.remembered
 def rule_of(name: str, options: str) -> AbstractEstimator:
     """The estimator of a cell, by its name and canonical options."""
     return registry.estimator(name, json.loads(options))

@@ -1,4 +1,7 @@
-"""Systems and estimators by name, from this package and from installed plugins.
+"""Systems and estimators by name: from this package, from installed plugins, and from the session.
+
+A session brings classes in two ways. `hand_over` keeps a class that is made of functions under its name and the digest
+of what it is made of, so that cells which name both find it. `register` gives a class a name like that of any other.
 
 Nothing here imports torch: a module of a system or an estimator declares name, options, claims and shapes as plain
 data, and imports torch only in the functions that compute.
@@ -7,6 +10,7 @@ data, and imports torch only in the functions that compute.
 from __future__ import annotations
 
 import ast
+import difflib
 import importlib
 import inspect
 import json
@@ -14,13 +18,13 @@ import pkgutil
 import textwrap
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
 from decimal import Decimal
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from numbers import Real
-from typing import Any, ClassVar, Literal, get_args, get_origin
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, get_args, get_origin
 
 from gradbench.errors import UserError, near_miss, placed
 from gradbench.estimators.base import AbstractEstimator
@@ -28,16 +32,104 @@ from gradbench.planning import values
 from gradbench.systems.base import AbstractSystem
 
 Base = type[AbstractSystem] | type[AbstractEstimator]
+Function = TypeVar("Function", bound=Callable[..., Any])
+DIGEST = "digest"  # the option that holds the digest of a class made of functions; no label shows it
+SESSION = "session"  # the origin of what is registered by no file
+
+
+class _Named(NamedTuple):
+    """A class that the session gave a name."""
+
+    cls: Any
+    origin: str
+
+
+_handed: dict[tuple[str, str, str], Any] = {}  # classes by kind, name and digest
+_of_session: dict[str, dict[str, _Named]] = {"systems": {}, "estimators": {}}
+_remembered: list[Any] = []  # caches of functions whose results depend on what a name means
+
+
+def remembered(function: Function) -> Function:
+    """`functools.cache` for a function of names: it forgets when a name comes to mean something else."""
+    caching = cache(function)
+    _remembered.append(caching)
+    return caching  # type: ignore[return-value]  # called as `function` is
 
 
 def known_systems() -> dict[str, type[AbstractSystem]]:
-    """Systems by name, sorted."""
-    return _registered("systems", AbstractSystem)
+    """Systems that have a name, sorted by it."""
+    return _known("systems", AbstractSystem)
 
 
 def known_estimators() -> dict[str, type[AbstractEstimator]]:
-    """Estimators by name, sorted."""
-    return _registered("estimators", AbstractEstimator)
+    """Estimators that have a name, sorted by it."""
+    return _known("estimators", AbstractEstimator)
+
+
+def hand_over(cls: Base) -> None:
+    """Keep a class that is made of functions, so that a cell with its name and digest finds it.
+
+    Its option `digest` has the digest as its default. Raises UserError where the name is that of an item of the package
+    or of an installed plugin.
+    """
+    kind, digest = _kind(cls), digest_of(cls)
+    if digest is None:
+        raise TypeError(f"{cls.__name__} has no digest: it is registered by name")
+    _refuse_taken(kind, cls, "")
+    if _handed.get((kind, cls.name, digest)) is not cls:
+        _handed[kind, cls.name, digest] = cls
+        _forget()
+
+
+def register(cls: Base, origin: str = SESSION) -> None:
+    """Give a class its name for the rest of the session. `origin` is the file that defines it.
+
+    What comes from the same origin may be defined anew. Raises UserError where the name is that of anything else.
+    """
+    kind = _kind(cls)
+    if inspect.isabstract(cls):
+        raise UserError(f"register: {cls.__name__} does not define {', '.join(sorted(cls.__abstractmethods__))}")
+    _refuse_taken(kind, cls, "register: ")
+    older = _of_session[kind].get(cls.name)
+    if older is not None and older.origin != origin:
+        raise UserError(f"register: {cls.name!r} is defined by {older.origin} and by {origin}; one needs another name")
+    if digest_of(cls) is not None:
+        hand_over(cls)
+    _of_session[kind][cls.name] = _Named(cls, origin)
+    _forget()
+
+
+def digest_of(cls: Base) -> str | None:
+    """The digest of what a class is made of; None for a class that is not made of functions."""
+    return next((str(f.default) for f in fields(cls) if f.name == DIGEST), None)  # type: ignore[arg-type]
+
+
+def written(item: object) -> object:
+    """What a grid holds in place of a class, or of a system or an estimator with options: a table of name and options.
+
+    Every class that is made of functions is handed over on the way. Entries of a list and the name in a table are
+    replaced too; anything else stays as it is. Raises UserError for a class that has neither a digest nor a name.
+    """
+    if isinstance(item, list | tuple):
+        return [written(entry) for entry in item]
+    if isinstance(item, Mapping):
+        named = written(item.get("name"))
+        return {**item, **named} if isinstance(named, dict) else item
+    if isinstance(item, AbstractSystem | AbstractEstimator):
+        return {"name": _entered(type(item)).name, **json.loads(options(item))}
+    if inspect.isclass(item) and issubclass(item, AbstractSystem | AbstractEstimator):
+        digest = digest_of(_entered(item))
+        return {"name": item.name} | ({} if digest is None else {DIGEST: digest})
+    return item
+
+
+def _entered(cls: Base) -> Base:
+    """A class that is known from now on."""
+    if digest_of(cls) is not None:
+        hand_over(cls)
+    elif _names(_kind(cls)).get(cls.name) is not cls:
+        raise UserError(f"the class {cls.__name__} has no name here; give it one with gradbench.register")
+    return cls
 
 
 def system(
@@ -47,7 +139,7 @@ def system(
 
     `where` and `key` say how a message calls the system and one of its options.
     """
-    cls, named = _asked("system", name, known_systems(), options or {}, where, key)
+    cls, named = _asked("systems", name, options or {}, where, key)
     with placed(where):
         return cls(**{**cls.implied(named), **named})
 
@@ -56,7 +148,7 @@ def estimator(
     name: str, options: Mapping[str, Any] | None = None, where: str = "estimator", key: str = "{where}.{option}"
 ) -> AbstractEstimator:
     """The estimator of that name with some of its options set. `where` and `key` are as for a system."""
-    cls, named = _asked("estimator", name, known_estimators(), options or {}, where, key)
+    cls, named = _asked("estimators", name, options or {}, where, key)
     with placed(where):
         return cls(**named)
 
@@ -67,10 +159,11 @@ def options(item: AbstractSystem | AbstractEstimator) -> str:
 
 
 def label(name: str, options: str, kind: Literal["system", "estimator"]) -> str:
-    """A name with the options that differ from the defaults, for people to read."""
-    known = (known_systems() if kind == "system" else known_estimators()).get(name)
-    defaults = {f.name: f.default for f in fields(known)} if known else {}  # type: ignore[arg-type]
-    changed = [f"{k}={v}" for k, v in json.loads(options).items() if k not in defaults or v != defaults[k]]
+    """A name with the options that differ from the defaults, for people to read. No label shows a digest."""
+    shown = json.loads(options)
+    cls = _meant(f"{kind}s", name, shown.pop(DIGEST, None))
+    defaults = {f.name: f.default for f in fields(cls)} if cls else {}
+    changed = [f"{k}={v}" for k, v in shown.items() if k not in defaults or v != defaults[k]]
     return " ".join([name, *changed])
 
 
@@ -92,6 +185,47 @@ def definition(cls: type) -> str:
 def summary(cls: type) -> str:
     """The first line of a definition."""
     return definition(cls).partition("\n")[0]
+
+
+def _kind(cls: Base) -> str:
+    """`systems` or `estimators`. Raises UserError for anything but a class of one of them."""
+    for kind, base in (("systems", AbstractSystem), ("estimators", AbstractEstimator)):
+        if inspect.isclass(cls) and issubclass(cls, base):
+            return kind
+    raise UserError(f"{cls!r} is neither a system nor an estimator")
+
+
+def _known(kind: str, base: Base) -> dict[str, Any]:
+    """The classes of a kind that have a name, sorted by it."""
+    named = {name: cls for name, (cls, _) in _of_session[kind].items()}
+    return dict(sorted((_registered(kind, base) | named).items()))
+
+
+def _names(kind: str) -> Mapping[str, Any]:
+    return known_systems() if kind == "systems" else known_estimators()
+
+
+def _meant(kind: str, name: str, digest: object) -> Any | None:
+    """The class of a name and a digest, or of a name alone; None where there is none."""
+    return _handed.get((kind, name, str(digest))) or _names(kind).get(name)
+
+
+def _refuse_taken(kind: str, cls: Base, where: str) -> None:
+    """Raise UserError where the name of a class is that of an item of the package or of an installed plugin."""
+    base: Base = AbstractSystem if kind == "systems" else AbstractEstimator
+    taken = _registered(kind, base)
+    if cls.name in taken and taken[cls.name] is not cls:
+        there = taken[cls.name]
+        others = ", ".join(map(repr, difflib.get_close_matches(cls.name, [n for n in taken if n != cls.name])))
+        raise UserError(
+            f"{where}the name {cls.name!r} is taken by {there.__module__}.{there.__name__}; choose another one"
+            + (f" (taken too: {others})" if others else "")
+        )
+
+
+def _forget() -> None:
+    for caching in _remembered:
+        caching.cache_clear()
 
 
 @cache
@@ -131,24 +265,25 @@ def _plugin(point: EntryPoint, base: Base) -> Any:
     return item
 
 
-def _asked(
-    kind: str, name: str, known: Mapping[str, Any], options: Mapping[str, Any], where: str, key: str
-) -> tuple[Any, dict[str, Any]]:
+def _asked(kind: str, name: str, options: Mapping[str, Any], where: str, key: str) -> tuple[Any, dict[str, Any]]:
     """The class of that name and its named options, checked and as Python values."""
-    if name not in known:
-        raise UserError(f"{where} = {name!r} is not registered{near_miss(name, known)}")
-    cls = known[name]
+    cls = _meant(kind, name, options.get(DIGEST))
+    if cls is None:
+        told = f" in this session with digest {options[DIGEST]}; it has to be defined" if DIGEST in options else ""
+        raise UserError(f"{where} = {name!r} is not registered{told}{near_miss(name, _names(kind))}")
+    if digest_of(cls) not in (None, options.get(DIGEST, digest_of(cls))):
+        raise UserError(f"{where}: {name!r} is defined otherwise now: digest {digest_of(cls)}, not {options[DIGEST]}")
     hints = typing.get_type_hints(cls)
     allowed = {f.name: hints[f.name] for f in fields(cls)}
     named = {}
     for option, value in options.items():
         place = key.format(where=where, option=option)
         if option not in allowed:
-            raise UserError(f"{place}: {kind} {name!r} has no such option{near_miss(str(option), allowed)}")
+            raise UserError(f"{place}: {kind[:-1]} {name!r} has no such option{near_miss(str(option), allowed)}")
         named[str(option)] = _taken(place, values.scalar(value), allowed[option])
     missing = [f.name for f in fields(cls) if f.default is MISSING and f.name not in options]
     if missing:
-        raise UserError(f"{where}: {kind} {name!r} needs {', '.join(missing)}")
+        raise UserError(f"{where}: {kind[:-1]} {name!r} needs {', '.join(missing)}")
     return cls, named
 
 
