@@ -14,17 +14,20 @@ from typing import TYPE_CHECKING
 from gradbench import estimators, systems
 
 __version__ = "0.1.0"
-__all__ = ["UserError", "estimators", "measure", "run", "systems"]
+__all__ = ["UserError", "estimators", "measure", "run", "suite", "system", "systems"]
 
 if TYPE_CHECKING:
-    from gradbench.api import measure
-    from gradbench.commands.running import run
+    from gradbench.api.defining import system
+    from gradbench.api.measuring import measure
+    from gradbench.api.results import run, suite
     from gradbench.errors import UserError
 
 _LOADED = {  # when first used
     "UserError": "gradbench.errors",
-    "measure": "gradbench.api",
-    "run": "gradbench.commands.running",
+    "measure": "gradbench.api.measuring",
+    "run": "gradbench.api.results",
+    "suite": "gradbench.api.results",
+    "system": "gradbench.api.defining",
 }
 
 

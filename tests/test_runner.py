@@ -229,7 +229,7 @@ def test_the_source_digest_covers_what_decides_a_number_and_nothing_else(monkeyp
     environment.source_digest()
     assert {"cet.py", "toy.py", "ep.py", "aep.py", "reverse.py", "solving.py", "field.py", "metrics.py"} <= set(read)
     assert {"streams.py", "plans.py", "status.py", "fashion_mnist_sample.npz"} <= set(read)
-    assert not {"cli.py", "api.py", "running.py", "progress.py", "store.py", "look.py"} & set(read)
+    assert not {"cli.py", "measuring.py", "running.py", "progress.py", "store.py", "look.py"} & set(read)
 
 
 def test_fresh_makes_a_new_run_even_within_a_second(write_suite: Any, solved: list[str]) -> None:

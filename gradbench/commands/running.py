@@ -33,7 +33,7 @@ ENGINES = ("auto", "eager", "batched", "compiled")
 
 
 def run(
-    suite: str | Path,
+    suite: str | Path | suites.Suite,
     *,
     out: str | Path = "results",
     device: str = "auto",
@@ -47,17 +47,18 @@ def run(
 ) -> Run:
     """Run a suite, or resume a run of it that was cut off; the folder of the run.
 
-    `overrides` replaces keys of every grid. `engine` is auto, eager (a problem at a time), batched or compiled
-    (batched, and compiled first; CUDA only). `memory` is what packs may take, as "80%" or "24GiB". `certify` adds a
-    deep certificate to every cell. `profile` writes where the time went. `watch` is called with the progress after
-    every problem. Raises UserError before anything runs, StoreError where the results cannot be written.
+    A suite is given by path, by the name of a shipped one, or as it is. `overrides` replaces keys of every grid of a
+    file. `engine` is auto, eager (a problem at a time), batched or compiled (batched, and compiled first; CUDA only).
+    `memory` is what packs may take, as "80%" or "24GiB". `certify` adds a deep certificate to every cell. `profile`
+    writes where the time went. `watch` is called with the progress after every problem. Raises UserError before
+    anything runs, StoreError where the results cannot be written.
     """
     loaded, planned = prepare(suite, overrides)
     setup = _setup(device, engine, memory, certify=certify, profile=profile)
     env = describe_environment(f"{planned.key} certified" if certify else planned.key, setup.device)
     _try_data(planned)
     folder = Path(out) / "runs" / loaded.name
-    target = _folder(folder, planned, env, fresh)
+    target = _folder(folder, planned, env, fresh or _has_unseen(planned))
     with target.alone():
         target.claim(loaded.model_dump(mode="json", include={"check", "table", "allow_incomplete"}))
         runs.point(folder, target)
@@ -70,13 +71,18 @@ def run(
     return target
 
 
-def prepare(suite: str | Path, overrides: dict[str, Any] | None = None) -> tuple[suites.Suite, Plan]:
+def prepare(suite: str | Path | suites.Suite, overrides: dict[str, Any] | None = None) -> tuple[suites.Suite, Plan]:
     """Read and plan a suite, with keys of every grid replaced."""
-    path = files.find(str(suite), files.SUITES, "suite")
-    loaded = suites.load(path, overrides)
-    planned = plans.plan(loaded, str(path))
+    if isinstance(suite, suites.Suite):
+        if overrides:
+            raise UserError("overrides: replace keys of a suite file; write them into the grid of gradbench.suite")
+        loaded, where = suite, f"suite {suite.name!r}"
+    else:
+        path = files.find(str(suite), files.SUITES, "suite")
+        loaded, where = suites.load(path, overrides), str(path)
+    planned = plans.plan(loaded, where)
     if not overrides:  # some checks may match no cell of a part of the grid
-        planned.verify(loaded.check, str(path), loaded.table)
+        planned.verify(loaded.check, where, loaded.table)
     return loaded, planned
 
 
@@ -111,6 +117,14 @@ def _folder(folder: Path, planned: Plan, env: Environment, fresh: bool) -> Run:
         run = runs.new(folder, env["identity"])
         run.start(planned.to_json(), env)
     return run
+
+
+def _has_unseen(planned: Plan) -> bool:
+    """Whether a system has a part that no digest sees, which stderr tells: its numbers belong to no other run."""
+    unseen = {p.system.name: p.system.unseen for p in planned.problems if p.system.unseen is not None}
+    for name, part in unseen.items():
+        say(f"gradbench: no digest sees all of {name!r} ({part}): a new run is begun each time. key= can stand for it")
+    return bool(unseen)
 
 
 def execute(target: Run, planned: Plan, setup: Setup, watch: CellWatch) -> None:

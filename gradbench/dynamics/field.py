@@ -301,10 +301,6 @@ class Field:
         """Gradient over theta of the sum of `scalar`, for every row of the states by itself."""
 
         def by_row(theta: Params, x: Data, knobs: Knobs, *states: Tensor) -> Params:
-            rows = torch.func.grad(lambda theta, *row: scalar(theta, x, knobs, *row).sum())
-            for _ in states[0].shape[:-2]:
-                rows = torch.func.vmap(rows, in_dims=(None, *[0] * len(states)))
-            grads: Params = rows(theta, *states)
-            return grads
+            return self.system.by_row(lambda theta, *row: scalar(theta, x, knobs, *row), theta, *states)
 
         return self._over(by_row, *torch.broadcast_tensors(*states))

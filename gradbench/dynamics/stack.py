@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from gradbench.vocabulary.coordinates import Knobs
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-    from gradbench.systems.base import Saved
+    from gradbench.systems.base import Data, Params, Saved
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +41,9 @@ class Stack(Field):
         theta = {n: torch.stack([f.theta[n] for f in fields]) for n in first.theta}
         x = {n: torch.stack([f.x[n] for f in fields]) for n in first.x}
         columns = zip(*(f.knobs for f in fields), strict=True)
-        return cls(first.system, theta, x, Knobs(*(torch.stack(column) for column in columns)), compiled)
+        knobs = Knobs(*(torch.stack(column) for column in columns))
+        cls = cls if first.system.lifted else Looped
+        return cls(first.system, theta, x, knobs, compiled)
 
     def _over(self, function: Callable[..., Result], *states: Tensor | Saved) -> Result:
         """function(theta, x, knobs, *states) of every cell, by vmap.
@@ -81,3 +84,48 @@ class Plain(Stack):
         return function
 
     frozen = Field.frozen
+
+
+class Looped(Plain):
+    """A stack of a system whose functions no vmap may lift: the cells are taken one after the other."""
+
+    @cached_property
+    def _cells(self) -> list[tuple[Params, Data, Knobs]]:
+        """theta, data and knobs of every cell."""
+        return [
+            (
+                {n: v[c] for n, v in self.theta.items()},
+                {n: v[c] for n, v in self.x.items()},
+                Knobs(*(k[c] for k in self.knobs)),
+            )
+            for c in range(len(self.knobs.eps))
+        ]
+
+    def _by_cell(self, function: Callable[..., Result], *states: Tensor | Saved) -> list[Result]:
+        return [
+            function(*cell, *(s.select(-3, c) if isinstance(s, Tensor) else s[str(c)] for s in states))
+            for c, cell in enumerate(self._cells)
+        ]
+
+    def _over(self, function: Callable[..., Result], *states: Tensor | Saved) -> Result:
+        """function(theta, x, knobs, *states) of every cell. The cell axis of a result stands behind the rows."""
+        rows = max((s.ndim - 3 for s in states if isinstance(s, Tensor)), default=0)
+        joined: Result = _joined(self._by_cell(function, *states), rows)
+        return joined
+
+    def activate(self, s: Float[Tensor, "*r c b n"]) -> Saved:
+        """The activations of every cell, by its number."""
+        system = self.closed
+        assert system is not None
+        by_cell: Any = self._by_cell(lambda theta, x, knobs, s: system.activate(theta, x, {}, s, knobs), s)
+        return {str(c): saved for c, saved in enumerate(by_cell)}
+
+
+def _joined(results: Sequence[Any], rows: int) -> Any:
+    """The results of all cells as one, with the cell axis behind the rows."""
+    first = results[0]
+    if isinstance(first, Tensor):
+        return torch.stack(list(results), rows)
+    if isinstance(first, dict):
+        return {name: _joined([result[name] for result in results], rows) for name in first}
+    return tuple(_joined(parts, rows) for parts in zip(*results, strict=True))

@@ -20,6 +20,7 @@ from torch.overrides import _get_current_function_mode_stack, _pop_mode, _push_m
 
 PARTS = ("cuda.matmul", "cudnn.conv", "cudnn.rnn", "mkldnn.matmul", "mkldnn.conv", "mkldnn.rnn")
 FLAGS: dict[str, object] = {"fp32_precision": dict.fromkeys(PARTS, "ieee"), "flush_denormal": True}
+ATTENTION = ("flash", "mem_efficient", "cudnn", "math")  # kernels of scaled_dot_product_attention
 CORES = 1  # of one measurement on a CPU: sums are split by their number, so that another number is another last digit
 Result = TypeVar("Result")
 SMALLEST = sys.float_info.min  # half of it is a denormal number
@@ -35,6 +36,11 @@ class _Setting(NamedTuple):
 
 def _set_deterministic(mode: tuple[bool, bool]) -> None:
     torch.use_deterministic_algorithms(mode[0], warn_only=mode[1])
+
+
+def _set_attention(kernels: tuple[bool, ...]) -> None:
+    for name, enabled in zip(ATTENTION, kernels, strict=True):
+        getattr(torch.backends.cuda, f"enable_{name}_sdp")(enabled)
 
 
 def _cudnn(name: str, plain: bool) -> _Setting:
@@ -55,6 +61,13 @@ _SETTINGS = (
         lambda mode: torch.autograd.set_detect_anomaly(*mode),
         (False, True),
     ),
+    # the only ones with derivatives of second order
+    _Setting(
+        lambda: tuple(getattr(torch.backends.cuda, f"{name}_sdp_enabled")() for name in ATTENTION),
+        _set_attention,
+        tuple(name == "math" for name in ATTENTION),
+    ),
+    _Setting(torch.backends.mha.get_fastpath_enabled, torch.backends.mha.set_fastpath_enabled, False),
     _cudnn("enabled", True),
     _cudnn("benchmark", False),
     _cudnn("deterministic", False),

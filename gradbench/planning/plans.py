@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -147,6 +147,7 @@ def _points(grid: Grid, where: str, given: Collection[str]) -> Iterator[tuple[Ce
         with placed(f"{where}.system"):
             system.check(axes["batch"][0], given)
         used = system.uses | estimator.uses
+        _refuse_missing(system, used, axes)
         unused = {c.attribute: None for c in COORDINATES.values() if c.optional and c.name not in used}
         reason, rule = estimator.skip(type(system)), registry.options(estimator)
         sources = [trained(Path(name), f"{where}.params_from") for name in grid.params_from or ()]
@@ -161,6 +162,17 @@ def _points(grid: Grid, where: str, given: Collection[str]) -> Iterator[tuple[Ce
                 **{**point, **unused},
             )
             yield cell, reason or (estimator.skip_cell(point["T1"], point["T2"]) if "T1" in used else None)
+
+
+def _refuse_missing(system: AbstractSystem, used: Collection[str], axes: Mapping[str, tuple[Any, ...]]) -> None:
+    """Raise UserError where a coordinate that is used has no value: neither the caller nor the system names one."""
+    missing = [n for n, c in COORDINATES.items() if axes[c.attribute] == (None,) and (n in used or not c.optional)]
+    if missing:
+        told = " and ".join([", ".join(missing[:-1]), missing[-1]] if missing[1:] else missing)
+        raise UserError(
+            f"{system.name}: {told} {'are' if missing[1:] else 'is'} missing: name {'them' if missing[1:] else 'it'}, "
+            f"or give defaults= to the system"
+        )
 
 
 def _options(system: AbstractSystem, source: str) -> str:

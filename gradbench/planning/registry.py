@@ -116,7 +116,9 @@ def written(item: object) -> object:
         named = written(item.get("name"))
         return {**item, **named} if isinstance(named, dict) else item
     if isinstance(item, AbstractSystem | AbstractEstimator):
-        return {"name": _entered(type(item)).name, **json.loads(options(item))}
+        defaults = {f.name: f.default for f in fields(_entered(type(item)))}  # type: ignore[arg-type]
+        named = {k: v for k, v in json.loads(options(item)).items() if k == DIGEST or v != defaults[k]}
+        return {"name": item.name, **named}
     if inspect.isclass(item) and issubclass(item, AbstractSystem | AbstractEstimator):
         digest = digest_of(_entered(item))
         return {"name": item.name} | ({} if digest is None else {DIGEST: digest})
@@ -156,6 +158,12 @@ def estimator(
 def options(item: AbstractSystem | AbstractEstimator) -> str:
     """All options of a system or estimator, defaults included, as canonical JSON."""
     return json.dumps({f.name: getattr(item, f.name) for f in fields(item)}, sort_keys=True)  # type: ignore[arg-type]
+
+
+def knobs(name: str, options: Mapping[str, Any]) -> frozenset[str]:
+    """The knobs of a system, by its name and options; none where there is no such system."""
+    cls = _meant("systems", name, options.get(DIGEST))
+    return cls.knobs if cls is not None else frozenset()
 
 
 def label(name: str, options: str, kind: Literal["system", "estimator"]) -> str:

@@ -27,7 +27,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from gradbench.errors import UserError, near_miss
-from gradbench.planning import files, values
+from gradbench.planning import files, registry, values
 from gradbench.planning.values import Options
 from gradbench.vocabulary.coordinates import COORDINATES, Coordinate, Value
 from gradbench.vocabulary.notation import METRICS
@@ -173,7 +173,7 @@ class Suite(Strict):
     def _some(cls, grids: object) -> object:
         if not isinstance(grids, list) or not grids:
             raise ValueError("a suite needs at least one [[grid]]")
-        return grids
+        return [_knobs_as_options(grid) for grid in grids]
 
     @field_validator("thresholds")
     @classmethod
@@ -190,6 +190,25 @@ class Suite(Strict):
         if "live" in named:
             named["live"] = Thresholds().live | named["live"]
         return Thresholds(**named)
+
+
+def _knobs_as_options(grid: object) -> object:
+    """A grid in which knobs of its systems, which stand beside coordinates, are options of these systems."""
+    if not isinstance(grid, dict) or not (more := set(grid) - set(Grid.model_fields)) or "system" not in grid:
+        return grid
+    listed = grid["system"] if isinstance(grid["system"], list | tuple) else [grid["system"]]
+    systems, moved = [], set[str]()
+    for entry in listed:
+        try:
+            name, options = values.name_and_options(entry)
+        except ValueError:  # which the check of the system tells
+            return grid
+        knobs = {k: grid[k] for k in sorted(more & registry.knobs(name, options))}
+        if twice := set(knobs) & set(options):
+            raise ValueError(f"{min(twice)} stands in the grid and in its system {name!r}")
+        systems.append({"name": name} | options | knobs)
+        moved |= set(knobs)
+    return {k: v for k, v in grid.items() if k not in moved} | {"system": systems}
 
 
 def _threshold(key: str, value: Any, default: Any) -> Any:
@@ -224,6 +243,15 @@ def parse(content: Mapping[str, object], where: str) -> Suite:
         # a mistake in a key that is set for every grid is in every grid, and is told once
         told = {re.sub(r"^grid\[\d+\]", "grid", line): line for line in map(error_line, reversed(error.errors()))}
         raise UserError("\n".join(f"{where}: {line}" for line in reversed(told.values()))) from None
+
+
+def parse_check(content: Mapping[str, object], where: str) -> Check:
+    """Check the content of one check; `where` begins the message of a mistake."""
+    try:
+        return Check.model_validate(dict(content))
+    except ValidationError as error:
+        told = (error_line(e, Check, {}) for e in error.errors())
+        raise UserError("\n".join(f"{where}: {line.removeprefix(': ')}" for line in told)) from None
 
 
 # what is expected, by the type of a mistake that pydantic has words of its own for

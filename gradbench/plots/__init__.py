@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,17 +18,23 @@ def draw(run: Run) -> list[Path]:
 
     pandas, seaborn and matplotlib are loaded here, and not where the package is imported.
     """
+    paths = []
+    for name, figure in drawn(run):
+        paths += save(figure, run.folder / "plots" / name)
+    return paths
+
+
+def drawn(run: Run, names: Collection[str] = ()) -> Iterator[tuple[str, Figure]]:
+    """The figures of a run by name, all of them where none is named. A figure with nothing to show is left out."""
     from gradbench.plots import gallery, look
     from gradbench.plots.sources import Tables
 
     tables = Tables.of(run)
-    paths = []
     for name, drawing in gallery.collect().items():
-        figure = drawing(tables)
+        figure = drawing(tables) if not names or name in names else None
         if figure is not None:
             look.sign(figure, tables.source)
-            paths += save(figure, run.folder / "plots" / name)
-    return paths
+            yield name, figure
 
 
 def save(figure: Figure, stem: Path, kinds: Collection[str] = ("svg", "png")) -> list[Path]:

@@ -40,6 +40,9 @@ class AbstractSystem(ABC):
     conservative: ClassVar[bool] = False
     per_example: ClassVar[frozenset[str]]  # data entries with a leading example axis
     swirl_block: ClassVar[str | None] = None  # the block of the state on which its swirl acts alone; None: on all
+    knobs: ClassVar[frozenset[str]] = frozenset()  # options that a grid may name beside its coordinates
+    unseen: ClassVar[str | None] = None  # a part of its code or data that no digest sees; None: there is none
+    lifted: ClassVar[bool] = True  # whether its functions may be lifted over rows and cells by torch.func.vmap
 
     @property
     @abstractmethod
@@ -121,6 +124,25 @@ class AbstractSystem(ABC):
     def projects(self) -> bool:
         """Whether Pi is anything but the identity."""
         return type(self).project is not AbstractSystem.project
+
+    def by_row(self, scalar: Callable[..., Tensor], theta: Params, *states: Float[Tensor, "*r b n"]) -> Params:
+        """Gradient over theta of the sum of scalar(theta, *states), for every row of the states by itself."""
+        import torch
+
+        rows = torch.func.grad(lambda theta, *row: scalar(theta, *row).sum())
+        for _ in states[0].shape[:-2]:
+            rows = torch.func.vmap(rows, in_dims=(None, *[0] * len(states)))
+        grads: Params = rows(theta, *states)
+        return grads
+
+    def shown(self, s: Float[Tensor, "*r b n"]) -> Any:
+        """A state as the author of the system wrote it: here the flat tensor."""
+        return s
+
+    def flat(self, z: Any) -> Float[Tensor, "*r b n"]:
+        """The flat state of a state as the author of the system wrote it. Raises SystemFaultError for another form."""
+        flat: Tensor = z
+        return flat
 
     def split(self, s: Float[Tensor, "*r b n"]) -> dict[str, Tensor]:
         """Views of the blocks of a flat state."""

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
-from inspect import Parameter, Signature, signature
+from inspect import Parameter, Signature, isclass, signature
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gradbench.data.given import article, table, tensors
@@ -16,10 +16,12 @@ from gradbench.engine.draws import build
 from gradbench.engine.precision import isolated
 from gradbench.engine.solving import solve
 from gradbench.errors import UserError, near_miss
+from gradbench.estimators.base import AbstractEstimator
 from gradbench.planning import registry, values
 from gradbench.planning.cells import PARAMS_FROM
 from gradbench.planning.plans import plan
 from gradbench.planning.suites import parse
+from gradbench.systems.base import AbstractSystem
 from gradbench.vocabulary.coordinates import COORDINATES, Value
 from gradbench.vocabulary.status import Thresholds
 
@@ -28,10 +30,10 @@ if TYPE_CHECKING:
 
     from gradbench.engine.outcome import Outcome
     from gradbench.planning.problems import Problem
-    from gradbench.systems.base import AbstractSystem, Data, Params
+    from gradbench.systems.base import Data, Params
     from gradbench.vocabulary.status import Status
 
-Kind = TypeVar("Kind")
+Kind = TypeVar("Kind", AbstractSystem, AbstractEstimator)
 KEY = "{where}[{option!r}]"  # how a message calls an option
 SHOWN = ("status", "cosine", "cosine_min", "worst", "rel_error", "residual", "cause")  # of a row, as evidence
 
@@ -81,8 +83,8 @@ def _text(value: object) -> str:
 
 
 def measure(
-    system: str,
-    estimator: str,
+    system: str | AbstractSystem,
+    estimator: str | AbstractEstimator,
     *,
     device: str | torch.device = "cpu",
     params: Mapping[str, object] | None = None,
@@ -93,30 +95,34 @@ def measure(
 ) -> Measurement:
     """Compare one estimate with backpropagation through time.
 
-    The signature has a keyword for every coordinate. A coordinate that is None or left out takes the default of the
-    system. `params` and `data` replace what `seed` would draw, and sizes and batch are read from them: tensors, arrays
-    or lists of numbers by name, which are copied. Options are a table, or JSON as in the table `cells`. Raises
-    UserError for unknown names and options, for what is no number or has a wrong shape, and for an estimator that does
-    not apply to the system. Numerical trouble is no exception but the status of the measurement.
+    A system is a name, or what `gradbench.system` made; an estimator is a name, or what `gradbench.estimator` made. The
+    signature has a keyword for every coordinate; a knob of the system is a keyword as well. A coordinate that is None
+    or left out takes the default of the system. `params` and `data` replace what `seed` would draw, and sizes and batch
+    are read from them: tensors, arrays or lists of numbers by name, which are copied. Options are a table, or JSON as
+    in the table `cells`. Raises UserError for unknown names and options, for what is no number or has a wrong shape,
+    and for an estimator that does not apply to the system. Numerical trouble is no exception but the status of the
+    measurement.
     """
+    kind, of_system = _asked("system", system, registry.known_systems())
+    of_rule, of_estimator = _asked("estimator", estimator, registry.known_estimators())
     for name in coordinates:
-        if name not in COORDINATES:
-            known = [p.name for p in signature(measure).parameters.values()]
+        if name not in COORDINATES and name not in kind.knobs:
+            known = [*kind.knobs, *(p.name for p in signature(measure).parameters.values())]
             raise UserError(f"measure: there is no argument {name!r}{near_miss(name, known)}")
+    knobs = {name: coordinates.pop(name) for name in kind.knobs if name in coordinates}
     with isolated():
-        kind = _registered("system", system, registry.known_systems())
-        _registered("estimator", estimator, registry.known_estimators())
         theta, x = tensors(params, "params"), tensors(data, "data")
-        rule = registry.estimator(estimator, _options("estimator_options", estimator_options), "estimator_options", KEY)
-        options = _options("system_options", system_options)
+        named = of_estimator | _options("estimator_options", estimator_options)
+        rule = registry.estimator(of_rule.name, named, "estimator_options", KEY)
+        options = of_system | _options("system_options", system_options) | knobs
         source = str(options.pop(PARAMS_FROM, ""))
         made = _sized(kind, options, theta, x)
         named = _coordinates(coordinates, made.uses | rule.uses)
         named |= _batch(made, x, named.get("batch"))
         made.check(int(named.get("batch", made.defaults["batch"])), x)
         grid = {
-            "system": {"name": system, **json.loads(registry.options(made))},
-            "estimator": {"name": estimator, **json.loads(registry.options(rule))},
+            "system": {"name": made.name, **json.loads(registry.options(made))},
+            "estimator": {"name": rule.name, **json.loads(registry.options(rule))},
             **named,
             **({PARAMS_FROM: source.rpartition("@")[0] or source} if source else {}),
         }
@@ -141,14 +147,22 @@ def _signed() -> Signature:
 measure.__signature__ = _signed()  # type: ignore[attr-defined]
 
 
-def _registered(argument: str, name: object, known: Mapping[str, Kind]) -> Kind:
-    """The class of that name. Raises UserError for anything but a name that is known."""
-    if not isinstance(name, str):
-        hint = f"; a class is registered by an entry point of the group gradbench.{argument}s"
-        raise UserError(f"{argument}: got {article(name)}, expected a name: {', '.join(known)}{hint}")
-    if name not in known:
-        raise UserError(f"{argument} = {str(name)!r} is not registered{near_miss(name, known)}")
-    return known[name]
+def _asked(argument: str, item: object, known: Mapping[str, type[Kind]]) -> tuple[type[Kind], dict[str, Any]]:
+    """The class of a name, or of a system or an estimator itself, whose options come with it.
+
+    Raises UserError for anything else, and for a name that is not known.
+    """
+    cls: Any = item if isclass(item) else type(item)
+    if issubclass(cls, {"system": AbstractSystem, "estimator": AbstractEstimator}[argument]):
+        entry = registry.written(item)
+        assert isinstance(entry, dict)
+        return cls, {n: v for n, v in entry.items() if n != "name"}
+    if not isinstance(item, str):
+        hint = f"; gradbench.{argument}(...) makes one from functions"
+        raise UserError(f"{argument}: got {article(item)}, expected a name: {', '.join(known)}{hint}")
+    if item not in known:
+        raise UserError(f"{argument} = {str(item)!r} is not registered{near_miss(item, known)}")
+    return known[item], {}
 
 
 def _options(argument: str, given: object) -> dict[str, Any]:

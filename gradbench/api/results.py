@@ -1,0 +1,160 @@
+"""Suites and runs from Python: `gradbench.suite(grid)` and `gradbench.run(suite)`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gradbench.commands import running
+from gradbench.data.given import table
+from gradbench.errors import UserError, near_miss
+from gradbench.planning import registry, suites
+from gradbench.planning.suites import Suite
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+    from gradbench.commands.progress import CellWatch
+    from gradbench.tables.checks import Finding
+    from gradbench.tables.store import Run
+    from gradbench.tables.verdict import Verdict
+
+ITEMS = ("system", "estimator")  # keys of a grid that take what the session made
+
+
+def suite(
+    grid: Mapping[str, object] | Sequence[Mapping[str, object]],
+    *,
+    check: Sequence[Mapping[str, object]] = (),
+    table: Sequence[Mapping[str, object]] = (),
+    thresholds: Mapping[str, object] | None = None,
+    name: str = "session",
+    about: str = "",
+) -> Suite:
+    """A suite as a suite file has it: a grid or a list of grids, with checks, printed tables and thresholds.
+
+    Systems and estimators are names, tables of a name with options, or what `gradbench.system` and
+    `gradbench.estimator` made. A knob of a system is a key of its grid. Raises UserError for what is not known, with
+    the key.
+    """
+    grids = [grid] if isinstance(grid, Mapping) else list(grid)
+    content = {
+        "name": name,
+        "about": about,
+        "grid": [_written(g, f"grid[{i}]") for i, g in enumerate(grids)],
+        "check": [dict(c) for c in check],
+        "table": [dict(t) for t in table],
+        "thresholds": dict(thresholds or {}),
+    }
+    return suites.parse(content, "suite")
+
+
+def _written(grid: object, where: str) -> dict[str, object]:
+    """A grid as a suite file would have it: numpy and tuples as lists, items as tables of name and options."""
+    content = table(grid, where, "a table of lists by name")
+    return {str(k): registry.written(v) if k in ITEMS else v for k, v in content.items()}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Results:
+    """The results of a run: its tables as pandas frames, its figures and its checks."""
+
+    run: Run
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the run."""
+        return self.run.folder
+
+    @property
+    def cells(self) -> DataFrame:
+        """A row for every cell."""
+        return self.run.cells
+
+    @property
+    def params(self) -> DataFrame:
+        """A row for every cell and parameter."""
+        return self.run.params
+
+    @property
+    def blocks(self) -> DataFrame:
+        """A row for every cell and block of the state."""
+        return self.run.blocks
+
+    @property
+    def budget(self) -> DataFrame:
+        """The size of every cause, by cell and parameter."""
+        return self.run.budget
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """The plan of the run."""
+        return self.run.plan
+
+    @property
+    def env(self) -> dict[str, Any]:
+        """Device, versions and code of the run."""
+        return self.run.env
+
+    def plot(self, *names: str, folder: str | Path | None = None) -> dict[str, Figure]:
+        """Figures by name, all of them where none is named; a figure with nothing to show is left out.
+
+        They are written as SVG and PNG where a folder is named. Raises UserError for a name that no figure has.
+        """
+        from gradbench.plots import drawn, gallery, save
+
+        known = gallery.collect()
+        for name in names:
+            if name not in known:
+                raise UserError(f"plot: there is no figure {name!r}{near_miss(name, known)}")
+        figures = dict(drawn(self.run, names))
+        for name, figure in figures.items() if folder is not None else ():
+            save(figure, Path(str(folder)) / name)
+        return figures
+
+    def check(self, **claim: Any) -> Verdict | Finding:
+        """The verdict of the suite; or the finding of one check, with the keys that a check of a suite file has.
+
+        check(metric=, min=, max=, at=, reduce=, against=, status=, where=, **where): every other key is one of `where`.
+        """
+        from gradbench.tables.checks import evaluate
+        from gradbench.tables.verdict import judge
+
+        if not claim:
+            return judge(self.run)
+        keys = suites.Check.model_fields
+        where = dict(claim.get("where") or {}) | {k: v for k, v in claim.items() if k not in keys}
+        named = {k: v for k, v in claim.items() if k in keys} | {"name": "check", "where": where}
+        content = suites.parse_check(named, "check")
+        return evaluate(content, self.cells)
+
+    def __repr__(self) -> str:
+        statuses = ", ".join(f"{n} {status}" for status, n in self.cells["status"].value_counts().items())
+        return f"{self.folder}: {len(self.cells):,} cells, {statuses}"
+
+
+def run(
+    suite: str | Path | Suite,
+    *,
+    out: str | Path = "results",
+    device: str = "auto",
+    overrides: dict[str, Any] | None = None,
+    engine: str = "auto",
+    memory: str | None = None,
+    certify: bool = False,
+    profile: bool = False,
+    fresh: bool = False,
+    watch: CellWatch | None = None,
+) -> Results:
+    """Run a suite, or resume a run of it that was cut off; its results.
+
+    `suite` is a path, the name of a shipped suite, or what `gradbench.suite` made. The other arguments are those of
+    `gradbench.commands.running.run`. Raises UserError before anything runs, StoreError where the results cannot be
+    written.
+    """
+    named: dict[str, Any] = {"out": out, "device": device, "overrides": overrides, "engine": engine, "memory": memory}
+    more: dict[str, Any] = {"certify": certify, "profile": profile, "fresh": fresh, "watch": watch}
+    return Results(running.run(suite, **named, **more))

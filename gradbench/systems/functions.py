@@ -1,0 +1,501 @@
+"""Systems made from functions of a module, data and a state, as `gradbench.system` makes them.
+
+A function is called with the shapes that its author wrote it for: rows of a nudged batch are folded into the example
+axis. Derivatives are plain backward passes of a recorded evaluation, so that any code that autograd can differentiate
+twice may stand in a function.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from abc import abstractmethod
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, fields
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from gradbench.errors import SystemFaultError, UserError
+from gradbench.systems.base import (
+    AbstractDrivenSystem,
+    AbstractEnergySystem,
+    AbstractSystem,
+    ClosedForms,
+    Data,
+    Params,
+    Saved,
+)
+from gradbench.vocabulary.coordinates import COORDINATES, Knobs
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Generator, Tensor
+
+    from gradbench.data.streams import Streams
+    from gradbench.systems.forms import Form
+    from gradbench.systems.modules import Slots
+
+Function = Callable[..., Any]  # f(net, x, z) or f(net, x, z, k)
+DYNAMICS = ("step", "force", "energy", "swirl")  # functions that say how a state moves
+HINTS = {  # what to do, by the name of an exception or a word of its message
+    "CheckpointError": "; activation checkpointing calls the module again later, with other parameters: switch it off",
+    "dtype": "; functions are called in float64, too: make new tensors in the dtype of z, as torch.zeros_like(z) does",
+}
+SHARED_KNOBS = ("s", "damp")  # knobs that are coordinates of the built-in systems
+
+
+@dataclass(frozen=True, eq=False)
+class Definition:
+    """What a call of `gradbench.system` handed over: functions, and copies of parameters and data."""
+
+    name: str
+    functions: Mapping[str, Function]  # by argument: step, force, energy, swirl, cost, state, project
+    slots: Slots | None  # None: the parameters are a dict, which the functions get
+    theta: Params
+    data: Data
+    shared: frozenset[str]  # data without an example axis
+    form: Form
+    cost_of: str | None  # "sum" or "mean": `cost` is a scalar of its examples; None: it gives a number for each
+    with_knobs: frozenset[str]  # functions that take the knobs
+    folded: threading.local = field(default_factory=threading.local)  # data of the last call, repeated
+
+    @property
+    def batch(self) -> int:
+        """The number of examples of the data."""
+        return next(len(v) for name, v in self.data.items() if name not in self.shared)
+
+
+class Recording(Saved):
+    """Evaluations at one state, recorded when a product asks for them.
+
+    A recording over all rows serves the Jacobian. For gradients of parameters every row is recorded by itself, since
+    all rows of a recording share the parameters.
+    """
+
+    def __init__(self, system: AbstractFunctionSystem, theta: Params, x: Data, s: Tensor, knobs: Knobs) -> None:
+        super().__init__(s=s)
+        self._system, self._theta, self._x, self._knobs = system, theta, x, knobs
+        self._wide: dict[tuple[str, tuple[int, ...]], tuple[Tensor, Tensor, list[Tensor]]] = {}
+        self._rows: dict[int, tuple[Tensor, Tensor, Params]] = {}
+
+    def vjp(self, what: str, a: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
+        """J^T a of the force or of the swirl."""
+        s, f, _ = self._over(what, a)
+        return self._graded(f, [s], a)[0]
+
+    def jvp(self, what: str, v: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
+        """J v, by reverse mode twice: v -> J v is the gradient of a -> <J^T a, v>."""
+        import torch
+
+        s, f, dual = self._over(what, v)
+        if not dual:
+            with torch.enable_grad():
+                a = torch.zeros_like(f, requires_grad=True)
+                dual.extend((a, self._graded(f, [s], a, create=True)[0]))
+        a, pulled = dual
+        return self._graded(pulled, [a], v.expand_as(pulled))[0]
+
+    def backward(self, a: Float[Tensor, "*r b n"]) -> tuple[Tensor, Params]:
+        """J^T a of the force, and d<a, F>/dtheta of every row."""
+        import torch
+
+        base = self["s"]
+        a = a.expand(torch.broadcast_shapes(a.shape, base.shape))
+        states, over = base.reshape(-1, *base.shape[-2:]), a.reshape(-1, math.prod(base.shape[:-2]), *a.shape[-2:])
+        back, grads = (
+            torch.empty_like(over),
+            {n: p.new_empty((*over.shape[:2], *p.shape)) for n, p in self._theta.items()},
+        )
+        for i, state in enumerate(states):
+            s, f, leaves = self._row(i, state)
+            for k, credit in enumerate(over[:, i]):
+                back[k, i], *of_theta = self._graded(f, [s, *leaves.values()], credit)
+                for name, g in zip(leaves, of_theta, strict=True):
+                    grads[name][k, i] = g
+        rows = a.shape[:-2]
+        return back.reshape(a.shape), {n: g.reshape(*rows, *g.shape[2:]) for n, g in grads.items()}
+
+    def _over(self, what: str, like: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """s and F(s), recorded over all rows of `like`, and what `jvp` keeps beside them."""
+        import torch
+
+        shape = tuple(torch.broadcast_shapes(like.shape, self["s"].shape))
+        if (what, shape) not in self._wide:
+            with torch.enable_grad():
+                s = self["s"].detach().expand(shape).clone().requires_grad_()
+                function = self._system.force if what == "force" else self._system.swirl_force
+                f = function(self._theta, self._x, {}, s, self._knobs)
+            self._wide[what, shape] = s, f, []
+        return self._wide[what, shape]
+
+    def _row(self, i: int, state: Tensor) -> tuple[Tensor, Tensor, Params]:
+        """s, F(s) and the parameters as leaves, recorded for one row."""
+        import torch
+
+        if i not in self._rows:
+            with torch.enable_grad():
+                s = state.detach().clone().requires_grad_()
+                leaves = _leaves(self._theta)
+                f = self._system.force(leaves, self._x, {}, s, self._knobs)
+            self._rows[i] = s, f, leaves
+        return self._rows[i]
+
+    def _graded(self, f: Tensor, of: list[Tensor], a: Tensor, *, create: bool = False) -> list[Tensor]:
+        return self._system.graded("force", f, of, a.expand_as(f), retain=True, create=create)
+
+
+class AbstractFunctionSystem(ClosedForms, AbstractSystem):
+    """A system made from functions. Its options are the digest of what was handed over, and a float for every knob."""
+
+    uses: ClassVar[frozenset[str]] = frozenset({"T1"})
+    source: ClassVar[str] = "functions of the caller"
+    lifted: ClassVar[bool] = False
+
+    digest: str
+
+    @classmethod
+    @abstractmethod
+    def definition(cls) -> Definition:
+        """What was handed over."""
+
+    def __repr__(self) -> str:
+        made = self.definition()
+        n, p = (sum(map(math.prod, shapes.values())) for shapes in (self.layout, self.shapes))
+        return (
+            f"{self.name}: {n} coordinates, {p:,} parameters, {made.batch} examples, from {', '.join(made.functions)}"
+        )
+
+    @property
+    def layout(self) -> dict[str, tuple[int, ...]]:
+        return self.definition().form.layout
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(p.shape) for name, p in self.definition().theta.items()}
+
+    def data_shapes(self, batch: int) -> dict[str, tuple[int, ...]]:
+        made = self.definition()
+        return {name: tuple(v.shape) if name in made.shared else (batch, *v.shape[1:]) for name, v in made.data.items()}
+
+    @classmethod
+    def sizes(cls, params: Params, given: Data) -> dict[str, Any]:
+        return {}
+
+    def check(self, batch: int, given: Collection[str] = ()) -> None:
+        made = self.definition()
+        if batch > made.batch and set(made.data) - made.shared - set(given):
+            raise UserError(f"batch = {batch}: the data of {self.name!r} have {made.batch} examples")
+
+    def init_params(self, rng: Generator) -> Params:
+        return {name: p.double() for name, p in self.definition().theta.items()}
+
+    def sample(self, streams: Streams, batch: int) -> Data:
+        made = self.definition()
+        first = {name: v if name in made.shared else v[:batch] for name, v in made.data.items()}
+        return {name: v.double() if v.is_floating_point() else v for name, v in first.items()}
+
+    def init_state(self, theta: Params, x: Data) -> Float[Tensor, "b n"]:
+        like = next(iter(theta.values()))
+        made = self.definition()
+        batch = next(len(v) for name, v in x.items() if name not in made.shared)
+        with self._calling("state", theta, like) as net:
+            z = made.functions["state"](net, _typed(x, like))
+        return made.form.flat(z, (batch,), f"{self.name}: state", like.dtype).detach().to(like.device)
+
+    def force(
+        self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Float[Tensor, "*r b n"]:
+        made = self.definition()
+        if "step" in made.functions:
+            return self._moved("step", theta, x, s, knobs) - s
+        return self._moved("force", theta, x, s, knobs)
+
+    def swirl_force(
+        self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Float[Tensor, "*r b n"]:
+        """The part of the force that may be no gradient: all of it, unless an energy is given beside a swirl."""
+        return self.force(theta, x, context, s, knobs)
+
+    def cost(self, theta: Params, x: Data, s: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b"]:
+        made = self.definition()
+        if made.cost_of is None:
+            return self._number("cost", theta, x, s, None)
+        rows, b = s.shape[:-2], s.shape[-2]
+        over = 1 if made.cost_of == "sum" else b
+        costs = []
+        for row in s.reshape(-1, *s.shape[-2:]):
+            for i in range(b):
+                one = {name: v if name in made.shared else v[i : i + 1] for name, v in x.items()}
+                costs.append(self._number("cost", theta, one, row[i : i + 1], None, scalar=True) / over)
+        import torch
+
+        return torch.stack(costs).reshape(*rows, b)
+
+    def project(self, s: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
+        made = self.definition()
+        if "project" not in made.functions:
+            return s
+        flat = s.reshape(-1, s.shape[-1])
+        with self._calling("project", {}, s):
+            z = made.functions["project"](made.form.shown(flat))
+        return made.form.flat(z, flat.shape[:1], f"{self.name}: project").reshape(s.shape)
+
+    def project_vjp(self, u: Float[Tensor, "*r b n"], a: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
+        u, projected = self._projected(u)
+        return self.graded("project", projected, [u], a.expand_as(projected))[0]
+
+    def project_jvp(self, u: Float[Tensor, "*r b n"], v: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
+        import torch
+
+        u, projected = self._projected(u)
+        with torch.enable_grad():
+            a = torch.zeros_like(projected, requires_grad=True)
+            (pulled,) = self.graded("project", projected, [u], a, create=True)
+        return self.graded("project", pulled, [a], v.expand_as(pulled))[0]
+
+    def _projected(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        import torch
+
+        with torch.enable_grad():
+            u = u.detach().clone().requires_grad_()
+            return u, self.project(u)
+
+    @property
+    def projects(self) -> bool:
+        return "project" in self.definition().functions
+
+    def shown(self, s: Float[Tensor, "*r b n"]) -> Any:
+        return self.definition().form.shown(s)
+
+    def flat(self, z: Any) -> Float[Tensor, "*r b n"]:
+        return self.definition().form.flat(z, None, f"{self.name}: a state")
+
+    def activate(self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"], knobs: Knobs) -> Saved:
+        return Recording(self, theta, x, s, knobs)
+
+    def jvp(
+        self, theta: Params, context: Params, saved: Saved, v: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Float[Tensor, "*r b n"]:
+        return _recorded(saved).jvp("force", v)
+
+    def vjp(
+        self, theta: Params, context: Params, saved: Saved, a: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Float[Tensor, "*r b n"]:
+        return _recorded(saved).vjp("force", a)
+
+    def swirl_jvp(
+        self, theta: Params, context: Params, saved: Saved, v: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Float[Tensor, "*r b n"]:
+        return _recorded(saved).jvp("swirl", v)
+
+    def swirl_vjp(
+        self, theta: Params, context: Params, saved: Saved, a: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Float[Tensor, "*r b n"]:
+        return _recorded(saved).vjp("swirl", a)
+
+    def pull(
+        self, theta: Params, x: Data, context: Params, saved: Saved, a: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Params:
+        return _recorded(saved).backward(a)[1]
+
+    def backward(
+        self, theta: Params, x: Data, context: Params, saved: Saved, a: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> tuple[Tensor, Params]:
+        return _recorded(saved).backward(a)
+
+    def cost_slope(self, theta: Params, x: Data, s: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
+        return self._slope("cost", s, lambda s: self.cost(theta, x, s))
+
+    def by_row(self, scalar: Callable[..., Tensor], theta: Params, *states: Float[Tensor, "*r b n"]) -> Params:
+        import torch
+
+        rows = states[0].shape[:-2]
+        grads: dict[str, list[Tensor]] = {name: [] for name in theta}
+        for row in zip(*(s.reshape(-1, *s.shape[-2:]) for s in states), strict=True):
+            with torch.enable_grad():
+                leaves = _leaves(theta)
+                value = scalar(leaves, *row).sum()
+            for name, g in zip(leaves, self.graded("cost", value, list(leaves.values())), strict=True):
+                grads[name].append(g)
+        return {name: torch.stack(g).reshape(*rows, *theta[name].shape) for name, g in grads.items()}
+
+    def _slope(self, what: str, s: Tensor, function: Callable[[Tensor], Tensor], *, create: bool = False) -> Tensor:
+        """Gradient over the state of the sum of `function`; differentiable again if `create`."""
+        import torch
+
+        with torch.enable_grad():
+            at = s if create and s.requires_grad else s.detach().clone().requires_grad_()
+            return self.graded(what, function(at).sum(), [at], create=create)[0]
+
+    def graded(
+        self,
+        what: str,
+        f: Tensor,
+        of: list[Tensor],
+        a: Tensor | None = None,
+        *,
+        retain: bool = False,
+        create: bool = False,
+    ) -> list[Tensor]:
+        """The backward pass of a recorded evaluation; zeros where f does not depend on something."""
+        import torch
+
+        if not f.requires_grad:
+            return [torch.zeros_like(v) for v in of]
+        with self._told(f"the derivative of {what}"):
+            grads = torch.autograd.grad(f, of, a, retain_graph=retain or create, create_graph=create, allow_unused=True)
+        return [torch.zeros_like(v) if g is None else g for v, g in zip(of, grads, strict=True)]
+
+    def _moved(self, what: str, theta: Params, x: Data, s: Tensor, knobs: Knobs) -> Tensor:
+        """A function whose result is a state, at states with any rows."""
+        made = self.definition()
+        flat = s.reshape(-1, s.shape[-1])
+        z = self._evaluate(what, theta, x, s, knobs)
+        return made.form.flat(z, flat.shape[:1], f"{self.name}: {what}").reshape(s.shape)
+
+    def _number(
+        self, what: str, theta: Params, x: Data, s: Tensor, knobs: Knobs | None, *, scalar: bool = False
+    ) -> Tensor:
+        """A function whose result is a number for every example, at states with any rows; or one scalar."""
+        import torch
+
+        value, expected = self._evaluate(what, theta, x, s, knobs), () if scalar else (s[..., 0].numel(),)
+        if not isinstance(value, torch.Tensor):
+            raise SystemFaultError(f"{self.name}: {what}: got a {type(value).__name__}, expected a tensor")
+        if scalar and value.numel() == 1:
+            return value.reshape(())
+        if tuple(value.shape) != expected:
+            raise SystemFaultError(
+                f"{self.name}: {what}: got shape {tuple(value.shape)}, expected {expected}{_PER_EXAMPLE}"
+            )
+        return value.reshape(s.shape[:-1])
+
+    def _evaluate(self, what: str, theta: Params, x: Data, s: Tensor, knobs: Knobs | None) -> Any:
+        """The result of a function at states whose rows are folded into the example axis."""
+        made, rows = self.definition(), math.prod(s.shape[:-2])
+        more = (self._knobs(knobs),) if what in made.with_knobs else ()
+        with self._calling(what, theta, s) as net:
+            return made.functions[what](
+                net, self._folded(x, rows, s), made.form.shown(s.reshape(-1, s.shape[-1])), *more
+            )
+
+    def _knobs(self, knobs: Knobs | None) -> SimpleNamespace:
+        """The knobs by attribute: numbers, and tensors without axes for `s` and `damp`."""
+        shared = {} if knobs is None else {"s": knobs.sigma, "damp": knobs.damp}
+        named = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "digest"}  # type: ignore[arg-type]
+        return SimpleNamespace(**named, **{name: v for name, v in shared.items() if name in self.uses})
+
+    def _folded(self, x: Data, rows: int, like: Tensor) -> Data:
+        """The data with a copy of the examples for every row. Those of the last call are held for the next one."""
+        made, key = self.definition(), (rows, like.dtype, *map(id, x.values()))
+        held = getattr(made.folded, "held", None)
+        if held is None or held[0] != key:
+            repeated = {
+                name: v if rows == 1 or name in made.shared else v.expand(rows, *v.shape).flatten(0, 1)
+                for name, v in _typed(x, like).items()
+            }
+            held = made.folded.held = key, list(x.values()), repeated
+        return dict(held[2])
+
+    @contextmanager
+    def _calling(self, what: str, theta: Params, like: Tensor) -> Iterator[Any]:
+        """The first argument of a function, for one call. New tensors are made on the device of `like`."""
+        made = self.definition()
+        bound = nullcontext(dict(theta)) if made.slots is None or what == "project" else made.slots.bound(theta, like)
+        with self._told(what), like.device if like.is_cuda else nullcontext(), bound as net:
+            yield net
+
+    @contextmanager
+    def _told(self, what: str) -> Iterator[None]:
+        """Inside, an exception of a function says which function raised it."""
+        import torch
+
+        try:
+            yield
+        except (UserError, torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception as error:
+            if "can't allocate memory" in str(error):
+                raise
+            told = str(error).partition("\n")[0]
+            hint = next((hint for word, hint in HINTS.items() if word in told or word == type(error).__name__), "")
+            raise SystemFaultError(f"{self.name}: {what} raised {type(error).__name__}: {told}{hint}") from error
+
+
+_PER_EXAMPLE = ": a number for every example, not summed over them"
+
+
+class AbstractFunctionEnergySystem(AbstractFunctionSystem, AbstractEnergySystem):
+    """F = -dE/ds of an energy that is a function of the caller."""
+
+    def energy(
+        self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Float[Tensor, "*r b"]:
+        return self._number("energy", theta, x, s, knobs)
+
+    def force(
+        self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Float[Tensor, "*r b n"]:
+        return -_descent(self, theta, x, s, knobs)
+
+
+class AbstractFunctionDrivenSystem(AbstractFunctionSystem, AbstractDrivenSystem):
+    """F = -dE/ds + swirl, both functions of the caller."""
+
+    def energy(
+        self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Float[Tensor, "*r b"]:
+        return self._number("energy", theta, x, s, knobs)
+
+    def swirl(
+        self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Float[Tensor, "*r b n"]:
+        return self._moved("swirl", theta, x, s, knobs)
+
+    def swirl_force(
+        self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Float[Tensor, "*r b n"]:
+        return self.swirl(theta, x, context, s, knobs)
+
+    def force(
+        self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Float[Tensor, "*r b n"]:
+        return self.swirl(theta, x, context, s, knobs) - _descent(self, theta, x, s, knobs)
+
+
+def _descent(
+    system: AbstractFunctionEnergySystem | AbstractFunctionDrivenSystem,
+    theta: Params,
+    x: Data,
+    s: Tensor,
+    knobs: Knobs,
+) -> Tensor:
+    """dE/ds, which can be differentiated again where s or theta can."""
+    import torch
+
+    again = torch.is_grad_enabled() and (s.requires_grad or any(p.requires_grad for p in theta.values()))
+    return system._slope("energy", s, lambda s: system.energy(theta, x, {}, s, knobs), create=again)
+
+
+def _leaves(theta: Params) -> Params:
+    return {name: p.detach().requires_grad_() for name, p in theta.items()}
+
+
+def _recorded(saved: Saved) -> Recording:
+    assert isinstance(saved, Recording)
+    return saved
+
+
+def _typed(x: Data, like: Tensor) -> Data:
+    """Complex data in the precision of the state; the engine has cast real ones."""
+    return {name: v.to(like.dtype.to_complex()) if v.is_complex() else v for name, v in x.items()}
+
+
+def knob_defaults(knobs: Mapping[str, float]) -> tuple[dict[str, float], dict[str, float]]:
+    """Knobs that are options of the system, and knobs that are coordinates. Raises UserError for a taken name."""
+    shared = {name: value for name, value in knobs.items() if name in SHARED_KNOBS}
+    for name in knobs:
+        if not name.isidentifier() or name in ("digest", "name") or (name in COORDINATES and name not in shared):
+            raise UserError(f"knobs[{name!r}]: the name is taken or cannot be written as k.{name}")
+    return {name: value for name, value in knobs.items() if name not in shared}, shared

@@ -1,0 +1,112 @@
+"""A module called with parameters of one's choice: copies of it whose parameters are swapped for the time of a call.
+
+The module that was handed over is copied once and never called or changed. `torch.func.functional_call` does the same
+for one function; here the functions of a system get the module itself, and call any part of it.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from gradbench.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+COMPILED = "_orig_mod"  # under which torch.compile keeps the module that it wraps
+Places = dict[str, list[tuple["nn.Module", str]]]  # of every parameter: tied ones have several
+
+
+class Slots:
+    """The places of the parameters of a module, in a copy for every thread, dtype and device.
+
+    Frozen parameters and buffers are constants of the copies. Tied parameters are one, under their first name.
+    """
+
+    def __init__(self, module: nn.Module, where: str) -> None:
+        """Copy the module. Raises UserError where it cannot be copied, or has no parameter to measure at."""
+        try:
+            self._module = _uncompiled(copy.deepcopy(module))
+        except Exception as error:  # what an object raises that cannot be copied is its choice
+            told = str(error).partition("\n")[0]
+            advice = "the old torch.nn.utils.weight_norm cannot, torch.nn.utils.parametrizations.weight_norm can"
+            raise UserError(f"{where}: the module cannot be copied ({told}); {advice}") from None
+        self.theta = {n: p.detach() for n, p in self._module.named_parameters() if p.requires_grad}
+        for name, value in self.theta.items():
+            if value.is_complex():
+                raise UserError(f"{where}[{name!r}]: got complex numbers, expected real parameters: two for each")
+        self._copies: dict[tuple[int, torch.dtype, torch.device], tuple[nn.Module, Places]] = {}
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def bound(self, theta: Mapping[str, Tensor], like: Tensor) -> Iterator[Any]:
+        """The module of this thread, in the dtype and on the device of `like`, with `theta` for its parameters."""
+        module, places = self._copy(like.dtype, like.device)
+        before = [(owner, name, owner._parameters[name]) for at in places.values() for owner, name in at]
+        try:
+            for parameter, at in places.items():
+                for owner, name in at:
+                    owner._parameters[name] = theta[parameter]  # type: ignore[assignment]  # a tensor that is no leaf
+            _refresh(module)
+            yield module
+        finally:
+            for owner, name, value in before:
+                owner._parameters[name] = value
+
+    def _copy(self, dtype: torch.dtype, device: torch.device) -> tuple[nn.Module, Places]:
+        key = threading.get_ident(), dtype, device
+        with self._lock:
+            if key not in self._copies:
+                module = copy.deepcopy(self._module)
+                _cast(module, dtype, device)
+                self._copies[key] = module, _places(module, self.theta)
+            return self._copies[key]
+
+
+def _places(module: nn.Module, names: Mapping[str, Tensor]) -> Places:
+    """Where every parameter of these names lives."""
+    by_identity = {id(p): name for name, p in module.named_parameters() if name in names}
+    places: Places = {name: [] for name in names}
+    for owner in module.modules():
+        for name, value in owner._parameters.items():
+            if value is not None and id(value) in by_identity:
+                places[by_identity[id(value)]].append((owner, name))
+    return places
+
+
+def _cast(module: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
+    """Move parameters and buffers; complex ones stay complex."""
+    import torch
+
+    def moved(value: Tensor) -> Tensor:
+        if value.is_floating_point():
+            return value.to(device, dtype)
+        return value.to(device, dtype.to_complex()) if value.is_complex() else value.to(device)
+
+    with torch.no_grad():
+        module._apply(moved)
+    _refresh(module)
+
+
+def _refresh(module: nn.Module) -> None:
+    """Tell recurrent modules of their parameters, of which they keep a list."""
+    for part in module.modules():
+        if hasattr(part, "_flat_weights_names"):
+            part._flat_weights = [getattr(part, name, None) for name in part._flat_weights_names]  # type: ignore[assignment, union-attr]
+
+
+def _uncompiled(module: nn.Module) -> nn.Module:
+    """The module with compiled parts replaced by what was compiled: a compiled function has no second derivative."""
+    while hasattr(module, COMPILED):
+        module = getattr(module, COMPILED)
+    for part in module.modules():
+        for name, child in list(part._modules.items()):
+            while child is not None and hasattr(child, COMPILED):
+                child = getattr(child, COMPILED)
+            part._modules[name] = child
+    return module
