@@ -1,7 +1,7 @@
 """gradbench: how faithful is a gradient estimator to backpropagation through time?
 
-`systems()` and `estimators()` list names, `measure` compares one cell, `run` executes a suite. Mistakes in a call raise
-`UserError`.
+`systems()` and `estimators()` list names, `measure` compares one cell, `run` executes a suite. `estimator` makes a rule
+of a function, and `register` gives it a name. Mistakes in a call raise `UserError`.
 Importing this touches neither torch nor the disk.
 """
 
@@ -14,17 +14,33 @@ from typing import TYPE_CHECKING
 from gradbench import estimators, systems
 
 __version__ = "0.1.0"
-__all__ = ["UserError", "estimators", "measure", "run", "suite", "system", "systems"]
+__all__ = [
+    "Estimate",
+    "UserError",
+    "estimator",
+    "estimators",
+    "measure",
+    "register",
+    "run",
+    "suite",
+    "system",
+    "systems",
+]
 
 if TYPE_CHECKING:
     from gradbench.api.defining import system
     from gradbench.api.measuring import measure
     from gradbench.api.results import run, suite
     from gradbench.errors import UserError
+    from gradbench.estimators.functions import Estimate, estimator
+    from gradbench.planning.registry import register
 
 _LOADED = {  # when first used
+    "Estimate": "gradbench.estimators.functions",
     "UserError": "gradbench.errors",
+    "estimator": "gradbench.estimators.functions",
     "measure": "gradbench.api.measuring",
+    "register": "gradbench.planning.registry",
     "run": "gradbench.api.results",
     "suite": "gradbench.api.results",
     "system": "gradbench.api.defining",

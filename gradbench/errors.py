@@ -15,6 +15,10 @@ class SystemFaultError(UserError):
     """A system computes what no system may. In a run this is the status of its cells."""
 
 
+class RuleFaultError(SystemFaultError):
+    """The function of a rule raises, or returns what no estimate is. In a run this is the status of its cells."""
+
+
 class StoreError(Exception):
     """A result folder is damaged or cannot be written."""
 

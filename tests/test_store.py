@@ -257,4 +257,18 @@ def test_a_measured_row_has_every_column_and_no_other() -> None:
         "toy_cons", "aep", T1=3, T2=2, batch=2, system_options={"N": 2, "D": 4}, estimator_options={"clip": "batch"}
     )
     assert set(m.row) == set(CELLS.names)
-    assert set(m.row) | {"params", "blocks", "budget"} == set(RECORD.names)
+    assert set(m.row) | {"params", "blocks", "budget", "extra"} == set(RECORD.names)
+
+
+def test_numbers_that_some_rows_have_are_columns_behind_the_others(run: Run) -> None:
+    assert list(run.record("p1").schema.names) == RECORD.names
+    known = [{"column": "left", "value": 0.25}, {"column": "depth", "value": math.nan}]
+    run.keep("p2", [row("c3", "p2", 0.3) | {"extra": known}])
+    run.compact([SKIPPED])
+    table = read_table(run.folder / "cells.parquet", CELLS)
+    assert table.schema.names == [*CELLS.names, "depth", "left"]
+    assert table["left"].to_pylist() == [0.25, None, None, None]
+    assert math.isnan(table["depth"].to_pylist()[0])
+    write_table(run.folder / "x.parquet", table.append_column("word", pa.array(["a"] * 4)))
+    with pytest.raises(StoreError, match="columns"):
+        read_table(run.folder / "x.parquet", CELLS)

@@ -15,7 +15,7 @@ from gradbench.engine.device import resolve
 from gradbench.engine.draws import build
 from gradbench.engine.precision import isolated
 from gradbench.engine.solving import solve
-from gradbench.errors import UserError, near_miss
+from gradbench.errors import RuleFaultError, UserError, near_miss
 from gradbench.estimators.base import AbstractEstimator
 from gradbench.planning import registry, values
 from gradbench.planning.cells import PARAMS_FROM
@@ -23,7 +23,7 @@ from gradbench.planning.plans import plan
 from gradbench.planning.suites import parse
 from gradbench.systems.base import AbstractSystem
 from gradbench.vocabulary.coordinates import COORDINATES, Value
-from gradbench.vocabulary.status import Thresholds
+from gradbench.vocabulary.status import Status, Thresholds
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from gradbench.engine.outcome import Outcome
     from gradbench.planning.problems import Problem
     from gradbench.systems.base import Data, Params
-    from gradbench.vocabulary.status import Status
 
 Kind = TypeVar("Kind", AbstractSystem, AbstractEstimator)
 KEY = "{where}[{option!r}]"  # how a message calls an option
@@ -100,8 +99,8 @@ def measure(
     or left out takes the default of the system. `params` and `data` replace what `seed` would draw, and sizes and batch
     are read from them: tensors, arrays or lists of numbers by name, which are copied. Options are a table, or JSON as
     in the table `cells`. Raises UserError for unknown names and options, for what is no number or has a wrong shape,
-    and for an estimator that does not apply to the system. Numerical trouble is no exception but the status of the
-    measurement.
+    for an estimator that does not apply to the system, and for functions that raise or return what they may not.
+    Numerical trouble is no exception but the status of the measurement.
     """
     kind, of_system = _asked("system", system, registry.known_systems())
     of_rule, of_estimator = _asked("estimator", estimator, registry.known_estimators())
@@ -130,6 +129,8 @@ def measure(
         if "@" in source and problem.params_from != source:
             raise UserError(f"{KEY.format(where='system_options', option=PARAMS_FROM)}: {source} has changed since")
         (outcome,) = solve([problem], build(problem, resolve(device), theta, x), Thresholds())
+        if outcome.status is Status.ERROR:
+            raise RuleFaultError(outcome.reason)
         return _measurement(outcome)
 
 
@@ -235,6 +236,7 @@ def _problem(grid: Mapping[str, Any], x: Data) -> Problem:
 
 def _measurement(outcome: Outcome) -> Measurement:
     row = outcome.row()
+    row |= {entry["column"]: entry["value"] for entry in row.pop("extra")}
     return Measurement(
         status=outcome.status,
         reason=outcome.reason,

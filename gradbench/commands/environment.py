@@ -91,9 +91,11 @@ def _deciding_files() -> Iterator[Path]:
 
 
 def _plugin_files() -> Iterator[Path]:
-    registered = {c.__module__ for c in (*registry.known_systems().values(), *registry.known_estimators().values())}
+    classes: tuple[registry.Base, ...] = (*registry.known_systems().values(), *registry.known_estimators().values())
+    registered = {c.__module__ for c in classes if registry.digest_of(c) is None}  # a digest stands in the cells
     for module in sorted(registered):
-        file = None if module.startswith("gradbench.") else importlib.import_module(module).__file__
+        # an interactive session has no file
+        file = None if module.startswith("gradbench.") else getattr(importlib.import_module(module), "__file__", None)
         if file:
             yield Path(file)
 

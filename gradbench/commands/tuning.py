@@ -11,9 +11,8 @@ from gradbench.commands.measuring import Setup, measured
 from gradbench.commands.progress import CellProgress, CellWatch
 from gradbench.engine.device import resolve
 from gradbench.engine.packs import available
-from gradbench.errors import UserError
+from gradbench.errors import RuleFaultError, UserError
 from gradbench.planning.plans import Plan, plan
-from gradbench.planning.problems import cell_count
 from gradbench.planning.suites import parse
 from gradbench.planning.values import settings
 from gradbench.vocabulary.status import Status
@@ -112,6 +111,9 @@ def _outcomes(grid: Mapping[str, Any], device: str, watch: CellWatch) -> list[Ou
     setup = Setup(device=device, budget=available(device))
     for problem, measurements in measured(planned.problems, planned.thresholds, setup):
         outcomes += measurements
+        for outcome in measurements:
+            if outcome.status is Status.ERROR:
+                raise RuleFaultError(outcome.reason)
         progress.add(problem, (outcome.status for outcome in measurements))
         watch(progress)
     return outcomes
@@ -136,7 +138,7 @@ def _points(outcomes: Iterable[Outcome]) -> list[Point]:
     for setting, seeds in by_setting.items():
         cosines = [o.comparison.cosine_min if o.comparison else math.nan for o in seeds]
         if all(o.status is Status.SETTLED for o in seeds) and not any(map(math.isnan, cosines)):
-            count = cell_count(seeds[0].cell)
+            count = seeds[0].count
             evaluations = count.force + count.jvp + count.vjp
             points.append(Point(*setting, cosine_min=min(cosines), evaluations=evaluations))
     return sorted(points, key=lambda p: (p.evaluations, -p.cosine_min))

@@ -133,7 +133,7 @@ def _deeper(case: Case) -> str | None:
 
 def _transposed(case: Case) -> str | None:
     """The best of the registered rules that read the same coordinates and are exact at any fixed point."""
-    options = {f.name: getattr(case.rule, f.name) for f in fields(case.rule)}  # type: ignore[arg-type]
+    options = {f.name: getattr(case.rule, f.name) for f in fields(case.rule) if f.name != registry.DIGEST}  # type: ignore[arg-type]
     errors: dict[float, str] = {}
     for name, cls in registry.known_estimators().items():
         shared = {f.name: options[f.name] for f in fields(cls) if f.name in options}  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
@@ -94,6 +94,7 @@ class Field:
     theta: Params
     x: Data
     knobs: Knobs
+    seeds: tuple[int, ...] = field(default=(), kw_only=True)  # of its cells, for rules that draw; made by hand: none
 
     def _over(self, function: Callable[..., Result], *states: Tensor | Saved) -> Result:
         """function(theta, x, knobs, *states); `function` is written for one cell."""
@@ -124,6 +125,10 @@ class Field:
 
         knobs = Knobs(*(k.double() for k in self.knobs))
         return replace(self, theta=double(self.theta), x=double(self.x), knobs=knobs)
+
+    def cell(self, c: int) -> Field:
+        """The field of one cell of a stack; a field that is none is its only cell."""
+        return self
 
     def repeated(self, function: Step, *examples: Tensor) -> Step:
         """`function`, made ready for many calls on tensors of these shapes.

@@ -18,7 +18,7 @@ from gradbench.vocabulary.coordinates import Knobs
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-    from gradbench.systems.base import Data, Params, Saved
+    from gradbench.systems.base import Saved
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,8 +42,14 @@ class Stack(Field):
         x = {n: torch.stack([f.x[n] for f in fields]) for n in first.x}
         columns = zip(*(f.knobs for f in fields), strict=True)
         knobs = Knobs(*(torch.stack(column) for column in columns))
+        seeds = tuple(seed for f in fields for seed in f.seeds)
         cls = cls if first.system.lifted else Looped
-        return cls(first.system, theta, x, knobs, compiled)
+        return cls(first.system, theta, x, knobs, compiled, seeds=seeds)
+
+    def cell(self, c: int) -> Field:
+        """The field of cell `c`."""
+        theta, x = ({n: v[c] for n, v in tensors.items()} for tensors in (self.theta, self.x))
+        return Field(self.system, theta, x, Knobs(*(knob[c] for knob in self.knobs)), seeds=self.seeds[c : c + 1])
 
     def _over(self, function: Callable[..., Result], *states: Tensor | Saved) -> Result:
         """function(theta, x, knobs, *states) of every cell, by vmap.
@@ -90,21 +96,13 @@ class Looped(Plain):
     """A stack of a system whose functions no vmap may lift: the cells are taken one after the other."""
 
     @cached_property
-    def _cells(self) -> list[tuple[Params, Data, Knobs]]:
-        """theta, data and knobs of every cell."""
-        return [
-            (
-                {n: v[c] for n, v in self.theta.items()},
-                {n: v[c] for n, v in self.x.items()},
-                Knobs(*(k[c] for k in self.knobs)),
-            )
-            for c in range(len(self.knobs.eps))
-        ]
+    def _cells(self) -> list[Field]:
+        return [self.cell(c) for c in range(len(self.knobs.eps))]
 
     def _by_cell(self, function: Callable[..., Result], *states: Tensor | Saved) -> list[Result]:
         return [
-            function(*cell, *(s.select(-3, c) if isinstance(s, Tensor) else s[str(c)] for s in states))
-            for c, cell in enumerate(self._cells)
+            function(f.theta, f.x, f.knobs, *(s.select(-3, c) if isinstance(s, Tensor) else s[str(c)] for s in states))
+            for c, f in enumerate(self._cells)
         ]
 
     def _over(self, function: Callable[..., Result], *states: Tensor | Saved) -> Result:

@@ -48,7 +48,7 @@ def build(
     values = [getattr(point, name) for name in Knobs._fields]
     scalars = [torch.tensor(0.0 if v is None else v, dtype=dtype, device="cpu") for v in values]
     knobs = Knobs(*(v.to(device) for v in scalars))
-    return Field(system, moved(theta, device, dtype), moved(x, device, dtype), knobs)
+    return Field(system, moved(theta, device, dtype), moved(x, device, dtype), knobs, seeds=(point.seed,))
 
 
 def moved(tensors: Mapping[str, Tensor], device: str, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from gradbench.diagnostics.certificate import Deep
 from gradbench.diagnostics.credit import SUMMARY, blocks
 from gradbench.diagnostics.metrics import UNDEFINED, Comparison
+from gradbench.estimators.base import Count
 from gradbench.planning.cells import Cell
 from gradbench.planning.problems import cell_count
 from gradbench.vocabulary.cause import column
@@ -49,11 +50,22 @@ class Outcome:
         """The number that decided the status."""
         return self.judgement.reason
 
+    @property
+    def count(self) -> Count:
+        """Evaluations that the estimate needs alone: as planned, or where only the measurement tells, as counted."""
+        planned = cell_count(self.cell)
+        if not planned.partial or not all(name in self.evidence for name in COUNTED):
+            return planned
+        force, jvp, vjp = (int(self.evidence[name]) for name in COUNTED)
+        return replace(planned, partial=False) + Count(force, jvp, vjp)
+
     def row(self) -> dict[str, Any]:
         """The cell as a record of tables.schema."""
+        if self.status.incomplete:
+            return unmeasured(self.cell, self.status, self.reason, self.problem)
         row = _identity(self.cell) | {"problem": self.problem, "status": str(self.status), "reason": self.reason}
-        count = cell_count(self.cell)
-        row |= {"n_force": count.force, "n_jvp": count.jvp, "n_vjp": count.vjp}
+        count = self.count
+        row |= {"n_force": count.force, "n_jvp": count.jvp, "n_vjp": count.vjp} if not count.partial else {}
         row |= {"seconds": self.seconds, "peak_memory": self.peak_memory}
         row |= {name: value for name, value in vars(self.certificate).items() if name not in _INTERNAL}
         row |= {f.name: getattr(self.certificate.deep, f.name, None) for f in fields(Deep)}
@@ -71,6 +83,9 @@ class Outcome:
         row["cause"] = str(self.budget.cause) if self.budget else None
         row["cause_of"] = self.budget.of if self.budget else None
         row["budget"] = self._budget()
+        row["extra"] = [
+            {"column": n, "value": v} for n, v in self.evidence.items() if n not in EVIDENCE and "/" not in n
+        ]
         return row
 
     def _budget(self) -> list[dict[str, Any]]:
@@ -104,6 +119,7 @@ def unmeasured(cell: Cell, status: Status, reason: str, problem: str | None = No
         "params": [],
         "blocks": [],
         "budget": [],
+        "extra": [],
     }
 
 
@@ -116,5 +132,8 @@ def _power(rho: float, T2: int) -> float:
 
 
 _NUDGED = ("nudge_residual", "clip_share", "drift", "curvature", "noise_floor")
+COUNTED = ("n_force", "n_jvp", "n_vjp")
+# evidence that has columns of its own, or none; what else a rule returns is a further column
+EVIDENCE = frozenset({*_NUDGED, *SUMMARY, *COUNTED, "nudge_norm"})
 # fields of a certificate without a column: `deep` has a column a field, and the reason tells what decided the status
 _INTERNAL = ("scale", "shrink", "collapsed_share", "escape", "judgement", "deep")

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING
 from torch.profiler import record_function
 
 from gradbench.diagnostics.metrics import Comparison, Reference, comparisons
+from gradbench.engine.outcome import EVIDENCE
+from gradbench.errors import RuleFaultError
 from gradbench.planning.problems import rule_of
+from gradbench.tables.schema import CELLS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,6 +68,7 @@ class Readings:
                     with record_function("gradbench: readouts"):
                         rule = rule_of(name, options)
                         reading = rule.read(free, snapshot, betas)
+                        _try_evidence(rule, reading)
                         reading = replace(reading, evidence=reading.evidence | credits.read(free.T1s, reading))
                         tally = compared.tally(reading.gradient)
                         self.taken.append(Taken(cells, rule, free, betas, reading, tally))
@@ -92,6 +96,13 @@ class Readings:
             for (cell, _), comparison, row in zip(taken.cells, compared, rows, strict=True):
                 resolved[cell] = comparison, dict(zip(evidence, row, strict=True))
         return resolved
+
+
+def _try_evidence(rule: AbstractEstimator, reading: Reading) -> None:
+    """Raise RuleFaultError for evidence that would hide a column of the table `cells`."""
+    for name in reading.evidence:
+        if name not in EVIDENCE and (name in CELLS.names or "/" in name):
+            raise RuleFaultError(f"{rule.name}: evidence {name!r} has the name of a column; choose another one")
 
 
 def _by_rule(passes: Sequence[Pass], free: Trajectory) -> dict[tuple[str, str, int | None], list[tuple[Cell, Place]]]:

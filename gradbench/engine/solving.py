@@ -26,6 +26,8 @@ from gradbench.dynamics.trajectory import Trajectory, chosen, relax
 from gradbench.engine.draws import try_force
 from gradbench.engine.outcome import Outcome
 from gradbench.engine.readings import Place, Readings
+from gradbench.errors import RuleFaultError
+from gradbench.vocabulary.status import Status
 
 if TYPE_CHECKING:
     from gradbench.diagnostics.certificate import Certificate
@@ -82,18 +84,24 @@ def solve(
     confirm()  # the device was waited for already
     reached = tuple(T1 for T1, row in zip(free.T1s, certificates, strict=True) if not _all_diverged(row))
     readings, swept = Readings(isinstance(field, Stack)), None
+    faults: dict[Cell, str] = {}
     if reached:
         swept = _sweep(problems, free.at(reached), readings)
         for same, betas in zip(passes, nudges, strict=True):
             here = tuple(T1 for T1 in same[0].T1s if T1 in reached)
             if here:
                 betas = betas if readings.stacked else betas[:, 0]
-                snapshots = _named(same[0].phase, same[0].phase.run(free.at(here), same[0].depths, betas))
                 reference = {name: chosen(g, swept.free.rows(here)) for name, g in swept.reference.items()}
-                readings.read(same, free.at(here), snapshots, betas, reference, swept.credits)
+                try:
+                    snapshots = _named(same[0].phase, same[0].phase.run(free.at(here), same[0].depths, betas))
+                    readings.read(same, free.at(here), snapshots, betas, reference, swept.credits)
+                except RuleFaultError as error:
+                    if len(problems) > 1:  # which of them it is shows where each is alone
+                        raise
+                    faults |= {cell: str(error) for cell in same[0].cells}
     with record_function("gradbench: waiting for the device"):
         resolved = readings.resolved(list(field.theta), thresholds.live[problems[0].point.dtype])
-    measured = _measured(problems, certificates, resolved, thresholds)
+    measured = _measured(problems, certificates, resolved, faults, thresholds)
     budgets: dict[Cell, Budget] = {}
     if swept:
         with record_function("gradbench: causes"):
@@ -148,15 +156,19 @@ def _measured(
     problems: Sequence[Problem],
     certificates: Sequence[Sequence[Certificate]],
     resolved: Mapping[Cell, tuple[Comparison, dict[str, float]]],
+    faults: Mapping[Cell, str],
     thresholds: Thresholds,
 ) -> dict[Cell, Measured]:
-    """What is known of every cell, with the status that follows."""
+    """What is known of every cell, with the status that follows; `faults` are those of rules."""
     measured = {}
     for c, problem in enumerate(problems):
         for cell, row in problem.rows.items():
             certificate = certificates[row][c]
             if certificate.judgement.diverged:
                 measured[cell] = Measured(certificate, None, {}, certificate.judgement)
+                continue
+            if cell in faults:
+                measured[cell] = Measured(certificate, None, {}, Judgement(Status.ERROR, faults[cell]))
                 continue
             comparison, evidence = resolved[cell]
             largest = evidence.get("nudge_norm", 0.0)

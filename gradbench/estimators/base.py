@@ -73,12 +73,14 @@ class Count:
     force: int = 0
     jvp: int = 0
     vjp: int = 0
+    partial: bool = False  # whether there are more of them, which only the measurement tells
 
     def __add__(self, other: Count) -> Count:
-        return Count(self.force + other.force, self.jvp + other.jvp, self.vjp + other.vjp)
+        partial = self.partial or other.partial
+        return Count(self.force + other.force, self.jvp + other.jvp, self.vjp + other.vjp, partial)
 
     def __mul__(self, times: int) -> Count:
-        return Count(self.force * times, self.jvp * times, self.vjp * times)
+        return Count(self.force * times, self.jvp * times, self.vjp * times, self.partial)
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,6 +135,7 @@ class AbstractPhase(ABC):
     """
 
     linearises: ClassVar[bool] = False  # whether `linearised` and `changes` are given
+    recordable: ClassVar[bool] = True  # whether a training step with it can be recorded as a CUDA graph
     beta_tells: frozenset[Cause] = frozenset()  # causes that the other beta of a grid tell apart
 
     @abstractmethod
@@ -205,6 +208,7 @@ class AbstractEstimator(ABC):
     uses: ClassVar[frozenset[str]]  # of {"T2", "beta"}
     source: ClassVar[str]
     role: ClassVar[Role] = Role.RULE
+    draws: ClassVar[bool] = False  # whether it draws random numbers
     truncates: ClassVar[bool] = False  # whether the estimate is the reference, summed over its last T2 steps alone
 
     @property

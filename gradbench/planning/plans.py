@@ -91,14 +91,15 @@ class Plan:
         """The lines of `gradbench plan`, by name."""
         shared = sum((p.cost for p in self.problems), Count())
         alone = sum((p.cost_alone for p in self.problems), Count())
+        least = "at least " if shared.partial else ""  # rules that are a function ask for what they need
         return {
             "grid points": f"{self.points:,}  ({self.folded:,} folded, {self.repeated:,} planned by an earlier grid)",
             "cells": f"{len(self.cells):,}  and {len(self.skipped):,} skipped",
             "problems": f"{len(self.problems):,}  free trajectories",
             "families": f"{len(self.families):,}  programs",
-            "force evaluations": f"{shared.force:,}  ({alone.force:,} one cell at a time)",
-            "jvp": f"{shared.jvp:,}  ({alone.jvp:,})",
-            "vjp": f"{shared.vjp:,}  ({alone.vjp:,})",
+            "force evaluations": f"{least}{shared.force:,}  ({alone.force:,} one cell at a time)",
+            "jvp": f"{least}{shared.jvp:,}  ({alone.jvp:,})",
+            "vjp": f"{least}{shared.vjp:,}  ({alone.vjp:,})",
         }
 
     def to_json(self) -> dict[str, Any]:

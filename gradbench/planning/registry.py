@@ -32,6 +32,7 @@ from gradbench.planning import values
 from gradbench.systems.base import AbstractSystem
 
 Base = type[AbstractSystem] | type[AbstractEstimator]
+Registered = TypeVar("Registered", bound=Base)
 Function = TypeVar("Function", bound=Callable[..., Any])
 DIGEST = "digest"  # the option that holds the digest of a class made of functions; no label shows it
 SESSION = "session"  # the origin of what is registered by no file
@@ -81,10 +82,11 @@ def hand_over(cls: Base) -> None:
         _forget()
 
 
-def register(cls: Base, origin: str = SESSION) -> None:
+def register(cls: Registered, origin: str = SESSION) -> Registered:
     """Give a class its name for the rest of the session. `origin` is the file that defines it.
 
-    What comes from the same origin may be defined anew. Raises UserError where the name is that of anything else.
+    Returns the class, so that it decorates one. What comes from the same origin may be defined anew. Raises UserError
+    where the name is that of anything else.
     """
     kind = _kind(cls)
     if inspect.isabstract(cls):
@@ -97,6 +99,7 @@ def register(cls: Base, origin: str = SESSION) -> None:
         hand_over(cls)
     _of_session[kind][cls.name] = _Named(cls, origin)
     _forget()
+    return cls
 
 
 def digest_of(cls: Base) -> str | None:

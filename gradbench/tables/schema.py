@@ -2,8 +2,10 @@
 
 `cells` has a row for every planned cell, `params` for every (cell, parameter), `blocks` for every (cell, block of the
 state), `budget` for every (cell with a cause, parameter). A record on disk is a table `cells` whose rows carry the
-other three tables as nested lists, so that all numbers of a cell are written together or not at all. Null: a column
-does not apply to the cell. NaN: the column applies and its number is undefined, for the reason in the row.
+other three tables as nested lists, so that all numbers of a cell are written together or not at all. Numbers that only
+some rules or systems know are a fourth list, `extra`, and become columns of float64 behind those of `cells`.
+Null: a column does not apply to the cell. NaN: the column applies and its number is undefined, for the reason in the
+row.
 """
 
 from __future__ import annotations
@@ -110,6 +112,11 @@ BUDGET = {
     **{column(cause): _F for cause in CAUSES},  # |change by this cause| / |reference|; null: not taken apart
 }
 
+EXTRA = {
+    "column": _S,  # of the table `cells`, where it follows the columns of its schema
+    "value": _F,
+}
+
 METADATA = {b"gradbench.schema": str(VERSION).encode()}
 
 CELLS = pa.schema({**IDENTITY, **OUTCOME}, metadata=METADATA)
@@ -118,4 +125,5 @@ BLOCKS = pa.schema({"cell": _S, **BLOCK}, metadata=METADATA)
 BUDGETS = pa.schema({"cell": _S, **BUDGET}, metadata=METADATA)
 NESTED = {"params": PARAMS, "blocks": BLOCKS, "budget": BUDGETS}  # tables that a record nests in its rows
 _LISTS = {name: pa.list_(pa.struct([field for field in rows if field.name != "cell"])) for name, rows in NESTED.items()}
-RECORD = pa.schema({**IDENTITY, **OUTCOME, **_LISTS}, metadata=METADATA)
+_EXTRA = pa.list_(pa.struct(list(EXTRA.items())))
+RECORD = pa.schema({**IDENTITY, **OUTCOME, **_LISTS, "extra": _EXTRA}, metadata=METADATA)

@@ -97,7 +97,10 @@ def write_table(path: Path, table: pa.Table, form: Mapping[str, Any] = LONG) -> 
 
 
 def read_table(path: Path, schema: pa.Schema) -> pa.Table:
-    """Read parquet and verify its seal, schema version and columns. Raises StoreError where one of them is wrong."""
+    """Read parquet and verify its seal, schema version and columns. Raises StoreError where one of them is wrong.
+
+    `cells` may have further columns of float64 behind those of its schema.
+    """
     with guarded(path):
         content = path.read_bytes()
     start = content.rfind(BLANK[:7])
@@ -107,9 +110,20 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
     version = (table.schema.metadata or {}).get(b"gradbench.schema", b"none").decode()
     if version != str(VERSION):
         raise StoreError(f"{path}: schema version {version}, this gradbench reads {VERSION}")
-    if not table.schema.equals(schema):
+    further = list(table.schema)[len(schema) :] if schema is CELLS else []
+    expected = pa.schema([*schema, *(pa.field(column.name, pa.float64()) for column in further)])
+    if not table.schema.equals(expected):
         raise StoreError(f"{path}: its columns are not those of schema version {VERSION}")
     return table
+
+
+def _with_extra(records: pa.Table) -> pa.Table:
+    """The table `cells` of records: behind its columns one for every name in `extra`, sorted; null where it is not."""
+    rows = [{entry["column"]: entry["value"] for entry in extra or ()} for extra in records["extra"].to_pylist()]
+    cells = records.select(CELLS.names)
+    for name in sorted({name for row in rows for name in row}):
+        cells = cells.append_column(name, pa.array([row.get(name) for row in rows], pa.float64()))
+    return cells
 
 
 def _sealed(content: bytes) -> bytes:
@@ -210,7 +224,7 @@ class Run:
         there = [index[key] for key in planned if key in index]
         table = table.take(pa.array(there, pa.int64()))
         env = {**METADATA, b"gradbench.env": json.dumps(self.env).encode()}
-        write_table(self.folder / "cells.parquet", table.select(CELLS.names).replace_schema_metadata(env))
+        write_table(self.folder / "cells.parquet", _with_extra(table).replace_schema_metadata(env))
         for name, schema in NESTED.items():
             nested = table[name].combine_chunks()
             owner = table["cell"].take(pc.list_parent_indices(nested))

@@ -179,6 +179,8 @@ def _check(config: Config, system: AbstractSystem, rule: AbstractEstimator) -> N
         raise UserError(f"optimiser.lr_min = {config.optimiser.lr_min:g} is above lr = {config.optimiser.lr:g}")
     if rule.name == CONTROL:
         raise UserError(f"estimator = {rule.name!r}: it is made from the reference, and no rule to train by")
+    if rule.draws:
+        raise UserError(f"estimator = {rule.name!r}: it draws numbers, which a training step has none of")
     steps = rule.skip_cell(point.T1, point.T2) if point.T1 and point.T2 else None
     if reason := rule.skip(type(system)) or steps:
         raise UserError(f"estimator = {rule.name!r}: {reason}")

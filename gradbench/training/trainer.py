@@ -117,7 +117,7 @@ class Trainer:
     def _run(
         self, name: str, function: Callable[..., tuple[Tensor, ...]], drawn: Drawn, *more: Tensor
     ) -> tuple[Tensor, ...]:
-        """Call a function of a batch: on CUDA as a recorded graph, which is stored under `name`."""
+        """Call a function of a batch: on CUDA as a recorded graph where the rule allows it, stored by `name`."""
         names = tuple(drawn)
 
         def flat(*values: Tensor) -> tuple[Tensor, ...]:
@@ -125,5 +125,5 @@ class Trainer:
 
         values = (*drawn.values(), *more)
         if name not in self._recorded:
-            self._recorded[name] = recorded(flat, self.state, *values)
+            self._recorded[name] = recorded(flat, self.state, *values) if self.rule.phase.recordable else flat
         return self._recorded[name](*values)
