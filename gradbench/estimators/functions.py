@@ -64,7 +64,7 @@ class Free:
         self.depths = depths  # T2 asked for, ascending; none where the rule does not use T2
         self._end = end
         self._nudged: dict[float, tuple[int, Tensor]] = {}  # steps and state, by beta
-        self._largest = 0.0
+        self._largest: Tensor | None = None  # |s| of the largest nudged state
         self._count = Count()
         self._projected = False  # whether the force behind Pi' is counted
 
@@ -128,7 +128,7 @@ class Free:
             taken, s = 0, end.s
         for _ in range(T2 - taken):
             s = end.nudged(s, beta)
-            self._largest = max(self._largest, float(s.norm()), key=lambda size: math.inf if size != size else size)
+            self._largest = s.norm() if self._largest is None else self._largest.maximum(s.norm())
         self._count += Count(force=T2 - taken)
         self._nudged[beta] = T2, s
         return end.shown(s)
@@ -142,7 +142,7 @@ class Free:
     def _told(self) -> dict[str, float]:
         """The evidence of what was asked for so far."""
         told: dict[str, float] = dict(zip(_NUMBERS, (self._count.force, self._count.jvp, self._count.vjp), strict=True))
-        return told | ({"nudge_norm": self._largest} if self._nudged else {})
+        return told if self._largest is None else told | {"nudge_norm": float(self._largest)}
 
 
 class _End:
@@ -227,6 +227,7 @@ class _End:
 class _Answer:
     """What a function returned for one T1, beta and cell."""
 
+    end: _End
     credit: Float[Tensor, "b n"] | None
     gradient: Params | None  # None: that of the credit
     evidence: dict[str, float]
@@ -243,10 +244,19 @@ class _Answer:
                 f"{end.rule}: the gradient is {article(estimate.gradient)}, expected a dict by parameter"
             )
         return cls(
+            end,
             None if estimate.credit is None else end.flat(estimate.credit, "the credit"),
             None if estimate.gradient is None else end.gradient(estimate.gradient),
             _numbers(estimate.evidence, end.rule) | free._told(),
         )
+
+    @property
+    def estimate(self) -> Params:
+        """The gradient, that of the credit included."""
+        if self.gradient is not None:
+            return self.gradient
+        assert self.credit is not None
+        return self.end.grad(self.credit)
 
 
 def _sorted_out(given: Any, end: _End) -> Estimate:
@@ -335,7 +345,10 @@ class Answers(Snapshot):
 @final
 @dataclass(frozen=True)
 class FunctionPhase(AbstractPhase):
-    """Calls of the function of a rule, one for every T1, beta and cell."""
+    """Calls of the function of a rule, one for every T1, beta and cell.
+
+    It is not called for the cells of a stack whose free phase left every float.
+    """
 
     rule: AbstractFunctionRule
 
@@ -346,13 +359,17 @@ class FunctionPhase(AbstractPhase):
         steps: tuple[int | None, ...] = depths or (None,)
         answers: list[dict[int | None, _Answer]] = []
         columns = betas.double().tolist() or [None]
+        finite = free.ends.flatten(-2).isfinite().all(-1).reshape(lead[0], -1).tolist()
         for row in range(lead[0]):
             ends = [self._end(free, row, c) for c in range(math.prod(lead[1:]))]
             for column in columns:
                 for c, end in enumerate(ends):
                     beta = column[c] if isinstance(column, list) else column
                     seed = free.field.seeds[c] if free.field.seeds else 0
-                    answers.append(self.rule.answers(end, depths, beta, seed))
+                    if finite[row][c]:
+                        answers.append(self.rule.answers(end, depths, beta, seed))
+                    else:
+                        answers.append(dict.fromkeys(steps, _Answer(end, end.s * math.nan, None, {})))
         for depth in steps:
             yield _stacked([by_depth[depth] for by_depth in answers], depth, (lead[0], len(columns), *lead[1:]))
 
@@ -374,7 +391,7 @@ def _stacked(answers: list[_Answer], depth: int | None, lead: tuple[int, ...]) -
     def whole(parts: list[Tensor]) -> Tensor:
         return torch.stack(parts).unflatten(0, lead)
 
-    like = next(value for a in answers for value in (a.credit, *(a.gradient or {}).values()) if value is not None)
+    like = answers[0].end.s
     names = dict.fromkeys(name for a in answers for name in a.evidence)
     evidence = {
         name: torch.tensor(
@@ -383,7 +400,7 @@ def _stacked(answers: list[_Answer], depth: int | None, lead: tuple[int, ...]) -
         for name in names
     }
     credits = [a.credit for a in answers if a.credit is not None]
-    gradients = [a.gradient for a in answers if a.gradient is not None]
+    gradients = [a.estimate for a in answers] if any(a.gradient is not None for a in answers) else []
     return Answers(
         depth,
         evidence,

@@ -371,6 +371,27 @@ def test_a_fault_of_one_rule_costs_its_own_cells_alone(tmp_path: Path) -> None:
         assert set(cells.loc[cells["status"] == "error", "reason"]) == {"broken: raised RuntimeError: no way"}
 
 
+def test_a_cell_that_diverged_is_shown_to_no_function(tmp_path: Path) -> None:
+    shown: list[bool] = []
+
+    @gb.register
+    @gb.estimator(source="a test")
+    def picky(free: Free, beta: float) -> Any:
+        shown.append(bool(free.state.isfinite().all()))
+        return free.back(free.cost_slope) if beta < 0.1 else free.grad(free.back(free.cost_slope))
+
+    path = suite(tmp_path, ["bptt", "picky"], eps=[0.1, 50.0], T1=[400], T2=[2], seed=[0])
+    cells = [gb.run(path, out=tmp_path / e, device="cpu", engine=e).cells for e in ("eager", "batched")]
+    assert shown
+    assert all(shown)
+    for by_engine in cells:
+        mine = by_engine[by_engine["estimator"] == "picky"]
+        assert mine.groupby("eps")["status"].agg(set).to_dict() == {0.1: {"settled"}, 50.0: {"diverged"}}
+        settled = mine[mine["status"] == "settled"]
+        assert settled["cosine"].nunique() == 1
+        assert settled["gamma"].isna().all()
+
+
 def test_a_number_that_is_not_finite_is_a_reason_and_no_exception() -> None:
     rule = gb.estimator(source="a test", name="mine")(lambda free: math.nan * free.cost_slope)
     m = gb.measure("toy_noncons", rule, **TOY)
