@@ -12,12 +12,15 @@ from gradbench.diagnostics.certificate import Deep
 from gradbench.diagnostics.credit import SUMMARY, blocks
 from gradbench.diagnostics.metrics import UNDEFINED, Comparison
 from gradbench.estimators.base import Count
+from gradbench.planning import registry
 from gradbench.planning.cells import Cell
 from gradbench.planning.problems import cell_count
 from gradbench.vocabulary.cause import column
 from gradbench.vocabulary.status import Status
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from gradbench.diagnostics.budget import Budget
     from gradbench.diagnostics.certificate import Certificate
     from gradbench.diagnostics.judgement import Judgement
@@ -83,9 +86,8 @@ class Outcome:
         row["cause"] = str(self.budget.cause) if self.budget else None
         row["cause_of"] = self.budget.of if self.budget else None
         row["budget"] = self._budget()
-        row["extra"] = [
-            {"column": n, "value": v} for n, v in self.evidence.items() if n not in EVIDENCE and "/" not in n
-        ]
+        more = {n: v for n, v in self.evidence.items() if n not in EVIDENCE and "/" not in n}
+        row["extra"] = _extra(_knobs(self.cell.system, self.cell.system_options) | more)
         return row
 
     def _budget(self) -> list[dict[str, Any]]:
@@ -104,6 +106,18 @@ def _identity(cell: Cell) -> dict[str, Any]:
     return cell.coordinates | {"cell": cell.key, **cell.labels, "dataset": _dataset(cell.system_options)}
 
 
+def _extra(values: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Columns that only some systems or rules have."""
+    return [{"column": name, "value": value} for name, value in values.items()]
+
+
+@registry.remembered
+def _knobs(system: str, options: str) -> dict[str, float]:
+    """The values of the knobs of a system."""
+    named = json.loads(options)
+    return {name: named[name] for name in sorted(registry.knobs(system, named))}
+
+
 @cache
 def _dataset(options: str) -> str | None:
     name: str | None = json.loads(options).get("dataset")
@@ -119,7 +133,7 @@ def unmeasured(cell: Cell, status: Status, reason: str, problem: str | None = No
         "params": [],
         "blocks": [],
         "budget": [],
-        "extra": [],
+        "extra": _extra(_knobs(cell.system, cell.system_options)),
     }
 
 
