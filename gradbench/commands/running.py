@@ -163,7 +163,13 @@ def _store(target: Run, problem: Problem, results: list[Outcome] | list[Row]) ->
 
 @contextmanager
 def _frozen_heap() -> Iterator[None]:
-    """Garbage collections inside skip all objects from before: modules and the plan, which are many."""
+    """Garbage collections inside skip all objects from before: modules and the plan, which are many.
+
+    A heap that the process has frozen stays as it is, since it can only be thawed as a whole.
+    """
+    if gc.get_freeze_count():
+        yield
+        return
     gc.freeze()
     try:
         yield

@@ -5,7 +5,6 @@ A message names the entry, what it is, and what is expected: `data['x']: got sha
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from decimal import Decimal
 from numbers import Real
@@ -103,6 +102,8 @@ def _of_tensor(value: Tensor, where: str) -> Tensor:
 
     if value.is_meta:
         raise UserError(f"{where}: got a tensor on the device meta, which holds no numbers, {EXPECTED}")
+    if torch._C._functorch.is_functorch_wrapped_tensor(value):
+        raise UserError(f"{where}: got a tensor of a transform of torch.func, {EXPECTED}; measure outside of it")
     if value.is_quantized:
         raise UserError(f"{where}: got a quantized tensor, {EXPECTED}; to make one: dequantize()")
     try:
@@ -125,9 +126,7 @@ def _of_array(value: object, where: str) -> Tensor:
     if isinstance(value, str | bytes | Mapping) or callable(value):
         raise UserError(f"{where}: got {article(value)}, {EXPECTED}")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # of an array that drops a part of what it is made from
-            array = np.asarray(_listed(value))
+        array = np.asarray(_listed(value))
     except UserError:
         raise
     except Exception as error:  # what an object that is no array raises is its choice

@@ -9,14 +9,17 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch._C import _autograd as hooks
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.overrides import _get_current_function_mode_stack, _pop_mode, _push_mode
+from torch.utils._python_dispatch import _disable_current_modes
 
 PARTS = ("cuda.matmul", "cudnn.conv", "cudnn.rnn", "mkldnn.matmul", "mkldnn.conv", "mkldnn.rnn")
 FLAGS: dict[str, object] = {"fp32_precision": dict.fromkeys(PARTS, "ieee"), "flush_denormal": True}
@@ -43,13 +46,59 @@ def _set_attention(kernels: tuple[bool, ...]) -> None:
         getattr(torch.backends.cuda, f"enable_{name}_sdp")(enabled)
 
 
-def _cudnn(name: str, plain: bool) -> _Setting:
-    return _Setting(
-        lambda: getattr(torch.backends.cudnn, name), lambda v: setattr(torch.backends.cudnn, name, v), plain
-    )
+def _of_module(module: Any, name: str, plain: bool) -> _Setting:
+    return _Setting(lambda: getattr(module, name), lambda v: setattr(module, name, v), plain)
 
 
+def _older(read: Callable[[], Any], change: Callable[[Any], object], default: object, plain: object) -> _Setting:
+    """One of torch's older switches of the float32 precision. It raises when read while a newer one contradicts it.
+
+    None stands for a switch that raises: set to its default, it raises again once the newer ones are as they were.
+    """
+
+    def readable() -> Any:
+        try:
+            return read()
+        except RuntimeError:
+            return None
+
+    return _Setting(readable, lambda v: change(default if v is None else v), plain)
+
+
+def _float32_part(name: str) -> _Setting:
+    """The float32 precision of one kind of operations; "none" where it follows the one for all operations."""
+
+    def read() -> str:
+        part, whole = attrgetter(name)(torch.backends), torch.backends.fp32_precision
+        precision: str = part.fp32_precision
+        # torch begins with tf32 for cuDNN where nothing is set for all, a state that nobody can set again: of it the
+        # precision is put back
+        return "none" if whole != "none" and _follows(part) else precision
+
+    def change(precision: str) -> None:
+        attrgetter(name)(torch.backends).fp32_precision = precision
+
+    return _Setting(read, change, "ieee")
+
+
+def _follows(part: Any) -> bool:
+    """Whether a part has the precision for all operations. torch does not tell, so that one is changed for a moment."""
+    before, seen = torch.backends.fp32_precision, []
+    for precision in ("ieee", "tf32"):
+        torch.backends.fp32_precision = precision
+        seen.append(part.fp32_precision == precision)
+    torch.backends.fp32_precision = before
+    return all(seen)
+
+
+# the older switches of the precision come before the newer ones, which they set
 _SETTINGS = (
+    *(
+        _older(partial(getattr, module, "allow_tf32"), partial(setattr, module, "allow_tf32"), default, False)
+        for module, default in ((torch.backends.cuda.matmul, False), (torch.backends.cudnn, True))
+    ),
+    _older(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest", "highest"),
+    *map(_float32_part, PARTS),
     _Setting(torch.get_default_dtype, torch.set_default_dtype, torch.float32),
     _Setting(
         lambda: (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()),
@@ -68,9 +117,13 @@ _SETTINGS = (
         tuple(name == "math" for name in ATTENTION),
     ),
     _Setting(torch.backends.mha.get_fastpath_enabled, torch.backends.mha.set_fastpath_enabled, False),
-    _cudnn("enabled", True),
-    _cudnn("benchmark", False),
-    _cudnn("deterministic", False),
+    # these choose between kernels whose last digits differ
+    _Setting(torch._C._get_mkldnn_enabled, torch._C._set_mkldnn_enabled, True),
+    _Setting(torch._C._get_nnpack_enabled, torch._C._set_nnpack_enabled, True),
+    _of_module(torch.backends.opt_einsum, "enabled", torch.backends.opt_einsum.is_available()),
+    _of_module(torch.backends.cudnn, "enabled", True),
+    _of_module(torch.backends.cudnn, "benchmark", False),
+    _of_module(torch.backends.cudnn, "deterministic", False),
 )
 
 
@@ -81,7 +134,7 @@ class _Process:
         self._lock = threading.Lock()
         self._measuring = 0
         self._cores = 0  # that a new thread begins with outside of measurements
-        self._put_back: list[Callable[[], object]] = []
+        self._before: dict[int, Any] = {}  # what the process has set last, by the place of a setting
 
     def begin(self) -> int:
         """Count one measurement more. Returns the number of cores to put back at its end."""
@@ -89,9 +142,9 @@ class _Process:
             cores = torch.get_num_threads()
             if self._measuring == 0:
                 self._cores = cores if cores != CORES else _in_new_thread(torch.get_num_threads)
-                self._put_back = [_ieee_float32(), *(_plain(s) for s in _SETTINGS)]
             elif cores == CORES and not _thread.measures:  # a new thread begins with what another one has set
                 cores = self._cores
+            self._set_plain()
             self._measuring += 1
         return cores
 
@@ -100,8 +153,7 @@ class _Process:
         with self._lock:
             self._measuring -= 1
             if self._measuring == 0:
-                for put_back in reversed(self._put_back):
-                    put_back()
+                self._put_back()
                 _of_process(self._cores)
 
     def set_cores(self, cores: int) -> None:
@@ -111,6 +163,20 @@ class _Process:
             if self._measuring > 1 and cores != CORES:
                 _of_process(CORES)
 
+    def _set_plain(self) -> None:
+        """Set what is not as in a plain interpreter. While others measure, the process may have set it meanwhile."""
+        for i, value in enumerate([setting.read() for setting in _SETTINGS]):
+            if value != _SETTINGS[i].plain:
+                _SETTINGS[i].change(_SETTINGS[i].plain)
+                self._before[i] = value
+
+    def _put_back(self) -> None:
+        """Set what was set before; what the process has set since then stays."""
+        for i, value in enumerate([setting.read() for setting in _SETTINGS]):
+            if i in self._before and value == _SETTINGS[i].plain:
+                _SETTINGS[i].change(self._before[i])
+        self._before.clear()
+
 
 class _Thread(threading.local):
     """What is known of the running thread."""
@@ -119,15 +185,6 @@ class _Thread(threading.local):
 
 
 _process, _thread = _Process(), _Thread()
-
-
-def _plain(setting: _Setting) -> Callable[[], object]:
-    """Set a setting as in a plain interpreter; a function that puts it back."""
-    before = setting.read()
-    if before == setting.plain:
-        return lambda: None
-    setting.change(setting.plain)
-    return lambda: setting.change(before)
 
 
 def _of_process(cores: int) -> None:
@@ -177,7 +234,10 @@ def isolated(cores: int | None = CORES) -> Iterator[dict[str, object]]:
         if cores is not None and torch.get_num_threads() != cores:
             torch.set_num_threads(cores)
         # leaving inference mode sets gradients and threads of autograd as in a plain interpreter, too
-        with torch.inference_mode(False), np.errstate(all="ignore"), _no_modes(), _no_autocast(), _flushed():
+        plain = (torch.inference_mode(False), np.errstate(all="ignore"), _no_modes(), _no_autocast(), _flushed())
+        with ExitStack() as settings:
+            for setting in plain:
+                settings.enter_context(setting)
             yield FLAGS
     finally:
         if cores is not None and torch.get_num_threads() != before:
@@ -188,14 +248,19 @@ def isolated(cores: int | None = CORES) -> Iterator[dict[str, object]]:
 
 @contextmanager
 def _no_modes() -> Iterator[None]:
-    """Take off what the thread puts around operations: a default device, other function modes, saved-tensor hooks."""
+    """Take off what the thread puts around operations.
+
+    These are a default device and other function modes, dispatch modes, transforms of torch.func, and hooks of saved
+    tensors.
+    """
     modes = [_pop_mode() for _ in _get_current_function_mode_stack()]
     pairs = []
     while (pair := hooks._top_saved_tensors_default_hooks(False)) is not None:
         hooks._pop_saved_tensors_default_hooks()
         pairs.append(pair)
     try:
-        yield
+        with _disable_current_modes(), temporarily_clear_interpreter_stack():
+            yield
     finally:
         for pair in reversed(pairs):
             hooks._push_saved_tensors_default_hooks(*pair)
@@ -225,28 +290,3 @@ def _flushed() -> Iterator[None]:
         yield
     finally:
         torch.set_flush_denormal(flushing)
-
-
-def _ieee_float32() -> Callable[[], object]:
-    """Set IEEE float32 products; a function that sets the precision from before."""
-    parts = {name: attrgetter(name)(torch.backends) for name in PARTS}
-    precisions = {name: part.fp32_precision for name, part in parts.items()}
-    _legacy("highest", matmul=False, conv=False)
-    for part in parts.values():
-        part.fp32_precision = "ieee"
-
-    def put_back() -> None:
-        matmul = precisions["cuda.matmul"] == "tf32"
-        whole = "medium" if precisions["mkldnn.matmul"] == "bf16" else "high" if matmul else "highest"
-        _legacy(whole, matmul=matmul, conv=precisions["cudnn.conv"] == "tf32")
-        for name, part in parts.items():
-            part.fp32_precision = precisions[name]
-
-    return put_back
-
-
-def _legacy(whole: str, *, matmul: bool, conv: bool) -> None:
-    """Set torch's older switches, which raise when read while the newer ones are set to something else."""
-    torch.backends.cuda.matmul.allow_tf32 = matmul
-    torch.backends.cudnn.allow_tf32 = conv
-    torch.set_float32_matmul_precision(whole)
