@@ -49,6 +49,15 @@ def test_reading_tables_and_judging_them_imports_no_torch(tmp_path: Path) -> Non
     assert "torch" not in imported("import gradbench.tables.verdict, gradbench.tables.runs, gradbench.tables.store")
 
 
+def test_choosing_the_cells_of_a_figure_imports_no_torch() -> None:
+    code = "import pandas as pd; from gradbench.plots import hold\n"
+    code += "cells = pd.DataFrame({'estimator': ['ep', 'bptt', 'control', 'theirs'], 'status': 'settled'})\n"
+    code += "assert hold.estimates(cells)['estimator'].tolist() == ['ep', 'theirs']"
+    held = imported(code)
+    assert "gradbench.plots.hold" in held
+    assert "torch" not in held
+
+
 def test_gradbench_has_no_other_name() -> None:
     import gradbench
 

@@ -547,3 +547,16 @@ def test_an_estimate_that_escapes_leaves_the_reference_in_sight() -> None:
     boxes = [t.get_window_extent() for t in curve.get_xticklabels() if t.get_text()]
     boxes = [b for b in sorted(boxes, key=lambda b: b.x0) if b.width]
     assert all(a.x1 < b.x0 for a, b in itertools.pairwise(boxes))
+
+
+def test_captions_say_what_a_zero_estimate_is_and_when_there_is_no_cosine(cells: pd.DataFrame) -> None:
+    params, _ = _tables(cells)
+    for figure, zero in (
+        (draw_params(cells, params), "An estimate of zero has cosine 0."),
+        (draw_error_vs_cost(cells), "A parameter whose estimate is zero has error 1."),
+    ):
+        assert figure is not None
+        (caption,) = (" ".join(t.get_text().split()) for t in figure.texts if t.get_gid() == "caption")
+        assert zero in caption
+        assert "reference is zero, not finite or below the floor of liveness, or" in caption
+        assert "estimate is not finite" in caption

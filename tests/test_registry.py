@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import final
 
 import pytest
 
+import gradbench
 from gradbench.errors import UserError
+from gradbench.estimators.base import Role
 from gradbench.estimators.reverse import Bptt
 from gradbench.planning import registry
 from gradbench.planning.problems import rule_of
@@ -171,3 +174,21 @@ def test_a_cell_of_what_was_defined_anew_says_so() -> None:
     registry.register(MadeAnew)
     with pytest.raises(UserError, match=r"'made' is defined otherwise now: digest d2, not d1"):
         registry.estimator("made", {"digest": "d1"})
+
+
+def test_a_role_is_asked_of_the_estimator_and_a_plugin_that_is_not_here_is_a_rule() -> None:
+    roles = {name: registry.role(name) for name in gradbench.estimators()}
+    assert {name for name, role in roles.items() if role is not Role.RULE} == {"bptt", "control"}
+    assert registry.role("a plugin of another machine") is Role.RULE
+
+
+def test_nothing_but_an_estimator_and_the_choice_of_its_colour_names_a_concrete_rule() -> None:
+    package, names = Path(gradbench.__file__).parent, set(gradbench.estimators())
+    named = {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        if path.parent.name != "estimators"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and node.value in names
+    }
+    assert named == {"plots/look.py", "plots/explained.py"}

@@ -17,9 +17,11 @@ from gradbench.diagnostics.series import Updates, depths, eigenvalues, updates
 from gradbench.engine.draws import build
 from gradbench.engine.precision import isolated
 from gradbench.errors import UserError, near_miss
+from gradbench.estimators.base import Role
+from gradbench.planning import registry
 from gradbench.planning.cells import Cell
 from gradbench.planning.problems import Problem, rule_of
-from gradbench.planning.selection import CONTROL, IDENTITY, keys, matches, value
+from gradbench.planning.selection import IDENTITY, keys, matches, value
 from gradbench.vocabulary.cause import NEGLIGIBLE
 from gradbench.vocabulary.status import Status, Thresholds
 
@@ -75,8 +77,8 @@ def choose(run: Run, cell: str | None, where: Mapping[str, Any], worst: int | No
     if not rows:
         raise UserError(f"--where: {_why_none(every, where)}")
     if worst is not None:
-        rows = [row for row in rows if row["status"] == Status.SETTLED and row["estimator"] != CONTROL]
-        rows = [row for row in rows if math.isfinite(row["cosine_min"])]
+        rows = [row for row in rows if row["status"] == Status.SETTLED and math.isfinite(row["cosine_min"])]
+        rows = [row for row in rows if registry.role(row["estimator"]) is not Role.CONTROL]
         rows = sorted(rows, key=lambda row: row["cosine_min"])[:worst]
     if not rows:
         raise UserError("--worst: none of the cells that are asked for is settled and has a cosine to go by")

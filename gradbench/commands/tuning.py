@@ -12,6 +12,7 @@ from gradbench.commands.progress import CellProgress, CellWatch
 from gradbench.engine.device import resolve
 from gradbench.engine.packs import available
 from gradbench.errors import RuleFaultError, UserError
+from gradbench.estimators.reference import REFERENCE
 from gradbench.planning.plans import Plan, plan
 from gradbench.planning.suites import parse
 from gradbench.planning.values import settings
@@ -82,7 +83,7 @@ def tune(
     grid["system"], rule = _labelled(system), _labelled(estimator)
     _planned(grid | {"estimator": rule})  # mistakes are told before anything is measured
     watch = watch or (lambda progress: None)
-    settled, unsettled = _free_phases(_outcomes(grid | {"estimator": "bptt"}, device, watch))
+    settled, unsettled = _free_phases(_outcomes(grid | {"estimator": REFERENCE.name}, device, watch))
     if not settled:
         return Tuned(None, (), unsettled)
     if None not in settled:

@@ -199,9 +199,9 @@ def climb(
     The equalities that the rungs take apart: Almeida 1987 (implicit), Scellier & Bengio 2017 (nudged).
     """
     free, flags = relaxed.wide, tuple[str, ...]()
-    rungs = [Rung("bptt", Cause.NONE, estimate(REFERENCE, free, None, None))]
+    rungs = [Rung(REFERENCE.name, Cause.NONE, estimate(REFERENCE, free, None, None))]
     if rule.truncates:
-        rungs.append(Rung("tbptt, T2 steps", Cause.TRUNCATION, estimate(rule, free, T2, beta)))
+        rungs.append(Rung(f"{rule.name}, T2 steps", Cause.TRUNCATION, estimate(rule, free, T2, beta)))
     elif rule.role is not Role.REFERENCE:
         no_limit = Cause.NO_FIXED_POINT if settled and not stable else Cause.TRANSIENT
         limit, flags = _limit_rungs(free, no_limit)

@@ -27,7 +27,7 @@ from numbers import Real
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, get_args, get_origin
 
 from gradbench.errors import UserError, near_miss, placed
-from gradbench.estimators.base import AbstractEstimator
+from gradbench.estimators.base import AbstractEstimator, Role
 from gradbench.planning import values
 from gradbench.systems.base import AbstractSystem
 
@@ -176,6 +176,12 @@ def label(name: str, options: str, kind: Literal["system", "estimator"]) -> str:
     defaults = {f.name: f.default for f in fields(cls)} if cls else {}
     changed = [f"{k}={v}" for k, v in shown.items() if k not in defaults or v != defaults[k]]
     return " ".join([name, *changed])
+
+
+def role(name: str) -> Role:
+    """The role of an estimator by its name; a table may name a plugin that is not installed here, which is a rule."""
+    known = known_estimators().get(name)
+    return Role.RULE if known is None else known.role
 
 
 def definition(cls: type) -> str:

@@ -10,7 +10,6 @@ from typing import Any
 
 from gradbench.vocabulary.coordinates import COORDINATES
 
-REFERENCE, CONTROL = "bptt", "control"  # estimators that are no rules: the reference, and the control made from it
 IDENTITY = ("system_label", "estimator_label", *COORDINATES)  # columns that tell one cell from another
 
 

@@ -9,7 +9,8 @@ import textwrap
 from math import log
 from typing import TYPE_CHECKING
 
-from gradbench.planning.selection import CONTROL, REFERENCE
+from gradbench.estimators.base import Role
+from gradbench.planning import registry
 from gradbench.vocabulary.coordinates import COORDINATES
 from gradbench.vocabulary.status import Status
 
@@ -26,7 +27,7 @@ LINE = 100  # characters of a line
 
 def estimates(cells: DataFrame) -> DataFrame:
     """The cells of rules that apply to their system. Reference and controls are left out: their cosines are known."""
-    return cells[~cells["estimator"].isin([REFERENCE, CONTROL]) & (cells["status"] != Status.SKIPPED)]
+    return cells[(cells["estimator"].map(registry.role) == Role.RULE) & (cells["status"] != Status.SKIPPED)]
 
 
 def main_forms(cells: DataFrame) -> DataFrame:

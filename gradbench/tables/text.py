@@ -9,7 +9,9 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gradbench.planning.selection import CONTROL, REFERENCE, matches
+from gradbench.estimators.base import Role
+from gradbench.planning import registry
+from gradbench.planning.selection import matches
 from gradbench.vocabulary.cause import Cause
 from gradbench.vocabulary.coordinates import COORDINATES
 from gradbench.vocabulary.status import Status
@@ -50,7 +52,7 @@ def show_causes(cells: DataFrame, width: int | None = None) -> str:
     """The number of settled cells of every rule and cause of an error; empty where no cell has a cause."""
     import pandas as pd
 
-    measured = cells[(cells["status"] == Status.SETTLED) & ~cells["estimator"].isin([REFERENCE, CONTROL])]
+    measured = cells[(cells["status"] == Status.SETTLED) & (cells["estimator"].map(registry.role) == Role.RULE)]
     wanting = measured[measured["cause"].notna()]
     if wanting.empty:
         return ""

@@ -24,9 +24,8 @@ from pydantic import (
 
 from gradbench.data import datasets
 from gradbench.errors import UserError, near_miss, placed
-from gradbench.estimators.base import AbstractEstimator
+from gradbench.estimators.base import AbstractEstimator, Role
 from gradbench.planning import files, registry, suites, values
-from gradbench.planning.selection import CONTROL
 from gradbench.planning.suites import Number, Strict, Whole
 from gradbench.systems.base import AbstractSystem
 from gradbench.vocabulary.coordinates import COORDINATES, Coordinate, Point
@@ -177,7 +176,7 @@ def _check(config: Config, system: AbstractSystem, rule: AbstractEstimator) -> N
             raise UserError(f"norm_cap.{name}: {system.name} has no such parameter{near_miss(name, system.shapes)}")
     if config.optimiser.lr_min > config.optimiser.lr:
         raise UserError(f"optimiser.lr_min = {config.optimiser.lr_min:g} is above lr = {config.optimiser.lr:g}")
-    if rule.name == CONTROL:
+    if rule.role is Role.CONTROL:
         raise UserError(f"estimator = {rule.name!r}: it is made from the reference, and no rule to train by")
     if rule.draws:
         raise UserError(f"estimator = {rule.name!r}: it draws numbers, which a training step has none of")

@@ -60,6 +60,9 @@ def draw_error_vs_cost(cells: DataFrame) -> Figure | None:
         [
             "Error of the worst parameter of the worst seed against what one estimate costs by itself, free phase",
             f"included and reference excluded, at every T1, T2 and beta. Errors below {FLOOR:g} are drawn there.",
+            "A parameter whose estimate is zero has error 1. One whose reference is zero, not finite or below the",
+            "floor of liveness, or whose estimate is not finite, has no cosine and is left out; so is a setting",
+            "without any.",
         ],
     )
     return figure

@@ -61,9 +61,11 @@ def draw_params(cells: DataFrame, params: DataFrame) -> Figure | None:
     look.caption(
         figure,
         [
-            "Cosine to BPTT by parameter, settled cells only: bars at the median of seeds, whiskers to the extremes.",
+            "Cosine to BPTT by parameter, settled cells only: bars at the median of seeds with a cosine, whiskers to",
+            "the extremes.",
             *([f"Nothing settled there: {', '.join(unsettled)}."] if unsettled else []),
-            f"Undefined: the reference gradient is zero or below the floor of liveness. {FLOOR_WORDS.capitalize()}.",
+            "Undefined in every seed: the reference is zero, not finite or below the floor of liveness, or the",
+            f"estimate is not finite. An estimate of zero has cosine 0. {FLOOR_WORDS.capitalize()}.",
         ],
     )
     return figure
