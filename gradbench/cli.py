@@ -20,6 +20,7 @@ from gradbench.vocabulary.status import Status
 
 if TYPE_CHECKING:
     from gradbench.commands.explaining import Explanation
+    from gradbench.planning.overrides import Overrides
     from gradbench.tables.store import Run
 
 app = typer.Typer(
@@ -153,7 +154,7 @@ def plan_(suite: SuiteName, set_: Set = None, as_json: Json = False) -> None:
     from gradbench.commands.running import prepare
     from gradbench.planning import files
 
-    loaded, planned = prepare(suite, _settings(set_))
+    loaded, planned = prepare(suite, _overrides(set_))
     if as_json:
         _put(json.dumps(planned.to_json(), indent=1))
         return
@@ -184,7 +185,7 @@ def run(
     from gradbench.commands.running import run as execute
     from gradbench.planning import files
 
-    overrides = _settings([*(set_ or ()), *([f"dtype={dtype}"] if dtype else ())])
+    overrides = _overrides([*(set_ or ()), *([f"dtype={dtype}"] if dtype else ())])
     with watcher(f"suite {files.find(suite, files.SUITES, 'suite')}") as watch:
         done = execute(
             suite,
@@ -321,7 +322,7 @@ def train(
     from gradbench.planning import files
 
     with watcher(f"training {files.find(config, files.CONFIGS, 'training')}") as watch:
-        done = execute(config, out=out, device=device, overrides=_settings(set_), fresh=fresh, watch=watch)
+        done = execute(config, out=out, device=device, overrides=_overrides(set_), fresh=fresh, watch=watch)
     _put(done.last)
     for path in done.draw():
         _put(path)
@@ -345,7 +346,7 @@ def tune(
 
     wanted = _cosine(want)
     with watcher() as watch:
-        tuned = search(system, estimator, wanted, _settings(set_), device, watch)
+        tuned = search(system, estimator, wanted, _overrides(set_), device, watch)
     if as_json:
         _put(json.dumps(tuned.to_json(), indent=1))
     else:
@@ -420,6 +421,12 @@ def _settings(pairs: list[str] | None, option: str = "--set") -> dict[str, Any]:
     from gradbench.planning.values import settings
 
     return settings(pairs or (), option)
+
+
+def _overrides(pairs: list[str] | None) -> Overrides:
+    from gradbench.planning.overrides import Overrides
+
+    return Overrides(_settings(pairs), "--set {key}")
 
 
 def _sentence(text: str) -> str:

@@ -83,7 +83,7 @@ def test_asking_takes_half_a_second(arguments: list[str]) -> None:
         (["run", "smok"], "Did you mean 'smoke'?"),
         (["run", "nowhere/x.toml"], "suite 'nowhere/x.toml' does not exist"),
         (["show", "aepp"], "Did you mean 'aep'?"),
-        (["plan", "smoke", "--set", "betta=1"], "betta: unknown key. Did you mean 'beta'?"),
+        (["plan", "smoke", "--set", "betta=1"], "--set betta: unknown key. Did you mean 'beta'?"),
         (["plan", "smoke", "--set", "estimator=bppt"], "Did you mean 'bptt'?"),
         (["plan", "smoke", "--set", "system=toy_con"], "Did you mean 'toy_cons'?"),
         (["plan", "smoke", "--set", "beta"], "expected KEY=VALUE"),

@@ -24,6 +24,9 @@ import pytest
 import torch
 
 import gradbench as gb
+from gradbench.commands.running import prepare
+from gradbench.commands.trainings import train
+from gradbench.commands.tuning import tune
 from gradbench.engine import precision
 from gradbench.planning import registry
 from gradbench.systems import toy
@@ -502,7 +505,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "T1 word": ({"T1": "many"}, "T1 = 'many' is not a number"),
     "T1 bool": ({"T1": True}, "T1 = True is not a number"),
     "T1 np.bool_": ({"T1": np.bool_(True)}, "T1 = True is not a number"),
-    "T1 array": ({"T1": np.array([20, 30])}, "T1 = array([20, 30]) is not a number"),
+    "T1 array": ({"T1": np.array([20, 30])}, "compares one cell, and these lists make 2"),
     "T1 complex": ({"T1": 3 + 0j}, "T1 = (3+0j) is not a number"),
     "T1 NA": ({"T1": pd.NA}, "T1 = <NA> is not a number"),
     "T1 list": ({"T1": [5, 10]}, "one cell, and these lists make 2"),
@@ -656,8 +659,73 @@ def test_a_suite_is_a_path_or_a_name(write_suite: Any) -> None:
     [("memory", 0.5), ("engine", None), ("engine", ["eager"]), ("device", 0), ("overrides", {"T1": np.int64(0)})],
 )
 def test_an_argument_of_run_that_is_none_is_told(write_suite: Any, argument: str, value: object) -> None:
-    with pytest.raises(gb.UserError, match=r"memory = |engine = |device = |T1: 0 is below 1"):
+    with pytest.raises(gb.UserError, match=r"memory = |engine = |device = |overrides\['T1'\]: got .*: 0 is below 1"):
         gb.run(write_suite(), **({"device": "cpu"} | {argument: value}))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (3, "overrides: got an int, expected a table of values by key"),
+        ("T1=3", "overrides: got a str, expected a table"),
+        ({3: 1}, "overrides: got the key 3, expected a name"),
+        (
+            {"T2": "a"},
+            "overrides['T2']: got 'a', expected a whole number of 1 or more, or a list or a range of these: ",
+        ),
+        ({"beta": [0.1, -1]}, "overrides['beta']: got [0.1, -1], expected a number above 0"),
+        ({"T2": np.array([[1, 2]])}, "an array of shape (1, 2) is no list of values"),
+        ({"T1": 10**5000}, "overrides['T1']: got a number that is too long to be told"),
+        ({"betta": 1}, "overrides['betta']: unknown key. Did you mean 'beta'?"),
+        ({"dtype": "float23"}, "expected 'float32' or 'float64', or a list"),
+        ({"estimator": "bppt"}, "overrides['estimator'] = 'bppt' is not registered. Did you mean 'bptt'?"),
+        ({"estimator": ["ep", "bppt"]}, "overrides['estimator'][1] = 'bppt' is not registered"),
+        ({"system": {"name": "toy_cons", "K": 3}}, "overrides['system'].K: system 'toy_cons' has no such option"),
+        ({"params_from": "nowhere"}, "overrides['params_from'] = 'nowhere' is no training"),
+    ],
+)
+def test_overrides_that_are_wrong_are_told_as_the_argument_that_they_are(overrides: object, told: str) -> None:
+    with pytest.raises(gb.UserError) as error:
+        gb.run("smoke", overrides=overrides)  # type: ignore[arg-type]
+    assert told in str(error.value)
+    assert "\n" not in str(error.value)
+    assert "grid[" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda: tune("toy_cons", "ep", 0.9, 3), "overrides: got an int"),  # type: ignore[arg-type]
+        (lambda: tune("toy_cons", "ep", 0.9, {"T1": [0]}), "overrides['T1']: got [0], expected a whole number"),
+        (
+            lambda: tune("toy_cons", "ep", 0.9, {"estimator": "aep"}),
+            "overrides['estimator']: the estimator of a search",
+        ),
+        (lambda: tune("toy_conss", "ep", 0.9), "system = 'toy_conss' is not registered. Did you mean 'toy_cons'?"),
+        (
+            lambda: tune("toy_cons", "aep clip=bach", 0.9),
+            "estimator.clip = 'bach' is not a choice. Did you mean 'batch'?",
+        ),
+        (lambda: train("quick", overrides=3), "overrides: got an int"),  # type: ignore[arg-type]
+        (lambda: train("quick", overrides={"stepss": 3}), "overrides['stepss']: unknown key. Did you mean 'steps'?"),
+        (lambda: train("quick", overrides={"T1": "x"}), "overrides['T1']: 'x' is not a number"),
+        (lambda: train("quick", overrides={"estimator": "epp"}), "overrides['estimator'] = 'epp' is not registered"),
+        (lambda: train("quick", overrides={"batch": 10**5}), "quick.toml with overrides['batch']: "),
+    ],
+)
+def test_overrides_of_a_search_and_of_a_training_are_told_alike(call: Any, told: str) -> None:
+    with pytest.raises(gb.UserError) as error:
+        call()
+    assert told in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "values", [np.array([2, 4]), torch.tensor([2, 4]), pd.Series([2, 4]), (2, 4), range(2, 5, 2), np.array([2.0, 4.0])]
+)
+def test_values_of_overrides_are_those_of_the_list(write_suite: Any, values: Any) -> None:
+    loaded, planned = prepare(write_suite(), {"T2": values, "beta": np.float32(0.5)})
+    assert loaded.grid[0].T2 == (2, 4)
+    assert planned.key == prepare(write_suite(), {"T2": [2, 4], "beta": 0.5})[1].key
 
 
 # forces that are none

@@ -11,11 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradbench.errors import UserError
-from gradbench.estimators.control import Kind
+from gradbench.estimators.control import Control, Kind
 from gradbench.planning import files, suites, values
 from gradbench.planning.cells import TRAININGS
 from gradbench.planning.plans import plan
-from gradbench.planning.selection import CONTROL
 from gradbench.planning.suites import Suite, parse
 
 GRID = {"system": "toy_cons", "estimator": "ep"}
@@ -282,7 +281,7 @@ def test_every_shipped_suite_plans_and_its_checks_can_have_a_verdict(tmp_path: P
 def test_every_shipped_suite_but_the_atlas_checks_its_ruler(path: Path) -> None:
     asked: set[str] = set()
     for check in suites.load(path).check:
-        if check.where.get("estimator") == CONTROL:
+        if check.where.get("estimator") == Control.name:
             kinds = check.where["kind"]
             asked |= {kinds} if isinstance(kinds, str) else set(kinds)
     assert asked == (set() if path.stem == "atlas" else set(get_args(Kind)))

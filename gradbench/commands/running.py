@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -18,6 +18,7 @@ from gradbench.commands.environment import describe_environment
 from gradbench.commands.progress import CellProgress, CellWatch, say
 from gradbench.errors import StoreError, UserError, near_miss
 from gradbench.planning import files, plans, suites
+from gradbench.planning.overrides import Overrides
 from gradbench.planning.plans import Plan
 from gradbench.planning.problems import Problem
 from gradbench.tables import runs
@@ -37,7 +38,7 @@ def run(
     *,
     out: str | Path = "results",
     device: str = "auto",
-    overrides: dict[str, Any] | None = None,
+    overrides: Mapping[str, Any] | None = None,
     engine: str = "auto",
     memory: str | None = None,
     certify: bool = False,
@@ -48,7 +49,7 @@ def run(
     """Run a suite, or resume a run of it that was cut off; the folder of the run.
 
     A suite is given by path, by the name of a shipped one, or as it is. `overrides` replaces keys of every grid of a
-    file. `engine` is auto, eager (a problem at a time), batched or compiled (batched, and compiled first; CUDA only).
+    file, by value: numbers, words, lists, ranges, arrays with one axis. `engine` is auto, eager (a problem at a time), batched or compiled (batched, and compiled first; CUDA only).
     `memory` is what packs may take, as "80%" or "24GiB". `certify` adds a deep certificate to every cell. `profile`
     writes where the time went. `watch` is called with the progress after every problem. Raises UserError before
     anything runs, StoreError where the results cannot be written.
@@ -71,17 +72,18 @@ def run(
     return target
 
 
-def prepare(suite: str | Path | suites.Suite, overrides: dict[str, Any] | None = None) -> tuple[suites.Suite, Plan]:
+def prepare(suite: str | Path | suites.Suite, overrides: Mapping[str, Any] | None = None) -> tuple[suites.Suite, Plan]:
     """Read and plan a suite, with keys of every grid replaced."""
+    replaced = Overrides.of(overrides)
     if isinstance(suite, suites.Suite):
-        if overrides:
+        if replaced:
             raise UserError("overrides: replace keys of a suite file; write them into the grid of gradbench.suite")
         loaded, where = suite, f"suite {suite.name!r}"
     else:
         path = files.find(str(suite), files.SUITES, "suite")
-        loaded, where = suites.load(path, overrides), str(path)
-    planned = plans.plan(loaded, where)
-    if not overrides:  # some checks may match no cell of a part of the grid
+        loaded, where = suites.load(path, replaced), str(path)
+    planned = plans.plan(loaded, where, places=replaced.places)
+    if not replaced:  # some checks may match no cell of a part of the grid
         planned.verify(loaded.check, where, loaded.table)
     return loaded, planned
 

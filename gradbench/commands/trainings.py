@@ -7,6 +7,7 @@ A resumed training ends at the numbers of one that was never cut off: a checkpoi
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,7 +64,7 @@ def train(
     *,
     out: str | Path = "results",
     device: str = "auto",
-    overrides: dict[str, Any] | None = None,
+    overrides: Mapping[str, Any] | None = None,
     fresh: bool = False,
     watch: StepWatch | None = None,
 ) -> Training:

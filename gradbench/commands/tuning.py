@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from gradbench.commands.measuring import Setup, measured
@@ -13,6 +14,7 @@ from gradbench.engine.device import resolve
 from gradbench.engine.packs import available
 from gradbench.errors import RuleFaultError, UserError
 from gradbench.estimators.reference import REFERENCE
+from gradbench.planning.overrides import Overrides
 from gradbench.planning.plans import Plan, plan
 from gradbench.planning.suites import parse
 from gradbench.planning.values import settings
@@ -78,10 +80,14 @@ def tune(
     if not 0 < want < 1:
         raise UserError(f"cosine_min = {want:g} is not between 0 and 1")
     device = resolve(device)
-    grid: dict[str, Any] = LADDERS | {"seed": SEEDS} | dict(overrides or {})
-    grid = {key: list(value) if isinstance(value, tuple) else value for key, value in grid.items()}
-    grid["system"], rule = _labelled(system), _labelled(estimator)
-    _planned(grid | {"estimator": rule})  # mistakes are told before anything is measured
+    replaced = Overrides.of(overrides)
+    for key in ("system", "estimator"):
+        if key in replaced:
+            raise UserError(f"{replaced.places[key]}: the {key} of a search is an argument of its own")
+    grid: dict[str, Any] = LADDERS | {"seed": SEEDS} | replaced | {"system": _labelled(system)}
+    rule = _labelled(estimator)
+    # mistakes are told before anything is measured
+    _planned(grid | {"estimator": rule}, replaced.places | {"system": "system", "estimator": "estimator"})
     watch = watch or (lambda progress: None)
     settled, unsettled = _free_phases(_outcomes(grid | {"estimator": REFERENCE.name}, device, watch))
     if not settled:
@@ -96,8 +102,8 @@ def tune(
     return Tuned(next((p for p in points if p.cosine_min >= want), None), tuple(front), unsettled)
 
 
-def _planned(grid: Mapping[str, Any]) -> Plan:
-    planned = plan(parse({"name": "tune", "about": "", "grid": [dict(grid)]}, "tune"), "tune")
+def _planned(grid: Mapping[str, Any], places: Mapping[str, str] = MappingProxyType({})) -> Plan:
+    planned = plan(parse({"name": "tune", "about": "", "grid": [dict(grid)]}, "tune", places), "tune", places=places)
     if not planned.cells:
         raise UserError(f"tune: {planned.skipped[0][1]}")
     return planned

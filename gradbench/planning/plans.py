@@ -8,10 +8,11 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from gradbench.errors import UserError, near_miss, placed
@@ -117,17 +118,24 @@ class Plan:
         }
 
 
-def plan(suite: Suite, where: str = "suite", given: Collection[str] = ()) -> Plan:
+def plan(
+    suite: Suite,
+    where: str = "suite",
+    given: Collection[str] = (),
+    places: Mapping[str, str] = MappingProxyType({}),
+) -> Plan:
     """Plan a suite. Raises UserError for unknown names and options.
 
-    `where` names the file of the suite in errors. `given` names the data that the caller brings, which are not drawn.
+    `where` names the file of the suite in errors, and `places` says how an error calls the keys of grids that are not
+    from there. `given` names the data that the caller brings, which are not drawn.
     """
     cells: dict[Cell, None] = {}
     skipped: dict[Cell, str] = {}
     points = folded = repeated = 0
     for i, grid in enumerate(suite.grid):
         reasons: dict[Cell, str | None] = {}
-        for cell, reason in _points(grid, f"{where}: grid[{i}]", given):
+        named = {**{key: f"{where}: grid[{i}].{key}" for key in type(grid).model_fields}, **places}
+        for cell, reason in _points(grid, named, given):
             points += 1
             folded += cell in reasons
             reasons[cell] = reason
@@ -137,21 +145,21 @@ def plan(suite: Suite, where: str = "suite", given: Collection[str] = ()) -> Pla
     return Plan(suite.name, tuple(cells), tuple(skipped.items()), points, folded, repeated, suite.decide())
 
 
-def _points(grid: Grid, where: str, given: Collection[str]) -> Iterator[tuple[Cell, str | None]]:
-    """Every point of a grid as a cell, with the reason why it is skipped, or None."""
+def _points(grid: Grid, places: Mapping[str, str], given: Collection[str]) -> Iterator[tuple[Cell, str | None]]:
+    """Every point of a grid as a cell, with the reason why it is skipped, or None; `places` has the keys of errors."""
     pairs = itertools.product(
-        _instances(grid.system, registry.system, f"{where}.system"),
-        _instances(grid.estimator, registry.estimator, f"{where}.estimator"),
+        _instances(grid.system, registry.system, places["system"]),
+        _instances(grid.estimator, registry.estimator, places["estimator"]),
     )
     for system, estimator in pairs:
         axes = {c.attribute: grid.along(c, system.defaults) for c in COORDINATES.values()}
-        with placed(f"{where}.system"):
+        with placed(places["system"]):
             system.check(axes["batch"][0], given)
         used = system.uses | estimator.uses
         _refuse_missing(system, used, axes)
         unused = {c.attribute: None for c in COORDINATES.values() if c.optional and c.name not in used}
         reason, rule = estimator.skip(type(system)), registry.options(estimator)
-        sources = [trained(Path(name), f"{where}.params_from") for name in grid.params_from or ()]
+        sources = [trained(Path(name), places["params_from"]) for name in grid.params_from or ()]
         systems = [_options(system, source) for source in sources] or [registry.options(system)]
         for options, *values in itertools.product(systems, *axes.values()):
             point = dict(zip(axes, values, strict=True))
@@ -181,14 +189,15 @@ def _options(system: AbstractSystem, source: str) -> str:
     return json.dumps(json.loads(registry.options(system)) | {PARAMS_FROM: source}, sort_keys=True)
 
 
-def _instances(choices: Iterable[tuple[str, Options]], build: Callable[..., Item], where: str) -> Iterator[Item]:
+def _instances(choices: Sequence[tuple[str, Options]], build: Callable[..., Item], where: str) -> Iterator[Item]:
     """A system or an estimator for every name and every product of its options. Raises UserError for equal ones."""
     seen: dict[str, str] = {}
     for i, (name, options) in enumerate(choices):
+        place = f"{where}[{i}]" if len(choices) > 1 else where
         for values in itertools.product(*options.values()):
-            item = build(name, dict(zip(options, values, strict=True)), f"{where}[{i}]")
+            item = build(name, dict(zip(options, values, strict=True)), place)
             key = f"{name} {registry.options(item)}"
             if key in seen:
-                raise UserError(f"{where}[{i}]: {name!r} with these options stands there twice (see {seen[key]})")
-            seen[key] = f"{where}[{i}]"
+                raise UserError(f"{place}: {name!r} with these options stands there twice (see {seen[key]})")
+            seen[key] = place
             yield item

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
@@ -28,6 +29,7 @@ from pydantic_core import ErrorDetails
 
 from gradbench.errors import UserError, near_miss
 from gradbench.planning import files, registry, values
+from gradbench.planning.overrides import Overrides, wrong_value
 from gradbench.planning.values import Options
 from gradbench.vocabulary.coordinates import COORDINATES, Coordinate, Value
 from gradbench.vocabulary.notation import METRICS
@@ -228,21 +230,37 @@ def _threshold(key: str, value: Any, default: Any) -> Any:
 
 def load(path: Path, overrides: Mapping[str, object] | None = None) -> Suite:
     """Read and check a suite file, with some keys of every grid replaced."""
-    content = files.read(path)
+    content, replaced = files.read(path), Overrides.of(overrides)
     grids = content.get("grid")
-    if overrides and isinstance(grids, list):
-        content["grid"] = [grid | dict(overrides) if isinstance(grid, dict) else grid for grid in grids]
-    return parse({"name": path.stem} | content, str(path))
+    if replaced and isinstance(grids, list):
+        content["grid"] = [grid | replaced if isinstance(grid, dict) else grid for grid in grids]
+    return parse({"name": path.stem} | content, str(path), replaced.places)
 
 
-def parse(content: Mapping[str, object], where: str) -> Suite:
-    """Check the content of a suite; `where` names its file in errors."""
+def parse(content: Mapping[str, object], where: str, places: Mapping[str, str] = MappingProxyType({})) -> Suite:
+    """Check the content of a suite.
+
+    `where` names its file in errors, and `places` says how an error calls the keys of grids that are not from there.
+    """
     try:
         return Suite.model_validate(dict(content))
     except ValidationError as error:
-        # a mistake in a key that is set for every grid is in every grid, and is told once
-        told = {re.sub(r"^grid\[\d+\]", "grid", line): line for line in map(error_line, reversed(error.errors()))}
-        raise UserError("\n".join(f"{where}: {line}" for line in reversed(told.values()))) from None
+        told: dict[str, str] = {}
+        for line in (_mistake(e, where, places) for e in error.errors()):
+            told.setdefault(re.sub(r"grid\[\d+\]", "grid", line), line)  # one in a key of every grid is told once
+        raise UserError("\n".join(told.values())) from None
+
+
+def _mistake(error: ErrorDetails, where: str, places: Mapping[str, str]) -> str:
+    """What a message says of an error, with its place."""
+    loc = error["loc"]
+    key = str(loc[2]) if loc[0] == "grid" and len(loc) > 2 else ""
+    if key not in places:
+        return f"{where}: {error_line(error)}"
+    line = error_line(error | {"loc": (key,)}, Grid).removeprefix(key)
+    if error["type"] != "value_error":
+        return f"{places[key]}{line}"
+    return wrong_value(places[key], key, error["input"], line.removeprefix(": "))
 
 
 def parse_check(content: Mapping[str, object], where: str) -> Check:

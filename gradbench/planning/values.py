@@ -14,6 +14,7 @@ from gradbench.vocabulary.coordinates import Coordinate
 
 LARGEST = 2**63 - 1  # whole number that a table can hold
 POINTS = 100_000  # of a range, at most
+SHORT = 60  # letters of a value that a message repeats
 SHOWN = 200  # letters of a mistake that a message repeats
 # numbers as people and other programs write them; TOML wants a digit on both sides of the point, and no 0 before others
 NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
@@ -35,6 +36,16 @@ def scalar(value: object) -> object:
         except (RuntimeError, ValueError, TypeError, NotImplementedError):  # such as a tensor that holds no number
             return value
     return value
+
+
+def shown(value: object) -> str:
+    """A value as a message repeats it."""
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number of thousands of digits
+        return "a number that is too long to be told"
+    text = " ".join(text.split())
+    return text if len(text) <= SHORT else f"{text[:SHORT]}..."
 
 
 def number(value: object) -> float:
@@ -79,17 +90,30 @@ def expanded(value: object) -> list[object]:
     """The values of a scalar, a list, {linspace = [start, stop, n]} or {logspace = [exponent, exponent, n]}."""
     if isinstance(value, dict):
         return list(_range(value))
-    values = list(value) if isinstance(value, list | tuple) else [value]
+    values = listed(value)
+    values = [value] if values is None else values
     if not values:
         raise ValueError("the list is empty: nothing would run")
     return values
 
 
+def listed(value: object) -> list[object] | None:
+    """The entries of a list, a tuple or a range, or of an array with one axis, by value; None: it is none of these."""
+    if isinstance(value, list | tuple | range):
+        return list(value)
+    axes = getattr(value, "shape", None)
+    if not isinstance(axes, tuple) or not axes or not hasattr(value, "tolist"):
+        return None
+    if len(axes) > 1:
+        raise ValueError(f"an array of shape {tuple(axes)} is no list of values")
+    return list(value.tolist())
+
+
 def _range(table: dict[str, object]) -> Sequence[float]:
     if len(table) != 1 or (kind := next(iter(table))) not in ("linspace", "logspace"):
         raise ValueError(f"a range is {{linspace = [start, stop, n]}} or {{logspace = ...}}, not {table!r}")
-    ends = table[kind]
-    if not isinstance(ends, list) or len(ends) != 3:
+    ends = listed(table[kind])
+    if ends is None or len(ends) != 3:
         raise ValueError(f"{kind} takes [start, stop, n]")
     start, stop, n = number(ends[0]), number(ends[1]), whole(ends[2])
     if not 2 <= n <= POINTS:

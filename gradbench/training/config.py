@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import cached_property, partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import (
@@ -21,11 +22,13 @@ from pydantic import (
     create_model,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 
 from gradbench.data import datasets
 from gradbench.errors import UserError, near_miss, placed
 from gradbench.estimators.base import AbstractEstimator, Role
 from gradbench.planning import files, registry, suites, values
+from gradbench.planning.overrides import Overrides
 from gradbench.planning.suites import Number, Strict, Whole
 from gradbench.systems.base import AbstractSystem
 from gradbench.vocabulary.coordinates import COORDINATES, Coordinate, Point
@@ -134,27 +137,37 @@ else:
 
 def load(name: str, overrides: Mapping[str, object] | None = None) -> Config:
     """Read and check a training file given as a path or as the name of a shipped one, with some keys replaced."""
-    path = files.find(name, files.CONFIGS, "training")
-    content = {"name": path.stem} | files.read(path) | dict(overrides or {})
-    if {"steps", "epochs"} & set(overrides or ()):  # an override of one replaces the other, too
-        content = {k: v for k, v in content.items() if k not in ("steps", "epochs") or k in (overrides or ())}
-    return parse(content, str(path))
+    path, replaced = files.find(name, files.CONFIGS, "training"), Overrides.of(overrides)
+    content = {"name": path.stem} | files.read(path) | replaced
+    if {"steps", "epochs"} & set(replaced):  # an override of one replaces the other, too
+        content = {k: v for k, v in content.items() if k not in ("steps", "epochs") or k in replaced}
+    return parse(content, str(path), replaced.places)
 
 
-def parse(content: Mapping[str, object], where: str) -> Config:
-    """Check the content of a training file and fill in the defaults; `where` names its file in errors."""
+def parse(content: Mapping[str, object], where: str, places: Mapping[str, str] = MappingProxyType({})) -> Config:
+    """Check the content of a training file and fill in the defaults.
+
+    `where` names the file in errors, and `places` says how an error calls the keys that are not from there.
+    """
     try:
         config = Config.model_validate(dict(content))
     except ValidationError as error:
-        told = [suites.error_line(e, Config, {"optimiser": Optimiser}) for e in error.errors()]
-        raise UserError("\n".join(f"{where}: {line.removeprefix(': ')}" for line in told)) from None
-    system, rule = config.build_system(f"{where}: system"), config.build_rule(f"{where}: estimator")
+        raise UserError("\n".join(_mistake(e, where, places) for e in error.errors())) from None
+    named = {"system": f"{where}: system", "estimator": f"{where}: estimator", **places}
+    system, rule = config.build_system(named["system"]), config.build_rule(named["estimator"])
     defaults = {n: system.defaults[n] for n in HELD if getattr(config, n) is None and n in system.defaults}
     filled: dict[str, Any] = {"system": (system.name, asdict(system)), "estimator": (rule.name, asdict(rule))}  # type: ignore[call-overload]
     config = config.model_copy(update=defaults | filled)
-    with placed(where):
+    with placed(" with ".join([where, *([", ".join(places.values())] if places else [])])):
         _check(config, system, rule)
     return config
+
+
+def _mistake(error: ErrorDetails, where: str, places: Mapping[str, str]) -> str:
+    """What a message says of an error, with its place."""
+    line = suites.error_line(error, Config, {"optimiser": Optimiser}).removeprefix(": ")
+    key = str((*error["loc"], "")[0])
+    return f"{places[key]}{line.removeprefix(key)}" if key in places else f"{where}: {line}"
 
 
 def _check(config: Config, system: AbstractSystem, rule: AbstractEstimator) -> None:

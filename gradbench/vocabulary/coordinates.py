@@ -39,6 +39,16 @@ class Coordinate(Word):
     listed: bool = True  # whether a grid takes a list or a range of values
     shared: bool = False  # whether cells that differ in it alone share one free trajectory
 
+    @property
+    def prose(self) -> str:
+        """The values that it takes, in words."""
+        if self.choices:
+            one = " or ".join(map(repr, self.choices))
+        else:
+            one = {int: "a whole number", float: "a number", str: "a word"}[self.type]
+            one += f" of {self.least} or more" if self.least is not None else " above 0" if self.positive else ""
+        return f"{one}, or a list or a range of these" if self.listed else one
+
     def check(self, value: float | str) -> None:
         """Raise ValueError for a value of the right type that is out of range."""
         if self.choices and value not in self.choices:

@@ -23,10 +23,10 @@ from gradbench.engine.draws import build
 from gradbench.engine.solving import solve
 from gradbench.estimators import control
 from gradbench.estimators.base import Snapshot
-from gradbench.estimators.control import Kind
+from gradbench.estimators.control import Control, Kind
+from gradbench.estimators.reference import REFERENCE
 from gradbench.planning import registry, suites
 from gradbench.planning.plans import plan
-from gradbench.planning.selection import CONTROL, REFERENCE
 from gradbench.systems.base import Params
 from gradbench.tables.checks import evaluate
 
@@ -44,7 +44,7 @@ def hand_made(lead: tuple[int, ...] = (2,), seed: int = 0) -> Params:
 def read(kind: Kind, g: Params, field: Field = FIELD) -> Params:
     """(i, j, *c, ...): what a control makes of the gradients of two T1."""
     free, none = relax(field, (1, 2)), next(iter(g.values())).new_empty(0)
-    return registry.estimator(CONTROL, {"kind": kind}).read(free, Snapshot(None, gradient=g), none).gradient
+    return registry.estimator(Control.name, {"kind": kind}).read(free, Snapshot(None, gradient=g), none).gradient
 
 
 def compared(kind: Kind, g: Params) -> Comparison:
@@ -118,9 +118,9 @@ def test_float32_and_float64_see_the_same_draws(kind: Kind) -> None:
 def passed() -> dict[str, bool]:
     """Whether the checks of suite `smoke` on the reference and on its controls pass."""
     shipped = suites.load(Path("suites/smoke.toml"))
-    problems = [p for p in plan(shipped).problems if any(c.estimator == CONTROL for c in p.cells)]
+    problems = [p for p in plan(shipped).problems if any(c.estimator == Control.name for c in p.cells)]
     rows = [o.row() for p in problems for o in solve([p], build(p, "cpu"), shipped.decide())]
-    found = {REFERENCE: True, CONTROL: True}
+    found = {REFERENCE.name: True, Control.name: True}
     for check in shipped.check:
         if (name := check.where.get("estimator")) in found:
             found[name] &= evaluate(check, pd.DataFrame(rows)).passed
@@ -156,7 +156,7 @@ def sorted_entries(e: Params, r: Params, lead: int) -> tuple[Params, Params]:
 
 
 def test_a_right_ruler_passes() -> None:
-    assert passed() == {REFERENCE: True, CONTROL: True}
+    assert passed() == {REFERENCE.name: True, Control.name: True}
 
 
 @pytest.mark.parametrize("wrong", [mixed_up, with_itself, without_sign, without_size, sorted_entries])
@@ -172,4 +172,4 @@ def test_controls_catch_rulers_of_which_the_reference_sees_only_mixed_up_paramet
             return Reference(reference, self.own[1]).tally(estimate)
 
     monkeypatch.setattr(engine, "Reference", Wrong)
-    assert passed() == {REFERENCE: wrong is not mixed_up, CONTROL: False}
+    assert passed() == {REFERENCE.name: wrong is not mixed_up, Control.name: False}
