@@ -15,13 +15,16 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 import gradbench
 from gradbench import cli
 from gradbench.commands import progress
+from gradbench.dynamics.meter import Meter
 from gradbench.engine import packs
+from gradbench.estimators.base import Count
 from gradbench.tables.store import Run
 
 ROOT = Path(__file__).parent.parent
@@ -480,34 +483,55 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def test_the_time_left_is_steady_and_moves_within_a_piece_of_work(clock: Clock) -> None:
-    steps = progress.StepProgress(weight=10, pieces=10, began=0.0)
+def test_the_time_left_of_steps_is_by_the_pace_of_those_done(clock: Clock) -> None:
+    steps = progress.StepProgress(weight=10, began=0.0)
     assert (steps.eta, steps.share) == (None, 0.0)
-    told = []
-    for step in range(1, 10):
-        for part in (0.25, 0.5, 0.75, 1.0):
-            clock.now = step - 1 + part
-            told.append((steps.share, steps.eta))
+    for step in range(1, 11):
+        clock.now = step - 0.5
+        before = steps.eta
+        clock.now = float(step)
+        assert steps.eta == before  # it does not swing within a step
         steps.advance()
-        assert steps.eta == pytest.approx(10 - step)
-    shares = [share for share, _ in told]
+        assert (steps.share, steps.eta) == (step / 10, pytest.approx(10.0 - step))
+
+
+def test_the_time_left_is_steady_within_a_problem_though_not_all_of_its_time_is_in_evaluations(clock: Clock) -> None:
+    """Problems of 100 evaluations: these take the first 60 % of its time, certificate and causes the rest."""
+    problem = Mock(cost=Count(force=100), cells=("a",))
+    cells = progress.CellProgress.of([problem] * 20)
+    cells.began = 0.0
+    told = []
+    for k in range(20):
+        cells.meters.append(meter := Meter())
+        for part in range(1, 11):
+            clock.now = k + part / 10
+            meter.launched = min(100, round(100 * part / 6))
+            told.append((clock.now, cells.share, cells.eta))
+        cells.add(problem, ["settled"])
+        assert cells.eta == pytest.approx(19.0 - k)
+    assert all(share < 1 for _, share, _ in told)
+    shares = [share for _, share, _ in told]
     assert shares == sorted(shares)
-    assert len(set(shares[3:])) == len(shares[3:])
-    left = [eta for _, eta in told if eta is not None]
-    assert all(abs(a - b) < 0.7 for a, b in itertools.pairwise(left))  # the pace does not change: no jumps
+    assert len(set(shares)) == 6 * 20
+    later = [(now, eta) for now, _, eta in told if now > 2 and eta is not None]
+    assert max(abs(20 - now - eta) for now, eta in later) < 1  # less than a problem takes
+    assert max(abs(a - b) for (_, a), (_, b) in itertools.pairwise(later)) < 0.5
+    assert (cells.share, cells.eta, cells.over) == (1.0, 0.0, True)
 
 
-def test_a_piece_that_takes_long_is_not_said_to_be_done(clock: Clock) -> None:
-    steps = progress.StepProgress(weight=2, pieces=2, began=0.0)
-    clock.now = 1.0
-    steps.advance()
+def test_work_that_slows_down_is_not_said_to_end_soon(clock: Clock) -> None:
+    problem = Mock(cost=Count(force=100), cells=("a",))
+    cells = progress.CellProgress.of([problem] * 2)
+    cells.began, clock.now = 0.0, 1.0
+    cells.meters.append(Meter(launched=100))
+    cells.add(problem, ["settled"])
+    cells.meters.append(Meter(launched=10))
     clock.now = 1000.0
-    assert not steps.over
-    assert steps.share <= 1.0
-    assert steps.eta is not None
-    assert steps.eta >= 0.0
-    steps.advance()
-    assert (steps.share, steps.eta, steps.over) == (1.0, 0.0, True)
+    assert cells.share == 110 / 200
+    assert cells.eta == pytest.approx(90 * 1000 / 110)
+    cells.meters[1].launched = 100
+    assert not cells.over
+    assert cells.share < 1
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.9, "0:59"), (61, "1:01"), (3661, "1:01:01")])

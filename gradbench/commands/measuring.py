@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+from gradbench.dynamics.meter import Meter
 from gradbench.engine import packs
 from gradbench.engine.outcome import unmeasured
 from gradbench.engine.workers import side_by_side
@@ -36,21 +37,21 @@ class Setup:
 
 
 def measured(
-    problems: Sequence[Problem], thresholds: Thresholds, setup: Setup
+    problems: Sequence[Problem], thresholds: Thresholds, setup: Setup, meters: list[Meter]
 ) -> Iterator[tuple[Problem, list[Outcome]]]:
-    """Every problem with the outcomes of its cells. Exceptions are raised."""
-    return _by_pack(partial(_outcomes, thresholds, setup), problems, setup)
+    """Every problem with the outcomes of its cells. Exceptions are raised. `meters` gets one for every pack."""
+    return _by_pack(partial(_outcomes, thresholds, setup, meters), problems, setup)
 
 
 def measured_or_failed(
-    problems: Sequence[Problem], thresholds: Thresholds, setup: Setup
+    problems: Sequence[Problem], thresholds: Thresholds, setup: Setup, meters: list[Meter]
 ) -> Iterator[tuple[Problem, list[Outcome] | list[Row]]]:
     """Every problem with the outcomes of its cells, or with rows that say why it has none.
 
     A pack that fails is halved until one problem is left, so that a failure costs one problem. A UserError is raised,
-    unless it is the fault of one system.
+    unless it is the fault of one system. `meters` gets one for every pack when it begins.
     """
-    return _by_pack(partial(_outcomes_or_failures, thresholds, setup), problems, setup)
+    return _by_pack(partial(_outcomes_or_failures, thresholds, setup, meters), problems, setup)
 
 
 def _by_pack(
@@ -67,31 +68,39 @@ def _by_pack(
 
 
 def _outcomes(
-    thresholds: Thresholds, setup: Setup, pack: Sequence[Problem], budget: int
+    thresholds: Thresholds, setup: Setup, meters: list[Meter], pack: Sequence[Problem], budget: int
 ) -> list[tuple[Problem, list[Outcome]]]:
     by_problem: dict[str, list[Outcome]] = {}
-    for outcome in packs.measure_pack(pack, setup.device, thresholds, setup.engine, budget, setup.certify):
+    meter = Meter(len(pack))
+    meters.append(meter)
+    try:
+        measurements = packs.measure_pack(pack, setup.device, thresholds, setup.engine, budget, setup.certify, meter)
+    except BaseException:
+        meter.launched = 0  # what a pack that failed has launched is lost
+        raise
+    for outcome in measurements:
         by_problem.setdefault(outcome.problem, []).append(outcome)
     return [(problem, by_problem[problem.key]) for problem in pack]
 
 
 def _outcomes_or_failures(
-    thresholds: Thresholds, setup: Setup, pack: Sequence[Problem], budget: int
+    thresholds: Thresholds, setup: Setup, meters: list[Meter], pack: Sequence[Problem], budget: int
 ) -> Iterator[tuple[Problem, list[Outcome] | list[Row]]]:
     results: Sequence[tuple[Problem, list[Outcome] | list[Row]]] = ()
     try:
-        results = _outcomes(thresholds, setup, pack, budget)
+        results = _outcomes(thresholds, setup, meters, pack, budget)
     except Exception as error:
         if isinstance(error, UserError) and not isinstance(error, SystemFaultError):
             raise
         if len(pack) == 1:
             results = [(pack[0], _failure(pack[0], error))]
+            meters.append(Meter(launched=pack[0].cost.work))  # nothing of it is left to do
     if results:
         yield from results
         return
     # after the `except`, since an exception holds the memory of the work that it stopped
     for half in (pack[: len(pack) // 2], pack[len(pack) // 2 :]):
-        yield from _outcomes_or_failures(thresholds, setup, half, budget // 2)
+        yield from _outcomes_or_failures(thresholds, setup, meters, half, budget // 2)
 
 
 def _failure(problem: Problem, error: Exception) -> list[Row]:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from gradbench.dynamics.meter import Meter
     from gradbench.planning.problems import Problem
 
 NEWS = 5.0  # seconds between plain lines where there are news
@@ -43,17 +44,15 @@ class AbstractProgress(ABC):
     """How far the work is since this start of the command. A weight is in proportion to the time that work takes."""
 
     weight: int  # of all work of this start
-    pieces: int  # of work that are left: problems, or steps
     done_weight: int = 0
     resumed: int = 0  # cells or steps that an earlier start had finished
     began: float = field(default_factory=time.monotonic)
-    at: float = 0.0  # seconds from the start to the end of the last piece that is done
+    _last: tuple[float, int] = (0.0, 0)  # seconds from the start to the end of the last piece, and `moved` there
 
     def advance(self, weight: int = 1) -> None:
         """Count a piece of work that is done."""
         self.done_weight += weight
-        self.pieces -= 1
-        self.at = self.elapsed
+        self._last = self.elapsed, self.moved
 
     @property
     @abstractmethod
@@ -72,25 +71,25 @@ class AbstractProgress(ABC):
 
     @property
     def share(self) -> float:
-        """The share of the work that is done, from 0 to 1. It moves within a piece of work, too; see `_moved`."""
-        return self._moved / self.weight if self.weight else 1.0
+        """The share of the work that is done, from 0 to 1. It is 1 only when no work is left."""
+        return self.moved / self.weight if self.weight else 1.0
+
+    @property
+    def moved(self) -> int:
+        """The weight of the work that is done, the piece under way included as far as it is known."""
+        return self.done_weight
 
     @property
     def eta(self) -> float | None:
-        """Seconds left, by the pace so far; None before some work is done."""
-        return (self.weight - self._moved) * self.at / self.done_weight if self.done_weight else None
+        """Seconds left, by the pace so far; None before some work is done.
 
-    @property
-    def _moved(self) -> float:
-        """The weight of what is done, and of what the pace so far makes of the time since then.
-
-        The latter comes near to one piece of mean weight and never reaches it: no piece is done before it says so.
+        The pace is that of the last end of a piece, where it counts all that a piece takes, unless the work goes slower
+        since then: so it does not swing with every piece.
         """
-        if not self.done_weight or self.over:
-            return float(self.done_weight)
-        under_way = (self.weight - self.done_weight) / max(self.pieces, 1)
-        since = (self.elapsed - self.at) * self.done_weight / max(self.at, 1e-9)
-        return self.done_weight - under_way * math.expm1(-since / under_way)
+        (at, before), moved = self._last, self.moved
+        paces = [at / before] if before else []
+        paces += [self.elapsed / moved] if moved > before else []
+        return (self.weight - moved) * max(paces) if paces else None
 
 
 @dataclass(kw_only=True)
@@ -100,21 +99,29 @@ class CellProgress(AbstractProgress):
     cells: int  # of the plan, the resumed ones included
     done: int = 0  # cells
     statuses: Counter[str] = field(default_factory=Counter)
+    meters: list[Meter] = field(default_factory=list)  # of all packs that have begun
 
     @classmethod
     def of(cls, problems: Iterable[Problem], resumed: Iterable[str] = ()) -> CellProgress:
         """The progress before `problems` are measured; `resumed` are the statuses of all other cells of the plan."""
         waiting, statuses = list(problems), Counter(resumed)
-        weight, number = sum(map(_evaluations, waiting)), statuses.total()
+        weight, number = sum(problem.cost.work for problem in waiting), statuses.total()
         cells = sum(len(problem.cells) for problem in waiting) + number
-        return cls(weight=weight, pieces=len(waiting), resumed=number, cells=cells, statuses=statuses)
+        return cls(weight=weight, resumed=number, cells=cells, statuses=statuses)
 
     def add(self, problem: Problem, statuses: Iterable[str]) -> None:
         """Count the cells of a measured problem."""
         before = self.statuses.total()
         self.statuses.update(statuses)
         self.done += self.statuses.total() - before
-        self.advance(_evaluations(problem))
+        self.advance(problem.cost.work)
+
+    @property
+    def moved(self) -> int:
+        """The weight of all evaluations that have been launched; that of a problem counts as whole when it is done."""
+        if self.over:
+            return self.weight
+        return min(max(self.done_weight, sum(meter.launched for meter in self.meters)), self.weight - 1)
 
     @property
     def text(self) -> str:
@@ -140,12 +147,6 @@ class StepProgress(AbstractProgress):
 
 CellWatch = Callable[[CellProgress], None]
 StepWatch = Callable[[StepProgress], None]
-
-
-def _evaluations(problem: Problem) -> int:
-    """The time of a problem in units of one force; a product with the Jacobian takes about three."""
-    cost = problem.cost
-    return cost.force + 3 * cost.vjp + 3 * cost.jvp
 
 
 @contextmanager
@@ -228,7 +229,7 @@ class Lines(AbstractDisplay):
         wait = NEWS if self.unsaid else QUIET
         if now - self.last >= wait or self.progress.over:
             self.last, self.unsaid = now, False
-            say(f"  {self.text.rstrip()}  {_times(self.progress)}")
+            say(f"  {self.text.rstrip()}  {_percent(self.progress)}  {_times(self.progress)}")
 
 
 class Bar(AbstractDisplay):
@@ -248,7 +249,7 @@ class Bar(AbstractDisplay):
             return
         self.last = now
         filled = int(WIDTH * self.progress.share)
-        bar = f"{'#' * filled}{'-' * (WIDTH - filled)} {self.progress.share:4.0%}"
+        bar = f"{'#' * filled}{'-' * (WIDTH - filled)} {_percent(self.progress):>4}"
         width = max(20, shutil.get_terminal_size().columns) - 1  # a full line would begin the next one
         say(f"\r{f'{bar}  {_times(self.progress)}  {self.text}'[:width].rstrip()}\x1b[K", end="")
 
@@ -256,6 +257,10 @@ class Bar(AbstractDisplay):
         """Leave the last line as it is."""
         if self.progress is not None:
             say("")
+
+
+def _percent(progress: AbstractProgress) -> str:
+    return f"{int(100 * progress.share)}%"
 
 
 def _times(progress: AbstractProgress) -> str:

@@ -149,7 +149,7 @@ def _measure(
 
     with _frozen_heap(), ThreadPoolExecutor(1) as writer:
         writing: deque[Future[None]] = deque()
-        for problem, results in measured_or_failed(problems, planned.thresholds, setup):
+        for problem, results in measured_or_failed(problems, planned.thresholds, setup, progress.meters):
             writing.append(writer.submit(_store, target, problem, results))
             progress.add(problem, (row["status"] if isinstance(row, dict) else row.status for row in results))
             while writing and writing[0].done():

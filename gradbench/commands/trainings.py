@@ -108,7 +108,7 @@ def _train(trainer: Trainer, training: Training, env: Environment, watch: StepWa
         step, log = saved["step"], saved["rows"]
         trainer.state.copy_(saved["state"])
         _write(training, log, env)  # the log may be older than the checkpoint
-    progress = StepProgress(weight=length - step, pieces=length - step, resumed=step, score=_score(log))
+    progress = StepProgress(weight=length - step, resumed=step, score=_score(log))
     if not log:
         log = _record(trainer, training, 0, log, env)
     watch(progress)

@@ -116,7 +116,7 @@ def _outcomes(grid: Mapping[str, Any], device: str, watch: CellWatch) -> list[Ou
     progress = CellProgress.of(planned.problems)
     watch(progress)
     setup = Setup(device=device, budget=available(device))
-    for problem, measurements in measured(planned.problems, planned.thresholds, setup):
+    for problem, measurements in measured(planned.problems, planned.thresholds, setup, progress.meters):
         outcomes += measurements
         for outcome in measurements:
             if outcome.status is Status.ERROR:

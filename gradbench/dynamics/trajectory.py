@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from gradbench.dynamics.meter import launched
 from gradbench.systems.base import AbstractEnergySystem
 
 if TYPE_CHECKING:
@@ -117,6 +118,7 @@ def relax(field: Field, T1s: tuple[int, ...], hold: int | None = None) -> Trajec
             for t in range(low, high):
                 if t:
                     (s,) = step(s)
+                    launched(force=1)
                 here[t - low] = s
                 s = here[t - low]
             if every > 1:

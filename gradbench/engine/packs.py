@@ -16,6 +16,7 @@ from gradbench.engine.solving import solve
 from gradbench.errors import UserError
 
 if TYPE_CHECKING:
+    from gradbench.dynamics.meter import Meter
     from gradbench.engine.outcome import Outcome
     from gradbench.planning.problems import Problem
     from gradbench.systems.base import AbstractSystem, Data, Params
@@ -35,8 +36,9 @@ def measure_pack(
     engine: str = "batched",
     budget: int | None = None,
     deep: bool = False,
+    meter: Meter | None = None,
 ) -> list[Outcome]:
-    """Measure problems of one shape. Raises torch.OutOfMemoryError where they do not fit. `deep`: see `solve`.
+    """Measure problems of one shape. Raises torch.OutOfMemoryError where they do not fit. `deep`, `meter`: see `solve`.
 
     The eager engine runs one problem in plain torch. A stack, which may hold a single problem, too, is captured on
     CUDA, and with `engine = "compiled"` compiled before. Where the states of a trajectory would take most of the
@@ -53,7 +55,7 @@ def measure_pack(
     alone = engine == "eager" or (len(fields) == 1 and not device.startswith("cuda"))
     field = fields[0] if alone else Stack.of(fields, compiled=engine == "compiled")
     hold = (budget or available(device)) // 2 // (len(problems) * _state(problems[0]))
-    return solve(problems, field, thresholds, max(2, hold), deep=deep)
+    return solve(problems, field, thresholds, max(2, hold), deep=deep, meter=meter)
 
 
 def cut_into_packs(

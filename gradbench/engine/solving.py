@@ -21,6 +21,7 @@ from gradbench.diagnostics.certificate import certify
 from gradbench.diagnostics.credit import Credits
 from gradbench.diagnostics.deep import deepen
 from gradbench.diagnostics.judgement import Judgement, of_cell
+from gradbench.dynamics.meter import Meter
 from gradbench.dynamics.stack import Stack
 from gradbench.dynamics.trajectory import Trajectory, chosen, relax
 from gradbench.engine.draws import try_force
@@ -66,10 +67,12 @@ def solve(
     hold: int | None = None,
     *,
     deep: bool = False,
+    meter: Meter | None = None,
 ) -> list[Outcome]:
     """Measure all cells of problems of one shape: `field` is that of a single problem, or the stack of all problems.
 
     Of a free trajectory longer than `hold` states only some are stored at a time. `deep`: with deep certificates.
+    `meter` counts the evaluations that are planned: neither those of certificates nor those that tell causes.
     """
     start, like = time.perf_counter(), next(iter(field.theta.values()))
     if like.is_cuda:
@@ -78,7 +81,8 @@ def solve(
     passes = list(zip(*(p.passes for p in problems), strict=True))
     nudges = [like.new_tensor([p.betas for p in same]).mT for same in passes]
     confirm = try_force(field)
-    with record_function("gradbench: free phase"):
+    meter = meter or Meter()
+    with meter.stage(problems[0].free_cost.work), meter.counting(), record_function("gradbench: free phase"):
         free = relax(field, problems[0].T1s, hold)
     certificates = _certificates(problems, free, thresholds, deep=deep)
     confirm()  # the device was waited for already
@@ -86,15 +90,17 @@ def solve(
     readings, swept = Readings(isinstance(field, Stack)), None
     faults: dict[Cell, str] = {}
     if reached:
-        swept = _sweep(problems, free.at(reached), readings)
+        with meter.stage(problems[0].reverse.cost.work):
+            swept = _sweep(problems, free.at(reached), readings, meter)
         for same, betas in zip(passes, nudges, strict=True):
             here = tuple(T1 for T1 in same[0].T1s if T1 in reached)
             if here:
                 betas = betas if readings.stacked else betas[:, 0]
                 reference = {name: chosen(g, swept.free.rows(here)) for name, g in swept.reference.items()}
                 try:
-                    snapshots = _named(same[0].phase, same[0].phase.run(free.at(here), same[0].depths, betas))
-                    readings.read(same, free.at(here), snapshots, betas, reference, swept.credits)
+                    snapshots = _watched(same[0].phase, same[0].phase.run(free.at(here), same[0].depths, betas), meter)
+                    with meter.stage(same[0].cost.work):
+                        readings.read(same, free.at(here), snapshots, betas, reference, swept.credits)
                 except RuleFaultError as error:
                     if len(problems) > 1:  # which of them it is shows where each is alone
                         raise
@@ -127,10 +133,10 @@ def _all_diverged(row: Sequence[Certificate]) -> bool:
     return all(certificate.judgement.diverged for certificate in row)
 
 
-def _sweep(problems: Sequence[Problem], free: Trajectory, readings: Readings) -> Swept:
+def _sweep(problems: Sequence[Problem], free: Trajectory, readings: Readings, meter: Meter) -> Swept:
     """The references of all T1 of `free`, and the readings of cells from the sweep itself."""
     first, no_betas = problems[0], free.ends.new_empty(0)
-    with record_function("gradbench: reverse sweep"):
+    with meter.counting(), record_function("gradbench: reverse sweep"):
         depths = sorted({d for p in (first.reverse, *first.passes) for d in p.depths})
         snapshots = list(first.reverse.phase.run(free, tuple(depths), no_betas))
     whole = next(s for s in snapshots if s.depth is None)
@@ -141,11 +147,11 @@ def _sweep(problems: Sequence[Problem], free: Trajectory, readings: Readings) ->
     return Swept(free, snapshots, whole.gradient, credits)
 
 
-def _named(phase: AbstractPhase, snapshots: Iterator[Snapshot]) -> Iterator[Snapshot]:
-    """The snapshots, under the name of their phase in a profile."""
+def _watched(phase: AbstractPhase, snapshots: Iterator[Snapshot], meter: Meter) -> Iterator[Snapshot]:
+    """The snapshots, counted by the meter, and under the name of their phase in a profile."""
     name = f"gradbench: {type(phase).__name__}"
     while True:
-        with record_function(name):
+        with meter.counting(), record_function(name):
             snapshot = next(snapshots, None)
         if snapshot is None:
             return

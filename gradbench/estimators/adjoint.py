@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, final
 
+from gradbench.dynamics.meter import launched
 from gradbench.estimators.base import AbstractEstimator, AbstractPhase, Claim, Count, Exact, Reading, Snapshot, along
 from gradbench.vocabulary.cause import Cause
 
@@ -49,6 +50,7 @@ class AdjointPhase(AbstractPhase):
         step, total = field.repeated(back, a), torch.zeros_like(a)
         for term in range(1, max(depths) + 1):
             p, a = step(a)
+            launched(products=len(a))
             total = total + p
             if term in depths:
                 yield Snapshot(term, credit=eps * total)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, ClassVar
 
+from gradbench.dynamics.meter import PRODUCT
 from gradbench.vocabulary.cause import Cause
 
 if TYPE_CHECKING:
@@ -74,6 +75,11 @@ class Count:
     jvp: int = 0
     vjp: int = 0
     partial: bool = False  # whether there are more of them, which only the measurement tells
+
+    @property
+    def work(self) -> int:
+        """All of them, in units of one force."""
+        return self.force + PRODUCT * (self.jvp + self.vjp)
 
     def __add__(self, other: Count) -> Count:
         partial = self.partial or other.partial

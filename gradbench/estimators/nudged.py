@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple, final
 
+from gradbench.dynamics.meter import launched
 from gradbench.estimators.base import AbstractPhase, Change, Count, Snapshot
 from gradbench.vocabulary.cause import Cause
 
@@ -74,10 +75,11 @@ class NudgedPhase(AbstractPhase):
             state = Nudged(s, *s.new_zeros(2, *s.shape[:-2]))
             return self._step(free, start, nudge[columns], s), state
 
-        pieces = Pieces(free.field, free.ends, len(nudge), begun)
+        pieces, rows = Pieces(free.field, free.ends, len(nudge), begun), len(free.ends) * len(nudge)
         for depth in range(1, max(depths) + 1):
             before = [state.s.clone() for state in pieces.states] if depth in depths else []
             pieces.advance()
+            launched(force=rows, products=2 * rows if self.asymmetric else 0)
             if depth in depths:
                 yield self._snapshot(depth, free.ends, pieces.joined(before), Nudged(*pieces.whole()))
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, final
 
+from gradbench.dynamics.meter import launched
 from gradbench.estimators.base import AbstractEstimator, AbstractPhase, Claim, Count, Exact, Reading, Role, Snapshot
 from gradbench.systems.base import AbstractForwardSystem
 
@@ -71,6 +72,7 @@ def _sweep(free: Trajectory, depths: tuple[int, ...]) -> tuple[list[Tensor], dic
                 first, rows = joined, [v[joined:] for v in carried]
                 step = free.field.repeated(back, states[t - start], *(v.clone() for v in rows))
             rows = list(step(states[t - start], *rows))
+            launched(products=len(free.T1s) - first)
             for depth, i in reads.get(t, ()):
                 for partial, total in zip(truncated[depth], rows[1:], strict=True):
                     partial[i] = total[i - first]

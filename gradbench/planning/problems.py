@@ -120,9 +120,14 @@ class Problem:
         return (self.point.system, self.point.system_options, self.point.batch, self.point.dtype, loops)
 
     @property
+    def free_cost(self) -> Count:
+        """Evaluations of the free phase on one batch of examples; a forward pass is one."""
+        return Count(force=max(1, *self.T1s))
+
+    @property
     def cost(self) -> Count:
         """Evaluations on one batch of examples, with everything shared."""
-        return sum((p.cost for p in (self.reverse, *self.passes)), Count(force=max(1, *self.T1s)))
+        return sum((p.cost for p in (self.reverse, *self.passes)), self.free_cost)
 
     @property
     def cost_alone(self) -> Count:
