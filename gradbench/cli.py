@@ -7,6 +7,7 @@ import os
 import shlex
 import shutil
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -275,7 +276,6 @@ def explain(
     """Say why a cosine is what it is: certificate, ladder, cause and remedy, measured anew on the CPU."""
     from gradbench.commands.explaining import choose
     from gradbench.commands.explaining import explain as explain_cell
-    from gradbench.commands.telling import tell_certificate, tell_ladder
 
     number = None if worst is None else _cells(worst)
     target, width = _target(run, out), _width()
@@ -288,11 +288,25 @@ def explain(
     for i, row in enumerate(rows):
         if len(rows) > 1:
             say(f"{i + 1} of {len(rows)}")
-        explanation = explain_cell(target, row, lambda e: _put(tell_certificate(e, width), flush=True))
-        if explanation.ladder is not None:
-            _put(tell_ladder(explanation, width), flush=True)
+        explanation = explain_cell(target, row, _teller(width))
         if figure is not None:
             _draw(explanation, figure)
+
+
+def _teller(width: int | None) -> Callable[[Explanation], None]:
+    """A function that prints of an explanation what has become known since it was called last."""
+    from gradbench.commands.telling import tell
+
+    told = ""
+
+    def put(known: Explanation) -> None:
+        nonlocal told
+        text = tell(known, width)
+        if text != told:
+            _put(text[len(told) :].removeprefix("\n") if told else text, flush=True)
+            told = text
+
+    return put
 
 
 def _draw(explanation: Explanation, path: Path) -> None:

@@ -625,17 +625,16 @@ def test_conditions_with_commas_are_conditions(command: Any, results: Path, wher
     assert " ep " in out.splitlines()[0]
 
 
-def test_the_certificate_is_told_before_the_ladder_is_measured(
-    command: Any, results: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from gradbench.commands import explaining
-
-    monkeypatch.setattr(explaining, "climb", lambda *_, **__: 1 / 0)
-    told: list[str] = []
-    monkeypatch.setattr(cli, "_put", lambda text, **_: told.append(text))
-    with pytest.raises(ZeroDivisionError):
-        command("explain", "good", "--where", "estimator=ep", "--out", results)
-    assert "certificate:" in told[0]
+@pytest.mark.parametrize("how", ["2>&-", "2>/dev/full", "2> >(true)", "| head -1", "| true", ">&- 2>&-"])
+def test_no_stream_stops_an_explanation(results: Path, how: str) -> None:
+    asked = f"{sys.executable} -m gradbench explain good --where estimator=ep --out {results} {how}"
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {asked}"], capture_output=True, text=True, cwd=ROOT, env=env, timeout=120
+    )
+    assert done.returncode == 0
+    assert "Traceback" not in done.stderr
+    assert ("\ncause: " in done.stdout) == how.startswith("2>")
 
 
 @pytest.mark.parametrize("name", ["smöke test 袋", "it's", "-flag", "a;b", "$HOME"])

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import gradbench
 from gradbench import cli
-from gradbench.commands.explaining import choose, explain, picture
+from gradbench.commands.explaining import Explanation, choose, explain, picture
+from gradbench.commands.telling import tell
 from gradbench.diagnostics.metrics import compare
+from gradbench.dynamics.meter import Meter
 from gradbench.plots.look import COLOURS
 from gradbench.tables.runs import find
 from gradbench.tables.store import Run
@@ -81,6 +85,64 @@ def test_a_cell_is_explained(command: Any, run: Run, where: dict[str, Any], caus
     assert code == 0
     assert f"\ncause: {cause}" in out
     assert (f"\nremedy: {remedy}" in out) if remedy else ("remedy" not in out)
+
+
+def test_every_part_is_told_as_soon_as_it_is_known(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    (row,) = choose(run, key(run, estimator="aep", T1=200, T2=2), {}, None)
+    meter, steps = Meter(), list[tuple[int, str]]()
+    seen: list[Explanation] = []
+
+    def watch(known: Explanation) -> None:
+        seen.append(known)
+        steps.append((meter.launched, tell(known, 60)))
+
+    with meter.stage(10**9), meter.counting():
+        whole = explain(run, row, watch)
+    assert whole is seen[-1]
+    assert [known.complete for known in seen] == [False] * (len(seen) - 1) + [True]
+    certificate, *climbing, judged, _ = seen
+    assert certificate.ladder is None
+    rungs = [len(known.ladder.rungs) for known in climbing if known.ladder]
+    assert whole.ladder is not None
+    assert rungs == [*range(1, len(whole.ladder.rungs) + 1), len(whole.ladder.rungs)]
+    assert judged.arbiter is not None
+    assert judged.remedy is None
+    # the first rung is there when most of the relaxations that the last one needs have not begun
+    first, last = steps[1][0], steps[len(whole.ladder.rungs)][0]
+    assert 0 < first < last
+    assert "as run" not in steps[1][1]
+    assert [n for n, _ in steps] == sorted(n for n, _ in steps)
+    texts = [text for _, text in steps]
+    assert all(f"{later}\n".startswith(f"{text}\n") for text, later in itertools.pairwise(texts))
+    assert max(map(len, texts[-1].splitlines())) <= 60
+    put = cli._teller(60)
+    for known in seen:
+        put(known)
+    assert capsys.readouterr().out == f"{texts[-1]}\n"
+
+
+def test_a_watch_changes_nothing_and_may_stop_the_climb_at_the_first_rung(run: Run) -> None:
+    (row,) = choose(run, key(run, estimator="ep", T2=60, system="toy_noncons"), {}, None)
+    plain = explain(run, row)
+    watched = explain(run, row, lambda known: None)
+    assert plain.ladder is not None
+    assert watched.ladder is not None
+    assert (plain.remedy, plain.arbiter) == (watched.remedy, watched.arbiter)
+    for a, b in zip(plain.ladder.rungs, watched.ladder.rungs, strict=True):
+        assert (a.name, a.cause) == (b.name, b.cause)
+        assert all(torch.equal(a.gradient[n], b.gradient[n]) for n in a.gradient)
+    stopped: list[Explanation] = []
+
+    def stop(known: Explanation) -> None:
+        stopped.append(known)
+        if known.ladder is not None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        explain(run, row, stop)
+    assert stopped[-1].ladder is not None
+    assert len(stopped[-1].ladder.rungs) == 1
+    assert "as_run" not in vars(stopped[-1].relaxed)  # what the last rung is measured at
 
 
 def test_what_is_measured_anew_is_what_was_recorded(command: Any, run: Run) -> None:

@@ -41,10 +41,11 @@ class Explanation:
     recorded: Mapping[str, Any]  # the row of the cell in the table `cells`
     status: Status  # of the free phase, by the deep certificate
     certificate: DeepCertificate
-    ladder: Ladder | None  # None: the free phase diverged, so that there is no state to measure at
-    arbiter: Slope | None  # of the cost along one random direction, to judge the reference by
-    remedy: str | None
     relaxed: Relaxed  # the free phase
+    ladder: Ladder | None = None  # None: the free phase diverged, so that there is no state to measure at
+    arbiter: Slope | None = None  # of the cost along one random direction, to judge the reference by
+    remedy: str | None = None
+    complete: bool = False  # else there is more to come, and what is None may not be known yet
 
     @property
     def title(self) -> str:
@@ -118,8 +119,10 @@ def explain(run: Run, row: Mapping[str, Any], watch: Callable[[Explanation], Non
     """Rebuild the problem of a cell from its coordinates and take its error apart.
 
     `row` is the row of the cell in the table `cells`. All is in float64 but the last rung of a float32 cell. `watch` is
-    called as soon as there is a certificate, with an explanation that has no ladder yet.
+    called with what is known so far as soon as there is more: the certificate, a rung of the ladder, the whole ladder,
+    the judgement of the reference, and the explanation that is returned.
     """
+    watch = watch or (lambda known: None)
     plan = run.plan
     (planned,) = (c for c in plan["cells"] if c["cell"] == row["cell"])
     cell = Cell.of(planned)
@@ -129,16 +132,27 @@ def explain(run: Run, row: Mapping[str, Any], watch: Callable[[Explanation], Non
         relaxed = Relaxed(build(Problem((cell,)), "cpu"), cell.steps)
         certificate = certify_deep(relaxed.wide, thresholds, cell.seed)
         judged = certificate.free.judgement
-        certified = Explanation(cell, row, judged.status, certificate, None, None, None, relaxed)
-        if watch is not None:
-            watch(certified)
-        if judged.diverged:
-            return certified
-        settled = enough_settled(certificate.free.settled_share, thresholds)
-        ladder = climb(relaxed, rule, cell.T2, cell.beta, stable=certificate.stable, settled=settled)
-        case = Case(relaxed, rule, cell.T2, cell.beta, cell.seed, thresholds, ladder)
-        (slope,) = arbitrate(relaxed.field, cell.steps, ladder.reference, (cell.seed,))
-        return replace(certified, ladder=ladder, arbiter=slope, remedy=remedy_for(case))
+        known = Explanation(cell, row, judged.status, certificate, relaxed)
+        watch(known)
+        if not judged.diverged:
+            settled = enough_settled(certificate.free.settled_share, thresholds)
+            stable, certified = certificate.stable, known
+            ladder = climb(
+                relaxed,
+                rule,
+                cell.T2,
+                cell.beta,
+                stable=stable,
+                settled=settled,
+                watch=lambda climbed: watch(replace(certified, ladder=climbed)),
+            )
+            watch(known := replace(known, ladder=ladder))
+            (slope,) = arbitrate(relaxed.field, cell.steps, ladder.reference, (cell.seed,))
+            watch(known := replace(known, arbiter=slope))
+            case = Case(relaxed, rule, cell.T2, cell.beta, cell.seed, thresholds, ladder)
+            known = replace(known, remedy=remedy_for(case))
+        watch(known := replace(known, complete=True))
+        return known
 
 
 def picture(e: Explanation) -> Figure | None:

@@ -1,7 +1,8 @@
-"""An explanation as text, for people to read. The certificate is told before the ladder, which takes longer."""
+"""An explanation as text, for people to read, in the order in which it becomes known."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -15,20 +16,18 @@ if TYPE_CHECKING:
     from gradbench.diagnostics.deep import DeepCertificate
     from gradbench.diagnostics.ladder import Ladder
 
+# widths of the columns of a ladder, the same whatever rungs are to come
+RUNGS = {"rung": 19, "step": 8, "cosine": 9, "rel_error": 9, "worst parameter": 15, "cause": max(map(len, Cause))}
+
 
 def tell(e: Explanation, width: int | None = None) -> str:
-    """The explanation as text, folded at `width` characters: `tell_certificate`, then `tell_ladder`."""
-    return "\n".join([tell_certificate(e, width), *([tell_ladder(e, width)] if e.ladder is not None else [])])
+    """The explanation as text, folded at `width` characters.
 
-
-def tell_certificate(e: Explanation, width: int | None = None) -> str:
-    """The cell, what the run recorded of it, and the certificate of its free phase."""
-    return "\n".join(_folded(_of_certificate(e, width), width))
-
-
-def tell_ladder(e: Explanation, width: int | None = None) -> str:
-    """The ladder of the cell, its parameters, the cause and a remedy; empty where the free phase diverged."""
-    return "" if e.ladder is None else "\n".join(_folded(_of_ladder(e, e.ladder, width), width))
+    What is told of an explanation that is not complete is the beginning of what is told of the complete one, in whole
+    lines, so that text can be printed as it comes.
+    """
+    lines = itertools.chain(_of_certificate(e, width), () if e.ladder is None else _of_ladder(e, e.ladder, width))
+    return "\n".join(_folded(lines, width))
 
 
 def _folded(lines: Iterable[str], width: int | None) -> Iterator[str]:
@@ -46,18 +45,26 @@ def _of_certificate(e: Explanation, width: int | None) -> Iterator[str]:
 
 def _of_ladder(e: Explanation, ladder: Ladder, width: int | None) -> Iterator[str]:
     yield "\nladder, each rung against the one before it"
-    yield from columns(list(_rungs(ladder)), width)
+    widest = max(len(name) for name in ladder.reference) + len(" -0.0000")
+    yield from columns(
+        list(_rungs(ladder)), width, widths=RUNGS | {"worst parameter": max(widest, RUNGS["worst parameter"])}
+    )
+    if not ladder.complete:
+        return
     whole = ladder.whole
     here = {"cosine": whole.whole.cosine, "cosine_min": whole.cosine_min, "rel_error": whole.whole.rel_error}
     yield "\nthe estimate, measured anew"
     yield f"  here:     {e.status}, {_reading(here | {'worst': whole.worst})}"
     yield "\nparameters"
     yield from columns(list(_params(ladder)), width)
-    if e.arbiter is not None:
-        yield f"\nreference: {_judgement(e.arbiter)}"
+    if e.arbiter is None:
+        return
+    yield f"\nreference: {_judgement(e.arbiter)}"
     for flag in ladder.flags:
         yield f"note: {flag}"
-    yield from _verdict(e, ladder)
+    yield from _cause(e, ladder)
+    if e.complete:
+        yield from _remedy(e, ladder)
 
 
 def _reading(row: Mapping[str, Any]) -> str:
@@ -115,7 +122,7 @@ def _judgement(slope: Slope) -> str:
     )
 
 
-def _verdict(e: Explanation, ladder: Ladder) -> Iterator[str]:
+def _cause(e: Explanation, ladder: Ladder) -> Iterator[str]:
     cause, param = ladder.culprit
     sizes = sorted(((size, str(c)) for c, size in ladder.sizes.items()), reverse=True)
     yield "\nerror by cause, of the reference: " + ", ".join(f"{c} {size:.2e}" for size, c in sizes)
@@ -126,7 +133,10 @@ def _verdict(e: Explanation, ladder: Ladder) -> Iterator[str]:
     differing = {n: c for n, c in ladder.causes.items() if c not in (cause, Cause.NONE)}
     if differing:
         yield "  but " + ", ".join(f"{n}: {c}" for n, c in differing.items())
+
+
+def _remedy(e: Explanation, ladder: Ladder) -> Iterator[str]:
     if e.remedy is not None:
         yield f"remedy: {e.remedy}"
-    elif cause is not Cause.NONE:
+    elif ladder.culprit[0] is not Cause.NONE:
         yield "remedy: no change of one knob that was tried helps"

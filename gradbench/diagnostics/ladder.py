@@ -23,8 +23,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -80,6 +80,7 @@ class Ladder:
 
     rungs: tuple[Rung, ...]
     flags: tuple[str, ...] = ()  # what could not be had, in words
+    complete: bool = True  # else there are rungs to come, and the last one is not yet the estimate
 
     def __getitem__(self, name: str) -> Rung:
         """A rung by its name. Raises KeyError where the rule does not have it."""
@@ -191,38 +192,53 @@ def climb(
     *,
     stable: bool,
     settled: bool,
+    watch: Callable[[Ladder], None] | None = None,
 ) -> Ladder:
-    """The ladder of one cell.
+    """The ladder of one cell. `watch` is called after every rung, with the ladder so far.
 
     `stable`: whether rho(J_G) < 1 at s*. Where it is not, the series has no limit, and a change by its length is no
     truncation: its cause is NO_FIXED_POINT where the state has `settled`, and TRANSIENT where it still moves.
     The equalities that the rungs take apart: Almeida 1987 (implicit), Scellier & Bengio 2017 (nudged).
     """
-    free, flags = relaxed.wide, tuple[str, ...]()
-    rungs = [Rung(REFERENCE.name, Cause.NONE, estimate(REFERENCE, free, None, None))]
+    ladder = Ladder((), complete=False)
+    for climbed in _climbed(relaxed, rule, T2, beta, stable=stable, settled=settled):
+        if isinstance(climbed, str):
+            ladder = replace(ladder, flags=(*ladder.flags, climbed))
+            continue
+        ladder = replace(ladder, rungs=(*ladder.rungs, climbed))
+        if watch is not None:
+            watch(ladder)
+    return replace(ladder, complete=True)
+
+
+def _climbed(
+    relaxed: Relaxed, rule: AbstractEstimator, T2: int | None, beta: float | None, *, stable: bool, settled: bool
+) -> Iterator[Rung | str]:
+    """The rungs of a ladder, each as soon as it is there, and its flags."""
+    free = relaxed.wide
+    yield Rung(REFERENCE.name, Cause.NONE, estimate(REFERENCE, free, None, None))
     if rule.truncates:
-        rungs.append(Rung(f"{rule.name}, T2 steps", Cause.TRUNCATION, estimate(rule, free, T2, beta)))
+        yield Rung(f"{rule.name}, T2 steps", Cause.TRUNCATION, estimate(rule, free, T2, beta))
     elif rule.role is not Role.REFERENCE:
         no_limit = Cause.NO_FIXED_POINT if settled and not stable else Cause.TRANSIENT
-        limit, flags = _limit_rungs(free, no_limit)
-        rungs += limit
+        yield from _limit_rungs(free, no_limit)
         if rule.role is Role.RULE:
-            rungs += _phase_rungs(free, rule, T2, beta, Cause.TRUNCATION if stable else no_limit, no_limit)
-        rungs.append(Rung("readout", Cause.READOUT, estimate(rule, free, T2, beta)))
+            yield from _phase_rungs(free, rule, T2, beta, Cause.TRUNCATION if stable else no_limit, no_limit)
+        yield Rung("readout", Cause.READOUT, estimate(rule, free, T2, beta))
     if relaxed.as_run is not free:
-        rungs.append(Rung("as run", Cause.PRECISION, estimate(rule, relaxed.as_run, T2, beta)))
-    return Ladder(tuple(rungs), flags)
+        yield Rung("as run", Cause.PRECISION, estimate(rule, relaxed.as_run, T2, beta))
 
 
-def _limit_rungs(free: Trajectory, no_limit: Cause) -> tuple[list[Rung], tuple[str, ...]]:
+def _limit_rungs(free: Trajectory, no_limit: Cause) -> Iterator[Rung | str]:
     """From backpropagation to the limit of the series, with the flag of a solve that failed."""
-    (T1,), rungs = free.T1s, []
+    (T1,) = free.T1s
     if T1:
-        rungs.append(_rung(free, "adjoint, T1 terms", no_limit, adjoint_credit(free, T1)))
+        yield _rung(free, "adjoint, T1 terms", no_limit, adjoint_credit(free, T1))
     credit, left = implicit(free)
-    if not left <= SOLVED:
-        return rungs, (f"the implicit solve left {left:.1e} of its right side, and its rung is left out",)
-    return [*rungs, _rung(free, "implicit", no_limit, credit)], ()
+    if left <= SOLVED:
+        yield _rung(free, "implicit", no_limit, credit)
+    else:
+        yield f"the implicit solve left {left:.1e} of its right side, and its rung is left out"
 
 
 def _phase_rungs(

@@ -76,12 +76,20 @@ def wrapped(text: str, width: int | None, indent: int = 0) -> list[str]:
     return lines
 
 
-def columns(rows: Sequence[Mapping[str, str]], width: int | None = None, *, head: bool = True) -> list[str]:
+def columns(
+    rows: Sequence[Mapping[str, str]],
+    width: int | None = None,
+    *,
+    head: bool = True,
+    widths: Mapping[str, int] | None = None,
+) -> list[str]:
     """Rows of words as a table. The last column is folded within itself where it is wide enough.
 
-    Else the columns that do not fit stand below their row, with their names.
+    Else the columns that do not fit stand below their row, with their names. `widths` are those of the columns where
+    these are not to depend on the rows.
     """
-    widths = {key: max(len(key) if head else 0, *(len(row[key]) for row in rows)) for key in rows[0]}
+    if widths is None:
+        widths = {key: max(len(key) if head else 0, *(len(row[key]) for row in rows)) for key in rows[0]}
     fitting = list(widths)
     if width is not None:
         while len(fitting) > 1 and _least(fitting, widths, last=fitting[-1] == list(widths)[-1]) > width - 2:
