@@ -38,7 +38,7 @@ Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=V,...", hel
 
 
 USAGE_ERROR: Any = typer.BadParameter.__base__  # the base of all mistakes in a command line
-NARROWEST = 60  # characters of a line: a terminal that has fewer breaks lines itself
+NARROWEST = 40  # characters of a line: a terminal that has fewer breaks lines itself
 WIDEST = 100  # of `list`, where stdout is no terminal
 NAMES = (14, 24)  # letters of the column of names in `list`, at least and at most
 
