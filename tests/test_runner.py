@@ -5,11 +5,8 @@ from __future__ import annotations
 import errno
 import gzip
 import json
-import os
 import platform
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -19,6 +16,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+import warm
 
 import gradbench
 from gradbench.commands import environment, profiling, running
@@ -370,16 +368,15 @@ def test_the_environment_says_where_and_with_what(write_suite: Any) -> None:
     assert len(env["identity"]) == 16
 
 
-def slow(suite: Path, out: Path) -> subprocess.Popen[str]:
-    """A run in a process of its own that takes its time over every problem."""
+def slow(suite: Path, out: Path) -> warm.Process:
+    """A run in a process of its own that takes its time over every problem, and tells its talk to the file `told`."""
     code = (
-        "import sys, time, gradbench; from gradbench.engine import packs; solve = packs.measure_pack\n"
+        "import sys, time, torch, gradbench; from gradbench.engine import packs; solve = packs.measure_pack\n"
+        "torch.set_num_threads(1)\n"  # another number of cores is another processor
         "packs.measure_pack = lambda *a: (time.sleep(0.3), solve(*a))[1]\n"
         "gradbench.run(sys.argv[1], out=sys.argv[2], device='cpu')"
     )
-    one = os.environ | {"OMP_NUM_THREADS": "1"}  # another number of cores is another processor
-    command = [sys.executable, "-c", code, str(suite), str(out)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=one)
+    return warm.start(code, suite, out, streams={2: suite.parent / "told"})
 
 
 def records(out: Path) -> int:
@@ -393,8 +390,8 @@ def test_a_run_that_is_killed_goes_on(write_suite: Any, solved: list[str]) -> No
     deadline = time.monotonic() + 60
     while records(out) < 2 and time.monotonic() < deadline:
         time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
+    process.kill()
+    assert warm.ended(process) == -signal.SIGKILL
     kept = records(out)
     assert 2 <= kept < PROBLEMS
     done = run(suite)
@@ -408,7 +405,8 @@ def test_a_second_process_on_a_run_is_refused(write_suite: Any) -> None:
     first = run(suite)
     kept = {p: p.stat().st_mtime_ns for p in first.folder.rglob("*.parquet")}
     with first.alone():
-        told = slow(suite, out).communicate(timeout=120)[1]
+        assert warm.ended(slow(suite, out)) == 1
+    told = (suite.parent / "told").read_text()
     assert "another process works on this run; wait for it, or begin a run of its own with --fresh" in told
     assert {p: p.stat().st_mtime_ns for p in first.folder.rglob("*.parquet")} == kept
     assert run(suite).id == first.id  # let go of

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import inspect
 import math
-import subprocess
-import sys
 from operator import attrgetter
+from pathlib import Path
 
 import pytest
 import torch
+import warm
 
 import gradbench as gb
 from gradbench.engine.precision import PARTS
@@ -95,7 +95,7 @@ def switches() -> list[object]:
 
 
 @pytest.mark.parametrize("set_by_caller", ["nothing", "allow_tf32", "medium", "fp32_precision"])
-def test_precision_is_set_by_the_engine_and_put_back(set_by_caller: str) -> None:
+def test_precision_is_set_by_the_engine_and_put_back(set_by_caller: str, tmp_path: Path) -> None:
     """In a process of its own: torch refuses to read switches after some orders of setting them."""
     lines = {
         "nothing": "",
@@ -114,8 +114,7 @@ with isolated():
     assert switches() == [False, False, "highest"] + ["ieee"] * len(PARTS), switches()
 assert switches() == before, (before, switches())
 """
-    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    assert warm.ended(warm.start(source, streams={2: tmp_path / "told"})) == 0, (tmp_path / "told").read_text()
 
 
 def test_the_same_call_gives_the_same_numbers() -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import warm
 
 import gradbench as gb
 from gradbench.commands.progress import StepProgress
@@ -120,18 +119,18 @@ train(sys.argv[1], out=sys.argv[2], device="cpu", watch=lambda p: print(p.resume
 def test_kill_9_anywhere_leaves_a_log_without_gap_or_duplicate(file: Path, tmp_path: Path) -> None:
     file.write_text(TEXT.replace("steps = 9", "steps = 60").replace("fidelity_every = 5", "fidelity_every = 50"))
     whole = train(str(file), out=tmp_path / "whole", device="cpu")
-    command = [sys.executable, "-c", KILLED, str(file), str(tmp_path / "cut")]
+    os.mkfifo(tmp_path / "told")
     reached = []
     for kill in range(3):
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
-            start = int(process.stdout.readline())
-            for line in process.stdout:
+        process = warm.start(KILLED, file, tmp_path / "cut", streams={1: tmp_path / "told"})
+        with open(tmp_path / "told") as told:
+            start = int(told.readline())
+            for line in told:
                 if int(line) >= start + 11 + kill:
                     break
             time.sleep(0.003 * kill)  # into a step, an evaluation or a checkpoint
-            os.kill(process.pid, signal.SIGKILL)
-        assert process.returncode == -signal.SIGKILL
+            process.kill()
+        assert warm.ended(process) == -signal.SIGKILL
         reached.append(start)
     assert reached == sorted(set(reached))
     assert reached[-1] > 0
