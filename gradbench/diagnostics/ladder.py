@@ -168,7 +168,10 @@ class Ladder:
 
 @dataclass(frozen=True, eq=False)
 class Relaxed:
-    """The free phase of one cell, taken once in float64 and once in the dtype that the cell is run in."""
+    """The free phase of one cell, taken once in float64 and once in the dtype that the cell is run in.
+
+    With it what the ladders of all rules at this state begin with, taken once for all of them.
+    """
 
     field: Field  # in the dtype of the cell
     T1: int
@@ -182,6 +185,21 @@ class Relaxed:
     def as_run(self) -> Trajectory:
         """In the dtype of the cell."""
         return self.wide if self.field.step_size.dtype == torch.float64 else free_phase(self.field, self.T1)
+
+    @cached_property
+    def reference(self) -> Params:
+        """Backpropagation through time in float64."""
+        return estimate(REFERENCE, self.wide, None, None)
+
+    @cached_property
+    def series(self) -> Float[Tensor, "1 b n"]:
+        """Credit of the adjoint with T1 terms."""
+        return adjoint_credit(self.wide, self.T1)
+
+    @cached_property
+    def solution(self) -> tuple[Float[Tensor, "1 b n"], float]:
+        """What `implicit` finds: the credit of the limit of the series, and the share that the solve leaves."""
+        return implicit(self.wide)
 
 
 def climb(
@@ -216,12 +234,12 @@ def _climbed(
 ) -> Iterator[Rung | str]:
     """The rungs of a ladder, each as soon as it is there, and its flags."""
     free = relaxed.wide
-    yield Rung(REFERENCE.name, Cause.NONE, estimate(REFERENCE, free, None, None))
+    yield Rung(REFERENCE.name, Cause.NONE, relaxed.reference)
     if rule.truncates:
         yield Rung(f"{rule.name}, T2 steps", Cause.TRUNCATION, estimate(rule, free, T2, beta))
     elif rule.role is not Role.REFERENCE:
         no_limit = Cause.NO_FIXED_POINT if settled and not stable else Cause.TRANSIENT
-        yield from _limit_rungs(free, no_limit)
+        yield from _limit_rungs(relaxed, no_limit)
         if rule.role is Role.RULE:
             yield from _phase_rungs(free, rule, T2, beta, Cause.TRUNCATION if stable else no_limit, no_limit)
         yield Rung("readout", Cause.READOUT, estimate(rule, free, T2, beta))
@@ -229,12 +247,12 @@ def _climbed(
         yield Rung("as run", Cause.PRECISION, estimate(rule, relaxed.as_run, T2, beta))
 
 
-def _limit_rungs(free: Trajectory, no_limit: Cause) -> Iterator[Rung | str]:
+def _limit_rungs(relaxed: Relaxed, no_limit: Cause) -> Iterator[Rung | str]:
     """From backpropagation to the limit of the series, with the flag of a solve that failed."""
-    (T1,) = free.T1s
-    if T1:
-        yield _rung(free, "adjoint, T1 terms", no_limit, adjoint_credit(free, T1))
-    credit, left = implicit(free)
+    free = relaxed.wide
+    if relaxed.T1:
+        yield _rung(free, "adjoint, T1 terms", no_limit, relaxed.series)
+    credit, left = relaxed.solution
     if left <= SOLVED:
         yield _rung(free, "implicit", no_limit, credit)
     else:
