@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from gradbench.dynamics.field import Field
@@ -46,6 +48,13 @@ def whole_gap(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
     """Relative difference of the whole gradients."""
     flat_a, flat_b = (torch.cat([g[n].flatten() for n in b]) for g in (a, b))
     return float((flat_a - flat_b).norm() / flat_b.norm())
+
+
+def jacobian(function: Callable[[torch.Tensor], torch.Tensor], at: torch.Tensor) -> torch.Tensor:
+    """The dense matrix of derivatives by autograd, its rows in one backward pass."""
+    found = torch.autograd.functional.jacobian(function, at, vectorize=True)
+    assert isinstance(found, torch.Tensor)
+    return found
 
 
 SYSTEMS = list(registry.known_systems())

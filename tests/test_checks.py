@@ -20,6 +20,8 @@ from gradbench.tables.text import show_table
 from gradbench.tables.verdict import judge
 from gradbench.vocabulary.exit import Exit
 
+pytestmark = pytest.mark.fast
+
 POINT = {"s": 1.0, "damp": 0.0, "T1": 10, "T2": 4, "beta": 0.1, "eps": 0.2, "seed": 0, "dtype": "float32", "batch": 2}
 
 

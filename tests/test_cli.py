@@ -82,6 +82,7 @@ def test_asking_takes_half_a_second(arguments: list[str]) -> None:
     assert seconds < 1.0
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -154,6 +155,7 @@ def test_no_argument_is_the_help() -> None:
     assert shell().returncode == 0
 
 
+@pytest.mark.fast
 def test_list_names_everything_and_its_json_is_data(command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     code, out, err = command("list", "--json")
@@ -175,6 +177,7 @@ def test_list_goes_on_over_a_suite_that_cannot_be_read(command: Any, tmp_path: P
     assert re.search("^  broken +unreadable: not TOML", out, re.MULTILINE)
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("name", [*gradbench.systems(), *gradbench.estimators()])
 def test_show_tells_definition_options_and_source(command: Any, name: str) -> None:
     data = json.loads(command("show", name, "--json")[1])
@@ -184,6 +187,7 @@ def test_show_tells_definition_options_and_source(command: Any, name: str) -> No
     assert data["source"] in command("show", name)[1]
 
 
+@pytest.mark.fast
 def test_plan_prints_what_sharing_saves_and_writes_nothing(command: Any, write_suite: Any, tmp_path: Path) -> None:
     suite = write_suite()
     code, out, err = command("plan", suite)
@@ -195,6 +199,7 @@ def test_plan_prints_what_sharing_saves_and_writes_nothing(command: Any, write_s
     assert os.listdir(tmp_path) == ["tiny.toml"]
 
 
+@pytest.mark.fast
 def test_run_prints_data_on_stdout_and_talk_on_stderr(command: Any, write_suite: Any, tmp_path: Path) -> None:
     code, out, err = command("run", write_suite(), "--out", tmp_path / "r", "--device", "cpu", "--set", "seed=0")
     folder = Path(out.splitlines()[-1])
@@ -211,6 +216,7 @@ def test_a_suite_may_have_an_unusual_name(command: Any, write_suite: Any, tmp_pa
     assert command("check", suite, "--out", out)[0] == 0
 
 
+@pytest.mark.fast
 def test_cells_that_fail_make_the_run_incomplete_and_the_next_run_repairs_it(
     command: Any, write_suite: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -243,6 +249,7 @@ def test_a_suite_of_skipped_cells_selects_nothing(command: Any, write_suite: Any
     assert "nothing was measured" in err
 
 
+@pytest.mark.fast
 def test_an_unwritable_folder_is_exit_5(command: Any, write_suite: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("kept")
     code, out, err = command("run", write_suite(), "--out", tmp_path / "file")
@@ -287,6 +294,7 @@ def test_an_interrupt_is_exit_130_and_the_next_run_goes_on(write_suite: Any, tmp
     assert len(only(tmp_path / "r", "tiny").cells) == 60
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(("suite", "code", "word"), [("good", 0, "pass"), ("bad", 1, "fail")])
 def test_check_ends_with_the_verdict_and_exits_with_its_code(
     command: Any, results: Path, suite: str, code: int, word: str
@@ -328,6 +336,7 @@ def test_a_damaged_table_is_exit_5(command: Any, write_suite: Any, tmp_path: Pat
     assert "cells.parquet: damaged" in err
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("how", ["id", "prefix", "suite", "suite/id", "path", "latest"])
 def test_a_run_is_addressed_by(command: Any, results: Path, tmp_path: Path, how: str) -> None:
     shutil.copytree(results / "runs" / "good", tmp_path / "runs" / "good")
@@ -491,6 +500,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
+@pytest.mark.fast
 def test_the_time_left_of_steps_is_by_the_pace_of_those_done(clock: Clock) -> None:
     steps = progress.StepProgress(weight=10, began=0.0)
     assert (steps.eta, steps.share) == (None, 0.0)
@@ -527,6 +537,7 @@ def test_the_time_left_is_steady_within_a_problem_though_not_all_of_its_time_is_
     assert (cells.share, cells.eta, cells.over) == (1.0, 0.0, True)
 
 
+@pytest.mark.fast
 def test_work_that_slows_down_is_not_said_to_end_soon(clock: Clock) -> None:
     problem = Mock(cost=Count(force=100), cells=("a",))
     cells = progress.CellProgress.of([problem] * 2)
@@ -596,6 +607,7 @@ def test_checks_and_tables_are_folded_and_the_verdict_is_the_last_line(
         assert word in out
 
 
+@pytest.mark.fast
 def test_a_version_is_one_line(command: Any) -> None:
     assert command("--version") == (0, f"gradbench {gradbench.__version__}\n", "")
 
@@ -607,6 +619,7 @@ def test_a_suite_without_a_run_says_how_to_make_one(command: Any, results: Path,
     assert f"make one with: gradbench run smoke --out {results}" in err
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(
     ("where", "words"),
     [

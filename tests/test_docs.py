@@ -10,6 +10,8 @@ import pytest
 
 from gradbench.planning import files
 
+pytestmark = pytest.mark.fast
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 DOCS = runpy.run_path(str(ROOT / "docs" / "tables.py"))

@@ -211,6 +211,7 @@ def test_the_number_of_cores_changes_no_digit(cores: Callable[[int], None]) -> N
     assert len(set(told)) == 1
 
 
+@pytest.mark.fast
 def test_an_error_inside_puts_everything_back() -> None:
     with in_half(), torch.no_grad(), torch.device("meta"):
         before = state()
@@ -424,6 +425,7 @@ VALUES: dict[str, Callable[[], Any]] = {
 }
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("kind", VALUES)
 def test_numbers_are_taken_by_value(kind: str) -> None:
     value = VALUES[kind]()
@@ -546,6 +548,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("mistake", BAD)
 def test_a_mistake_names_the_argument_and_what_is_expected(mistake: str) -> None:
     arguments, message = BAD[mistake]
@@ -775,6 +778,7 @@ def register(monkeypatch: pytest.MonkeyPatch) -> Callable[[type], None]:
     return known
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_force_that_is_none_is_a_mistake_in_measure(fault: str, register: Callable[[type], None]) -> None:
     register(_faulty(fault))
@@ -810,6 +814,7 @@ def test_estimate_and_reference_never_share_memory() -> None:
         assert all(torch.equal(before[n], g) for n, g in m.reference.items())
 
 
+@pytest.mark.fast
 def test_measurements_are_compared_by_identity() -> None:
     m, other = measure(), measure()
     assert (m == m, m == other, m != other, len({m, other})) == (True, False, True, 2)
@@ -837,6 +842,7 @@ def test_text_of_a_measurement_is_escaped_in_html() -> None:
     assert "<i>" not in html
 
 
+@pytest.mark.fast
 def test_words_print_as_words() -> None:
     m = measure()
     assert f"{m.status}" == str(m.status) == m.row["status"]

@@ -168,6 +168,7 @@ def test_a_phase_that_diverged_has_a_certificate_and_no_ladder(command: Any, run
     assert "ladder" not in out
 
 
+@pytest.mark.fast
 def test_a_control_is_never_among_the_worst(run: Run) -> None:
     cells = run.cells
     assert cells.loc[cells["cosine_min"].idxmin(), "estimator"] == "control"
@@ -185,6 +186,7 @@ def test_cells_are_chosen_by_key_by_coordinates_or_as_the_worst(command: Any, ru
     assert out.startswith(measured.sort_values("cosine_min")["cell"].iloc[0])
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.fast
+
 HEAVY = ("torch", "torchvision", "numpy", "pandas", "pyarrow", "matplotlib", "seaborn")
 
 

@@ -17,6 +17,8 @@ from gradbench.planning.cells import Cell
 from gradbench.planning.plans import Plan, plan
 from gradbench.planning.suites import parse
 
+pytestmark = pytest.mark.fast
+
 TOY = {"name": "toy_cons", "N": 2, "D": 4}
 
 

@@ -138,6 +138,7 @@ def test_every_figure_is_drawn_from_a_stored_run_and_redrawn_to_the_same_bytes(
     assert {p.name for p in (run.folder / "plots").iterdir()} == {p.name for p in drawn}  # no temporary file is left
 
 
+@pytest.mark.fast
 def test_every_file_of_figures_is_collected_in_the_order_of_names() -> None:
     names = list(gallery.collect())
     assert names == sorted(names)
@@ -150,6 +151,7 @@ def test_two_figures_of_one_name_are_refused(monkeypatch: pytest.MonkeyPatch) ->
         gallery.collect()
 
 
+@pytest.mark.fast
 def test_a_folder_that_refuses_is_a_store_error(run: Run) -> None:
     (run.folder / "plots").write_text("in the way")
     with pytest.raises(StoreError, match="plots"):
@@ -165,6 +167,7 @@ def test_settled_cells_are_filled_and_all_others_hollow(cells: pd.DataFrame) -> 
         assert xs in ([{50.0}, {100.0}], [{1e-2}, {1e-12}])  # T1, residual
 
 
+@pytest.mark.fast
 def test_no_cell_with_a_cosine_is_dropped_and_the_others_are_counted(cells: pd.DataFrame) -> None:
     figure = draw_residual_vs_cosine(cells, 1e-4)
     assert figure is not None
@@ -173,6 +176,7 @@ def test_no_cell_with_a_cosine_is_dropped_and_the_others_are_counted(cells: pd.D
     assert f"No cosine: {absent} cells ({absent} diverged)" in " ".join(figure.texts[0].get_text().split())
 
 
+@pytest.mark.fast
 def test_lines_join_settled_medians_only(cells: pd.DataFrame) -> None:
     figure = draw_cosine_sweep(cells, "T1")
     assert figure is not None
@@ -180,6 +184,7 @@ def test_lines_join_settled_medians_only(cells: pd.DataFrame) -> None:
     assert list(joined) == [pytest.approx(100)]
 
 
+@pytest.mark.fast
 def test_credit_is_drawn_layer_by_layer_for_settled_cells_of_layered_systems(cells: pd.DataFrame) -> None:
     blocks = pd.DataFrame(
         [{"cell": c} | b for c, v in zip(cells["cell"], cells["cosine"], strict=True) for b in _blocks(v)]
@@ -230,6 +235,7 @@ def test_the_reference_and_its_controls_are_no_rules_to_draw(cells: pd.DataFrame
     assert len({str([line.get_color() for line in ax.lines]) for ax in axes}) == 1
 
 
+@pytest.mark.fast
 def test_a_number_that_is_no_evidence_is_hatched_and_not_coloured(cells: pd.DataFrame) -> None:
     figure = draw_map_s_damp(cells)
     assert figure is not None
@@ -298,6 +304,7 @@ def test_nothing_to_show_is_no_figure(cells: pd.DataFrame) -> None:
     assert draw_cosine_sweep(lost, "T1") is None
 
 
+@pytest.mark.fast
 def test_the_cosine_scale_is_monotone_and_inverts() -> None:
     cosines = [-1, -0.3, 0, 0.5, 0.9, 0.99, 0.9999, 1 - 1e-7]
     assert list(nines(cosines)) == sorted(nines(cosines))
@@ -311,6 +318,7 @@ def test_importing_plots_loads_neither_torch_nor_pandas() -> None:
     assert out.strip() == "set()"
 
 
+@pytest.mark.fast
 def test_the_front_of_cost_and_error_holds_what_no_cheaper_setting_of_the_worst_seed_reaches() -> None:
     def row(seed: int, T2: int, cosine: float, status: str = "settled") -> dict[str, object]:
         counts = {"n_force": 100 + T2, "n_jvp": 0, "n_vjp": T2}
@@ -339,6 +347,7 @@ def _heights(figure: object) -> list[float]:
     return parts.groupby("place")["height"].sum().tolist()
 
 
+@pytest.mark.fast
 def test_a_bar_of_a_budget_is_the_error_divided_as_its_steps_are(cells: pd.DataFrame) -> None:
     figure = draw_error_budget(cells, *_tables(cells), 0.1)
     assert figure is not None

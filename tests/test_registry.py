@@ -17,6 +17,8 @@ from gradbench.estimators.reverse import Bptt
 from gradbench.planning import registry
 from gradbench.planning.problems import rule_of
 
+pytestmark = pytest.mark.fast
+
 RULE = '''
 from dataclasses import dataclass
 from gradbench.estimators.base import AbstractEstimator

@@ -63,6 +63,7 @@ def interrupt_after(problems: int) -> Callable[[CellProgress], None]:
     return watch
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("after", [0, 1, 5])
 def test_an_interrupted_run_goes_on_and_gives_the_tables_of_one_that_was_not(
     write_suite: Any, solved: list[str], after: int
@@ -136,6 +137,7 @@ def test_workers_share_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert packs.how_many_at_once([], "cpu", "auto", most) == 1
 
 
+@pytest.mark.fast
 def test_a_finished_run_measures_nothing_again(write_suite: Any, solved: list[str]) -> None:
     suite = write_suite()
     first = run(suite)
@@ -220,6 +222,7 @@ def test_a_cpu_is_named_by_its_model_or_by_its_kind_where_nobody_tells(tmp_path:
     assert device.describe("cpu") == f"{device._cpu(Path('/proc/cpuinfo'))}, {torch.get_num_threads()} threads"
 
 
+@pytest.mark.fast
 def test_the_source_digest_covers_what_decides_a_number_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
     real = Path.read_bytes
@@ -239,6 +242,7 @@ def test_fresh_makes_a_new_run_even_within_a_second(write_suite: Any, solved: li
     assert runs.find(folders[0].name, suite.parent / "results").folder == folders[0]
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(
     ("failure", "status"),
     [
@@ -303,6 +307,7 @@ def test_a_mistake_of_the_user_during_a_run_is_raised(write_suite: Any, monkeypa
         run(write_suite())
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "swapped"])
 def test_a_damaged_record_is_set_aside_said_and_measured_again(
     write_suite: Any, solved: list[str], capsys: pytest.CaptureFixture[str], damage: str
@@ -342,6 +347,7 @@ def test_results_below_a_file_are_a_store_error_and_nothing_is_measured(write_su
     assert solved == []
 
 
+@pytest.mark.fast
 def test_skipped_cells_are_rows_with_a_reason_and_no_metric(write_suite: Any) -> None:
     contrast = '\n[[grid]]\nsystem = "toy_noncons"\nestimator = { name = "ep", readout = "energy_contrast" }\n'
     cells = run(write_suite(contrast)).cells
@@ -417,6 +423,7 @@ def test_measure_compares_one_cell_and_says_so_of_a_list() -> None:
         gradbench.measure("toy_cons", "ep", T1=[5, 10])  # type: ignore[arg-type]
 
 
+@pytest.mark.fast
 def test_memory_is_a_share_or_a_size() -> None:
     assert available("cpu", "50%") == available("cpu") // 2
     assert available("cpu", "1.5GiB") == 3 * 2**29

@@ -23,6 +23,8 @@ from gradbench.tables.store import Run, read_json, read_table, write, write_json
 from gradbench.vocabulary.coordinates import COORDINATES
 from gradbench.vocabulary.notation import METRICS
 
+pytestmark = pytest.mark.fast
+
 
 def row(cell: str, problem: str, cosine: float = 0.5, params: tuple[str, ...] = ("S", "b")) -> dict[str, Any]:
     nested = [{"param": p, "cosine": cosine + i, "reason": ""} for i, p in enumerate(params)]

@@ -17,6 +17,8 @@ from gradbench.planning.cells import TRAININGS
 from gradbench.planning.plans import plan
 from gradbench.planning.suites import Suite, parse
 
+pytestmark = pytest.mark.fast
+
 GRID = {"system": "toy_cons", "estimator": "ep"}
 
 

@@ -49,10 +49,10 @@ def run(
     """Run a suite, or resume a run of it that was cut off; the folder of the run.
 
     A suite is given by path, by the name of a shipped one, or as it is. `overrides` replaces keys of every grid of a
-    file, by value: numbers, words, lists, ranges, arrays with one axis. `engine` is auto, eager (a problem at a time), batched or compiled (batched, and compiled first; CUDA only).
-    `memory` is what packs may take, as "80%" or "24GiB". `certify` adds a deep certificate to every cell. `profile`
-    writes where the time went. `watch` is called with the progress after every problem. Raises UserError before
-    anything runs, StoreError where the results cannot be written.
+    file, by value: numbers, words, lists, ranges, arrays with one axis. `engine` is auto, eager (a problem at a time),
+    batched or compiled (batched, and compiled first; CUDA only). `memory` is what packs may take, as "80%" or "24GiB".
+    `certify` adds a deep certificate to every cell. `profile` writes where the time went. `watch` is called with the
+    progress after every problem. Raises UserError before anything runs, StoreError where the results cannot be written.
     """
     loaded, planned = prepare(suite, overrides)
     setup = _setup(device, engine, memory, certify=certify, profile=profile)

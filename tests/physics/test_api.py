@@ -58,6 +58,7 @@ def test_sizes_and_batch_come_from_the_data() -> None:
     assert (m.row["batch"], m.row["dataset"]) == (3, "given")
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -117,6 +118,7 @@ assert switches() == before, (before, switches())
     assert warm.ended(warm.start(source, streams={2: tmp_path / "told"})) == 0, (tmp_path / "told").read_text()
 
 
+@pytest.mark.fast
 def test_the_same_call_gives_the_same_numbers() -> None:
     a, b = (gb.measure("toy_noncons", "aep", damp=3.0, T1=30, T2=10).row for _ in range(2))
     for row in (a, b):

@@ -12,6 +12,8 @@ from gradbench.dynamics.trajectory import relax
 from gradbench.estimators.reverse import Bptt
 from gradbench.systems.base import AbstractForwardSystem
 
+pytestmark = pytest.mark.fast
+
 SEEDS = (0, 1)
 
 

@@ -9,6 +9,8 @@ import torch
 
 from gradbench.diagnostics.arnoldi import gmres, leading, singular
 
+pytestmark = pytest.mark.fast
+
 ROTATION = torch.tensor([[0.9, 0.83], [-0.83, 0.9]], dtype=torch.float64)
 JORDAN = 0.9 * torch.eye(3, dtype=torch.float64) + torch.diag(torch.ones(2, dtype=torch.float64), 1)
 

@@ -132,6 +132,7 @@ def test_order_and_packing_change_nothing() -> None:
         agree(whole, rows([o for p in cut for o in packs.measure_pack(p, "cpu", Thresholds())]), rel=1e-10, floor=1e-12)
 
 
+@pytest.mark.fast
 def test_packs_hold_every_problem_once_and_fit_the_budget() -> None:
     problems = [*family("toy_noncons").problems, *family("toy_cons").problems, *family("toy_cons", "float32").problems]
     one = max(packs.footprint(p) for p in problems)
@@ -147,11 +148,13 @@ def test_packs_hold_every_problem_once_and_fit_the_budget() -> None:
     )
 
 
+@pytest.mark.fast
 def test_cells_of_other_systems_do_not_stack() -> None:
     with pytest.raises(ValueError, match="one system"):
         Stack.of([live_field("toy_cons"), live_field("toy_noncons")])
 
 
+@pytest.mark.fast
 def test_a_problem_may_want_fewer_points_than_its_neighbours() -> None:
     """Two grids whose union is no product: what one problem of a stack does not want is not reported for it."""
     base = {

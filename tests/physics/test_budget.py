@@ -189,15 +189,15 @@ FAULTS: dict[str, tuple[tuple[dict[str, Any], Any, int, int, float], Status, Cau
     "T1 too short": (({}, "aep", 3, 200, 1e-3), UNSETTLED, Cause.TRANSIENT),
     "T2 too short": (({}, "aep", 400, 3, 1e-3), SETTLED, Cause.TRUNCATION),
     "T2 too short, tbptt": (({}, "tbptt", 400, 3, 1e-3), SETTLED, Cause.TRUNCATION),
-    "beta too large": (({"curved": 1.0}, "aep", 400, 200, 0.7), SETTLED, Cause.NONLINEARITY),
-    "beta below the floor of float32": (({"narrow": True}, "aep", 400, 200, 3e-8), SETTLED, Cause.PRECISION),
-    "clip on": (({"skew": 3.0}, CLIPPED, 400, 200, 1e-3), SETTLED, Cause.CLIP),
-    "J in place of its transpose": (({"skew": 1.0}, "ep", 400, 200, 1e-3), SETTLED, Cause.ASYMMETRY),
-    "correction of the other sign": (({}, "transposed", 400, 200, 1e-3), SETTLED, Cause.RULE),
+    "beta too large": (({"curved": 1.0}, "aep", 200, 100, 0.7), SETTLED, Cause.NONLINEARITY),
+    "beta below the floor of float32": (({"narrow": True}, "aep", 200, 100, 3e-8), SETTLED, Cause.PRECISION),
+    "clip on": (({"skew": 3.0}, CLIPPED, 200, 100, 1e-3), SETTLED, Cause.CLIP),
+    "J in place of its transpose": (({"skew": 1.0}, "ep", 200, 100, 1e-3), SETTLED, Cause.ASYMMETRY),
+    "correction of the other sign": (({}, "transposed", 200, 100, 1e-3), SETTLED, Cause.RULE),
     "projection dropped": (
-        ({"P": TILTED}, {"name": "adjoint", "projection": "dropped"}, 400, 200, 1e-3), SETTLED, Cause.READOUT
+        ({"P": TILTED}, {"name": "adjoint", "projection": "dropped"}, 200, 100, 1e-3), SETTLED, Cause.READOUT
     ),
-    "projection twice": (({"P": 0.5 * TILTED}, "twice", 400, 200, 1e-3), SETTLED, Cause.READOUT),
+    "projection twice": (({"P": 0.5 * TILTED}, "twice", 200, 100, 1e-3), SETTLED, Cause.READOUT),
     "skew map with rho > 1": (({"skew": 12.0, "at": 1.0}, "aep", 20, 9, 1e-3), Status.UNSTABLE, Cause.NO_FIXED_POINT),
     "symmetric saddle": (
         ({"pull": -0.5, "skew": 0.0, "at": 1.0}, "ep", 40, 200, 1e-3), Status.UNSTABLE, Cause.NO_FIXED_POINT
@@ -207,11 +207,11 @@ FAULTS: dict[str, tuple[tuple[dict[str, Any], Any, int, int, float], Status, Cau
     "damping beyond stability": (
         ({"pull": 11.0, "at": 1.0}, "aep", 10, 5, 1e-3), Status.UNSTABLE, Cause.NO_FIXED_POINT
     ),
-    "wrong sign": (({}, "reversed", 400, 200, 1e-3), SETTLED, Cause.SIGN),
-    "wrong scale": (({}, "doubled", 400, 200, 1e-3), SETTLED, Cause.SCALE),
-    "biased estimator": (({}, "biased", 400, 200, 1e-3), SETTLED, Cause.READOUT),
-    "another cost": (({}, "mistaken", 400, 200, 1e-3), SETTLED, Cause.RULE),
-    "a Jacobian of another time": (({"skew": 2.0}, "stale", 400, 200, 1e-3), SETTLED, Cause.RULE),
+    "wrong sign": (({}, "reversed", 200, 100, 1e-3), SETTLED, Cause.SIGN),
+    "wrong scale": (({}, "doubled", 200, 100, 1e-3), SETTLED, Cause.SCALE),
+    "biased estimator": (({}, "biased", 200, 100, 1e-3), SETTLED, Cause.READOUT),
+    "another cost": (({}, "mistaken", 200, 100, 1e-3), SETTLED, Cause.RULE),
+    "a Jacobian of another time": (({"skew": 2.0}, "stale", 200, 100, 1e-3), SETTLED, Cause.RULE),
 }  # fmt: skip
 
 
@@ -245,23 +245,25 @@ def grid(name: str, dtype: str, **knobs: Any) -> Plan:
     rules = ["bptt", "tbptt", "adjoint", "ep", ONE_SIDED, "aep", CLIPPED]
     return planned(
         system={"name": name, **small}, estimator=rules, damp=damp, batch=2, dtype=dtype,
-        **({"T1": [20, 400], "T2": [3, 60], "beta": [1e-3, 0.5]} | knobs),
+        **({"T1": [20, 250], "T2": [3, 60], "beta": [1e-3, 0.5]} | knobs),
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_causes_are_those_of_the_ladder_of_one_cell(name: str) -> None:
     """Wherever a state has settled, and one cause is clearly larger than the next."""
-    asked = grid(name, "float64", T1=400)
+    asked = grid(name, "float64", T1=250)
     agree = []
     for problem in asked.problems:
         field = build(problem, "cpu")
+        (T1,) = problem.T1s
+        relaxed = Relaxed(field, T1)
         for found in solve([problem], field, asked.thresholds):
             if found.budget is None or found.status is not Status.SETTLED:
                 continue
             cell = found.cell
             rule = registry.estimator(cell.estimator, json.loads(cell.estimator_options))
-            whole = climb(Relaxed(field, cell.steps), rule, cell.T2, cell.beta, stable=True, settled=True)
+            whole = climb(relaxed, rule, cell.T2, cell.beta, stable=True, settled=True)
             of = found.budget.of or None
             sizes = sorted(whole._by_cause(of).values())
             if len(sizes) < 2 or sizes[-1] > 2 * sizes[-2]:

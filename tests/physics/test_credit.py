@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from live import SYSTEMS, live_field, random_like
+from live import SYSTEMS, jacobian, live_field, random_like
 from test_residual_mlp import SMALL, network
 
 import gradbench as gb
@@ -46,11 +46,10 @@ def test_layer_slopes_are_what_backpropagation_carries() -> None:
 @pytest.mark.parametrize("name", RELAXING)
 def test_the_reference_credit_of_a_settled_state_solves_the_adjoint_system(name: str) -> None:
     field = live_field(name, batch=1)
-    free = relax(field, (1500,))
+    free = relax(field, (600,))
     s, g = free.ends[0], free.cost_slope[0, 0]
-    dense = torch.autograd.functional.jacobian
-    J_G = dense(lambda s: field.step(s[None])[0], s[0])
-    Pi = dense(lambda u: field.project(u[None])[0], (s + field.knobs.eps * field.force(s))[0])
+    J_G = jacobian(lambda s: field.step(s[None])[0], s[0])
+    Pi = jacobian(lambda u: field.project(u[None])[0], (s + field.knobs.eps * field.force(s))[0])
     a = field.knobs.eps * Pi.mT @ torch.linalg.solve(torch.eye(len(g), dtype=g.dtype) - J_G.mT, g)
     torch.testing.assert_close(swept(free)[0, 0], a, rtol=1e-6, atol=1e-7 * float(a.abs().max()))
     found = read(free, a[None])
@@ -63,7 +62,7 @@ def test_prediction_errors_tend_to_backpropagation_and_displacements_to_the_adjo
     """D a = backprop's gradient, D = de/ds: the first cosine is 1 at every layer, the second is not."""
     field = live_field("residual_mlp", batch=1)
     free = relax(field, (0,))
-    D = torch.autograd.functional.jacobian(lambda s: field.errors(s[None])[0], free.ends[0, 0])
+    D = jacobian(lambda s: field.errors(s[None])[0], free.ends[0, 0])
     adjoint = torch.linalg.solve(D.mT @ D, free.cost_slope[0, 0])
     backprop = field.layer_slopes[0, -len(adjoint) :]
     torch.testing.assert_close(torch.linalg.solve(D.mT, free.cost_slope[0, 0]), backprop, rtol=1e-10, atol=1e-12)

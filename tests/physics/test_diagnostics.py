@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from live import SYSTEMS, live_field, random_like
+from live import SYSTEMS, jacobian, live_field, random_like
 
 from gradbench import measure
 from gradbench.diagnostics.asymmetry import antisymmetry
@@ -32,6 +32,7 @@ def linear(M: torch.Tensor) -> Linear:
     return Linear(lambda s: s @ M.mT, torch.zeros(1, 1, len(M), dtype=M.dtype))
 
 
+@pytest.mark.fast
 def test_growth_of_a_rotation_is_its_modulus_where_the_rayleigh_quotient_is_blind() -> None:
     """A skew-dominated map with rho = 1.22 whose symmetric part alone would read 0.9."""
     M = torch.tensor([[0.9, 0.83], [-0.83, 0.9]], dtype=torch.float64)
@@ -43,7 +44,7 @@ def test_growth_of_a_rotation_is_its_modulus_where_the_rayleigh_quotient_is_blin
 def test_growth_tends_to_the_spectral_radius(name: str) -> None:
     field = live_field(name, batch=1)
     s = relax(field, (400,)).ends
-    J = torch.autograd.functional.jacobian(lambda s: field.step(s[None, None])[0, 0], s[0, 0])
+    J = jacobian(lambda s: field.step(s[None, None])[0, 0], s[0, 0])
     rho = float(torch.linalg.eigvals(J).abs().max())
     assert float(growth(field.step_at(s).jvp, random_like(s), 400)[0]) == pytest.approx(rho, rel=1e-2)
 
@@ -52,7 +53,7 @@ def test_growth_tends_to_the_spectral_radius(name: str) -> None:
 def test_antisymmetry_agrees_with_the_dense_jacobian_within_its_error(name: str) -> None:
     field = live_field(name, batch=1)
     s = relax(field, (400,)).ends
-    J = torch.autograd.functional.jacobian(lambda s: field.force(s[None, None])[0, 0], s[0, 0])
+    J = jacobian(lambda s: field.force(s[None, None])[0, 0], s[0, 0])
     exact = float((0.5 * (J - J.mT)).norm() / J.norm())
     probes = random_like(s.expand(64, *s.shape))
     ratio, error = antisymmetry(field.at(s), probes)
@@ -60,6 +61,7 @@ def test_antisymmetry_agrees_with_the_dense_jacobian_within_its_error(name: str)
     assert float(error) <= 0.2 * exact + 1e-13
 
 
+@pytest.mark.fast
 def test_antisymmetry_is_1_for_a_skew_map_and_0_for_a_symmetric_one() -> None:
     M = torch.randn(5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     probes = torch.randn(8, 1, 1, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -78,6 +80,7 @@ def test_the_error_of_the_antisymmetry_is_that_of_repeated_draws() -> None:
     assert quoted == pytest.approx(spread, rel=0.3)
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(
     ("change", "status"),
     [
@@ -99,6 +102,7 @@ def test_status_of_a_free_phase(change: dict[str, float], status: Status) -> Non
     assert judged(SETTLED | change, Thresholds()).judgement.status is status
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(
     ("shrink", "residual", "dtype", "expected"),
     [
@@ -148,6 +152,7 @@ def starts(far: int) -> dict[str, torch.Tensor]:
     return {"x0": x0, "drive": drive}
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(
     ("rho", "nudge_norm", "reference", "status"),
     [
@@ -196,6 +201,7 @@ def test_an_unstable_fixed_point_is_named() -> None:
     assert m.row["rho"] > 1.1
 
 
+@pytest.mark.fast
 def test_energy_never_rises_on_the_way_down_and_is_seen_to_rise() -> None:
     for eps, monotone in ((0.2, True), (0.9, False)):  # beyond 2 / (1 + c) every step overshoots
         certificates = certify(relax(live_field("toy_cons", eps=eps, damp=3.0), (5,)), Thresholds(), [0])

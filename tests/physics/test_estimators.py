@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import pytest
 import torch
-from live import ESTIMATORS, SYSTEMS, gap, live_field, random_like, whole_gap
+from live import ESTIMATORS, SYSTEMS, gap, jacobian, live_field, random_like, whole_gap
 
 from gradbench.diagnostics.metrics import compare
 from gradbench.dynamics import pieces
@@ -57,6 +58,18 @@ def reference(free: Trajectory) -> Params:
     return gradient
 
 
+@cache
+def settled(name: str) -> Trajectory:
+    """The state of a live field at its fixed point, to round-off of float64; a forward pass is there at once."""
+    field = live_field(name)
+    return relax(field, (40 if isinstance(field.system, AbstractForwardSystem) else 600,))
+
+
+@cache
+def exact(name: str) -> Params:
+    return reference(settled(name))
+
+
 def start(field: Field, theta: Params) -> torch.Tensor:
     """s_0, which takes no part in the gradient unless it is a forward pass, and so the free state itself."""
     system = field.system
@@ -70,6 +83,7 @@ def slope(errors: dict[float, float]) -> float:
     return sum((a - mx) * (b - my) for a, b in zip(x, y, strict=True)) / sum((a - mx) ** 2 for a in x)
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_bptt_equals_unrolled_autograd(name: str) -> None:
     field = live_field(name)
@@ -82,6 +96,7 @@ def test_bptt_equals_unrolled_autograd(name: str) -> None:
     assert gap(reference(relax(field, (12,))), dict(zip(theta, unrolled, strict=True))) < 1e-12
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_bptt_agrees_with_central_differences_of_the_relaxed_cost(name: str) -> None:
     field, h = live_field(name), 1e-5
@@ -99,6 +114,7 @@ def test_bptt_agrees_with_central_differences_of_the_relaxed_cost(name: str) -> 
     assert sum(float((gradient[n] * d[n]).sum()) for n in d) == pytest.approx(numeric, rel=1e-7)
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_one_sweep_serves_every_T1(name: str) -> None:
     field = live_field(name)
@@ -135,6 +151,7 @@ def test_one_pass_serves_every_T1_depth_and_beta(name: str, rule: str) -> None:
         assert whole_gap(gradient, alone) < 1e-10
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("name", [n for n in SYSTEMS if Tbptt().skip(registry.known_systems()[n]) is None])
 def test_tbptt_cuts_the_chain_where_it_says(name: str) -> None:
     """Against unrolled autograd of the last 5 of 12 steps."""
@@ -151,7 +168,7 @@ def test_tbptt_cuts_the_chain_where_it_says(name: str) -> None:
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_adjoint_equals_tbptt_term_by_term_at_a_fixed_point(name: str) -> None:
-    free, depths = relax(live_field(name), (1500,)), (1, 2, 7, 40)
+    free, depths = settled(name), (1, 2, 7, 40)
     adjoint, tbptt = (estimates(registry.estimator(n), free, depths, ()) for n in ("adjoint", "tbptt"))
     for depth in depths:
         assert whole_gap(adjoint[depth, 0, 0], tbptt[depth, 0, 0]) < 1e-8
@@ -169,9 +186,8 @@ def test_adjoint_solves_the_dense_linear_system(name: str) -> None:
     field = live_field(name, batch=1)
     free = relax(field, (800,))
     s, g = free.ends[0], free.cost_slope[0, 0]
-    dense = torch.autograd.functional.jacobian
-    J_G = dense(lambda s: field.step(s[None])[0], s[0])
-    Pi = dense(lambda u: field.project(u[None])[0], (s + field.knobs.eps * field.force(s))[0])
+    J_G = jacobian(lambda s: field.step(s[None])[0], s[0])
+    Pi = jacobian(lambda u: field.project(u[None])[0], (s + field.knobs.eps * field.force(s))[0])
     sums = {7: sum(torch.linalg.matrix_power(J_G.mT, j) @ g for j in range(7))}
     sums[800] = torch.linalg.solve(torch.eye(len(g), dtype=g.dtype) - J_G.mT, g)
     rule = registry.estimator("adjoint")
@@ -185,29 +201,25 @@ def test_adjoint_solves_the_dense_linear_system(name: str) -> None:
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_dropping_the_projection_is_wrong_exactly_where_there_is_one(name: str) -> None:
-    field = live_field(name)
-    free = relax(field, (1500,))
+    free = settled(name)
     kept, dropped = (
         estimate(registry.estimator("adjoint", {"projection": p}), free, 200, 0) for p in ("kept", "dropped")
     )
-    if not field.system.projects:
+    if not free.field.system.projects:
         assert gap(dropped, kept) == 0
     else:
-        comparison = compare(dropped, reference(free), 1e-12)
+        comparison = compare(dropped, exact(name), 1e-12)
         assert comparison.cosine_min < 0.5
 
 
 @pytest.mark.parametrize("name", [n for n in SYSTEMS if live_field(n).system.projects])
 def test_the_projected_adjoint_follows_bptt_once_the_state_has_settled(name: str) -> None:
-    settled = 0
     for seed in (0, 1, 2):
         field = live_field(name, seed=seed)
-        free = relax(field, (800,))
-        if float((field.step(free.ends) - free.ends).norm() / free.ends.norm()) <= 1e-6:
-            comparison = compare(estimate(registry.estimator("adjoint"), free, 800, 0), reference(free), 1e-12)
-            assert comparison.cosine_min >= 0.998
-            settled += 1
-    assert settled >= 2
+        free = relax(field, (400,))
+        assert float((field.step(free.ends) - free.ends).norm() / free.ends.norm()) <= 1e-6
+        comparison = compare(estimate(registry.estimator("adjoint"), free, 400, 0), reference(free), 1e-12)
+        assert comparison.cosine_min >= 0.998
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -235,6 +247,7 @@ def test_naive_ep_is_biased_and_no_beta_helps(seed: int) -> None:
     assert max(errors) / min(errors) < 1.01
 
 
+@pytest.mark.fast
 def test_aep_equals_ep_on_a_settled_conservative_toy() -> None:
     field = live_field("toy_cons", batch=4)
     free = relax(field, (2000,))
@@ -244,12 +257,13 @@ def test_aep_equals_ep_on_a_settled_conservative_toy() -> None:
     assert whole_gap(ep, reference(free)) > 1e-8  # a finite nudge leaves an error: the two agree on more than zero
 
 
+@pytest.mark.fast
 def test_nudged_phase_with_the_correction_moves_by_the_transposed_jacobian() -> None:
     """-delta / beta after k steps tends to eps sum_{j<k} (I + eps J^T)^j g, here with a dense J."""
     field = live_field("toy_noncons", batch=1)
     free = relax(field, (500,))
     s, eps, g = free.ends[0], float(field.knobs.eps), free.cost_slope[0, 0]
-    J = torch.autograd.functional.jacobian(lambda s: field.force(s[None])[0], s[0])
+    J = jacobian(lambda s: field.force(s[None])[0], s[0])
     a, term = torch.zeros_like(g), g.clone()
     for _ in range(7):
         a, term = a + eps * term, term + eps * J.mT @ term
@@ -260,6 +274,7 @@ def test_nudged_phase_with_the_correction_moves_by_the_transposed_jacobian() -> 
     torch.testing.assert_close(credit[0, 0, 0], a, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.fast
 def test_readouts_of_ep_differ_at_second_order() -> None:
     free = relax(live_field("toy_cons"), (2000,))
     differences = {}

@@ -9,6 +9,8 @@ import torch
 
 from gradbench.diagnostics.metrics import Reference, compare, comparisons
 
+pytestmark = pytest.mark.fast
+
 REFERENCE = {"WQ": torch.tensor([3.0, 4.0]), "b": torch.tensor([0.0, 2.0, -1.0])}
 
 

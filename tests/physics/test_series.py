@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from live import live_field
+from live import jacobian, live_field
 
 from gradbench.diagnostics import series
 from gradbench.diagnostics.ladder import estimate
@@ -25,7 +25,7 @@ def spectra(field: Field, s: torch.Tensor) -> list[torch.Tensor]:
     for i in range(len(s)):
         x = {n: v[i : i + 1] if n in field.system.per_example else v for n, v in field.x.items()}
         step = Field(field.system, field.theta, x, field.knobs).step
-        J = torch.autograd.functional.jacobian(lambda s, step=step: step(s[None])[0], s[i])
+        J = jacobian(lambda s, step=step: step(s[None])[0], s[i])
         found.append(torch.linalg.eigvals(J))
     return found
 

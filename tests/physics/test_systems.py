@@ -15,6 +15,8 @@ from gradbench.planning import registry
 from gradbench.systems.base import AbstractDrivenSystem, AbstractEnergySystem, AbstractSystem, ClosedForms, descent
 from gradbench.systems.tokens import patches
 
+pytestmark = pytest.mark.fast
+
 
 class OpenField(Field):
     """A field that leaves every derivative to autograd, as for a system that only says what its force is."""

@@ -11,6 +11,8 @@ from gradbench.errors import UserError
 from gradbench.planning import files
 from gradbench.training import config
 
+pytestmark = pytest.mark.fast
+
 BASE: dict[str, Any] = {
     "name": "t",
     "about": "",

@@ -81,6 +81,7 @@ def test_a_training_that_was_cut_off_twice_ends_at_the_numbers_of_one_that_was_n
     assert again.log["step"].tolist() == [s for s in DUE for _ in range(2)]
 
 
+@pytest.mark.fast
 def test_rows_hold_what_is_due(file: Path, tmp_path: Path) -> None:
     log = train(str(file), out=tmp_path, device="cpu").log
     assert set(log["score"]) == {"masked_mse"}

@@ -30,6 +30,7 @@ def state() -> State:
     return State.start({"A": random(2, 3, 4), "b": random(2, 5, seed=1)})
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("clip", [None, 0.5, 100.0])
 def test_steps_equal_those_of_torch_adamw(clip: float | None) -> None:
     ours = state()
@@ -51,6 +52,7 @@ def test_steps_equal_those_of_torch_adamw(clip: float | None) -> None:
                 torch.testing.assert_close(ours.theta[name][c], p.data, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_seed_whose_gradient_is_not_finite_stands_still_and_the_other_does_not_see_it(bad: float) -> None:
     how, lr = Optimiser(lr=1e-2, clip=1.0), torch.tensor(1e-2, dtype=torch.float64)
@@ -79,6 +81,7 @@ def test_a_norm_above_its_cap_is_scaled_back_to_it_and_one_below_is_left_alone()
     assert torch.equal(ours.theta["A"][1], before[1])
 
 
+@pytest.mark.fast
 def test_the_learning_rate_is_that_of_torch_cosine_annealing(tiny: Make) -> None:
     trainer = Trainer(tiny(), "cpu")
     optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-2)
@@ -119,6 +122,7 @@ def unrolled(trainer: Trainer, T1: int, depth: int) -> dict[str, torch.Tensor]:
     return dict(zip(theta, torch.autograd.grad(cost, list(theta.values())), strict=True))
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(("rule", "depth"), [(Bptt(), 12), (Tbptt(), 4)])
 def test_the_gradient_is_that_of_the_unrolled_steps(tiny: Make, rule: Any, depth: int) -> None:
     """tbptt of T2 steps is T1 - T2 steps without and T2 with a graph; only these are swept back."""
@@ -129,6 +133,7 @@ def test_the_gradient_is_that_of_the_unrolled_steps(tiny: Make, rule: Any, depth
         torch.testing.assert_close(ours[name], theirs, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.fast
 def test_batches_are_a_function_of_seed_and_step_and_an_epoch_shows_every_image_once(tiny: Make) -> None:
     batches = Trainer(tiny(batch=128), "cpu").batches
     epoch = torch.cat([batches.train(step)["index"] for step in range(4)], -1)
