@@ -14,11 +14,11 @@ READY  := $(VENV)/.ready
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check
 BENCH  := $(BIN)/gradbench
 
-.PHONY: help setup bench plan run plot check train test lint docs perf clean
+.PHONY: help setup bench plan run plot check train test test-fast lint docs perf clean
 .DEFAULT_GOAL := help
 
 help: ## these lines
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 11
 	@echo "knobs: SUITE=$(SUITE) RUN=$(RUN) CONFIG=$(CONFIG) DEVICE=$(DEVICE) ARGS= VENV=$(VENV) PYTHON=$(PYTHON) TORCH=$(TORCH)"
 
 setup: $(READY) ## virtual environment with pinned, tested versions: TORCH=full, cpu or none
@@ -65,8 +65,14 @@ run plot check: $(READY) ## one stage of bench
 train: $(READY) ## train by a rule, or go on with it: CONFIG= DEVICE=
 	@$(BENCH) train $(CONFIG) --device $(DEVICE) $(ARGS)
 
+# a process that has run out of tests takes half of those that the other one has left
+TESTS = $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
 test: $(READY) ## all tests
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+	$(TESTS) $(ARGS)
+
+test-fast: $(READY) ## a minute of tests, of every room
+	$(TESTS) -m fast $(ARGS)
 
 lint: $(READY) ## style, types, layers
 	$(BIN)/ruff check .
