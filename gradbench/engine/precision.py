@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 PARTS = ("cuda.matmul", "cudnn.conv", "cudnn.rnn", "mkldnn.matmul", "mkldnn.conv", "mkldnn.rnn")
 FLAGS: dict[str, object] = {"fp32_precision": dict.fromkeys(PARTS, "ieee"), "flush_denormal": True}
 ATTENTION = ("flash", "mem_efficient", "cudnn", "math")  # kernels of scaled_dot_product_attention
+BACKENDS: Any = torch.backends
 CORES = 1  # of one measurement on a CPU: sums are split by their number, so that another number is another last digit
 Result = TypeVar("Result")
 SMALLEST = sys.float_info.min  # half of it is a denormal number
@@ -69,25 +70,25 @@ def _float32_part(name: str) -> _Setting:
     """The float32 precision of one kind of operations; "none" where it follows the one for all operations."""
 
     def read() -> str:
-        part, whole = attrgetter(name)(torch.backends), torch.backends.fp32_precision
+        part, whole = attrgetter(name)(BACKENDS), BACKENDS.fp32_precision
         precision: str = part.fp32_precision
         # torch begins with tf32 for cuDNN where nothing is set for all, a state that nobody can set again: of it the
         # precision is put back
         return "none" if whole != "none" and _follows(part) else precision
 
     def change(precision: str) -> None:
-        attrgetter(name)(torch.backends).fp32_precision = precision
+        attrgetter(name)(BACKENDS).fp32_precision = precision
 
     return _Setting(read, change, "ieee")
 
 
 def _follows(part: Any) -> bool:
     """Whether a part has the precision for all operations. torch does not tell, so that one is changed for a moment."""
-    before, seen = torch.backends.fp32_precision, []
+    before, seen = BACKENDS.fp32_precision, []
     for precision in ("ieee", "tf32"):
-        torch.backends.fp32_precision = precision
+        BACKENDS.fp32_precision = precision
         seen.append(part.fp32_precision == precision)
-    torch.backends.fp32_precision = before
+    BACKENDS.fp32_precision = before
     return all(seen)
 
 
