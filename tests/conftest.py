@@ -56,10 +56,10 @@ def write_suite(tmp_path: Path) -> Callable[..., Path]:
 def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder for full data sets that holds none; what is read from it is forgotten."""
     monkeypatch.setenv(datasets.FOLDER_VARIABLE, str(tmp_path))
-    for images in (datasets.load, datasets.part):
+    for images in (datasets.load, datasets.part, datasets.content):
         images.cache_clear()
     yield tmp_path
-    for images in (datasets.load, datasets.part):
+    for images in (datasets.load, datasets.part, datasets.content):
         images.cache_clear()
 
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gradbench.commands.environment import describe_environment
+from gradbench.commands.environment import describe_environment, warn_of_undigested
 from gradbench.commands.progress import CellProgress, CellWatch, say
 from gradbench.errors import StoreError, UserError, near_miss
 from gradbench.planning import files, plans, suites
@@ -56,7 +56,9 @@ def run(
     """
     loaded, planned = prepare(suite, overrides)
     setup = _setup(device, engine, memory, certify=certify, profile=profile)
-    env = describe_environment(f"{planned.key} certified" if certify else planned.key, setup.device)
+    key = f"{planned.key} certified" if certify else planned.key
+    env = describe_environment(key, setup.device, planned.parts)
+    warn_of_undigested(env)
     _try_data(planned)
     folder = Path(out) / "runs" / loaded.name
     target = _folder(folder, planned, env, fresh or _has_unseen(planned))

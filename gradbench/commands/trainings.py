@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from gradbench.commands.environment import Environment, describe_environment
+from gradbench.commands.environment import Environment, describe_environment, warn_of_undigested
 from gradbench.commands.progress import StepProgress, StepWatch
 from gradbench.tables import runs
 from gradbench.tables.store import read_json, read_table, write_json, write_table
@@ -80,7 +80,8 @@ def train(
     from gradbench.training.trainer import Trainer
 
     device = devices.resolve(device)
-    env = describe_environment(loaded.key, device)
+    env = describe_environment(loaded.key, device, [loaded.build_system(), loaded.build_rule()], test=True)
+    warn_of_undigested(env)
     with isolated(cores=None):
         trainer = Trainer(loaded, device)  # before there is a folder: raises where the images cannot be had
         training = _folder(loaded, env, Path(out) / "training" / loaded.name, fresh)

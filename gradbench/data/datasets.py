@@ -20,6 +20,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gradbench.data.fingerprints import fingerprint
 from gradbench.errors import UserError, near_miss
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def shown(pixels: Tensor, ch: int, img: int) -> Tensor:
 @lru_cache
 def load(dataset: str) -> tuple[np.ndarray, np.ndarray]:
     """Pixels (n, colours, h, w) and labels (n,) of a dataset, uint8."""
-    return _FULL[dataset]() if dataset in _FULL else _sample()
+    return part(dataset, True) if dataset in _FULL else _sample()
 
 
 @lru_cache
@@ -106,6 +107,17 @@ def part(dataset: str, train: bool) -> tuple[np.ndarray, np.ndarray]:
     number, _ = PARTS[dataset]
     chosen = slice(number) if train else slice(number, None)
     return pixels[chosen], labels[chosen]
+
+
+@lru_cache
+def content(dataset: str, test: bool = False) -> str | None:
+    """Digest of the images to train on that are read from files, and of those to test on where `test` says so.
+
+    None of a data set that ships with gradbench, whose source has a digest, and of one that no file holds.
+    """
+    if dataset not in _FULL:
+        return None
+    return fingerprint(part(dataset, True), *([part(dataset, False)] if test else []))
 
 
 def folder() -> Path:

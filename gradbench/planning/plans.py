@@ -19,7 +19,7 @@ from gradbench.errors import UserError, near_miss, placed
 from gradbench.estimators.base import AbstractEstimator, Count
 from gradbench.planning import registry
 from gradbench.planning.cells import PARAMS_FROM, Cell, digest, trained
-from gradbench.planning.problems import Problem, Shape
+from gradbench.planning.problems import Problem, Shape, rule_of
 from gradbench.planning.selection import keys, matches
 from gradbench.planning.suites import Check, Grid, Suite, Table
 from gradbench.planning.values import Options
@@ -57,6 +57,13 @@ class Plan:
         for problem in self.problems:
             grouped.setdefault(problem.shape, []).append(problem)
         return grouped
+
+    @cached_property
+    def parts(self) -> tuple[AbstractSystem | AbstractEstimator, ...]:
+        """The systems and the rules that are measured, each with its options."""
+        different = {(p.point.system, p.point.system_options): p for p in self.problems}
+        rules = dict.fromkeys((c.estimator, c.estimator_options) for c in self.cells)
+        return (*(problem.system for problem in different.values()), *(rule_of(*rule) for rule in rules))
 
     @cached_property
     def skip_reasons(self) -> Counter[str]:
