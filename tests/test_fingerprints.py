@@ -502,9 +502,35 @@ def test_what_refers_to_itself_is_digested() -> None:
     other: list[object] = [1]
     other.append(other)
     assert fingerprint(loop) == fingerprint(other) is not None
+    deep: list[object] = []
+    for _ in range(5000):
+        deep = [deep]
+    assert fingerprint(deep) is not None
     space = types.SimpleNamespace(a=1)
     space.me = (space, {space.a})
     assert fingerprint(space) is not None
+
+
+def test_what_talks_waits_or_is_loaded_late_is_no_content(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = """
+    import logging, os, sys, threading
+    from sys import stderr
+    log, lock, environ = logging.getLogger("mine"), threading.Lock(), os.environ
+    def step():
+        import wave
+        with lock:
+            log.info(environ)
+            print(wave, file=stderr)
+    """
+    space: dict[str, Any] = {}
+    exec(textwrap.dedent(text), space)
+    monkeypatch.delitem(sys.modules, "wave", raising=False)
+    first = fingerprint(space["step"])
+    assert undigested(space["step"]) is None
+    assert "wave" not in sys.modules
+    importlib.import_module("wave")
+    monkeypatch.setenv("ANYTHING", "1")
+    assert fingerprint(space["step"]) == first
 
 
 # what no digest sees
@@ -548,7 +574,7 @@ def test_what_no_digest_sees_is_named_with_its_place(tmp_path: Path) -> None:
     import ctypes
 
     assert undigested(closed_over(ctypes.c_int(1))) == "closure variable 'thing' of step: a c_int of ctypes"
-    deep: list[object] = []
+    nested: tuple[object, ...] = ()
     for _ in range(5000):
-        deep = [deep]
-    assert "nests too deep" in str(undigested(deep))
+        nested = (nested,)
+    assert "nests too deep" in str(undigested([nested]))

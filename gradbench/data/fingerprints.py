@@ -20,11 +20,13 @@ import importlib.machinery
 import importlib.util
 import inspect
 import logging
+import os
 import struct
 import sys
 import threading
 import types
 import weakref
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import Field, dataclass
 from pathlib import Path, PurePath
@@ -66,7 +68,7 @@ def _digest(items: tuple[object, ...], within: Collection[str]) -> str:
     walk = _Walk(tuple(folder for module in modules for folder in _folders(module)), {})
     for i, item in enumerate(items):
         walk.visit(item, f"item {i}" if len(items) > 1 else "the item")
-    return walk.hash.hexdigest()[:16]
+    return walk.finish()[:16]
 
 
 def _folders(module: types.ModuleType) -> list[str]:
@@ -114,7 +116,8 @@ _NO_CONTENT = frozenset({"__dict__", "__weakref__", "__doc__", "__module__", "__
     "_backward_cls",
 }
 _COMPILED = ("_compiled_call_impl", "_is_torch_compile")  # attributes that torch.compile gives to what it compiles
-_LOCKS = (type(threading.Lock()), type(threading.RLock()))
+# they decide no number; what is read from the environment is no content of code
+_WITHOUT_CONTENT = (type(threading.Lock()), type(threading.RLock()), logging.Logger, type(os.environ))
 _DESCRIPTORS = (
     types.WrapperDescriptorType,
     types.MethodDescriptorType,
@@ -135,12 +138,18 @@ class _Names:
 
 
 class _Walk:
-    """A digest in the making. Everything that has an identity is written once, and by its number from then on."""
+    """A digest in the making. What has an identity stands by its number, and its content follows in that order.
+
+    So what refers to itself has an end, and long chains of functions need no deep recursion.
+    """
 
     def __init__(self, opened: tuple[str, ...], numbers: dict[int, tuple[int, object]]) -> None:
         self.hash = hashlib.sha256()
         self.opened = opened  # folders whose code counts as code of the author
         self.numbers = numbers  # by id; the item is held, so that no other one gets its id
+        self.waiting: deque[tuple[Any, str]] = (
+            deque()
+        )  # items with a number whose content is to come, with their places
 
     def write(self, kind: str, content: str | Any = b"") -> None:
         """Digest a piece of content, a string or a buffer of bytes; its kind and length keep neighbours apart."""
@@ -149,7 +158,7 @@ class _Walk:
         self.hash.update(content)
 
     def visit(self, item: Any, place: str) -> None:
-        """Digest an item and all that it reaches. `place` says in messages where it is."""
+        """Digest an item, or its number where its content comes later. `place` says in messages where it is."""
         item = _uncompiled(item)
         kind = type(item)
         if kind in _PLAIN:
@@ -160,10 +169,16 @@ class _Walk:
             self._code(item, place)
         elif kind in (set, frozenset):
             self._set(item, place)
-        elif id(item) in self.numbers:
-            self.write("again", str(self.numbers[id(item)][0]))
         else:
-            self.numbers[id(item)] = (len(self.numbers), item)
+            if id(item) not in self.numbers:
+                self.numbers[id(item)] = (len(self.numbers), item)
+                self.waiting.append((item, place))
+            self.write("number", str(self.numbers[id(item)][0]))
+
+    def finish(self) -> str:
+        """The digest of all that was visited, and of all that it reaches."""
+        while self.waiting:
+            item, place = self.waiting.popleft()
             try:
                 self._content(item, place)
             except UndigestedError:
@@ -174,6 +189,7 @@ class _Walk:
                 told = str(error).partition("\n")[0]
                 why = "" if "pickle" in told else f" ({told})"
                 raise UndigestedError(f"{place}: {article(item)}{why}") from None
+        return self.hash.hexdigest()
 
     def _content(self, item: Any, place: str) -> None:
         torch, numpy = sys.modules.get("torch"), sys.modules.get("numpy")
@@ -207,8 +223,8 @@ class _Walk:
             self._sequence(item, place)
         elif isinstance(item, PurePath):
             self.write("path", str(item))
-        elif isinstance(item, logging.Logger | logging.LoggerAdapter) or type(item) in _LOCKS:
-            self.write("no content", type(item).__name__)
+        elif isinstance(item, _WITHOUT_CONTENT) or item is sys.stdout or item is sys.stderr:
+            self.write("no content")
         elif torch and isinstance(item, torch.Tensor):
             self._tensor(item, place)
         elif torch and isinstance(item, torch.nn.Module):
@@ -246,7 +262,7 @@ class _Walk:
     def _digest_alone(self, item: object, place: str) -> str:
         walk = _Walk(self.opened, {} if type(item) in _PLAIN else dict(self.numbers))
         walk.visit(item, place)
-        return walk.hash.hexdigest()
+        return walk.finish()
 
     # code
 
@@ -341,9 +357,8 @@ class _Walk:
         package = known.get("__package__") or str(known.get("__name__", "")).rpartition(".")[0]
         try:
             name = importlib.util.resolve_name("." * level + name, package or None)
-            top = name.partition(".")[0]
-            spec = None if top in sys.modules else importlib.util.find_spec(top)
-            if top not in sys.modules and (spec is None or origins.is_installed_file(spec.origin or "")):
+            top = sys.modules.get(name.partition(".")[0])
+            if self._is_installed_module(top) if top else origins.is_installed_name(name):
                 self.write("installed", origins.named(name, ""))
                 return None
             return importlib.import_module(name)

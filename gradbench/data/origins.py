@@ -7,9 +7,11 @@ counts as installed, since its source has a digest of its own.
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import os
 import sys
 import sysconfig
+from contextlib import suppress
 from functools import cache
 from pathlib import Path, PurePath
 from types import ModuleType
@@ -49,6 +51,14 @@ def is_installed(module: ModuleType) -> bool:
     return is_installed_file(file) if file else module.__name__.partition(".")[0] in sys.stdlib_module_names
 
 
+def is_installed_name(name: str) -> bool:
+    """Whether a module that is not loaded belongs to Python, to an installed distribution or to gradbench."""
+    top = name.partition(".")[0]
+    spec = importlib.util.find_spec(top)
+    places = [] if spec is None else [spec.origin or "", *(spec.submodule_search_locations or ())]
+    return top in sys.stdlib_module_names or any(map(is_installed_file, places))
+
+
 def module_of(name: object) -> ModuleType | None:
     """The loaded module of that name, or the nearest loaded package above it; None where there is neither."""
     while isinstance(name, str) and name:
@@ -79,8 +89,9 @@ def _version(top: str) -> str:
     """
     if top == PACKAGE or top in sys.stdlib_module_names:
         return ""
-    stated = getattr(sys.modules.get(top), "__version__", None)
-    if isinstance(stated, str):
-        return str(stated)
-    distributions = importlib.metadata.packages_distributions().get(top, ())
-    return " ".join(f"{name} {importlib.metadata.version(name)}" for name in sorted(set(distributions)))
+    with suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(top)
+    distributions = sorted(set(importlib.metadata.packages_distributions().get(top, ())))
+    if distributions:
+        return " ".join(importlib.metadata.version(name) for name in distributions)
+    return str(getattr(sys.modules.get(top), "__version__", ""))
