@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from html import escape
 from inspect import Parameter, Signature, isclass, signature
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from gradbench.data.given import article, table, tensors
 from gradbench.engine.device import resolve
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from gradbench.planning.problems import Problem
     from gradbench.systems.base import Data, Params
 
-Kind = TypeVar("Kind", AbstractSystem, AbstractEstimator)
 KEY = "{where}[{option!r}]"  # how a message calls an option
 SHOWN = ("status", "cosine", "cosine_min", "worst", "rel_error", "residual", "cause")  # of a row, as evidence
 
@@ -102,8 +101,10 @@ def measure(
     for an estimator that does not apply to the system, and for functions that raise or return what they may not.
     Numerical trouble is no exception but the status of the measurement.
     """
-    kind, of_system = _asked("system", system, registry.known_systems())
-    of_rule, of_estimator = _asked("estimator", estimator, registry.known_estimators())
+    for_system = _options("system_options", system_options)
+    for_rule = _options("estimator_options", estimator_options)
+    kind, of_system = _asked("system", system, for_system)
+    of_rule, of_estimator = _asked("estimator", estimator, for_rule)
     for name in coordinates:
         if name not in COORDINATES and name not in kind.knobs:
             known = [*kind.knobs, *(p.name for p in signature(measure).parameters.values())]
@@ -111,9 +112,8 @@ def measure(
     knobs = {name: coordinates.pop(name) for name in kind.knobs if name in coordinates}
     with isolated():
         theta, x = tensors(params, "params"), tensors(data, "data")
-        named = of_estimator | _options("estimator_options", estimator_options)
-        rule = registry.estimator(of_rule.name, named, "estimator_options", KEY)
-        options = of_system | _options("system_options", system_options) | knobs
+        rule = registry.estimator(of_rule.name, of_estimator | for_rule, "estimator_options", KEY)
+        options = of_system | for_system | knobs
         source = str(options.pop(PARAMS_FROM, ""))
         made = _sized(kind, options, theta, x)
         named = _coordinates(coordinates, made.uses | rule.uses)
@@ -148,22 +148,31 @@ def _signed() -> Signature:
 measure.__signature__ = _signed()  # type: ignore[attr-defined]
 
 
-def _asked(argument: str, item: object, known: Mapping[str, type[Kind]]) -> tuple[type[Kind], dict[str, Any]]:
+def _asked(argument: str, item: object, options: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     """The class of a name, or of a system or an estimator itself, whose options come with it.
 
-    Raises UserError for anything else, and for a name that is not known.
+    A digest among the options tells which class of that name is meant. Raises UserError for anything else, and for a
+    name that is not known.
     """
+    base, known = _KINDS[argument]
     cls: Any = item if isclass(item) else type(item)
-    if issubclass(cls, {"system": AbstractSystem, "estimator": AbstractEstimator}[argument]):
+    if issubclass(cls, base):
         entry = registry.written(item)
         assert isinstance(entry, dict)
         return cls, {n: v for n, v in entry.items() if n != "name"}
     if not isinstance(item, str):
         hint = f"; gradbench.{argument}(...) makes one from functions"
-        raise UserError(f"{argument}: got {article(item)}, expected a name: {', '.join(known)}{hint}")
-    if item not in known:
-        raise UserError(f"{argument} = {str(item)!r} is not registered{near_miss(item, known)}")
-    return known[item], {}
+        raise UserError(f"{argument}: got {article(item)}, expected a name: {', '.join(known())}{hint}")
+    named = registry.meant(f"{argument}s", item, options.get(registry.DIGEST))
+    if named is None:
+        raise UserError(f"{argument} = {str(item)!r} is not registered{near_miss(item, known())}")
+    return named, {}
+
+
+_KINDS: dict[str, tuple[type, Callable[[], Mapping[str, object]]]] = {
+    "system": (AbstractSystem, registry.known_systems),
+    "estimator": (AbstractEstimator, registry.known_estimators),
+}
 
 
 def _options(argument: str, given: object) -> dict[str, Any]:

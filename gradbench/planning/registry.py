@@ -165,14 +165,14 @@ def options(item: AbstractSystem | AbstractEstimator) -> str:
 
 def knobs(name: str, options: Mapping[str, Any]) -> frozenset[str]:
     """The knobs of a system, by its name and options; none where there is no such system."""
-    cls = _meant("systems", name, options.get(DIGEST))
+    cls = meant("systems", name, options.get(DIGEST))
     return cls.knobs if cls is not None else frozenset()
 
 
 def label(name: str, options: str, kind: Literal["system", "estimator"]) -> str:
     """A name with the options that differ from the defaults, for people to read. No label shows a digest."""
     shown = json.loads(options)
-    cls = _meant(f"{kind}s", name, shown.pop(DIGEST, None))
+    cls = meant(f"{kind}s", name, shown.pop(DIGEST, None))
     defaults = {f.name: f.default for f in fields(cls)} if cls else {}
     changed = [f"{k}={v}" for k, v in shown.items() if k not in defaults or v != defaults[k]]
     return " ".join([name, *changed])
@@ -222,8 +222,8 @@ def _names(kind: str) -> Mapping[str, Any]:
     return known_systems() if kind == "systems" else known_estimators()
 
 
-def _meant(kind: str, name: str, digest: object) -> Any | None:
-    """The class of a name and a digest, or of a name alone; None where there is none."""
+def meant(kind: str, name: str, digest: object) -> Any | None:
+    """The class of a name and a digest, or of a name alone, among `systems` or `estimators`; None: there is none."""
     return _handed.get((kind, name, str(digest))) or _names(kind).get(name)
 
 
@@ -284,7 +284,7 @@ def _plugin(point: EntryPoint, base: Base) -> Any:
 
 def _asked(kind: str, name: str, options: Mapping[str, Any], where: str, key: str) -> tuple[Any, dict[str, Any]]:
     """The class of that name and its named options, checked and as Python values."""
-    cls = _meant(kind, name, options.get(DIGEST))
+    cls = meant(kind, name, options.get(DIGEST))
     if cls is None:
         told = f" in this session with digest {options[DIGEST]}; it has to be defined" if DIGEST in options else ""
         raise UserError(f"{where} = {name!r} is not registered{told}{near_miss(name, _names(kind))}")

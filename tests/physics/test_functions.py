@@ -178,6 +178,8 @@ def test_draws_are_those_of_the_seed_of_the_cell() -> None:
     assert first.estimate is not None
     assert again.estimate is not None
     assert other.row["estimator_label"] == "noisy size=0.2"
+    row = {**TOY, "estimator_options": other.row["estimator_options"], "seed": 1}
+    assert gb.measure("toy_noncons", "noisy", **row).row["cell"] == other.row["cell"]
     assert gap(first.estimate, again.estimate) == 0
     field = live_field("toy_noncons", seed=0)
     drawn = [estimate(noisy(), relax(f, (50,)), None, None) for f in (field, replace(field, seeds=(5,)))]
