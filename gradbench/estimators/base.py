@@ -215,6 +215,7 @@ class AbstractEstimator(ABC):
     source: ClassVar[str]
     role: ClassVar[Role] = Role.RULE
     draws: ClassVar[bool] = False  # whether it draws random numbers
+    unseen: ClassVar[str | None] = None  # a part of its code or data that no digest sees; None: there is none
     truncates: ClassVar[bool] = False  # whether the estimate is the reference, summed over its last T2 steps alone
 
     @property

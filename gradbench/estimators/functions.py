@@ -9,15 +9,15 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
-import secrets
 import typing
+import uuid
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
-from gradbench.data.fingerprints import fingerprint
+from gradbench.data.fingerprints import fingerprint, undigested
 from gradbench.data.given import article
 from gradbench.data.streams import Streams
 from gradbench.errors import RuleFaultError, UserError, near_miss
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from gradbench.systems.base import Params
 
 AXES = ("T2", "beta")  # coordinates that a rule may read
-UNSEEN = "unseen-"  # begins the digest of what no digest sees: it is another one in every session
 Scalar = bool | int | float | str
 _NUMBERS = ("n_force", "n_jvp", "n_vjp")  # evidence of every function: what was evaluated for it
 
@@ -526,11 +525,10 @@ def estimator(
         used = frozenset(uses) | (set(asked) & set(AXES))
         _check(where, title, source, used, asked, exact, order, terms, draws)
         facts = (sorted(used), exact, order, terms)
-        seen = fingerprint(function, facts)
-        digest = f"{UNSEEN}{secrets.token_hex(8)}" if seen is None else seen
+        digest = fingerprint(function, facts)
         cls = dataclasses.make_dataclass(
             getattr(function, "__name__", "rule"),
-            [("digest", str, digest), *options],
+            [("digest", str, digest or uuid.uuid4().hex[:16]), *options],  # no digest: equal to no other one
             bases=(AbstractFunctionRule,),
             frozen=True,
             namespace={
@@ -539,6 +537,7 @@ def estimator(
                 "uses": used,
                 "source": source,
                 "draws": "rng" in asked,
+                "unseen": None if digest else undigested(function, facts),
                 "function": staticmethod(function),
                 "asked": asked,
                 "claims": Claim(Exact(exact) if exact else None, order),
