@@ -20,7 +20,7 @@ from gradbench.errors import StoreError, UserError, near_miss
 from gradbench.planning import files, plans, suites
 from gradbench.planning.overrides import Overrides
 from gradbench.planning.plans import Plan
-from gradbench.planning.problems import Problem
+from gradbench.planning.problems import Problem, rule_of
 from gradbench.tables import runs
 from gradbench.tables.store import Run
 from gradbench.vocabulary.status import Status
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from gradbench.commands.environment import Environment
     from gradbench.commands.measuring import Row, Setup
     from gradbench.engine.outcome import Outcome
+    from gradbench.estimators.base import AbstractEstimator
+    from gradbench.systems.base import AbstractSystem
 
 ENGINES = ("auto", "eager", "batched", "compiled")
 
@@ -124,8 +126,10 @@ def _folder(folder: Path, planned: Plan, env: Environment, fresh: bool) -> Run:
 
 
 def _has_unseen(planned: Plan) -> bool:
-    """Whether a system has a part that no digest sees, which stderr tells: its numbers belong to no other run."""
-    unseen = {p.system.name: p.system.unseen for p in planned.problems if p.system.unseen is not None}
+    """Whether a system or a rule has a part that no digest sees, which stderr tells: no other run has its numbers."""
+    rules = (rule_of(*named) for named in {(c.estimator, c.estimator_options) for c in planned.cells})
+    parts: list[AbstractSystem | AbstractEstimator] = [*(p.system for p in planned.problems), *rules]
+    unseen = {part.name: part.unseen for part in parts if part.unseen is not None}
     for name, part in unseen.items():
         say(f"gradbench: no digest sees all of {name!r} ({part}): a new run is begun each time. key= can stand for it")
     return bool(unseen)
