@@ -22,6 +22,7 @@ from gradbench.vocabulary.status import Status
 if TYPE_CHECKING:
     from gradbench.commands.explaining import Explanation
     from gradbench.planning.overrides import Overrides
+    from gradbench.tables.snapshots import Snapshot
     from gradbench.tables.store import Run
 
 app = typer.Typer(
@@ -219,42 +220,51 @@ def run(
 
 
 @app.command()
-def check(run: RunName = "latest", out: Out = Path("results"), as_json: Json = False) -> None:
+def check(
+    run: RunName = "latest",
+    out: Out = Path("results"),
+    deep: Annotated[bool, typer.Option("--deep", help="Make the tables again from the records, and compare.")] = False,
+    as_json: Json = False,
+) -> None:
     """Print the tables of a run's suite and evaluate its checks; the last line is the verdict."""
-    from gradbench.planning.suites import Table
-    from gradbench.tables.text import show_causes, show_table
     from gradbench.tables.verdict import judge
 
     target, width = _target(run, out), _width()
-    verdict = judge(target)
+    verdict = judge(target, deep=deep)
     if as_json:
         _put(json.dumps(verdict.to_json(), indent=1))
-    else:
-        for table in target.claims.get("table", ()):
-            _put(f"{show_table(Table(**table), target.cells, width)}\n")
-        if causes := show_causes(target.cells, width):
-            way_on = ["  why, and what helps:", f"gradbench explain {target.id} --worst 1"]
-            _put(f"{causes}\n{_one_or_two_lines(way_on, ' ', width)}\n")
-        for finding in verdict.findings:
-            _put(
-                _entry(
-                    f"  {finding.result.upper()}",
-                    f"{finding.name}  [{finding.cells} cells]  {finding.detail}",
-                    8,
-                    width,
-                )
-            )
-        last = [verdict.line, str(target.folder / "verdict.json")]
-        _put(_one_or_two_lines(last, "  ", width, reverse=True))
+        raise typer.Exit(verdict.code)
+    if verdict.snapshot is not None and verdict.code is not Exit.STORE:
+        _print_cells(verdict.snapshot, width)
+    for finding in verdict.findings:
+        where = f"{finding.name}  [{finding.cells} cells]" if finding.kind == "check" else finding.name
+        _put(_entry(f"  {finding.result.upper()}", f"{where}  {finding.detail}", 8, width))
+    last = [verdict.line, str(target.folder / "verdict.json")]
+    _put(_one_or_two_lines(last, "  ", width, reverse=True))
     raise typer.Exit(verdict.code)
+
+
+def _print_cells(run: Snapshot, width: int | None) -> None:
+    """The tables of a suite, and the causes of errors."""
+    from gradbench.planning.suites import Table
+    from gradbench.tables.text import show_causes, show_table
+
+    if not run.finished:
+        say(f"{run.folder}: judged by its records: it goes on, was cut off, or was made before tables had digests")
+    for table in run.claims.get("table", ()):
+        _put(f"{show_table(Table(**table), run.cells, width)}\n")
+    if causes := show_causes(run.cells, width):
+        way_on = ["  why, and what helps:", f"gradbench explain {run.id} --worst 1"]
+        _put(f"{causes}\n{_one_or_two_lines(way_on, ' ', width)}\n")
 
 
 @app.command()
 def plot(run: RunName = "latest", out: Out = Path("results")) -> None:
     """Draw the figures of a run as SVG and PNG."""
     from gradbench import plots
+    from gradbench.tables.verifying import trusted
 
-    target = _target(run, out)
+    target = trusted(_target(run, out))
     say(f"drawing {target.folder}")
     for path in plots.draw(target):
         _put(path)
@@ -276,9 +286,10 @@ def explain(
     """Say why a cosine is what it is: certificate, ladder, cause and remedy, measured anew on the CPU."""
     from gradbench.commands.explaining import choose
     from gradbench.commands.explaining import explain as explain_cell
+    from gradbench.tables.verifying import trusted
 
     number = None if worst is None else _cells(worst)
-    target, width = _target(run, out), _width()
+    target, width = trusted(_target(run, out)), _width()
     rows = choose(target, cell, _settings(where, "--where"), number)
     if figure is not None and figure.suffix not in ("", ".png", ".svg"):
         raise UserError(f"--figure {figure}: expected a .png, a .svg or a folder")

@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 
 from gradbench.errors import UserError
-from gradbench.planning.plans import plan
+from gradbench.planning.cells import Cell
+from gradbench.planning.plans import Plan, plan
 from gradbench.planning.suites import Check, Table, parse
 from gradbench.tables.checks import evaluate
 from gradbench.tables.schema import CELLS
@@ -30,7 +31,7 @@ def cell(estimator: str = "ep", cosine: float | None = 0.9, **other: Any) -> dic
     options = {"system_options": '{"N": 2}', "estimator_options": '{"nudge": "centred"}'}
     names = {"system": "toy", "system_label": "toy", "estimator": estimator, "estimator_label": label}
     row = {**POINT, **options, **names, "status": "settled", "cosine": cosine, **other}
-    return {"cell": "/".join(str(row[k]) for k in ("system", "estimator_label", *POINT)), **row}
+    return {"cell": Cell.of(row).key, **row}
 
 
 def frame(*cells: dict[str, Any]) -> pd.DataFrame:
@@ -223,14 +224,36 @@ def test_no_mutation_of_the_table_passes(mutation: str, more: dict[str, Any]) ->
     assert result(MUTATIONS[mutation](GOOD.copy()), **CLAIM, **more) != "pass"
 
 
+def measured(row: dict[str, Any]) -> dict[str, Any]:
+    """A row with the evidence that its status needs, and with a parameter."""
+    if row["cosine"] is None:
+        return row | {"reason": "no", "params": []}
+    reading = {"cosine": row["cosine"], "norm_ratio": 1.0, "rel_error": math.sqrt(2 - 2 * row["cosine"])}
+    whole = dict.fromkeys(("cosine_min", "cosine_mean"), row["cosine"]) | {"worst": "W", "params_live": 1}
+    free = {"settled_share": 1.0, "rho": 0.5, "residual": 0.0, "n_force": 1}
+    counts = {"params_zero": 0, "params_undefined": 0, "reference_norm": 1.0, "reason": ""}
+    return (
+        row
+        | reading
+        | whole
+        | free
+        | counts
+        | {"params": [{"param": "W", "reference_norm": 1.0, "reason": ""} | reading]}
+    )
+
+
 def stored(
     folder: Path, rows: list[dict[str, Any]], checks: list[dict[str, Any]], planned: int = 0, **more: Any
 ) -> Run:
     run = Run(folder / "run")
-    names = [r["cell"] for r in rows] + [f"missing {i}" for i in range(planned - len(rows))]
-    run.start({"cells": [{"cell": n} for n in names], "skipped": [], "problems": ["p"]}, {})
+    cells = [Cell.of(row) for row in (*rows, *(cell(seed=100 + i) for i in range(planned - len(rows))))]
+    suite = Plan("s", tuple(cells), (), len(cells), 0, 0)
+    run.start(suite.to_json(), {})
     run.claim({"check": checks, "allow_incomplete": False, **more})
-    run.keep("p", [r | {"problem": "p", "params": []} for r in rows])
+    for problem in suite.problems:
+        keys = {c.key for c in problem.cells}
+        if there := [measured(row) | {"problem": problem.key} for row in rows if row["cell"] in keys]:
+            run.keep(problem.key, there)
     run.compact(())
     return run
 
@@ -275,8 +298,8 @@ def test_the_stored_verdict_says_what_the_line_says(tmp_path: Path) -> None:
 
 def test_a_run_that_was_cut_off_is_judged_on_its_records_and_is_incomplete(tmp_path: Path) -> None:
     run = stored(tmp_path, [cell()], [PASS], planned=2)
-    (run.folder / "params.parquet").unlink()
-    (run.folder / "cells.parquet").unlink()
+    for name in ("tables.json", "params.parquet", "cells.parquet"):
+        (run.folder / name).unlink()
     assert judge(run).line == "VERDICT incomplete (3)  1 of 1 checks, 1 of 2 cells"
 
 

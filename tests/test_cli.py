@@ -331,9 +331,15 @@ def test_a_damaged_table_is_exit_5(command: Any, write_suite: Any, tmp_path: Pat
     table.write_bytes(
         content[:900] + bytes([content[900] ^ 1]) + content[901:] if damage == "flipped" else content[:900]
     )
-    code, out, err = command("check", "--out", tmp_path / "r")
-    assert (code, out) == (5, "")
-    assert "cells.parquet: damaged" in err
+    code, out, _ = command("check", "--out", tmp_path / "r")
+    fault, verdict = out.splitlines()
+    assert code == 5
+    assert "cells.parquet: damaged" in fault
+    assert verdict.startswith("VERDICT damaged (5)  1 fault, ")
+    for verb in ("plot", "explain"):
+        code, out, err = command(verb, "latest", "--out", tmp_path / "r")
+        assert (code, out) == (5, "")
+        assert "cells.parquet: damaged" in err
 
 
 @pytest.mark.fast

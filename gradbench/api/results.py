@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
     from gradbench.commands.progress import CellWatch
-    from gradbench.tables.checks import Finding
+    from gradbench.tables.findings import Finding
     from gradbench.tables.store import Run
     from gradbench.tables.verdict import Verdict
 

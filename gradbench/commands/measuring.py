@@ -11,9 +11,9 @@ import torch
 
 from gradbench.dynamics.meter import Meter
 from gradbench.engine import packs
-from gradbench.engine.outcome import unmeasured
 from gradbench.engine.workers import side_by_side
 from gradbench.errors import SystemFaultError, UserError
+from gradbench.tables.placeholders import unmeasured
 from gradbench.vocabulary.status import Status
 
 if TYPE_CHECKING:

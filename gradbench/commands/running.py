@@ -22,6 +22,7 @@ from gradbench.planning.overrides import Overrides
 from gradbench.planning.plans import Plan
 from gradbench.planning.problems import Problem, rule_of
 from gradbench.tables import runs
+from gradbench.tables.placeholders import unmeasured
 from gradbench.tables.store import Run
 from gradbench.vocabulary.status import Status
 
@@ -137,8 +138,6 @@ def _has_unseen(planned: Plan) -> bool:
 
 def execute(target: Run, planned: Plan, setup: Setup, watch: CellWatch) -> None:
     """Measure the problems that have no record yet, then write the tables."""
-    from gradbench.engine.outcome import unmeasured
-
     finished = _finished(target)
     waiting = [p for p in planned.problems if p.key not in finished]
     progress = CellProgress.of(waiting, (status for statuses in finished.values() for status in statuses))

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, fields, replace
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from gradbench.diagnostics.certificate import Deep
 from gradbench.diagnostics.credit import SUMMARY, blocks
 from gradbench.diagnostics.metrics import UNDEFINED, Comparison
 from gradbench.estimators.base import Count
-from gradbench.planning import registry
-from gradbench.planning.cells import Cell
 from gradbench.planning.problems import cell_count
+from gradbench.tables.placeholders import extra, unmeasured
 from gradbench.vocabulary.cause import column
-from gradbench.vocabulary.status import Status
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from gradbench.diagnostics.budget import Budget
     from gradbench.diagnostics.certificate import Certificate
     from gradbench.diagnostics.judgement import Judgement
+    from gradbench.planning.cells import Cell
     from gradbench.systems.base import Params
+    from gradbench.vocabulary.status import Status
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +62,7 @@ class Outcome:
         """The cell as a record of tables.schema."""
         if self.status.incomplete:
             return unmeasured(self.cell, self.status, self.reason, self.problem)
-        row = _identity(self.cell) | {"problem": self.problem, "status": str(self.status), "reason": self.reason}
+        row = self.cell.identity | {"problem": self.problem, "status": str(self.status), "reason": self.reason}
         count = self.count
         row |= {"n_force": count.force, "n_jvp": count.jvp, "n_vjp": count.vjp} if not count.partial else {}
         row |= {"seconds": self.seconds, "peak_memory": self.peak_memory}
@@ -87,7 +83,7 @@ class Outcome:
         row["cause_of"] = self.budget.of if self.budget else None
         row["budget"] = self._budget()
         more = {n: v for n, v in self.evidence.items() if n not in EVIDENCE and "/" not in n}
-        row["extra"] = _extra(_knobs(self.cell.system, self.cell.system_options) | more)
+        row["extra"] = extra(self.cell.knobs | more)
         return row
 
     def _budget(self) -> list[dict[str, Any]]:
@@ -99,42 +95,6 @@ class Outcome:
             error = (self.comparison.params[name] if name else self.comparison.whole).rel_error
             rows.append({"param": name, "rel_error": error} | {column(c): size for c, size in sizes.items()})
         return rows
-
-
-def _identity(cell: Cell) -> dict[str, Any]:
-    """The coordinates of a cell as columns."""
-    return cell.coordinates | {"cell": cell.key, **cell.labels, "dataset": _dataset(cell.system_options)}
-
-
-def _extra(values: Mapping[str, float]) -> list[dict[str, Any]]:
-    """Columns that only some systems or rules have."""
-    return [{"column": name, "value": value} for name, value in values.items()]
-
-
-@registry.remembered
-def _knobs(system: str, options: str) -> dict[str, float]:
-    """The values of the knobs of a system."""
-    named = json.loads(options)
-    return {name: named[name] for name in sorted(registry.knobs(system, named))}
-
-
-@cache
-def _dataset(options: str) -> str | None:
-    name: str | None = json.loads(options).get("dataset")
-    return name
-
-
-def unmeasured(cell: Cell, status: Status, reason: str, problem: str | None = None) -> dict[str, Any]:
-    """The row of a cell that has no measurement: skipped, error, oom."""
-    return _identity(cell) | {
-        "problem": problem,
-        "status": str(status),
-        "reason": reason,
-        "params": [],
-        "blocks": [],
-        "budget": [],
-        "extra": _extra(_knobs(cell.system, cell.system_options)),
-    }
 
 
 def _power(rho: float, T2: int) -> float:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,6 +55,16 @@ class Cell(Point):
         }
 
     @property
+    def identity(self) -> dict[str, Any]:
+        """The columns that say which cell a row of the tables is of."""
+        return self.coordinates | {"cell": self.key, **self.labels, "dataset": _dataset(self.system_options)}
+
+    @property
+    def knobs(self) -> dict[str, float]:
+        """The values of the knobs that the system brings, which are options of it."""
+        return _knobs(self.system, self.system_options)
+
+    @property
     def steps(self) -> int:
         """Steps of the free phase: T1, or 0 where the free state is a forward pass."""
         return self.T1 or 0
@@ -74,6 +84,18 @@ def _label(name: str, options: str, kind: Literal["system", "estimator"]) -> str
         checkpoint = Path(path)  # <training>/<id>/checkpoint.pt, or any file
         known[PARAMS_FROM] = f"{checkpoint.parent.parent.name or checkpoint.stem}@{content[:8]}"
     return registry.label(name, json.dumps(known), kind)
+
+
+@registry.remembered
+def _knobs(system: str, options: str) -> dict[str, float]:
+    named = json.loads(options)
+    return {name: named[name] for name in sorted(registry.knobs(system, named))}
+
+
+@cache
+def _dataset(options: str) -> str | None:
+    name: str | None = json.loads(options).get("dataset")
+    return name
 
 
 def trained(path: Path, where: str = PARAMS_FROM) -> str:

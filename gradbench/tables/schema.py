@@ -10,6 +10,9 @@ row.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 import pyarrow as pa
 
 from gradbench.vocabulary.cause import CAUSES, column
@@ -17,7 +20,30 @@ from gradbench.vocabulary.coordinates import COORDINATES
 
 VERSION = 4
 
-_S, _F, _I, _B = pa.string(), pa.float64(), pa.int64(), pa.bool_()
+
+@dataclass(frozen=True)
+class Column:
+    """The declaration of a column. Its ends are those of the mathematical range of its numbers, None where it has none.
+
+    NaN has no place in a range, and is what a number is that is undefined. Where a range has no upper end, inf is a
+    number that overflowed.
+    """
+
+    type: pa.DataType
+    least: float | None = None
+    most: float | None = None
+    better: Literal["up", "down", "to one"] | None = None  # how a baseline compares it; None: not at all
+
+
+_S, _I, _B = Column(pa.string()), Column(pa.int64()), Column(pa.bool_())
+_F = Column(pa.float64())
+_SIZE = Column(pa.float64(), least=0)
+_SHARE = Column(pa.float64(), least=0, most=1)
+_COSINE = Column(pa.float64(), least=-1, most=1, better="up")
+_CORRELATION = Column(pa.float64(), least=-1, most=1)
+_ERROR = Column(pa.float64(), least=0, better="down")
+_RATIO = Column(pa.float64(), least=0, better="to one")
+_COUNT = Column(pa.int64(), least=0)
 
 IDENTITY = {
     "cell": _S,  # content key
@@ -28,102 +54,113 @@ IDENTITY = {
     "estimator": _S,
     "estimator_options": _S,
     "estimator_label": _S,
-    **{name: {float: _F, int: _I, str: _S}[c.type] for name, c in COORDINATES.items()},
+    **{name: Column({float: _F, int: _I, str: _S}[c.type].type, least=c.least) for name, c in COORDINATES.items()},
     "dataset": _S,
 }
 
 OUTCOME = {
     "status": _S,
     "reason": _S,
-    "cosine": _F,
-    "cosine_mean": _F,
-    "cosine_min": _F,
-    "cosine_attn": _F,
+    "cosine": _COSINE,
+    "cosine_mean": _COSINE,
+    "cosine_min": _COSINE,
+    "cosine_attn": _COSINE,
     "worst": _S,  # parameter with the smallest cosine
-    "params_live": _I,  # parameters whose reference is above the floor of liveness; null: nothing was compared
-    "params_zero": _I,  # of these, parameters whose estimate is exactly zero: their cosine is 0
-    "params_undefined": _I,  # parameters without a cosine
-    "norm_ratio": _F,
-    "rel_error": _F,
-    "sign_agreement": _F,
-    "reference_norm": _F,
-    "residual": _F,
-    "settled_share": _F,
-    "force_norm": _F,
-    "state_norm": _F,
-    "rho": _F,
-    "antisymmetry": _F,
-    "antisymmetry_se": _F,
-    "antisymmetry_swirl": _F,
-    "antisymmetry_swirl_se": _F,
+    "params_live": _COUNT,  # parameters whose reference is above the floor of liveness; null: nothing was compared
+    "params_zero": _COUNT,  # of these, parameters whose estimate is exactly zero: their cosine is 0
+    "params_undefined": _COUNT,  # parameters without a cosine
+    "norm_ratio": _RATIO,
+    "rel_error": _ERROR,
+    "sign_agreement": _SHARE,
+    "reference_norm": _SIZE,
+    "residual": _ERROR,
+    "settled_share": _SHARE,
+    "force_norm": _SIZE,
+    "state_norm": _SIZE,
+    "rho": _SIZE,
+    "antisymmetry": _SIZE,
+    "antisymmetry_se": _SIZE,
+    "antisymmetry_swirl": _SIZE,
+    "antisymmetry_swirl_se": _SIZE,
     "energy_monotone": _B,
     "cause": _S,  # of an error above the threshold, where the status allows to look for a cause
     "cause_of": _S,  # the parameter whose error has this cause; empty: the whole gradient
-    "residual_rate": _F,  # this column and the next eight are null without --certify
-    "rho_arnoldi": _F,
+    "residual_rate": _SIZE,  # this column and the next eight are null without --certify
+    "rho_arnoldi": _SIZE,
     "rightmost": _F,  # null where the system projects
-    "spectrum_open": _F,
-    "sigma_max": _F,
-    "condition": _F,
-    "end_states": _I,
-    "distance": _F,
-    "angle": _F,
-    "nudge_residual": _F,
-    "clip_share": _F,
-    "drift": _F,  # of the state at rest in the nudged phase, over the signal
-    "curvature": _F,
-    "noise_floor": _F,
-    "rho_T2": _F,  # rho^T2: the share of the credit that T2 steps are expected to leave out
-    "gamma": _F,  # cosine of the state credit, mean over blocks; a clamped layer counts as 0
-    "gamma_free": _F,  # without the clamped layers
-    "gamma_error": _F,  # as gamma, of the credit in prediction errors
-    "gamma_error_free": _F,  # without the clamped layers
-    "rho_corr": _F,  # correlation of the credit with the effect of perturbations on the cost
-    "rho_corr_free": _F,
-    "state_error": _F,
-    "n_force": _I,  # evaluations that the cell needs alone, with the free phase and without the reference
-    "n_jvp": _I,
-    "n_vjp": _I,
-    "seconds": _F,  # of the problem, over the number of its cells
-    "peak_memory": _I,  # bytes on the device while the problem ran
+    "spectrum_open": _SIZE,
+    "sigma_max": _SIZE,
+    "condition": _SIZE,
+    "end_states": _COUNT,
+    "distance": _SIZE,
+    "angle": Column(pa.float64(), least=0, most=180),
+    "nudge_residual": _SIZE,
+    "clip_share": _SHARE,
+    "drift": _SIZE,  # of the state at rest in the nudged phase, over the signal
+    "curvature": _SIZE,
+    "noise_floor": _SIZE,
+    "rho_T2": _SIZE,  # rho^T2: the share of the credit that T2 steps are expected to leave out
+    "gamma": _CORRELATION,  # cosine of the state credit, mean over blocks; a clamped layer counts as 0
+    "gamma_free": _CORRELATION,  # without the clamped layers
+    "gamma_error": _CORRELATION,  # as gamma, of the credit in prediction errors
+    "gamma_error_free": _CORRELATION,  # without the clamped layers
+    "rho_corr": _CORRELATION,  # correlation of the credit with the effect of perturbations on the cost
+    "rho_corr_free": _CORRELATION,
+    "state_error": _SIZE,
+    "n_force": _COUNT,  # evaluations that the cell needs alone, with the free phase and without the reference
+    "n_jvp": _COUNT,
+    "n_vjp": _COUNT,
+    "seconds": _SIZE,  # of the problem, over the number of its cells
+    "peak_memory": _COUNT,  # bytes on the device while the problem ran
 }
 
 PARAM = {
     "param": _S,
-    "cosine": _F,
-    "norm_ratio": _F,
-    "rel_error": _F,
-    "sign_agreement": _F,
-    "reference_norm": _F,
+    "cosine": _COSINE,
+    "norm_ratio": _RATIO,
+    "rel_error": _ERROR,
+    "sign_agreement": _SHARE,
+    "reference_norm": _SIZE,
     "reason": _S,  # why the cosine is undefined, or 0 by convention
 }
 
 BLOCK = {
     "block": _S,
-    "cosine": _F,  # of the displacement with the reference credit, batch mean
-    "cosine_error": _F,  # of the prediction error
-    "norm_ratio": _F,
-    "rho_corr": _F,
+    "cosine": _COSINE,  # of the displacement with the reference credit, batch mean
+    "cosine_error": _CORRELATION,  # of the prediction error
+    "norm_ratio": _RATIO,
+    "rho_corr": _CORRELATION,
 }
 
 BUDGET = {
     "param": _S,  # empty: the whole gradient
-    "rel_error": _F,
-    **{column(cause): _F for cause in CAUSES},  # |change by this cause| / |reference|; null: not taken apart
+    "rel_error": _ERROR,
+    **{column(cause): _SIZE for cause in CAUSES},  # |change by this cause| / |reference|; null: not taken apart
 }
 
 EXTRA = {
-    "column": _S,  # of the table `cells`, where it follows the columns of its schema
-    "value": _F,
+    "column": pa.string(),  # of the table `cells`, where it follows the columns of its schema
+    "value": pa.float64(),
 }
 
 METADATA = {b"gradbench.schema": str(VERSION).encode()}
 
-CELLS = pa.schema({**IDENTITY, **OUTCOME}, metadata=METADATA)
-PARAMS = pa.schema({"cell": _S, **PARAM}, metadata=METADATA)
-BLOCKS = pa.schema({"cell": _S, **BLOCK}, metadata=METADATA)
-BUDGETS = pa.schema({"cell": _S, **BUDGET}, metadata=METADATA)
+COLUMNS = {  # by table
+    "cells": {**IDENTITY, **OUTCOME},
+    "params": {"cell": _S, **PARAM},
+    "blocks": {"cell": _S, **BLOCK},
+    "budget": {"cell": _S, **BUDGET},
+}
+BETTER = {name: column.better for name, column in OUTCOME.items() if column.better is not None}
+CELLS, PARAMS, BLOCKS, BUDGETS = (
+    pa.schema({name: column.type for name, column in columns.items()}, metadata=METADATA)
+    for columns in COLUMNS.values()
+)
 NESTED = {"params": PARAMS, "blocks": BLOCKS, "budget": BUDGETS}  # tables that a record nests in its rows
-_LISTS = {name: pa.list_(pa.struct([field for field in rows if field.name != "cell"])) for name, rows in NESTED.items()}
-_EXTRA = pa.list_(pa.struct(list(EXTRA.items())))
-RECORD = pa.schema({**IDENTITY, **OUTCOME, **_LISTS, "extra": _EXTRA}, metadata=METADATA)
+TABLES = {"cells": CELLS, **NESTED}
+_LISTS = [
+    pa.field(name, pa.list_(pa.struct([field for field in rows if field.name != "cell"])))
+    for name, rows in NESTED.items()
+]
+_EXTRA = pa.field("extra", pa.list_(pa.struct(list(EXTRA.items()))))
+RECORD = pa.schema([*CELLS, *_LISTS, _EXTRA], metadata=METADATA)

@@ -15,20 +15,22 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gradbench.errors import StoreError, UserError
-from gradbench.tables.schema import BLOCKS, BUDGETS, CELLS, METADATA, NESTED, PARAMS, RECORD, VERSION
+from gradbench.tables.schema import CELLS, METADATA, NESTED, RECORD, TABLES
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 # The checksums of parquet cover its pages, and a flipped bit in an offset reads another column: this one covers all.
 BLANK = b"sha256:" + b"0" * 64
+SEAL, SCHEMA, MADE_BY = b"gradbench.seal", b"gradbench.schema", b"gradbench.env"  # keys of the metadata of a table
+DIGESTS = "tables.json"  # of the tables and of the records that they were made from
 # for a few hundred rows: a third of the time of zstd with dictionaries, to write and to read, and no more bytes
 SHORT = {"compression": "lz4", "use_dictionary": False, "write_statistics": False}
 LONG = {"compression": "zstd"}
@@ -88,12 +90,17 @@ def read_json(path: Path) -> Any:
         raise StoreError(f"{path}: damaged: {error}") from None
 
 
-def write_table(path: Path, table: pa.Table, form: Mapping[str, Any] = LONG) -> None:
-    """Write parquet atomically, with page checksums, and in the footer the digest of the whole file."""
-    metadata = {**(table.schema.metadata or {}), b"gradbench.seal": BLANK}
+def write_table(path: Path, table: pa.Table, form: Mapping[str, Any] = LONG) -> str:
+    """Write parquet atomically, with page checksums, and in the footer its seal: the digest of the whole file.
+
+    Returns the seal.
+    """
+    metadata = {**(table.schema.metadata or {}), SEAL: BLANK}
     buffer = io.BytesIO()
     pq.write_table(table.replace_schema_metadata(metadata), buffer, write_page_checksum=True, **form)
-    write(path, lambda file: file.write(_sealed(buffer.getvalue())))
+    content = _sealed(buffer.getvalue())
+    write(path, lambda file: file.write(content))
+    return _seal(content)
 
 
 def read_table(path: Path, schema: pa.Schema) -> pa.Table:
@@ -101,20 +108,36 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
 
     `cells` may have further columns of float64 behind those of its schema.
     """
+    content = _whole(path)
+    table = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True).read()
+    wanted = schema.metadata[SCHEMA].decode()
+    version = (table.schema.metadata or {}).get(SCHEMA, b"none").decode()
+    if version != wanted:
+        raise StoreError(f"{path}: schema version {version}, this gradbench reads {wanted}")
+    further = list(table.schema)[len(schema) :] if schema is CELLS else []
+    if not table.schema.equals(pa.schema([*schema, *(pa.field(column.name, pa.float64()) for column in further)])):
+        raise StoreError(f"{path}: its columns are not those of schema version {wanted}")
+    return table
+
+
+def read_seal(path: Path) -> str:
+    """The seal of a table, which need not be parsed for it. Raises StoreError where the file is not what was sealed."""
+    return _seal(_whole(path))
+
+
+def _whole(path: Path) -> bytes:
+    """The content of a table that is as it was sealed."""
     with guarded(path):
         content = path.read_bytes()
     start = content.rfind(BLANK[:7])
     if start < 0 or _sealed(content.replace(content[start : start + len(BLANK)], BLANK)) != content:
         raise StoreError(f"{path}: damaged: its digest is not the one that it was written with")
-    table = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True).read()
-    version = (table.schema.metadata or {}).get(b"gradbench.schema", b"none").decode()
-    if version != str(VERSION):
-        raise StoreError(f"{path}: schema version {version}, this gradbench reads {VERSION}")
-    further = list(table.schema)[len(schema) :] if schema is CELLS else []
-    expected = pa.schema([*schema, *(pa.field(column.name, pa.float64()) for column in further)])
-    if not table.schema.equals(expected):
-        raise StoreError(f"{path}: its columns are not those of schema version {VERSION}")
-    return table
+    return content
+
+
+def _seal(content: bytes) -> str:
+    start = content.rfind(BLANK[:7])
+    return content[start : start + len(BLANK)].decode()
 
 
 def _with_extra(records: pa.Table) -> pa.Table:
@@ -128,6 +151,14 @@ def _with_extra(records: pa.Table) -> pa.Table:
 
 def _sealed(content: bytes) -> bytes:
     return content.replace(BLANK, BLANK[:7] + hashlib.sha256(content).hexdigest().encode())
+
+
+class Compaction(NamedTuple):
+    """The tables of a run, made from its records."""
+
+    tables: dict[str, pa.Table]
+    records: dict[str, str]  # the seal of every record that they are made from
+    missing: int  # planned cells without a row
 
 
 class Run:
@@ -157,6 +188,18 @@ class Run:
     def claims(self) -> dict[str, Any]:
         """Checks and printed tables of the suite, from the last time that the run was worked on."""
         content: dict[str, Any] = read_json(self.folder / "checks.json")
+        return content
+
+    @property
+    def digests(self) -> dict[str, Any] | None:
+        """The seals of the finished tables and of the records that they were made from; None: there are no such tables.
+
+        A run that was cut off, or that goes on, has none, and nor has one that was made before they were stored.
+        """
+        path = self.folder / DIGESTS
+        if not path.is_file():
+            return None
+        content: dict[str, Any] = read_json(path)
         return content
 
     @contextmanager
@@ -192,15 +235,26 @@ class Run:
         """Keys of the problems that have a record."""
         return {p.stem for p in (self.folder / "records").glob("*.parquet")}
 
+    def _outdate(self) -> None:
+        """Say, before a record changes or the tables do, that the tables are no longer those of the records."""
+        with guarded(self.folder):
+            (self.folder / DIGESTS).unlink(missing_ok=True)
+
     def keep(self, problem: str, rows: list[dict[str, Any]]) -> None:
         """Store the record of a problem."""
+        self._outdate()
         write_table(self._record(problem), pa.Table.from_pylist(rows, schema=RECORD), SHORT)
 
     def set_aside(self, problem: str) -> Path:
         """Rename a damaged record, so that its problem is measured again; the new path."""
         path = self._record(problem)
+        self._outdate()
         with guarded(path):
             return path.replace(path.with_suffix(".damaged"))
+
+    def seal(self, problem: str) -> str:
+        """The seal of a record. Raises StoreError where the record is damaged."""
+        return read_seal(self._record(problem))
 
     def record(self, problem: str) -> pa.Table:
         """The record of a problem. Raises StoreError where it is damaged, or is the record of another problem."""
@@ -212,47 +266,58 @@ class Run:
     def compact(self, extra: Iterable[dict[str, Any]]) -> int:
         """Write the tables from all records and the `extra` rows; the number of planned cells without a row.
 
-        Rows stand in the order of the plan, so that equal results make equal files.
+        Rows stand in the order of the plan, so that equal results make equal files. The digests come last, so that
+        they are never those of other tables.
         """
+        made = self.compacted(extra)
+        self._outdate()
+        env = {**METADATA, MADE_BY: json.dumps(self.env).encode()}
+        seals = {
+            name: write_table(self.folder / f"{name}.parquet", table.replace_schema_metadata(env))
+            for name, table in made.tables.items()
+        }
+        write_json(self.folder / DIGESTS, {"missing": made.missing, "tables": seals, "records": made.records})
+        return made.missing
+
+    def compacted(self, extra: Iterable[dict[str, Any]]) -> Compaction:
+        """The tables that `compact` writes, from the records that there are now."""
         plan = self.plan
         planned = [c["cell"] for c in (*plan["cells"], *plan["skipped"])]
         done = self.done()
-        records = [self.record(key) for key in plan["problems"] if key in done]
+        records = {key: self.record(key) for key in plan["problems"] if key in done}
         unrecorded = pa.Table.from_pylist(list(extra), schema=RECORD)
-        table = pa.concat_tables([*records, unrecorded])
+        table = pa.concat_tables([*records.values(), unrecorded])
         index = {key: i for i, key in enumerate(table["cell"].to_pylist())}
         there = [index[key] for key in planned if key in index]
         table = table.take(pa.array(there, pa.int64()))
-        env = {**METADATA, b"gradbench.env": json.dumps(self.env).encode()}
-        write_table(self.folder / "cells.parquet", _with_extra(table).replace_schema_metadata(env))
+        tables = {"cells": _with_extra(table).replace_schema_metadata(METADATA)}
         for name, schema in NESTED.items():
             nested = table[name].combine_chunks()
             owner = table["cell"].take(pc.list_parent_indices(nested))
-            columns = [owner, *pc.list_flatten(nested).flatten()]
-            write_table(self.folder / f"{name}.parquet", pa.table(columns, schema=schema.with_metadata(env)))
-        return len(planned) - len(there)
+            tables[name] = pa.table([owner, *pc.list_flatten(nested).flatten()], schema=schema)
+        seals = {key: record.schema.metadata[SEAL].decode() for key, record in records.items()}
+        return Compaction(tables, seals, len(planned) - len(there))
 
-    @property
-    def tabled(self) -> bool:
-        """Whether the tables have been written; a run that was cut off has records only."""
-        return all((self.folder / f"{name}.parquet").is_file() for name in ("cells", *NESTED))
+    def table(self, name: str) -> pa.Table:
+        """One of the tables as it is stored."""
+        return read_table(self.folder / f"{name}.parquet", TABLES[name])
 
     @property
     def cells(self) -> DataFrame:
         """The `cells` table as a pandas frame."""
-        return read_table(self.folder / "cells.parquet", CELLS).to_pandas()
+        return self.table("cells").to_pandas()
 
     @property
     def params(self) -> DataFrame:
         """The `params` table as a pandas frame."""
-        return read_table(self.folder / "params.parquet", PARAMS).to_pandas()
+        return self.table("params").to_pandas()
 
     @property
     def blocks(self) -> DataFrame:
         """The `blocks` table as a pandas frame."""
-        return read_table(self.folder / "blocks.parquet", BLOCKS).to_pandas()
+        return self.table("blocks").to_pandas()
 
     @property
     def budget(self) -> DataFrame:
         """The `budget` table as a pandas frame."""
-        return read_table(self.folder / "budget.parquet", BUDGETS).to_pandas()
+        return self.table("budget").to_pandas()

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from gradbench.estimators.base import Role
 from gradbench.planning import registry
-from gradbench.planning.selection import matches
 from gradbench.vocabulary.cause import Cause
 from gradbench.vocabulary.coordinates import COORDINATES
 from gradbench.vocabulary.status import Status
@@ -31,8 +30,9 @@ def show_table(table: Table, cells: DataFrame, width: int | None = None) -> str:
 
     All seeds share one line: the median of their numbers, and the number of seeds of every status.
     """
-    rows = cells.loc[[matches(row, table.where) for row in cells.to_dict("records")]]
-    rows = rows if "status" in table.where else rows[rows["status"] != Status.SKIPPED]
+    from gradbench.tables.selecting import selected
+
+    rows = selected(cells, table.where)
     varied = [c for c in COORDINATES if c != "seed" and rows[c].nunique() > 1]
     keys = ["system_label", "estimator_label", *varied]
     lines = []

@@ -1,18 +1,27 @@
-"""The verdict of a run: its coverage, its checks, one line and one exit code."""
+"""The verdict of a run: whether it is whole, its coverage, its checks, one line and one exit code."""
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from gradbench.planning.suites import Check
-from gradbench.tables.checks import Finding, evaluate
+from gradbench.tables.checks import evaluate
+from gradbench.tables.findings import Finding, Kind
+from gradbench.tables.snapshots import Snapshot
 from gradbench.tables.store import Run, write_json
+from gradbench.tables.verifying import verify
 from gradbench.vocabulary.exit import PRECEDENCE, Exit
 from gradbench.vocabulary.status import Status
 
-_WORDS = {Exit.OK: "pass", Exit.CHECK_FAILED: "fail", Exit.INCOMPLETE: "incomplete", Exit.NOTHING: "nothing checked"}
+_WORDS = {
+    Exit.OK: "pass",
+    Exit.CHECK_FAILED: "fail",
+    Exit.INCOMPLETE: "incomplete",
+    Exit.NOTHING: "nothing checked",
+    Exit.STORE: "damaged",
+}
 
 
 @dataclass(frozen=True)
@@ -24,39 +33,65 @@ class Verdict:
     planned: int
     present: int
     statuses: dict[str, int]
-    findings: tuple[Finding, ...]
+    findings: tuple[Finding, ...]  # of a damaged run all that is wrong with it, and no check
+    snapshot: Snapshot | None = field(repr=False)  # what was judged; None: a file cannot be read
 
     @property
     def line(self) -> str:
         """The verdict in one line."""
-        passed = sum(f.passed for f in self.findings)
-        return (
-            f"VERDICT {_WORDS[self.code]} ({self.code.value})  {passed} of {len(self.findings)} checks, "
-            f"{self.present} of {self.planned} cells"
-        )
+        told = self._passed("check", "checks")
+        if self.code is Exit.STORE:
+            told = f"{len(self.findings)} {'fault' if len(self.findings) == 1 else 'faults'}"
+        return f"VERDICT {_WORDS[self.code]} ({self.code.value})  {told}, {self.present} of {self.planned} cells"
+
+    def of(self, kind: Kind) -> list[Finding]:
+        """The findings of one kind."""
+        return [f for f in self.findings if f.kind == kind]
+
+    def _passed(self, kind: Kind, words: str) -> str:
+        return f"{sum(f.passed for f in self.of(kind))} of {len(self.of(kind))} {words}"
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, for verdict.json."""
-        content = asdict(self) | {"code": self.code.value, "verdict": _WORDS[self.code]}
-        return content | {"findings": [asdict(f) for f in self.findings]}
+        return {
+            "run": self.run,
+            "code": self.code.value,
+            "planned": self.planned,
+            "present": self.present,
+            "statuses": self.statuses,
+            "findings": [asdict(f) for f in self.findings],
+            "verdict": _WORDS[self.code],
+        }
 
 
-def judge(run: Run) -> Verdict:
-    """Evaluate the checks of a run and store verdict.json. Raises StoreError for damage."""
-    if not run.tabled:
-        run.compact(())
-    plan, claims, cells = run.plan, run.claims, run.cells
-    planned = len(plan["cells"]) + len(plan["skipped"])
-    statuses = Counter(cells["status"].tolist())
-    findings = tuple(evaluate(Check(**check), cells) for check in claims["check"])
-    unmeasured = 0 if claims["allow_incomplete"] else sum(statuses[s] for s in Status if s.incomplete)
-    codes = [
-        Exit.INCOMPLETE if len(cells) < planned or unmeasured else Exit.OK,
-        Exit.CHECK_FAILED if any(f.result == "fail" for f in findings) else Exit.OK,
-        Exit.CHECK_FAILED if any(f.result == "none" for f in findings) else Exit.OK,
-        Exit.NOTHING if not findings else Exit.OK,
-    ]
-    code = next((c for c in PRECEDENCE if c in codes), Exit.OK)
-    verdict = Verdict(run.id, code, planned, len(cells), dict(statuses), findings)
+def judge(run: Run, *, deep: bool = False) -> Verdict:
+    """Verify a run, evaluate its checks and store verdict.json, which is all that is written.
+
+    A run that goes on, or that was cut off, is judged by the records that it has. `deep` makes the tables again from
+    the records, and compares.
+    """
+    snapshot, faults = verify(run, deep=deep)
+    planned, statuses = 0, Counter[str]()
+    if snapshot is not None:
+        plan = snapshot.plan
+        planned = len(plan.get("cells", ())) + len(plan.get("skipped", ()))
+        statuses = Counter(snapshot.tables["cells"]["status"].to_pylist())
+    present = sum(statuses.values())
+    findings, code = faults, Exit.STORE
+    if snapshot is not None and not faults:
+        claims, cells = snapshot.claims, snapshot.cells
+        findings = tuple(evaluate(Check(**check), cells) for check in claims["check"])
+        unmeasured = 0 if claims["allow_incomplete"] else sum(statuses[s] for s in Status if s.incomplete)
+        code = _code(findings, incomplete=present < planned or unmeasured > 0)
+    verdict = Verdict(run.id, code, planned, present, dict(statuses), findings, snapshot)
     write_json(run.folder / "verdict.json", verdict.to_json())
     return verdict
+
+
+def _code(findings: tuple[Finding, ...], *, incomplete: bool) -> Exit:
+    codes = [
+        Exit.INCOMPLETE if incomplete else Exit.OK,
+        Exit.OK if all(f.passed for f in findings) else Exit.CHECK_FAILED,
+        Exit.OK if findings else Exit.NOTHING,
+    ]
+    return next((c for c in PRECEDENCE if c in codes), Exit.OK)

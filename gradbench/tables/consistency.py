@@ -1,0 +1,223 @@
+"""Whether the numbers of the tables can be: in their range, in agreement with each other and with their status.
+
+These rules follow from definitions alone, so that they hold for every run, of every system and rule, on every device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from gradbench.tables.findings import counted
+from gradbench.tables.schema import COLUMNS, NESTED, OUTCOME
+from gradbench.vocabulary.cause import Cause
+from gradbench.vocabulary.status import Status, Thresholds
+
+if TYPE_CHECKING:
+    Mask = np.ndarray[Any, np.dtype[np.bool_]]
+    Array = np.ndarray[Any, np.dtype[Any]]
+
+RANGE_ERROR = 1e-5  # of a number against an end of its range: some cosines are means in float32
+SUM_ERROR = 1e-6  # of sums of squares in float64, relative
+RESIDUAL_ERROR = 1e-2  # relative, of a norm in the dtype of the cell
+ZERO = "the estimate is zero"  # the reason of a cosine that is 0 by convention
+REFERENCE, ESTIMATE = "the reference", "the estimate"  # begin the reasons that lie in one of them
+ATTENTION = ("WQ", "WK", "WV", "WO")  # the group of `cosine_attn`
+Fault = tuple[str, str, str]  # table, rule, and what breaks it
+
+
+def faults(tables: Mapping[str, pa.Table], at: Thresholds) -> Iterator[Fault]:
+    """All that is wrong with the numbers of a run that was judged with the thresholds `at`."""
+    for name, table in tables.items():
+        yield from _range_faults(name, table)
+    cells, params = _Columns(tables["cells"]), _Columns(tables["params"])
+    for rule, wrong, words in (*_status_rules(cells, at), *_reading_rules(cells)):
+        if wrong.any():
+            yield "cells", rule, counted(cells.keys[wrong].tolist(), words)
+    for rule, wrong, words in _reading_rules(params):
+        if wrong.any():
+            places = [f"{c} {p}" for c, p in zip(params.keys[wrong], params["param"][wrong], strict=True)]
+            yield "params", rule, counted(places, words)
+    for name in NESTED:
+        yield from _owner_faults(name, tables[name], tables["cells"])
+    yield from _params_faults(cells, params, pc.index_in(tables["params"]["cell"], tables["cells"]["cell"]))
+
+
+class _Columns:
+    """The columns of a table as arrays: numbers as float64 with NaN for null, words with "" for null."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table
+        self.read: dict[str, Array] = {}
+
+    def __getitem__(self, name: str) -> Array:
+        if name not in self.read:
+            column = self.table[name].combine_chunks()
+            words = pa.types.is_string(column.type)
+            filled = pc.fill_null(column, "") if words else pc.cast(column, pa.float64())
+            self.read[name] = filled.to_numpy(zero_copy_only=False)
+        return self.read[name]
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    @property
+    def keys(self) -> Array:
+        return self["cell"]
+
+    def given(self, name: str) -> Mask:
+        """Where the column is not null."""
+        there: Mask = self.table[name].combine_chunks().is_valid().to_numpy(zero_copy_only=False)
+        return there
+
+    def begins(self, name: str, words: str) -> Mask:
+        """Where the text of a column begins with these words."""
+        begins: Mask = pc.starts_with(self.table[name].combine_chunks().fill_null(""), words).to_numpy(
+            zero_copy_only=False
+        )
+        return begins
+
+
+def _range_faults(name: str, table: pa.Table) -> Iterator[Fault]:
+    for column, declared in COLUMNS[name].items():
+        if declared.least is None and declared.most is None:
+            continue
+        values = pc.cast(table[column], pa.float64()).to_numpy()
+        low = -np.inf if declared.least is None else declared.least
+        high = np.inf if declared.most is None else declared.most
+        wrong = (values < low - RANGE_ERROR) | (values > high + RANGE_ERROR)
+        if wrong.any():
+            keys = table["cell"].filter(pa.array(wrong)).to_pylist()
+            words = f"have a {column} outside {low:g} to {high:g} ({values[wrong][0]:g})"
+            yield name, "numbers are in their range", counted(keys, words)
+
+
+def _status_rules(cells: _Columns, at: Thresholds) -> Iterator[tuple[str, Mask, str]]:
+    """Rows whose status does not agree with their numbers."""
+    status = cells["status"]
+
+    def among(*statuses: Status) -> Mask:
+        return np.isin(status, [str(s) for s in statuses])
+
+    rule = "a status agrees with its numbers"
+    yield "a status is a word of the list", ~among(*Status), "have a status that is none"
+    unmeasured = among(*(s for s in Status if not s.measured))
+    numbers = np.zeros(len(cells), bool)
+    for name in OUTCOME:
+        if name not in ("status", "reason"):
+            numbers |= cells.given(name)
+    yield rule, unmeasured & numbers, "were not measured, and have numbers"
+    measured = among(*(s for s in Status if s.measured))
+    uncounted = ~(cells.given("n_force") & cells.given("residual") & cells.given("settled_share"))
+    yield rule, measured & uncounted, "were measured, and have no evidence of it"
+    diverged, settled = among(Status.DIVERGED), among(Status.SETTLED)
+    yield rule, diverged & cells.given("params_live"), "diverged, and were compared"
+    compared = cells.given("params_live") & cells.given("cosine") & cells.given("rel_error")
+    yield rule, measured & ~diverged & ~compared, "did not diverge, and were not compared"
+    rested = among(Status.UNSTABLE, Status.NUDGE_DIVERGED, Status.UNDEFINED, Status.SETTLED)
+    share, rho, deep = cells["settled_share"], cells["rho"], cells["rho_arnoldi"]
+    yield rule, rested & ~(share >= at.settled_share), "are at rest by their status, and not by their samples"
+    yield rule, among(Status.UNSETTLED) & (share >= at.settled_share), "are unsettled, and every sample is settled"
+    whole = rested & (share == 1) & ~(cells["residual"] <= at.residual * (1 + RESIDUAL_ERROR))
+    yield rule, whole, f"are at rest by their status, with a residual above {at.residual:g}"
+    grows = ~(rho <= 1 + at.growth), ~(deep <= 1 + at.growth)
+    certified = cells.given("rho_arnoldi")
+    stable = among(Status.SETTLED, Status.NUDGE_DIVERGED, Status.UNDEFINED)
+    yield rule, stable & grows[0] & (grows[1] | ~certified), "are stable by their status, and perturbations grow"
+    yield (
+        rule,
+        among(Status.UNSTABLE) & ~grows[0] & ~(grows[1] & certified),
+        "are unstable, and perturbations do not grow",
+    )
+    norm, reason = cells["reference_norm"], cells["reason"]
+    there = np.isfinite(norm) & (norm > 0)
+    yield rule, among(Status.UNDEFINED) & there, "are undefined, and have a reference"
+    yield rule, settled & ~there, "are settled, and have no reference"
+    compared = (reason == "") | cells.begins("reason", ESTIMATE)
+    yield rule, settled & ~compared, "are settled, with a reason why not"
+    yield rule, ~settled & compared, "are not settled, without a reason"
+    read = np.isfinite(cells["cosine"]) & np.isfinite(cells["norm_ratio"]) & np.isfinite(cells["rel_error"])
+    yield rule, settled & (reason == "") & ~read, "are settled, and have no cosine, without a reason"
+    causes = np.isin(cells["cause"], [str(c) for c in Cause])
+    yield "a cause is a word of the list", (cells["cause"] != "") & ~causes, "have a cause that is none"
+
+
+def _reading_rules(rows: _Columns) -> Iterator[tuple[str, Mask, str]]:
+    """|e - r|^2 = |e|^2 + |r|^2 - 2 <e, r>, over |r|^2; and a zero estimate has cosine 0."""
+    cosine, ratio, error = rows["cosine"], rows["norm_ratio"], rows["rel_error"]
+    with np.errstate(all="ignore"):
+        off = np.abs(error**2 - (1 + ratio**2 - 2 * ratio * cosine))
+        wrong = off > SUM_ERROR * (1 + ratio**2)
+    words = "have a cosine, a norm ratio and an error that no two gradients have together"
+    yield "cosine, norm ratio and error agree", wrong & np.isfinite(off), words
+    zero = rows["reason"] == ZERO
+    yield "a zero estimate has cosine 0", zero & ~((cosine == 0) & (ratio == 0)), "have a zero estimate with a cosine"
+
+
+def _owner_faults(name: str, table: pa.Table, cells: pa.Table) -> Iterator[Fault]:
+    """Whether the rows of a nested table are those of cells, in their order, and each once."""
+    places = pc.index_in(table["cell"], cells["cell"])
+    if places.null_count:
+        keys = table["cell"].filter(places.is_null()).to_pylist()
+        yield name, "no cell that is not in cells", counted(keys, "are not in cells.parquet")
+    elif (np.diff(places.to_numpy()) < 0).any():
+        yield name, "rows in the order of the plan", "its rows stand in another order than those of cells.parquet"
+    what = table.column_names[1]
+    counts = table.group_by(["cell", what]).aggregate([([], "count_all")])
+    if twice := counts.filter(pc.greater(counts["count_all"], 1))["cell"].to_pylist():
+        yield name, "every row once", counted(twice, f"have a {what} twice")
+
+
+def _params_faults(cells: _Columns, params: _Columns, places: pa.ChunkedArray) -> Iterator[Fault]:
+    """Whether the summaries in `cells` are those of the rows in `params`. `places` are their rows in `cells`."""
+    if not places.null_count:
+        for rule, wrong, words in _summary_rules(cells, params, places.to_numpy()):
+            if wrong.any():
+                yield "cells", rule, counted(cells.keys[wrong].tolist(), words)
+
+
+def _summary_rules(cells: _Columns, params: _Columns, owner: Array) -> Iterator[tuple[str, Mask, str]]:
+    n, reason, cosine, norm = len(cells), params["reason"], params["cosine"], params["reference_norm"]
+    lost, zero = params.begins("reason", REFERENCE), reason == ZERO
+    defined = (reason == "") | zero
+
+    def count(mask: Mask) -> Array:
+        return np.bincount(owner[mask], minlength=n)
+
+    def mean(mask: Mask) -> Array:
+        with np.errstate(all="ignore"):
+            means: Array = np.bincount(owner[mask], cosine[mask], minlength=n) / count(mask)
+            return means
+
+    least = np.full(n, np.inf)
+    np.minimum.at(least, owner[defined], cosine[defined])
+    summaries = {
+        "params_live": count(~lost),
+        "params_zero": count(zero),
+        "params_undefined": count(~defined),
+        "cosine_min": np.where(np.isfinite(least), least, np.nan),
+        "cosine_mean": mean(defined),
+        "cosine_attn": mean(defined & np.isin(params["param"], ATTENTION)),
+    }
+    compared = cells.given("params_live")
+    for name, summary in summaries.items():
+        known = cells[name]
+        wrong = compared & ~((np.abs(known - summary) <= SUM_ERROR) | (np.isnan(known) & np.isnan(summary)))
+        numbers = next(((known[i], summary[i]) for i in np.flatnonzero(wrong)), (0, 0))
+        words = "have a {} of {:g}, and by params.parquet {:g}".format(name, *numbers)
+        yield f"{name} is that of params", wrong, words
+    with np.errstate(all="ignore"):
+        square = cells["reference_norm"] ** 2
+        wrong = compared & (np.abs(np.bincount(owner, norm**2, minlength=n) - square) > SUM_ERROR * square)
+    yield "the reference is that of params", wrong, "have another norm of the reference than their parameters together"
+    smallest = defined & (cosine == least[owner])
+    worsts = set(zip(owner[smallest].tolist(), params["param"][smallest], strict=True))
+    wrong = compared & np.isfinite(least)
+    wrong[wrong] = [(i, cells["worst"][i]) not in worsts for i in np.flatnonzero(wrong).tolist()]
+    yield "worst is that of params", wrong, "name as worst a parameter that is not"
+    stray = np.isin(np.arange(n), owner) & ~compared
+    yield "what was not compared has no parameters", stray, "were not compared, and have parameters"

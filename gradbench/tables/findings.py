@@ -1,0 +1,32 @@
+"""What a gate says of a run: one finding for every claim, whatever it is that was claimed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Result = Literal["pass", "fail", "none"]
+Kind = Literal["store", "check"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One claim about a run: that its store is whole, that a check of its suite holds."""
+
+    name: str
+    result: Result  # none: nothing could be said, which is a failure
+    cells: int  # how many were looked at
+    detail: str  # the number that decided, and its cell
+    cell: str = ""  # content key of the worst cell
+    kind: Kind = "check"
+
+    @property
+    def passed(self) -> bool:
+        """Whether the claim holds."""
+        return self.result == "pass"
+
+
+def counted(cells: Sequence[object], words: str) -> str:
+    """How many cells something is said of, and the first of them."""
+    return f"{len(cells):,} {'cell' if len(cells) == 1 else 'cells'} {words}: {cells[0]}{', ...' * (len(cells) > 1)}"

@@ -1,0 +1,547 @@
+"""The gate: what was not measured so cannot pass. Every mutation of a run is caught by the rule that it breaks."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+
+import gradbench
+from gradbench.errors import StoreError
+from gradbench.planning.cells import digest
+from gradbench.tables.schema import COLUMNS, RECORD, TABLES
+from gradbench.tables.store import DIGESTS, SEAL, Run, read_table, write_json, write_table
+from gradbench.tables.verdict import judge
+from gradbench.tables.verifying import POINT, trusted, verify
+from gradbench.vocabulary.exit import Exit
+
+# statuses settled, unsettled and skipped, two systems, ten seeds
+SUITE = """
+about = "A gate is tried on it."
+
+[[grid]]
+system = [
+  { name = "toy_cons", N = 2, D = 4, out = 2, drive_std = 1.0 },
+  { name = "toy_noncons", N = 2, D = 4, heads = 2, out = 2, drive_std = 1.0 },
+]
+estimator = ["bptt", "ep", "aep", "tbptt"]
+damp = 3.0
+T1 = [20, 200]
+T2 = [4, 60]
+beta = 0.1
+seed = { linspace = [0, 9, 10] }
+dtype = "float64"
+batch = 2
+
+[[check]]
+name = "aep follows BPTT"
+where = { estimator = "aep", T1 = 200, T2 = 60, status = "settled" }
+metric = "cosine_min"
+min = 0.9
+"""
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run, which no test changes."""
+    folder = tmp_path_factory.mktemp("gate")
+    (folder / "gated.toml").write_text(SUITE)
+    done = gradbench.run(str(folder / "gated.toml"), out=folder, device="cpu")
+    return done.folder
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Run:
+    """A copy of it."""
+    return Run(Path(shutil.copytree(finished, tmp_path / finished.name)))
+
+
+def test_a_finished_run_passes(run: Run) -> None:
+    before = {p: p.read_bytes() for p in run.folder.rglob("*") if p.is_file()}
+    verdict = judge(run, deep=True)
+    assert (verdict.code, verdict.present) == (Exit.OK, 280)
+    assert set(verdict.statuses) == {"settled", "unsettled", "skipped"}
+    (run.folder / "verdict.json").unlink()
+    assert {p: p.read_bytes() for p in run.folder.rglob("*") if p.is_file()} == before
+
+
+# A mutation of a table takes the table and gives another one, one of a file takes the run.
+
+Column = Callable[[list[Any]], list[Any]]
+
+
+def column(name: str, change: Column, table: str = "cells", **where: Any) -> dict[str, Callable[[pa.Table], pa.Table]]:
+    """Change the values of a column, in the rows where other columns have given values."""
+
+    def mutate(rows: pa.Table) -> pa.Table:
+        values = rows[name].to_pylist()
+        meant = [i for i in range(len(rows)) if all(rows[k][i].as_py() == v for k, v in where.items())]
+        assert meant
+        for i, value in zip(meant, change([values[i] for i in meant]), strict=True):
+            values[i] = value
+        return rows.set_column(rows.column_names.index(name), name, pa.array(values, rows[name].type))
+
+    return {table: mutate}
+
+
+def first(value: Any) -> Column:
+    return lambda values: [value(values[0]) if callable(value) else value, *values[1:]]
+
+
+def every(value: Any) -> Column:
+    return lambda values: [value(v) if callable(value) else value for v in values]
+
+
+def rows(order: Callable[[int], Any], table: str = "cells") -> dict[str, Callable[[pa.Table], pa.Table]]:
+    """Take rows by number."""
+    return {table: lambda there: there.take(pa.array(list(order(len(there))), pa.int64()))}
+
+
+def rekeyed(table: pa.Table) -> pa.Table:
+    """Seeds 10 to 19 in place of 0 to 9, under the keys that such cells have."""
+    records = table.to_pylist()
+    for row in records:
+        row["seed"] += 10
+        row["cell"] = digest({name: row[name] for name in POINT})
+    return pa.Table.from_pylist(records, schema=table.schema)
+
+
+SETTLED = {"status": "settled", "estimator": "ep"}
+KEY = "a key is the digest of its coordinates"
+STATUS = "a status agrees with its numbers"
+TABLE: dict[str, tuple[dict[str, Callable[[pa.Table], pa.Table]], str, str]] = {
+    "a row removed": (rows(lambda n: range(1, n)), "every planned cell", r"1 cell of the plan have no row: \w{16}$"),
+    "a row removed and another doubled": (
+        rows(lambda n: [1, *range(1, n)]),
+        "every cell once",
+        "1 cell stand there more",
+    ),
+    "the same, and what is missing": (rows(lambda n: [1, *range(1, n)]), "every planned cell", "1 cell of the plan"),
+    "half removed and half doubled": (
+        rows(lambda n: [*range(n // 2)] * 2),
+        "every planned cell",
+        "140 cells of the plan",
+    ),
+    "the same, and what is doubled": (rows(lambda n: [*range(n // 2)] * 2), "every cell once", "140 cells stand"),
+    "290 rows of 280": (
+        rows(lambda n: [*range(n), *range(10)]),
+        "every cell once",
+        "10 cells stand there more than once",
+    ),
+    "no rows": (rows(lambda n: []), "every planned cell", "280 cells"),
+    "rows in another order": (rows(lambda n: range(n - 1, -1, -1)), "rows in the order of the plan", "another order"),
+    "seeds 10 to 19 for 0 to 9": (column("seed", every(lambda s: s + 10)), KEY, "seed = 10, in the plan 0"),
+    "such seeds with their keys": ({"cells": rekeyed}, "no cell that is not planned", "280 cells are not in the plan"),
+    "all keys equal": (column("cell", lambda k: k[:1] * len(k)), "every cell once", "1 cell stand"),
+    "a renamed key": (
+        column("cell", first("0" * 16)),
+        "no cell that is not planned",
+        "1 cell are not in the plan: 0000",
+    ),
+    "a renamed estimator": (
+        column("estimator", every("aep"), estimator="ep"),
+        KEY,
+        "estimator = 'aep', in the plan 'ep'",
+    ),
+    "another beta": (column("beta", first(0.2), estimator="ep"), KEY, "beta = 0.2, in the plan 0.1"),
+    "another dtype": (column("dtype", first("float32")), KEY, "dtype = 'float32'"),
+    "another option": (column("system_options", first('{"D": 5}')), KEY, "system_options = "),
+    "a swapped label": (
+        column("estimator_label", first("aep"), estimator="ep"),
+        "a label for every rule and system",
+        "one label has two",
+    ),
+    "a row in another problem": (
+        column("problem", lambda p: [p[-1], *p[1:]], status="settled"),
+        "a problem has all its cells",
+        "2 problems hold other cells",
+    ),
+    "a bad row marked skipped": (
+        column("status", first("skipped"), **SETTLED),
+        "what the plan skips is skipped",
+        "1 cell are skipped, and the plan measures them",
+    ),
+    "a bad row emptied and marked skipped": (
+        {"cells": lambda t: emptied(t, "skipped")},
+        "what the plan skips is skipped",
+        "1 cell are skipped, and the plan measures them",
+    ),
+    "a skipped row marked settled": (
+        column("status", first("settled"), status="skipped"),
+        STATUS,
+        "were measured, and have no evidence of it",
+    ),
+    "a reason of a skip": (
+        column("reason", first("no"), status="skipped"),
+        "what the plan skips is skipped",
+        "another reason",
+    ),
+    "a settled row marked as an error": (
+        column("status", first("error"), **SETTLED),
+        STATUS,
+        "were not measured, and have",
+    ),
+    "a settled row marked unsettled": (
+        column("status", first("unsettled"), **SETTLED),
+        STATUS,
+        "every sample is settled",
+    ),
+    "a settled row marked collapsed": (
+        column("status", first("collapsed"), **SETTLED),
+        STATUS,
+        "not settled, without a reason",
+    ),
+    "a settled row marked diverged": (
+        column("status", first("diverged"), **SETTLED),
+        STATUS,
+        "diverged, and were compared",
+    ),
+    "a settled row marked unstable": (
+        column("status", first("unstable"), **SETTLED),
+        STATUS,
+        "perturbations do not grow",
+    ),
+    "a settled row marked undefined": (column("status", first("undefined"), **SETTLED), STATUS, "and have a reference"),
+    "an unsettled row marked settled": (
+        column("status", first("settled"), status="unsettled"),
+        STATUS,
+        "are at rest by their status, and not by their samples",
+    ),
+    "a misspelt status": (column("status", first("setled"), **SETTLED), "a status is a word of the list", "is none"),
+    "a misspelt cause": (
+        column("cause", first("asymetry")),
+        "a cause is a word of the list",
+        "have a cause that is none",
+    ),
+    "a residual that does not settle": (
+        column("residual", first(0.01), **SETTLED),
+        STATUS,
+        "with a residual above 0.0001",
+    ),
+    "a rho that grows": (
+        column("rho", first(1.1), **SETTLED),
+        STATUS,
+        "stable by their status, and perturbations grow",
+    ),
+    "a share of samples": (column("settled_share", first(0.5), **SETTLED), STATUS, "not by their samples"),
+    "a cosine_min of 7": (
+        column("cosine_min", first(7.0)),
+        "numbers are in their range",
+        r"cosine_min outside -1 to 1 \(7\)",
+    ),
+    "an infinite cosine_min": (column("cosine_min", first(np.inf)), "numbers are in their range", r"-1 to 1 \(inf\)"),
+    "a negative norm ratio": (
+        column("norm_ratio", first(-0.5)),
+        "numbers are in their range",
+        "norm_ratio outside 0 to inf",
+    ),
+    "a share above one": (
+        column("sign_agreement", first(1.5)),
+        "numbers are in their range",
+        "sign_agreement outside 0 to 1",
+    ),
+    "a negative count": (column("n_force", first(-1)), "numbers are in their range", "n_force outside 0 to inf"),
+    "a cosine of a block of 2": (
+        column("cosine", first(2.0), "blocks"),
+        "numbers are in their range",
+        r"outside -1 to 1 \(2\)",
+    ),
+    "a NaN": (column("cosine", first(np.nan), **SETTLED), STATUS, "are settled, and have no cosine, without a reason"),
+    "a null": (column("cosine", first(None), **SETTLED), STATUS, "did not diverge, and were not compared"),
+    "a cosine of 0.1": (
+        column("cosine", first(0.10), estimator="aep"),
+        "cosine, norm ratio and error agree",
+        "1 cell have a cosine, a norm ratio and an error that no two gradients have",
+    ),
+    "half an error": (
+        column("rel_error", every(lambda e: e / 2), **SETTLED),
+        "cosine, norm ratio and error agree",
+        "cells have",
+    ),
+    "a cosine of a parameter": (
+        column("cosine", first(0.10), "params"),
+        "cosine, norm ratio and error agree",
+        "params.parquet: 1 cell have",
+    ),
+    "a better cosine_min": (
+        column("cosine_min", first(0.999), estimator="ep"),
+        "cosine_min is that of params",
+        "have a cosine_min of 0.999, and by params.parquet",
+    ),
+    "a better cosine_mean": (
+        column("cosine_mean", first(0.999), estimator="ep"),
+        "cosine_mean is that of params",
+        "of 0.999",
+    ),
+    "another worst parameter": (column("worst", first("b")), "worst is that of params", "name as worst"),
+    "a zero estimate that is none": (
+        column("params_zero", first(1), estimator="ep"),
+        "params_zero is that of params",
+        "of 1,",
+    ),
+    "a larger reference": (
+        column("reference_norm", first(lambda norm: 2 * norm)),
+        "the reference is that of params",
+        "have another norm of the reference",
+    ),
+    "a parameter removed": (
+        rows(lambda n: range(1, n), "params"),
+        "params_live is that of params",
+        "1 cell have a params_live",
+    ),
+    "a parameter doubled": (rows(lambda n: [0, *range(n)], "params"), "every row once", "have a param twice"),
+    "parameters of nobody": (
+        column("cell", first("0" * 16), "params"),
+        "no cell that is not in cells",
+        "not in cells.parquet",
+    ),
+    "blocks in another order": (
+        rows(lambda n: range(n - 1, -1, -1), "blocks"),
+        "rows in the order of the plan",
+        "blocks",
+    ),
+    "budgets of nobody": (column("cell", first("0" * 16), "budget"), "no cell that is not in cells", "budget.parquet"),
+}
+
+
+def emptied(table: pa.Table, status: str) -> pa.Table:
+    """The first settled row of ep, as a row without a measurement."""
+    records = table.to_pylist()
+    row = next(r for r in records if r["status"] == "settled" and r["estimator"] == "ep")
+    row |= {name: None for name in COLUMNS["cells"] if name not in (*POINT, "cell", "dataset") and "label" not in name}
+    row |= {"status": status, "reason": "no"}
+    return pa.Table.from_pylist(records, schema=table.schema)
+
+
+def rewrite(run: Run, changes: dict[str, Callable[[pa.Table], pa.Table]], *, digests: bool) -> None:
+    """Write mutated tables, sealed as tables are; with `digests`, those of the tables are made to match."""
+    for name, change in changes.items():
+        path = run.folder / f"{name}.parquet"
+        seal = write_table(path, change(read_table(path, TABLES[name])))
+        if digests:
+            content = json.loads((run.folder / DIGESTS).read_text())
+            content["tables"][name] = seal
+            write_json(run.folder / DIGESTS, content)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_a_mutated_table_is_caught_by_its_digest_and_by_the_rule_that_it_breaks(run: Run, name: str) -> None:
+    changes, rule, message = TABLE[name]
+    rewrite(run, changes, digests=True)
+    faults = verify(run)[1]
+    assert [f.detail for f in faults if f.name == rule and pc.match_substring_regex(f.detail, message).as_py()], faults
+    assert not [f for f in faults if f.name.startswith("tables are")]
+    with pytest.raises(StoreError, match=rule):
+        trusted(run)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_that_was_written_again_is_not_that_of_the_records(run: Run, name: str) -> None:
+    rewrite(run, {name: lambda table: table.slice(1)}, digests=False)
+    verdict = judge(run)
+    assert verdict.code is Exit.STORE
+    details = [f.detail for f in verdict.findings if f.name == "tables are as they were made"]
+    assert details == [f"{run.folder / name}.parquet: is another table than the one that the records made"]
+    assert verdict.line.startswith("VERDICT damaged (5)  ")
+
+
+def test_what_keeps_every_rule_and_every_digest_is_found_by_making_the_tables_again(run: Run) -> None:
+    rewrite(run, column("seconds", first(99.0), status="settled"), digests=True)
+    assert judge(run).code is Exit.OK
+    verdict = judge(run, deep=True)
+    assert verdict.code is Exit.STORE
+    assert [f.detail for f in verdict.findings] == [f"{run.folder / 'cells.parquet'}: other values in seconds"]
+
+
+def edit(run: Run, name: str, change: Callable[[dict[str, Any]], object]) -> None:
+    content = json.loads((run.folder / name).read_text())
+    change(content)
+    write_json(run.folder / name, content)
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def record(run: Run, number: int = 0) -> Path:
+    return sorted((run.folder / "records").glob("*.parquet"))[number]
+
+
+def remeasured(run: Run) -> None:
+    path = record(run)
+    table = read_table(path, RECORD)
+    write_table(path, table.slice(0, 1).replace_schema_metadata({**table.schema.metadata, SEAL: b""}))
+
+
+MADE = "tables are made of the records"
+FROZEN = "the plan is as it was frozen"
+READ = "every file can be read"
+FILES: dict[str, tuple[Callable[[Run], object], str, str]] = {
+    "a cell removed from the plan": (
+        lambda r: edit(r, "plan.json", lambda p: p["cells"].pop()),
+        FROZEN,
+        "its key is not",
+    ),
+    "the same, and its row": (
+        lambda r: edit(r, "plan.json", lambda p: p["cells"].pop()),
+        "no cell that is not planned",
+        "1 cell are not in the plan",
+    ),
+    "a cell planned twice": (
+        lambda r: edit(r, "plan.json", lambda p: p["cells"].append(p["cells"][0])),
+        "the plan has every cell once",
+        "1 cell stand there more than once",
+    ),
+    "a coordinate of the plan": (
+        lambda r: edit(r, "plan.json", lambda p: p["cells"][0].update(T1=21)),
+        KEY,
+        "of other coordinates",
+    ),
+    "a looser threshold": (
+        lambda r: edit(r, "plan.json", lambda p: p["thresholds"].update(residual=1.0)),
+        FROZEN,
+        "thresholds",
+    ),
+    "a problem removed from the plan": (
+        lambda r: edit(r, "plan.json", lambda p: p["problems"].pop()),
+        FROZEN,
+        "its problems",
+    ),
+    "a plan without thresholds": (
+        lambda r: edit(r, "plan.json", lambda p: p.pop("thresholds")),
+        "the plan can be read",
+        "thresholds",
+    ),
+    "a torn plan": (lambda r: cut(r.folder / "plan.json"), READ, "plan.json: damaged"),
+    "the environment of another run": (
+        lambda r: edit(r, "env.json", lambda e: e.update(commit="0" * 40)),
+        "tables are of this run",
+        "cells.parquet: the environment that made it is not that of env.json",
+    ),
+    "torn checks": (lambda r: cut(r.folder / "checks.json"), READ, "checks.json: damaged"),
+    "a check without a bound": (
+        lambda r: edit(r, "checks.json", lambda c: c["check"][0].update(min=None)),
+        "the checks can be read",
+        "a check needs a metric with min or max, or a status",
+    ),
+    "torn digests": (lambda r: cut(r.folder / DIGESTS), READ, "tables.json: damaged"),
+    "emptied digests": (
+        lambda r: write_json(r.folder / DIGESTS, {}),
+        READ,
+        "tables.json: damaged: it holds no digests",
+    ),
+    "a record that is gone": (lambda r: record(r).unlink(), MADE, "1 records of which tables were made are gone"),
+    "a record measured anew": (remeasured, MADE, "1 records changed after the tables"),
+    "a record of no table": (
+        lambda r: edit(r, DIGESTS, lambda d: d["records"].pop(record(r).stem)),
+        MADE,
+        "1 records are in no table",
+    ),
+    "a flipped bit of a record": (lambda r: flip(record(r)), READ, "records/.*: damaged"),
+    "a flipped bit of a table": (lambda r: flip(r.folder / "cells.parquet"), READ, "cells.parquet: damaged"),
+    "a torn table": (lambda r: cut(r.folder / "params.parquet"), READ, "params.parquet: damaged"),
+    "a table that is gone": (lambda r: (r.folder / "budget.parquet").unlink(), READ, "budget.parquet: No such file"),
+    "a table of another schema": (
+        lambda r: rewrite(
+            r, {"cells": lambda t: t.replace_schema_metadata({b"gradbench.schema": b"3"})}, digests=False
+        ),
+        READ,
+        "cells.parquet: schema version 3, this gradbench reads 4",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_mutated_file_is_caught_and_named(run: Run, name: str) -> None:
+    mutate, rule, message = FILES[name]
+    mutate(run)
+    verdict = judge(run)
+    assert verdict.code is Exit.STORE
+    faults = verdict.findings
+    assert [f for f in faults if f.name == rule and pc.match_substring_regex(f.detail, message).as_py()], faults
+    assert json.loads((run.folder / "verdict.json").read_text())["verdict"] == "damaged"
+
+
+@pytest.fixture(scope="session")
+def failing(finished: Path) -> Path:
+    """The folder of a run of the same suite, whose weights are so small that its check fails."""
+    suite = finished.parents[2] / "gated.toml"
+    done = gradbench.run(str(suite), out=finished.parents[2] / "other", device="cpu", overrides={"beta": 0.9})
+    return done.folder
+
+
+@pytest.mark.parametrize("digests", [False, True])
+def test_the_tables_of_another_run_do_not_pass_for_its_own(run: Run, failing: Path, digests: bool) -> None:
+    target = Run(Path(shutil.copytree(failing, run.folder.parent / "failing")))
+    for name in (*(f"{name}.parquet" for name in TABLES), *([DIGESTS] if digests else [])):
+        shutil.copy(run.folder / name, target.folder / name)
+    verdict = judge(target)
+    assert verdict.code is Exit.STORE
+    names = {f.name for f in verdict.findings}
+    assert {"tables are of this run", "no cell that is not planned", "every planned cell"} <= names
+    assert ("tables are made of the records" if digests else "tables are as they were made") in names
+
+
+def test_a_run_that_goes_on_is_judged_by_its_records_and_nothing_of_it_is_written(run: Run) -> None:
+    for name in (DIGESTS, "cells.parquet", "params.parquet"):
+        (run.folder / name).unlink()
+    gone = record(run)
+    rows_gone = len(read_table(gone, RECORD))
+    gone.unlink()
+    before = sorted(p.name for p in run.folder.iterdir())
+    verdict = judge(run)
+    assert verdict.snapshot is not None
+    assert not verdict.snapshot.finished
+    assert (verdict.code, verdict.present) == (Exit.INCOMPLETE, 280 - rows_gone)
+    assert sorted(p.name for p in run.folder.iterdir()) == sorted([*before, "verdict.json"])
+
+
+def test_a_run_without_digests_is_judged_by_its_records_whatever_its_tables_say(run: Run) -> None:
+    rewrite(run, column("cosine_min", every(1.0)), digests=False)
+    (run.folder / DIGESTS).unlink()
+    whole = judge(run)
+    assert whole.code is Exit.OK
+    assert whole.snapshot is not None
+    assert (whole.snapshot.cells["cosine_min"] < 0.99).any()
+
+
+def test_a_record_that_is_stored_outdates_the_tables(run: Run) -> None:
+    path = record(run)
+    kept = read_table(path, RECORD).to_pylist()
+    run.keep(path.stem, kept)
+    assert run.digests is None
+    assert judge(run).code is Exit.OK
+
+
+def test_what_changes_while_it_is_read_is_read_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process ends a run between the digests and the tables: no fault, and no half of each."""
+    good, calls = (run.folder / "cells.parquet").read_bytes(), iter(range(9))
+    table = Run.table
+
+    def changing(self: Run, name: str) -> pa.Table:
+        if name == "cells" and next(calls) == 0:
+            rewrite(run, rows(lambda n: range(1, n)), digests=False)
+            seen = table(self, name)
+            (run.folder / "cells.parquet").write_bytes(good)
+            edit(run, DIGESTS, lambda d: None)  # as `compact` ends
+            return seen
+        return table(self, name)
+
+    monkeypatch.setattr(Run, "table", changing)
+    snapshot, faults = verify(run)
+    assert not faults
+    assert snapshot is not None
+    assert len(snapshot.cells) == 280
