@@ -14,7 +14,7 @@ READY  := $(VENV)/.ready
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check
 BENCH  := $(BIN)/gradbench
 
-.PHONY: help setup bench plan run plot check train test test-fast lint docs perf clean
+.PHONY: help setup bench plan run plot check baseline train test test-fast lint docs perf clean
 .DEFAULT_GOAL := help
 
 help: ## these lines
@@ -61,6 +61,9 @@ plan: $(READY) ## what a suite would do: SUITE=
 
 run plot check: $(READY) ## one stage of bench
 	@$(BENCH) $@ $(if $(filter run,$@),$(SUITE) --device $(DEVICE),$(RUN)) $(ARGS)
+
+baseline: $(READY) ## make runs the baseline of their suite, for check: RUN=
+	@$(BENCH) baseline set $(RUN) $(ARGS)
 
 train: $(READY) ## train by a rule, or go on with it: CONFIG= DEVICE=
 	@$(BENCH) train $(CONFIG) --device $(DEVICE) $(ARGS)

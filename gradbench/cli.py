@@ -22,6 +22,7 @@ from gradbench.vocabulary.status import Status
 if TYPE_CHECKING:
     from gradbench.commands.explaining import Explanation
     from gradbench.planning.overrides import Overrides
+    from gradbench.tables.baselines import Demand
     from gradbench.tables.snapshots import Snapshot
     from gradbench.tables.store import Run
 
@@ -30,6 +31,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="How faithful is a gradient estimator to backpropagation through time?",
 )
+
+baselines = typer.Typer(help="What a suite read once, for `check` to compare with.")
+app.add_typer(baselines, name="baseline")
 
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 Out = Annotated[Path, typer.Option(help="Folder of results.")]
@@ -224,13 +228,23 @@ def check(
     run: RunName = "latest",
     out: Out = Path("results"),
     deep: Annotated[bool, typer.Option("--deep", help="Make the tables again from the records, and compare.")] = False,
+    baseline: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="Its baseline, or none; left out: that of the suite, where there is one."),
+    ] = None,
+    tolerance: Annotated[
+        str | None, typer.Option(metavar="X", help="What a number may lose against the baseline; 1e-3 by default.")
+    ] = None,
+    floor: Annotated[
+        list[str] | None, typer.Option(metavar="METRIC=V,...", help="What no cell may cross, whatever the noise.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Print the tables of a run's suite and evaluate its checks; the last line is the verdict."""
+    """Verify a run, print its tables, evaluate checks, compare with a baseline; the last line is the verdict."""
     from gradbench.tables.verdict import judge
 
     target, width = _target(run, out), _width()
-    verdict = judge(target, deep=deep)
+    verdict = judge(target, deep=deep, demand=_demand(target, out, baseline, tolerance, floor))
     if as_json:
         _put(json.dumps(verdict.to_json(), indent=1))
         raise typer.Exit(verdict.code)
@@ -242,6 +256,46 @@ def check(
     last = [verdict.line, str(target.folder / "verdict.json")]
     _put(_one_or_two_lines(last, "  ", width, reverse=True))
     raise typer.Exit(verdict.code)
+
+
+@baselines.command("set")
+def set_baseline(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs of one suite, named as in check.")],
+    out: Out = Path("results"),
+    allow: Annotated[
+        list[str] | None, typer.Option(metavar="WORD", help="Take what is partial, dirty, damaged or foreign.")
+    ] = None,
+) -> None:
+    """Make runs the baseline of their suite: the median of every number, and its spread as noise."""
+    from gradbench.tables.baselines import set_baseline as store
+
+    _put(store([_target(run, out) for run in runs], out, allow or ()))
+
+
+def _demand(
+    run: Run, out: Path, baseline: str | None, tolerance: str | None, floors: list[str] | None
+) -> Demand | None:
+    """What a run is held to; None where its suite has no baseline. Raises UserError for what needs one."""
+    from gradbench.planning.values import number
+    from gradbench.tables.baselines import TOLERANCE, Demand, path_of
+
+    try:
+        path = path_of(run.plan["suite"], out) if baseline is None else Path(baseline)
+    except (KeyError, TypeError, StoreError):
+        return None  # the plan is damaged, as the verdict tells
+    if not path.is_file():
+        if baseline == "none" or (baseline is None and tolerance is None and not floors):
+            return None
+        raise UserError(f"there is no baseline {path}; make one with: gradbench baseline set {_argument(run.folder)}")
+    settings = _settings([*(floors or ()), *([f"tolerance={tolerance}"] if tolerance else ())], "--floor, --tolerance")
+    numbers = {}
+    for name, value in settings.items():
+        try:
+            numbers[name] = number(value)
+        except ValueError as error:
+            raise UserError(f"{name} = {error}") from None
+    limit = numbers.pop("tolerance", TOLERANCE)
+    return Demand(path, limit, numbers)
 
 
 def _print_cells(run: Snapshot, width: int | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from gradbench.data import datasets
+from gradbench.tables.store import Run
 
 # before torch is imported, here or in a process that a test starts: on tiny tensors threads only wait for each other
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -27,6 +29,31 @@ T2 = [2, 4]
 beta = 0.1
 seed = [0, 1, 2]
 batch = 2
+"""
+
+# statuses settled, unsettled and skipped, two systems, four seeds
+GATED = """
+about = "A gate is tried on it."
+
+[[grid]]
+system = [
+  { name = "toy_cons", N = 2, D = 4, out = 2, drive_std = 1.0 },
+  { name = "toy_noncons", N = 2, D = 4, heads = 2, out = 2, drive_std = 1.0 },
+]
+estimator = ["bptt", "ep", "aep", "tbptt"]
+damp = 3.0
+T1 = [20, 200]
+T2 = [4, 60]
+beta = 0.1
+seed = [0, 1, 2, 3]
+dtype = "float64"
+batch = 2
+
+[[check]]
+name = "aep follows BPTT"
+where = { estimator = "aep", T1 = 200, T2 = 60, status = "settled" }
+metric = "cosine_min"
+min = 0.9
 """
 
 
@@ -77,3 +104,20 @@ def colour_images(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> np.nda
     monkeypatch.setitem(datasets.SHAPES, "cifar10", (3, 32, 20))
     monkeypatch.setitem(datasets.PARTS, "cifar10", (20, 4))
     return pixels.reshape(24, 3, 32, 32)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run, which no test changes."""
+    import gradbench
+
+    folder = tmp_path_factory.mktemp("gate")
+    (folder / "gated.toml").write_text(GATED)
+    done = gradbench.run(str(folder / "gated.toml"), out=folder, device="cpu")
+    return done.folder
+
+
+@pytest.fixture
+def gated(finished: Path, tmp_path: Path) -> Run:
+    """A copy of it."""
+    return Run(Path(shutil.copytree(finished, tmp_path / finished.name)))

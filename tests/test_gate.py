@@ -22,57 +22,17 @@ from gradbench.tables.verdict import judge
 from gradbench.tables.verifying import POINT, trusted, verify
 from gradbench.vocabulary.exit import Exit
 
-# statuses settled, unsettled and skipped, two systems, ten seeds
-SUITE = """
-about = "A gate is tried on it."
 
-[[grid]]
-system = [
-  { name = "toy_cons", N = 2, D = 4, out = 2, drive_std = 1.0 },
-  { name = "toy_noncons", N = 2, D = 4, heads = 2, out = 2, drive_std = 1.0 },
-]
-estimator = ["bptt", "ep", "aep", "tbptt"]
-damp = 3.0
-T1 = [20, 200]
-T2 = [4, 60]
-beta = 0.1
-seed = { linspace = [0, 9, 10] }
-dtype = "float64"
-batch = 2
-
-[[check]]
-name = "aep follows BPTT"
-where = { estimator = "aep", T1 = 200, T2 = 60, status = "settled" }
-metric = "cosine_min"
-min = 0.9
-"""
-
-
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished run, which no test changes."""
-    folder = tmp_path_factory.mktemp("gate")
-    (folder / "gated.toml").write_text(SUITE)
-    done = gradbench.run(str(folder / "gated.toml"), out=folder, device="cpu")
-    return done.folder
-
-
-@pytest.fixture
-def run(finished: Path, tmp_path: Path) -> Run:
-    """A copy of it."""
-    return Run(Path(shutil.copytree(finished, tmp_path / finished.name)))
-
-
-def test_a_finished_run_passes(run: Run) -> None:
-    before = {p: p.read_bytes() for p in run.folder.rglob("*") if p.is_file()}
-    verdict = judge(run, deep=True)
-    assert (verdict.code, verdict.present) == (Exit.OK, 280)
+def test_a_finished_run_passes(gated: Run) -> None:
+    before = {p: p.read_bytes() for p in gated.folder.rglob("*") if p.is_file()}
+    verdict = judge(gated, deep=True)
+    assert (verdict.code, verdict.present) == (Exit.OK, 112)
     assert set(verdict.statuses) == {"settled", "unsettled", "skipped"}
-    (run.folder / "verdict.json").unlink()
-    assert {p: p.read_bytes() for p in run.folder.rglob("*") if p.is_file()} == before
+    (gated.folder / "verdict.json").unlink()
+    assert {p: p.read_bytes() for p in gated.folder.rglob("*") if p.is_file()} == before
 
 
-# A mutation of a table takes the table and gives another one, one of a file takes the run.
+# A mutation of a table takes the table and gives another one, one of a file takes the gated.
 
 Column = Callable[[list[Any]], list[Any]]
 
@@ -105,7 +65,7 @@ def rows(order: Callable[[int], Any], table: str = "cells") -> dict[str, Callabl
 
 
 def rekeyed(table: pa.Table) -> pa.Table:
-    """Seeds 10 to 19 in place of 0 to 9, under the keys that such cells have."""
+    """Seeds 10 to 13 in place of 0 to 3, under the keys that such cells have."""
     records = table.to_pylist()
     for row in records:
         row["seed"] += 10
@@ -127,18 +87,18 @@ TABLE: dict[str, tuple[dict[str, Callable[[pa.Table], pa.Table]], str, str]] = {
     "half removed and half doubled": (
         rows(lambda n: [*range(n // 2)] * 2),
         "every planned cell",
-        "140 cells of the plan",
+        "56 cells of the plan",
     ),
-    "the same, and what is doubled": (rows(lambda n: [*range(n // 2)] * 2), "every cell once", "140 cells stand"),
-    "290 rows of 280": (
+    "the same, and what is doubled": (rows(lambda n: [*range(n // 2)] * 2), "every cell once", "56 cells stand"),
+    "122 rows of 112": (
         rows(lambda n: [*range(n), *range(10)]),
         "every cell once",
         "10 cells stand there more than once",
     ),
-    "no rows": (rows(lambda n: []), "every planned cell", "280 cells"),
+    "no rows": (rows(lambda n: []), "every planned cell", "112 cells"),
     "rows in another order": (rows(lambda n: range(n - 1, -1, -1)), "rows in the order of the plan", "another order"),
-    "seeds 10 to 19 for 0 to 9": (column("seed", every(lambda s: s + 10)), KEY, "seed = 10, in the plan 0"),
-    "such seeds with their keys": ({"cells": rekeyed}, "no cell that is not planned", "280 cells are not in the plan"),
+    "seeds 10 to 13 for 0 to 3": (column("seed", every(lambda s: s + 10)), KEY, "seed = 10, in the plan 0"),
+    "such seeds with their keys": ({"cells": rekeyed}, "no cell that is not planned", "112 cells are not in the plan"),
     "all keys equal": (column("cell", lambda k: k[:1] * len(k)), "every cell once", "1 cell stand"),
     "a renamed key": (
         column("cell", first("0" * 16)),
@@ -332,32 +292,32 @@ def rewrite(run: Run, changes: dict[str, Callable[[pa.Table], pa.Table]], *, dig
 
 
 @pytest.mark.parametrize("name", TABLE)
-def test_a_mutated_table_is_caught_by_its_digest_and_by_the_rule_that_it_breaks(run: Run, name: str) -> None:
+def test_a_mutated_table_is_caught_by_its_digest_and_by_the_rule_that_it_breaks(gated: Run, name: str) -> None:
     changes, rule, message = TABLE[name]
-    rewrite(run, changes, digests=True)
-    faults = verify(run)[1]
+    rewrite(gated, changes, digests=True)
+    faults = verify(gated)[1]
     assert [f.detail for f in faults if f.name == rule and pc.match_substring_regex(f.detail, message).as_py()], faults
     assert not [f for f in faults if f.name.startswith("tables are")]
     with pytest.raises(StoreError, match=rule):
-        trusted(run)
+        trusted(gated)
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_a_table_that_was_written_again_is_not_that_of_the_records(run: Run, name: str) -> None:
-    rewrite(run, {name: lambda table: table.slice(1)}, digests=False)
-    verdict = judge(run)
+def test_a_table_that_was_written_again_is_not_that_of_the_records(gated: Run, name: str) -> None:
+    rewrite(gated, {name: lambda table: table.slice(1)}, digests=False)
+    verdict = judge(gated)
     assert verdict.code is Exit.STORE
     details = [f.detail for f in verdict.findings if f.name == "tables are as they were made"]
-    assert details == [f"{run.folder / name}.parquet: is another table than the one that the records made"]
+    assert details == [f"{gated.folder / name}.parquet: is another table than the one that the records made"]
     assert verdict.line.startswith("VERDICT damaged (5)  ")
 
 
-def test_what_keeps_every_rule_and_every_digest_is_found_by_making_the_tables_again(run: Run) -> None:
-    rewrite(run, column("seconds", first(99.0), status="settled"), digests=True)
-    assert judge(run).code is Exit.OK
-    verdict = judge(run, deep=True)
+def test_what_keeps_every_rule_and_every_digest_is_found_by_making_the_tables_again(gated: Run) -> None:
+    rewrite(gated, column("seconds", first(99.0), status="settled"), digests=True)
+    assert judge(gated).code is Exit.OK
+    verdict = judge(gated, deep=True)
     assert verdict.code is Exit.STORE
-    assert [f.detail for f in verdict.findings] == [f"{run.folder / 'cells.parquet'}: other values in seconds"]
+    assert [f.detail for f in verdict.findings] == [f"{gated.folder / 'cells.parquet'}: other values in seconds"]
 
 
 def edit(run: Run, name: str, change: Callable[[dict[str, Any]], object]) -> None:
@@ -465,14 +425,14 @@ FILES: dict[str, tuple[Callable[[Run], object], str, str]] = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_mutated_file_is_caught_and_named(run: Run, name: str) -> None:
+def test_a_mutated_file_is_caught_and_named(gated: Run, name: str) -> None:
     mutate, rule, message = FILES[name]
-    mutate(run)
-    verdict = judge(run)
+    mutate(gated)
+    verdict = judge(gated)
     assert verdict.code is Exit.STORE
     faults = verdict.findings
     assert [f for f in faults if f.name == rule and pc.match_substring_regex(f.detail, message).as_py()], faults
-    assert json.loads((run.folder / "verdict.json").read_text())["verdict"] == "damaged"
+    assert json.loads((gated.folder / "verdict.json").read_text())["verdict"] == "damaged"
 
 
 @pytest.fixture(scope="session")
@@ -483,65 +443,76 @@ def failing(finished: Path) -> Path:
     return done.folder
 
 
+def test_a_run_in_which_nothing_settles_passes_no_check_of_a_metric(finished: Path, tmp_path: Path) -> None:
+    suite = tmp_path / "short.toml"
+    text = (
+        GATED.replace("T1 = [20, 200]", "T1 = 1").replace("T1 = 200, T2 = 60, ", "").replace(', status = "settled"', "")
+    )
+    suite.write_text(text.replace("min = 0.9", "min = -1"))
+    verdict = judge(gradbench.run(str(suite), out=tmp_path, device="cpu", overrides={"seed": 0}))
+    assert verdict.code is Exit.CHECK_FAILED
+    assert [(f.result, f.cells, f.detail) for f in verdict.findings] == [("none", 0, "no cell is settled: 4 unsettled")]
+
+
 @pytest.mark.parametrize("digests", [False, True])
-def test_the_tables_of_another_run_do_not_pass_for_its_own(run: Run, failing: Path, digests: bool) -> None:
-    target = Run(Path(shutil.copytree(failing, run.folder.parent / "failing")))
+def test_the_tables_of_another_run_do_not_pass_for_its_own(gated: Run, failing: Path, digests: bool) -> None:
+    target = Run(Path(shutil.copytree(failing, gated.folder.parent / "failing")))
     for name in (*(f"{name}.parquet" for name in TABLES), *([DIGESTS] if digests else [])):
-        shutil.copy(run.folder / name, target.folder / name)
+        shutil.copy(gated.folder / name, target.folder / name)
     verdict = judge(target)
     assert verdict.code is Exit.STORE
     names = {f.name for f in verdict.findings}
-    assert {"tables are of this run", "no cell that is not planned", "every planned cell"} <= names
+    assert {"tables are of this gated", "no cell that is not planned", "every planned cell"} <= names
     assert ("tables are made of the records" if digests else "tables are as they were made") in names
 
 
-def test_a_run_that_goes_on_is_judged_by_its_records_and_nothing_of_it_is_written(run: Run) -> None:
+def test_a_run_that_goes_on_is_judged_by_its_records_and_nothing_of_it_is_written(gated: Run) -> None:
     for name in (DIGESTS, "cells.parquet", "params.parquet"):
-        (run.folder / name).unlink()
-    gone = record(run)
+        (gated.folder / name).unlink()
+    gone = record(gated)
     rows_gone = len(read_table(gone, RECORD))
     gone.unlink()
-    before = sorted(p.name for p in run.folder.iterdir())
-    verdict = judge(run)
+    before = sorted(p.name for p in gated.folder.iterdir())
+    verdict = judge(gated)
     assert verdict.snapshot is not None
     assert not verdict.snapshot.finished
-    assert (verdict.code, verdict.present) == (Exit.INCOMPLETE, 280 - rows_gone)
-    assert sorted(p.name for p in run.folder.iterdir()) == sorted([*before, "verdict.json"])
+    assert (verdict.code, verdict.present) == (Exit.INCOMPLETE, 112 - rows_gone)
+    assert sorted(p.name for p in gated.folder.iterdir()) == sorted([*before, "verdict.json"])
 
 
-def test_a_run_without_digests_is_judged_by_its_records_whatever_its_tables_say(run: Run) -> None:
-    rewrite(run, column("cosine_min", every(1.0)), digests=False)
-    (run.folder / DIGESTS).unlink()
-    whole = judge(run)
+def test_a_run_without_digests_is_judged_by_its_records_whatever_its_tables_say(gated: Run) -> None:
+    rewrite(gated, column("cosine_min", every(1.0)), digests=False)
+    (gated.folder / DIGESTS).unlink()
+    whole = judge(gated)
     assert whole.code is Exit.OK
     assert whole.snapshot is not None
     assert (whole.snapshot.cells["cosine_min"] < 0.99).any()
 
 
-def test_a_record_that_is_stored_outdates_the_tables(run: Run) -> None:
-    path = record(run)
+def test_a_record_that_is_stored_outdates_the_tables(gated: Run) -> None:
+    path = record(gated)
     kept = read_table(path, RECORD).to_pylist()
-    run.keep(path.stem, kept)
-    assert run.digests is None
-    assert judge(run).code is Exit.OK
+    gated.keep(path.stem, kept)
+    assert gated.digests is None
+    assert judge(gated).code is Exit.OK
 
 
-def test_what_changes_while_it_is_read_is_read_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another process ends a run between the digests and the tables: no fault, and no half of each."""
-    good, calls = (run.folder / "cells.parquet").read_bytes(), iter(range(9))
+def test_what_changes_while_it_is_read_is_read_again(gated: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process ends a gated between the digests and the tables: no fault, and no half of each."""
+    good, calls = (gated.folder / "cells.parquet").read_bytes(), iter(range(9))
     table = Run.table
 
     def changing(self: Run, name: str) -> pa.Table:
         if name == "cells" and next(calls) == 0:
-            rewrite(run, rows(lambda n: range(1, n)), digests=False)
+            rewrite(gated, rows(lambda n: range(1, n)), digests=False)
             seen = table(self, name)
-            (run.folder / "cells.parquet").write_bytes(good)
-            edit(run, DIGESTS, lambda d: None)  # as `compact` ends
+            (gated.folder / "cells.parquet").write_bytes(good)
+            edit(gated, DIGESTS, lambda d: None)  # as `compact` ends
             return seen
         return table(self, name)
 
     monkeypatch.setattr(Run, "table", changing)
-    snapshot, faults = verify(run)
+    snapshot, faults = verify(gated)
     assert not faults
     assert snapshot is not None
-    assert len(snapshot.cells) == 280
+    assert len(snapshot.cells) == 112

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 Result = Literal["pass", "fail", "none"]
-Kind = Literal["store", "check"]
+Kind = Literal["store", "check", "baseline"]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One claim about a run: that its store is whole, that a check of its suite holds."""
+    """One claim about a run: that its store is whole, that a check of its suite holds, that a baseline is reached."""
 
     name: str
     result: Result  # none: nothing could be said, which is a failure

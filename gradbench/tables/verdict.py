@@ -6,7 +6,9 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from gradbench.errors import StoreError
 from gradbench.planning.suites import Check
+from gradbench.tables.baselines import Demand, compare_with
 from gradbench.tables.checks import evaluate
 from gradbench.tables.findings import Finding, Kind
 from gradbench.tables.snapshots import Snapshot
@@ -40,8 +42,10 @@ class Verdict:
     def line(self) -> str:
         """The verdict in one line."""
         told = self._passed("check", "checks")
+        if self.of("baseline"):
+            told += f", {self._passed('baseline', 'comparisons')}"
         if self.code is Exit.STORE:
-            told = f"{len(self.findings)} {'fault' if len(self.findings) == 1 else 'faults'}"
+            told = f"{len(self.of('store'))} {'fault' if len(self.of('store')) == 1 else 'faults'}"
         return f"VERDICT {_WORDS[self.code]} ({self.code.value})  {told}, {self.present} of {self.planned} cells"
 
     def of(self, kind: Kind) -> list[Finding]:
@@ -64,11 +68,11 @@ class Verdict:
         }
 
 
-def judge(run: Run, *, deep: bool = False) -> Verdict:
+def judge(run: Run, *, deep: bool = False, demand: Demand | None = None) -> Verdict:
     """Verify a run, evaluate its checks and store verdict.json, which is all that is written.
 
     A run that goes on, or that was cut off, is judged by the records that it has. `deep` makes the tables again from
-    the records, and compares.
+    the records, and compares. `demand` names a baseline that the run is compared with.
     """
     snapshot, faults = verify(run, deep=deep)
     planned, statuses = 0, Counter[str]()
@@ -80,16 +84,28 @@ def judge(run: Run, *, deep: bool = False) -> Verdict:
     findings, code = faults, Exit.STORE
     if snapshot is not None and not faults:
         claims, cells = snapshot.claims, snapshot.cells
-        findings = tuple(evaluate(Check(**check), cells) for check in claims["check"])
         unmeasured = 0 if claims["allow_incomplete"] else sum(statuses[s] for s in Status if s.incomplete)
+        findings = tuple(evaluate(Check(**check), cells) for check in claims["check"])
+        findings += _compared(demand, snapshot)
         code = _code(findings, incomplete=present < planned or unmeasured > 0)
     verdict = Verdict(run.id, code, planned, present, dict(statuses), findings, snapshot)
     write_json(run.folder / "verdict.json", verdict.to_json())
     return verdict
 
 
+def _compared(demand: Demand | None, snapshot: Snapshot) -> tuple[Finding, ...]:
+    """The comparison with a baseline; a fault of the store where the baseline cannot be read."""
+    if demand is None:
+        return ()
+    try:
+        return tuple(compare_with(demand, snapshot))
+    except StoreError as error:
+        return (Finding("the baseline can be read", "fail", 0, str(error), kind="store"),)
+
+
 def _code(findings: tuple[Finding, ...], *, incomplete: bool) -> Exit:
     codes = [
+        Exit.STORE if any(f.kind == "store" for f in findings) else Exit.OK,
         Exit.INCOMPLETE if incomplete else Exit.OK,
         Exit.OK if all(f.passed for f in findings) else Exit.CHECK_FAILED,
         Exit.OK if findings else Exit.NOTHING,

@@ -1,0 +1,338 @@
+"""Baselines: a run that reads worse than its suite did fails, and so does one that cannot be compared."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import gradbench
+from gradbench.cli import _code
+from gradbench.errors import StoreError, UserError
+from gradbench.tables.baselines import SCHEMA_OF_BASELINE, SUITE, Demand, path_of, read_baseline, set_baseline
+from gradbench.tables.placeholders import skipped_rows
+from gradbench.tables.store import Run, write_json, write_table
+from gradbench.tables.verdict import Verdict, judge
+from gradbench.vocabulary.exit import Exit
+
+ROOT = Path(__file__).parents[1]
+Rows = list[dict[str, Any]]
+HERE = {"system": "toy_noncons", "estimator": "aep", "T1": 200, "T2": 60, "seed": 3}  # a settled cell
+
+
+def remeasured(run: Run, change: Callable[[dict[str, Any]], object]) -> Run:
+    """Store every record of a run again, with changed rows, as another measurement would."""
+    for path in sorted((run.folder / "records").glob("*.parquet")):
+        rows = run.record(path.stem).to_pylist()
+        for row in rows:
+            change(row)
+        run.keep(path.stem, rows)
+    run.compact(skipped_rows(run.plan))
+    return run
+
+
+def reading(row: dict[str, Any], cosine: float, ratio: float = 1.0) -> None:
+    """A cosine and a norm ratio, the same in every parameter, with the error that follows."""
+    for read in (row, *row["params"]):
+        error = math.sqrt(max(1 + ratio**2 - 2 * ratio * cosine, 0))
+        read |= {"cosine": cosine, "norm_ratio": ratio, "rel_error": error}
+    attention = any(p["param"] in ("WQ", "WK", "WV", "WO") for p in row["params"])
+    row |= {"cosine_min": cosine, "cosine_mean": cosine, "cosine_attn": cosine if attention else math.nan}
+
+
+def at(place: dict[str, Any], change: Callable[[dict[str, Any]], object]) -> Callable[[dict[str, Any]], object]:
+    return lambda row: change(row) if all(row[k] == v for k, v in place.items()) else None
+
+
+@pytest.fixture
+def demand(gated: Run, tmp_path: Path) -> Demand:
+    """The baseline of a run in which the cell HERE reads 0.99."""
+    remeasured(gated, at(HERE, lambda row: reading(row, 0.99)))
+    return Demand(set_baseline([gated], tmp_path, ["dirty"]))
+
+
+def compared(run: Run, demand: Demand) -> tuple[Verdict, dict[str, Any]]:
+    verdict = judge(run, demand=demand)
+    return verdict, {f.name: f for f in verdict.of("baseline")}
+
+
+def test_a_run_is_as_good_as_it_was(gated: Run, demand: Demand) -> None:
+    verdict, findings = compared(gated, demand)
+    assert verdict.code is Exit.OK
+    assert set(findings) > {"every cell of the baseline", "what was settled is settled", "cosine_min is no worse"}
+    assert all(f.result == "pass" for f in findings.values())
+    assert verdict.line.startswith(f"VERDICT pass (0)  1 of 1 checks, {len(findings)} of {len(findings)} comparisons, ")
+
+
+def unsettled(row: dict[str, Any]) -> None:
+    row |= {"status": "unsettled", "reason": "50% of the samples settled", "settled_share": 0.5, "residual": 0.1}
+
+
+def undefined(row: dict[str, Any]) -> None:
+    infinite = {
+        "cosine": math.nan,
+        "norm_ratio": math.inf,
+        "rel_error": math.inf,
+        "reason": "the estimate is not finite",
+    }
+    for read in (row, *row["params"]):
+        read |= infinite
+    row |= {"cosine_min": math.nan, "cosine_mean": math.nan, "cosine_attn": math.nan, "worst": ""}
+    row |= {"params_undefined": len(row["params"])}
+
+
+WORSE: dict[str, tuple[Callable[[dict[str, Any]], object], str, str]] = {
+    "a cosine of 0.1": (
+        lambda r: reading(r, 0.1),
+        "cosine is no worse",
+        r"1 are worse, most 0\.99 -> 0\.1 at \w{16}, toy_nonc",
+    ),
+    "a cosine_min of 0.1": (
+        lambda r: reading(r, 0.1),
+        "cosine_min is no worse",
+        r"0\.99 -> 0\.1 at .* seed=3, allowed 0\.001$",
+    ),
+    "a cosine_mean of 0.1": (lambda r: reading(r, 0.1), "cosine_mean is no worse", r"0\.99 -> 0\.1 at"),
+    "an error": (lambda r: reading(r, 0.1), "rel_error is no worse", r"0\.141421 -> 1\.34164 at"),
+    "twice the norm": (lambda r: reading(r, 0.99, 2.0), "norm_ratio is no worse", "1 -> 2 at"),
+    "half the norm": (lambda r: reading(r, 0.99, 0.5), "norm_ratio is no worse", r"1 -> 0\.5 at"),
+    "a little more than the tolerance": (lambda r: reading(r, 0.9889), "cosine is no worse", r"0\.99 -> 0\.9889 at"),
+    "no cosine": (undefined, "cosine is no worse", "0.99 -> nan at"),
+    "a status": (
+        unsettled,
+        "what was settled is settled",
+        r"1 no longer, first settled -> unsettled at \w{16}, toy_noncons",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WORSE)
+def test_a_run_that_is_worse_in_one_cell_fails(gated: Run, demand: Demand, name: str) -> None:
+    change, finding, message = WORSE[name]
+    verdict, findings = compared(remeasured(gated, at(HERE, change)), demand)
+    assert verdict.code is Exit.CHECK_FAILED
+    assert findings[finding].result == "fail"
+    pytest.raises(ValueError, match=message).matches(ValueError(findings[finding].detail)) or pytest.fail(str(findings))
+
+
+def test_what_is_better_or_within_the_tolerance_passes_and_a_smaller_tolerance_finds_it(
+    gated: Run, demand: Demand
+) -> None:
+    remeasured(gated, at(HERE, lambda row: reading(row, 0.98995)))
+    assert compared(gated, demand)[0].code is Exit.OK
+    strict = Demand(demand.path, tolerance=1e-5)
+    assert compared(gated, strict)[1]["cosine is no worse"].result == "fail"
+    assert compared(remeasured(gated, at(HERE, lambda row: reading(row, 0.9999))), strict)[0].code is Exit.OK
+
+
+def test_a_floor_holds_whatever_the_tolerance_where_the_baseline_keeps_to_it(gated: Run, demand: Demand) -> None:
+    remeasured(gated, at(HERE, lambda row: reading(row, 0.98995)))
+    for floors, result in (
+        ({"cosine_min": 0.9899}, "pass"),
+        ({"cosine_min": 0.98998}, "fail"),
+        ({"cosine_min": 2.0}, "none"),
+    ):
+        findings = compared(gated, Demand(demand.path, 1e-3, floors))[1]
+        assert findings["cosine_min keeps to {cosine_min:g}".format(**floors)].result == result
+    assert (
+        compared(gated, Demand(demand.path, 1e-3, {"rel_error": 0.1416}))[1]["rel_error keeps to 0.1416"].result
+        == "fail"
+    )
+
+
+def test_a_cause_that_changed_is_told_and_decides_nothing(gated: Run, demand: Demand) -> None:
+    def other(row: dict[str, Any]) -> None:
+        row["cause"] = "clip" if row["cause"] else None
+
+    verdict, findings = compared(remeasured(gated, other), demand)
+    assert verdict.code is Exit.OK
+    assert " have another cause, first " in findings["what was settled is settled"].detail
+
+
+def test_a_dropped_cell_fails_and_a_new_one_is_told(gated: Run, finished: Path, demand: Demand, tmp_path: Path) -> None:
+    suite = str(finished.parents[2] / "gated.toml")
+    part = gradbench.run(suite, out=tmp_path / "part", device="cpu", overrides={"seed": [0, 1, 2]})
+    verdict, findings = compared(part, demand)
+    coverage = findings["every cell of the baseline"]
+    assert (verdict.code, coverage.result, coverage.cells) == (Exit.CHECK_FAILED, "fail", 78)
+    assert "; 26 are missing, first " in coverage.detail
+    smaller = Demand(set_baseline([part], tmp_path / "part", ["dirty"]))
+    coverage = compared(gated, smaller)[1]["every cell of the baseline"]
+    assert coverage.result == "pass"
+    assert "; 26 cells are new, first " in coverage.detail
+    other = gradbench.run(suite, out=tmp_path / "other", device="cpu", overrides={"seed": 77})
+    verdict, findings = compared(other, demand)
+    assert (verdict.code, [f.result for f in findings.values()]) == (Exit.CHECK_FAILED, ["none"])
+    assert findings["every cell of the baseline"].detail.endswith("the run none of them: nothing was compared")
+
+
+def changed(table: pa.Table, name: str, value: Any) -> pa.Table:
+    values = table[name].to_pylist()
+    row = next(i for i, status in enumerate(table["status"].to_pylist()) if status == "settled")
+    values[row] = value
+    return table.set_column(table.column_names.index(name), name, pa.array(values, table[name].type))
+
+
+DAMAGE: dict[str, tuple[Callable[[pa.Table], pa.Table], str]] = {
+    "a renamed key": (lambda t: changed(t, "cell", "0" * 16), "0000 is not the digest of its coordinates"),
+    "a renamed estimator": (lambda t: changed(t, "estimator", "app"), "is not the digest of its coordinates"),
+    "a doubled row": (lambda t: pa.concat_tables([t, t.slice(0, 1)]), "a cell stands there more than once"),
+    "a misspelt status": (lambda t: changed(t, "status", "setled"), "'setled' is not a status"),
+    "an infinite noise": (lambda t: changed(t, "cosine_noise", math.inf), "cosine of .* or its noise is no number"),
+    "a NaN as noise": (lambda t: changed(t, "rel_error_noise", math.nan), "rel_error of .* or its noise is no number"),
+    "a negative noise": (lambda t: changed(t, "cosine_noise", -1.0), "cosine of .* or its noise is no number"),
+    "a cosine of 7": (lambda t: changed(t, "cosine_min", 7.0), "cosine_min of .* or its noise is no number"),
+    "another schema": (
+        lambda t: t.replace_schema_metadata({**t.schema.metadata, b"gradbench.schema": b"baseline 0"}),
+        "schema version baseline 0, this gradbench reads baseline 1",
+    ),
+    "other columns": (lambda t: t.drop(["cosine"]), "its columns are not those of schema version baseline 1"),
+    "another suite": (
+        lambda t: t.replace_schema_metadata({**t.schema.metadata, SUITE: b"toy"}),
+        "is the baseline of the suite 'toy', and the run is of 'gated'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_baseline_is_exit_5_and_named(gated: Run, demand: Demand, name: str) -> None:
+    damage, message = DAMAGE[name]
+    write_table(demand.path, damage(pq.read_table(demand.path)))
+    verdict = judge(gated, demand=demand)
+    (fault,) = verdict.of("store")
+    assert verdict.code is Exit.STORE
+    assert json.loads((gated.folder / "verdict.json").read_text())["verdict"] == "damaged"
+    with pytest.raises(StoreError, match=message) as raised:
+        read_baseline(demand.path, "gated")
+    assert fault.detail == str(raised.value)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+def test_a_torn_baseline_is_exit_5(gated: Run, demand: Demand, share: float) -> None:
+    content = demand.path.read_bytes()
+    demand.path.write_bytes(content[: int(share * len(content))])
+    verdict = judge(gated, demand=demand)
+    assert (verdict.code, len(verdict.of("store"))) == (Exit.STORE, 1)
+
+
+def test_an_emptied_baseline_and_one_without_a_settled_cell_have_no_verdict(gated: Run, demand: Demand) -> None:
+    table = pq.read_table(demand.path)
+    write_table(demand.path, table.slice(0, 0))
+    verdict, findings = compared(gated, demand)
+    assert (verdict.code, [f.result for f in findings.values()]) == (Exit.CHECK_FAILED, ["none"])
+    status = pa.array(["unsettled"] * len(table), pa.string())
+    write_table(demand.path, table.set_column(table.column_names.index("status"), "status", status))
+    verdict, findings = compared(gated, demand)
+    assert (verdict.code, findings["numbers"].result) == (Exit.CHECK_FAILED, "none")
+
+
+def test_a_baseline_of_several_runs_has_medians_and_spreads(finished: Path, tmp_path: Path) -> None:
+    suite = str(finished.parents[2] / "gated.toml")
+    runs = [gradbench.run(suite, out=tmp_path, device="cpu", overrides={"seed": 3}, fresh=True) for _ in range(3)]
+    for run, cosine in zip(runs, (0.97, 0.99, 0.98), strict=True):
+        remeasured(run, at(HERE, lambda row, cosine=cosine: reading(row, cosine)))
+    unsettled_at = HERE | {"estimator": "ep"}
+    remeasured(runs[1], at(unsettled_at, unsettled))
+    table = read_baseline(set_baseline(runs, tmp_path, ["dirty"]), "gated").to_pandas()
+    (row,) = (r for r in table.to_dict("records") if all(r[k] == v for k, v in HERE.items()))
+    assert (row["cosine"], row["cosine_noise"]) == (0.98, pytest.approx(0.02))
+    (row,) = (r for r in table.to_dict("records") if all(r[k] == v for k, v in unsettled_at.items()))
+    assert row["status"] == "unsettled"
+    remeasured(runs[0], at(HERE, lambda row: reading(row, 0.93)))
+    demand = Demand(path_of("gated", tmp_path))
+    assert compared(runs[0], demand)[1]["cosine is no worse"].result == "pass"  # three times the noise
+    remeasured(runs[0], at(HERE, lambda row: reading(row, 0.91)))
+    assert compared(runs[0], demand)[1]["cosine is no worse"].result == "fail"
+
+
+@pytest.mark.parametrize(("dtype", "noise"), [("float64", 1e-8), ("float32", 1e-4)])
+def test_the_noise_of_one_run_is_that_of_its_dtype(finished: Path, tmp_path: Path, dtype: str, noise: float) -> None:
+    suite = str(finished.parents[2] / "gated.toml")
+    run = gradbench.run(suite, out=tmp_path, device="cpu", overrides={"seed": 3, "dtype": dtype})
+    table = read_baseline(set_baseline([run], tmp_path, ["dirty"]), "gated").to_pandas()
+    assert set(table["cosine_noise"].dropna()) == {noise}
+    assert np.allclose(table["rel_error_noise"].dropna(), math.sqrt(2 * noise))
+    assert list(table.columns) == SCHEMA_OF_BASELINE.names
+
+
+def env_of(run: Run, **changes: Any) -> None:
+    write_json(run.folder / "env.json", run.env | changes)
+    run.compact(skipped_rows(run.plan))
+
+
+def test_a_baseline_refuses_what_it_should_not_be_made_of_unless_told(
+    gated: Run, finished: Path, tmp_path: Path
+) -> None:
+    env_of(gated, dirty=True)
+    with pytest.raises(UserError, match=r"is dirty: it was made by code that differs.*--allow dirty"):
+        set_baseline([gated], tmp_path)
+    env_of(gated, dirty=False)
+    set_baseline([gated], tmp_path).unlink()
+    suite = str(finished.parents[2] / "gated.toml")
+    other = gradbench.run(suite, out=tmp_path, device="cpu", overrides={"seed": 3})
+    env_of(other, dirty=False)
+    with pytest.raises(UserError, match=r"is foreign: its plan is .*--allow foreign"):
+        set_baseline([gated, other], tmp_path)
+    assert set_baseline([gated, other], tmp_path, ["foreign"]).is_file()
+    with pytest.raises(UserError, match="is named twice"):
+        set_baseline([gated, gated], tmp_path)
+    with pytest.raises(UserError, match=r"--allow dirt: .*Did you mean 'dirty'"):
+        set_baseline([gated], tmp_path, ["dirt"])
+    write_table(gated.folder / "blocks.parquet", gated.table("blocks").slice(1))
+    with pytest.raises(UserError, match=r"is damaged: tables are as they were made: .*blocks.parquet"):
+        set_baseline([gated], tmp_path)
+    assert set_baseline([gated], tmp_path, ["damaged"]).is_file()
+    (gated.folder / "tables.json").unlink()
+    next((gated.folder / "records").iterdir()).unlink()
+    with pytest.raises(UserError, match=r"is partial: .* of 112 cells were not measured"):
+        set_baseline([gated], tmp_path)
+    (gated.folder / "plan.json").unlink()
+    with pytest.raises(StoreError, match=r"plan\.json: No such file"):
+        set_baseline([gated], tmp_path, ["damaged", "partial"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--floor", "cosin=0.9"], "floor 'cosin': is no metric with a direction. Did you mean 'cosine'?"),
+        (["--floor", "cosine=high"], "cosine = 'high' is not a number"),
+        (["--tolerance", "nan"], "tolerance = nan is not finite"),
+        (["--tolerance=-1"], "tolerance = -1.0: expected a number that is not negative"),
+        (
+            ["--baseline", "nowhere.parquet"],
+            "there is no baseline nowhere.parquet; make one with: gradbench baseline set",
+        ),
+    ],
+)
+def test_a_typo_is_a_mistake_of_the_command(
+    gated: Run, demand: Demand, capsys: Any, arguments: list[str], message: str
+) -> None:
+    assert _code(["check", str(gated.folder), "--out", str(demand.path.parents[1]), *arguments]) == Exit.USAGE
+    assert message in capsys.readouterr().err
+
+
+def test_check_takes_the_baseline_of_the_suite_where_there_is_one(gated: Run, demand: Demand, capsys: Any) -> None:
+    command = ["check", str(gated.folder), "--out", str(demand.path.parents[1])]
+    assert _code(command) == Exit.OK
+    assert "cosine_min is no worse" in capsys.readouterr().out
+    assert _code([*command, "--baseline", "none"]) == Exit.OK
+    assert "cosine_min is no worse" not in capsys.readouterr().out
+    remeasured(gated, at(HERE, lambda row: reading(row, 0.1)))
+    assert _code(command) == Exit.CHECK_FAILED
+    demand.path.unlink()
+    assert _code([*command, "--floor", "cosine=0.9"]) == Exit.USAGE
+    assert "there is no baseline" in capsys.readouterr().err
+
+
+def test_smoke_reads_as_its_baseline_says(tmp_path: Path) -> None:
+    run = gradbench.run(str(ROOT / "suites" / "smoke.toml"), out=tmp_path, device="cpu")
+    verdict, findings = compared(run, Demand(path_of("smoke", ROOT / "results")))
+    assert verdict.code is Exit.OK, [f for f in verdict.findings if not f.passed]
+    assert findings["every cell of the baseline"].cells == 32
