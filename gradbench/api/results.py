@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from gradbench.data.given import table
 from gradbench.errors import UserError, near_miss
 from gradbench.planning import registry, suites
 from gradbench.planning.suites import Suite
+from gradbench.tables.store import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from gradbench.commands.progress import CellWatch
     from gradbench.tables.findings import Finding
-    from gradbench.tables.store import Run
     from gradbench.tables.verdict import Verdict
 
 ITEMS = ("system", "estimator")  # keys of a grid that take what the session made
@@ -58,46 +57,13 @@ def _written(grid: object, where: str) -> dict[str, object]:
     return {str(k): registry.written(v) if k in ITEMS else v for k, v in content.items()}
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Results:
-    """The results of a run: its tables as pandas frames, its figures and its checks."""
-
-    run: Run
+class Results(Run):
+    """A run with its figures and checks. Its tables are pandas frames: cells, params, blocks, budget."""
 
     @property
-    def folder(self) -> Path:
-        """The folder of the run."""
-        return self.run.folder
-
-    @property
-    def cells(self) -> DataFrame:
-        """A row for every cell."""
-        return self.run.cells
-
-    @property
-    def params(self) -> DataFrame:
-        """A row for every cell and parameter."""
-        return self.run.params
-
-    @property
-    def blocks(self) -> DataFrame:
-        """A row for every cell and block of the state."""
-        return self.run.blocks
-
-    @property
-    def budget(self) -> DataFrame:
-        """The size of every cause, by cell and parameter."""
-        return self.run.budget
-
-    @property
-    def plan(self) -> dict[str, Any]:
-        """The plan of the run."""
-        return self.run.plan
-
-    @property
-    def env(self) -> dict[str, Any]:
-        """Device, versions and code of the run."""
-        return self.run.env
+    def run(self) -> Run:
+        """The run without figures and checks."""
+        return Run(self.folder)
 
     def plot(self, *names: str, folder: str | Path | None = None) -> dict[str, Figure]:
         """Figures by name, all of them where none is named; a figure with nothing to show is left out.
@@ -110,7 +76,7 @@ class Results:
         for name in names:
             if name not in known:
                 raise UserError(f"plot: there is no figure {name!r}{near_miss(name, known)}")
-        figures = dict(drawn(self.run, names))
+        figures = dict(drawn(self, names))
         for name, figure in figures.items() if folder is not None else ():
             save(figure, Path(str(folder)) / name)
         return figures
@@ -124,7 +90,7 @@ class Results:
         from gradbench.tables.verdict import judge
 
         if not claim:
-            return judge(self.run)
+            return judge(self)
         keys = suites.Check.model_fields
         where = dict(claim.get("where") or {}) | {k: v for k, v in claim.items() if k not in keys}
         named = {k: v for k, v in claim.items() if k in keys} | {"name": "check", "where": where}
@@ -157,4 +123,4 @@ def run(
     """
     named: dict[str, Any] = {"out": out, "device": device, "overrides": overrides, "engine": engine, "memory": memory}
     more: dict[str, Any] = {"certify": certify, "profile": profile, "fresh": fresh, "watch": watch}
-    return Results(running.run(suite, **named, **more))
+    return Results(running.run(suite, **named, **more).folder)

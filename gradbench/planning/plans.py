@@ -149,6 +149,7 @@ def plan(
         repeated += sum(cell in cells or cell in skipped for cell in reasons)
         cells |= {cell: None for cell, reason in reasons.items() if reason is None}
         skipped |= {cell: reason for cell, reason in reasons.items() if reason is not None}
+    _refuse_shared_labels((*cells, *skipped), where)
     return Plan(suite.name, tuple(cells), tuple(skipped.items()), points, folded, repeated, suite.decide())
 
 
@@ -178,6 +179,16 @@ def _points(grid: Grid, places: Mapping[str, str], given: Collection[str]) -> It
                 **{**point, **unused},
             )
             yield cell, reason or (estimator.skip_cell(point["T1"], point["T2"]) if "T1" in used else None)
+
+
+def _refuse_shared_labels(cells: Iterable[Cell], where: str) -> None:
+    """Raise UserError where two systems or two rules have one label: those from functions may share a name."""
+    meant: dict[str, tuple[str, str]] = {}
+    for cell in cells:
+        pairs = ((cell.system, cell.system_options), (cell.estimator, cell.estimator_options))
+        for label, item in zip(cell.labels.values(), pairs, strict=True):
+            if meant.setdefault(label, item) != item:
+                raise UserError(f"{where}: two different items have the name {label!r}; give one another name")
 
 
 def _refuse_missing(system: AbstractSystem, used: Collection[str], axes: Mapping[str, tuple[Any, ...]]) -> None:
