@@ -15,7 +15,6 @@ from gradbench.tables.store import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from pandas import DataFrame
 
     from gradbench.commands.progress import CellWatch
     from gradbench.tables.findings import Finding

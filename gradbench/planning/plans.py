@@ -183,11 +183,11 @@ def _points(grid: Grid, places: Mapping[str, str], given: Collection[str]) -> It
 
 def _refuse_shared_labels(cells: Iterable[Cell], where: str) -> None:
     """Raise UserError where two systems or two rules have one label: those from functions may share a name."""
-    meant: dict[str, tuple[str, str]] = {}
+    meant: dict[tuple[str, str], tuple[str, str]] = {}
     for cell in cells:
         pairs = ((cell.system, cell.system_options), (cell.estimator, cell.estimator_options))
-        for label, item in zip(cell.labels.values(), pairs, strict=True):
-            if meant.setdefault(label, item) != item:
+        for (kind, label), item in zip(cell.labels.items(), pairs, strict=True):
+            if meant.setdefault((kind, label), item) != item:
                 raise UserError(f"{where}: two different items have the name {label!r}; give one another name")
 
 
