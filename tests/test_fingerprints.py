@@ -480,7 +480,6 @@ def test_a_custom_derivative_is_content_and_the_count_of_such_classes_is_not() -
         (torch.func.grad(torch.sum), torch.func.grad(torch.mean)),
         (torch.no_grad()(lambda: 1), torch.no_grad()(lambda: 2)),
     ],
-    ids=str,
 )
 def test_other_values_are_other_content(one: object, other: object) -> None:
     assert None not in (fingerprint(one), fingerprint(other))

@@ -15,9 +15,9 @@ from script import measure
 from gradbench.commands.running import prepare, run
 from gradbench.engine.draws import build
 from gradbench.engine.precision import isolated
+from gradbench.estimators.base import Role
 from gradbench.planning.cells import Cell
-from gradbench.planning.problems import Problem
-from gradbench.planning.selection import CONTROL
+from gradbench.planning.problems import Problem, rule_of
 
 # (suite, sampled cells, least ratio)
 SUITES = [("atlas", 24, 1000)] if DEVICE == "cuda" else [("aep", 20, 20)]
@@ -29,7 +29,8 @@ def test_suite(
     suite: str, sample: int, least: float, tmp_path: Path, ledger: Ledger, benchmark: BenchmarkFixture
 ) -> None:
     planned = prepare(suite)[1]
-    rules = [cell for cell in planned.cells if cell.estimator != CONTROL]  # a control is nothing to write a script for
+    # a control is nothing to write a script for
+    rules = [c for c in planned.cells if rule_of(c.estimator, c.estimator_options).role is not Role.CONTROL]
     rng = random.Random(0)
     chosen = rng.sample(rules, sample)
     seconds: list[float] = []
