@@ -541,8 +541,8 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "choice object": ({"estimator_options": {"nudge": X0}}, "is not a choice"),
     "device": ({"device": "tpu"}, "device = 'tpu' is not known"),
     "device object": ({"device": torch.device("meta")}, "device = 'meta' is not known"),
-    "system": ({"system": toy.ToyCons}, "system: got an ABCMeta, expected a name"),
-    "system object": ({"system": toy.ToyCons()}, "system: got a ToyCons, expected a name"),
+    "system": ({"system": int}, "system: got a type, expected a name"),
+    "system object": ({"system": object()}, "system: got an object, expected a name"),
     "estimator": ({"estimator": None}, "estimator: got None, expected a name"),
     "system name": ({"system": np.str_("toy_con")}, "system = 'toy_con' is not registered. Did you mean 'toy_cons'"),
 }

@@ -462,7 +462,7 @@ def test_the_tables_of_another_run_do_not_pass_for_its_own(gated: Run, failing: 
     verdict = judge(target)
     assert verdict.code is Exit.STORE
     names = {f.name for f in verdict.findings}
-    assert {"tables are of this gated", "no cell that is not planned", "every planned cell"} <= names
+    assert {"tables are of this run", "no cell that is not planned", "every planned cell"} <= names
     assert ("tables are made of the records" if digests else "tables are as they were made") in names
 
 

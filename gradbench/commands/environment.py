@@ -17,6 +17,7 @@ from gradbench.commands.progress import say
 from gradbench.data import datasets, origins
 from gradbench.data.fingerprints import fingerprint, undigested
 from gradbench.estimators.base import AbstractEstimator
+from gradbench.planning import registry
 from gradbench.systems.base import AbstractSystem
 
 Part = type[AbstractSystem] | type[AbstractEstimator]

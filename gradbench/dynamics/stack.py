@@ -111,11 +111,18 @@ class Looped(Plain):
         joined: Result = _joined(self._by_cell(function, *states), rows)
         return joined
 
+    @cached_property
+    def context(self) -> Any:
+        """What stays constant in every cell, by its number."""
+        return {str(c): f.context for c, f in enumerate(self._cells)}
+
     def activate(self, s: Float[Tensor, "*r c b n"]) -> Saved:
         """The activations of every cell, by its number."""
         system = self.closed
         assert system is not None
-        by_cell: Any = self._by_cell(lambda theta, x, knobs, s: system.activate(theta, x, {}, s, knobs), s)
+        by_cell: Any = self._by_cell(
+            lambda theta, x, knobs, k, s: system.activate(theta, x, k, s, knobs), self.context, s
+        )
         return {str(c): saved for c, saved in enumerate(by_cell)}
 
 
