@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from decimal import Decimal
+from enum import Enum
 from fractions import Fraction
 from operator import attrgetter
 from pathlib import Path
@@ -460,6 +461,22 @@ def test_what_is_not_asked_for_by_name_is_taken_from_any_table() -> None:
         assert fingerprint(measure(params=table)) == fingerprint(plain)
 
 
+class _Unreadable(dict[str, Any]):
+    def items(self) -> Any:
+        raise KeyError("no")
+
+
+# words as a program may keep them; `str` of one is its name
+Words: Any = Enum("Words", {"dtype": "float32", "system": "toy_noncons", "device": "cpu"}, type=str)
+
+
+def _nested(depth: int) -> list[Any]:
+    deep: list[Any] = [1.0]
+    for _ in range(depth):
+        deep = [deep]
+    return deep
+
+
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "complex": ({"params": {"b": np.zeros(4, complex)}}, "params['b']: got complex numbers, expected"),
     "complex in a list": ({"params": {"b": [1j, 0, 0, 0]}}, "params['b']: got complex"),
@@ -475,13 +492,23 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "None in a list": ({"params": {"b": [None, 0, 0, 0]}}, "with None in it"),
     "text": ({"params": {"b": "1234"}}, "params['b']: got a str"),
     "texts": ({"params": {"b": list("1234")}}, "params['b']: got a list of <U1"),
-    "dates": ({"params": {"b": np.zeros(4, "M8[s]")}}, "params['b']: got a ndarray of datetime64[s]"),
+    "dates": ({"params": {"b": np.zeros(4, "M8[s]")}}, "params['b']: got an ndarray of datetime64[s]"),
     "a table": ({"params": {"b": {"x": 1}}}, "params['b']: got a dict"),
     "a set": ({"params": {"b": {1, 2}}}, "params['b']: got a set"),
     "a generator": ({"params": {"b": (i for i in range(4))}}, "params['b']: got a generator"),
     "a function": ({"params": {"b": torch.zeros}}, "params['b']: got a builtin"),
     "a module": ({"params": {"b": torch.nn.Linear(4, 1)}}, "params['b']: got a Linear"),
     "ragged": ({"params": {"b": [[1, 2], [3]]}}, "params['b']: got a list that is no array"),
+    "nested": ({"params": {"b": torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)])}}, "got a nested tensor"),
+    "uninitialized": (
+        {"params": {"b": torch.nn.UninitializedParameter()}},
+        "got an UninitializedParameter that cannot",
+    ),
+    "unreadable table": ({"params": _Unreadable()}, "params: got a _Unreadable that cannot be read (KeyError: 'no')"),
+    "deep": ({"params": {"b": _nested(2000)}}, "params['b']: got lists more than 64 deep in each other"),
+    "true in a list": ({"params": {"b": [True, 2.0, 3, 4]}}, "got a list with true or false among numbers"),
+    "np.bool_ in a list": ({"params": {"b": [1.0, np.bool_(1), 3, 4]}}, "got a list with true or false among numbers"),
+    "x0 beyond squares": ({"data": {"x0": X0 * 1e30}}, "x0 has numbers of up to"),
     "masked": ({"params": {"b": np.ma.array(np.zeros(4), mask=[1, 0, 0, 0])}}, "masked entries"),
     "empty": ({"data": {"x0": torch.zeros(0, 2, 4)}}, "data['x0']: got shape (0, 2, 4), which holds no number"),
     "meta": ({"params": {"b": torch.zeros(4, device="meta")}}, "params['b']: got a tensor on the device meta"),
@@ -503,6 +530,11 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     # coordinates
     "T1": ({"T1": 0}, "T1 = 0 is below 1"),
+    "T1 huge": ({"T1": 10**9}, "T1 = 1000000000 is above 10,000,000"),
+    "T1 of 19 digits": ({"T1": 10**18}, "is above 10,000,000"),
+    "T1 of 20 digits": ({"T1": 10**19}, "is above 9223372036854775807"),
+    "T2 huge": ({"T2": 10**12}, "T2 = 1000000000000 is above 10,000,000"),
+    "T1 masked": ({"T1": np.ma.masked}, "T1 = masked is not a number"),
     "T1 half": ({"T1": 2.5}, "T1 = 2.5 is not a whole number"),
     "T1 word": ({"T1": "many"}, "T1 = 'many' is not a number"),
     "T1 bool": ({"T1": True}, "T1 = True is not a number"),
@@ -514,10 +546,18 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "T2 of meta": ({"T2": torch.tensor(3, device="meta")}, "is not a number"),
     "beta NaN": ({"beta": float("nan")}, "beta = nan is not finite"),
     "beta zero": ({"beta": np.float32(0)}, "beta = 0.0 is not positive"),
+    "beta denormal": ({"beta": 1e-310}, "beta = a number that is not 0 and below 2.2e-308 is too small"),
+    "beta denormal, float64": ({"beta": 1e-320, "dtype": "float64"}, "and below 2.2e-308 is too small"),
+    "eps denormal": ({"eps": np.float64(1e-320)}, "eps = a number that is not 0 and below 2.2e-308 is too small"),
+    "beta denormal in float32": ({"beta": 1e-40}, "beta = 1e-40 is too small for float32"),
+    "beta of numpy, denormal": ({"beta": np.float32(1e-40)}, "is too small for float32"),
+    "damp beyond float32": ({"damp": 1e300}, "damp = 1e+300 is too large for float32"),
+    "s beyond float32": ({"s": 1e39}, "s = 1e+39 is too large for float32, which holds numbers of up to 3.4e+38"),
     "beta huge": ({"beta": 10**400}, "beta = a number of more than 300 digits"),
     "beta decimal": ({"beta": Decimal("sNaN")}, "is not finite"),
     "seed": ({"seed": -1}, "seed = -1 is below 0"),
     "batch": ({"batch": 0}, "batch = 0 is below 1"),
+    "batch huge": ({"batch": 10**12}, "batch = 1000000000000 is above 1,000,000"),
     "batch half": ({"batch": 2.5}, "batch = 2.5 is not a whole number"),
     "dtype": ({"dtype": torch.float16}, "dtype = 'float16' is not a choice"),
     "dtype number": ({"dtype": 32}, "dtype = 32 is not a word"),
@@ -530,6 +570,26 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "option": ({"system_options": {"Heads": 2}}, "system_options['Heads']: system 'toy_noncons' has no such option"),
     "option type": ({"system_options": {"D": "4"}}, "system_options['D'] = '4' is a str; expected: int"),
+    "option None": ({"system_options": {"D": None}}, "system_options['D'] = None; expected: int"),
+    "option below 0": ({"system_options": {"drive_std": -1.0}}, "system_options['drive_std'] = -1.0 is below 0"),
+    "option beyond float32": (
+        {"system_options": {"drive_std": 1e300}},
+        "system_options['drive_std'] = 1e+300 is too large for float32",
+    ),
+    "options too large for memory": ({"system_options": {"D": 2**30, "heads": 1}}, "it does not fit into memory"),
+    "options JSON twice": ({"system_options": '{"D": 4, "D": 8}'}, "'D' stands there twice"),
+    "params_from None": (
+        {"system_options": {"params_from": None}},
+        "system_options['params_from']: got None, expected",
+    ),
+    "params_from list": ({"system_options": {"params_from": ["a"]}}, "system_options['params_from']: got a list"),
+    "params_from number": ({"system_options": {"params_from": 3}}, "system_options['params_from']: got an int"),
+    "params_from folder": (
+        {"system_options": {"params_from": "/tmp"}},
+        "system_options['params_from'] = '/tmp' is no training or checkpoint: it is a folder without a checkpoint.pt",
+    ),
+    "params_from zero byte": ({"system_options": {"params_from": "a\0b"}}, "it holds a zero byte"),
+    "params_from nowhere": ({"system_options": {"params_from": Path("no/where")}}, "'no/where' is no training"),
     "option half": ({"system_options": {"D": np.float64(4.5)}}, "system_options['D'] = 4.5 is a float; expected: int"),
     "option bool": ({"system_options": {"D": np.bool_(1)}}, "system_options['D'] = True is a bool; expected: int"),
     "option NaN": ({"system_options": {"drive_std": float("nan")}}, "system_options['drive_std'] = nan is not finite"),
@@ -540,6 +600,8 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "choice": ({"estimator_options": {"nudge": "centered"}}, "Did you mean 'centred'"),
     "choice object": ({"estimator_options": {"nudge": X0}}, "is not a choice"),
     "device": ({"device": "tpu"}, "device = 'tpu' is not known"),
+    "device index": ({"device": "cpu:99"}, "device = 'cpu:99' is not known; expected: auto, cpu, cuda or cuda:0"),
+    "device index word": ({"device": "cpu:foo"}, "device = 'cpu:foo' is not known"),
     "device object": ({"device": torch.device("meta")}, "device = 'meta' is not known"),
     "system": ({"system": int}, "system: got a type, expected a name"),
     "system object": ({"system": object()}, "system: got an object, expected a name"),
@@ -608,6 +670,7 @@ SCALARS: dict[str, dict[str, Any]] = {
     "dtype of torch": {"dtype": torch.float32},
     "dtype of numpy": {"dtype": np.dtype("float32")},
     "class of numpy": {"dtype": np.float32},
+    "word of an enum": {"dtype": Words.dtype, "system": Words.system, "device": Words.device},
     "word of numpy": {"dtype": np.str_("float32"), "system": np.str_("toy_noncons")},
     "device": {"device": torch.device("cpu")},
     "device with a number": {"device": torch.device("cpu", 0)},
@@ -729,6 +792,61 @@ def test_values_of_overrides_are_those_of_the_list(write_suite: Any, values: Any
     loaded, planned = prepare(write_suite(), {"T2": values, "beta": np.float32(0.5)})
     assert loaded.grid[0].T2 == (2, 4)
     assert planned.key == prepare(write_suite(), {"T2": [2, 4], "beta": 0.5})[1].key
+RUNS: dict[str, tuple[dict[str, Any], str]] = {
+    "out None": ({"out": None}, "out: got None, expected the path of a folder"),
+    "out number": ({"out": 3}, "out: got an int, expected the path of a folder"),
+    "out zero byte": ({"out": "a\0b"}, "out = 'a\\x00b' cannot be a path"),
+    "memory of many digits": ({"memory": "9" * 400 + "GiB"}, "memory: a number of 400 digits"),
+    "watch": ({"watch": 3}, "watch: got an int, expected a function"),
+    "certify": ({"certify": "no"}, "certify: got 'no', expected True or False"),
+    "fresh": ({"fresh": 1}, "fresh: got 1, expected True or False"),
+    "None": ({"overrides": {"T1": None}}, "None is no value: leave it out to take the default"),
+    "too large": ({"overrides": {"damp": 1e300}}, "damp = 1e+300 is too large for float32"),
+    "too many steps": ({"overrides": {"T1": 10**9}}, "1000000000 is above 10,000,000"),
+    "memory": ({"overrides": {"system": {"name": "toy_cons", "D": 2**30}}}, "it does not fit into memory"),
+}
+
+
+@pytest.mark.parametrize("mistake", RUNS)
+def test_a_mistake_in_run_is_told_before_there_is_a_folder(write_suite: Any, mistake: str) -> None:
+    suite = write_suite()
+    arguments, message = RUNS[mistake]
+    with pytest.raises(gb.UserError) as error:
+        gb.run(suite, **{"device": "cpu", "out": suite.parent / "out"} | arguments)
+    assert message in str(error.value)
+    assert not (suite.parent / "out").exists()
+
+
+TUNES: dict[str, tuple[tuple[Any, ...], str]] = {
+    "name": (
+        ("toy_noncons name=toy_cons", "ep", 0.9),
+        "there is no option 'name'; the name comes first: 'toy_noncons'",
+    ),
+    "text": (("toy_noncons", "ep", "0.9"), "want: '0.9' is not a number"),
+    "None": (("toy_noncons", "ep", None), "want: None is not a number; expected a number between 0 and 1"),
+    "one": (("toy_noncons", "ep", 1), "cosine_min = 1 is not between 0 and 1"),
+    "number": ((3, "ep", 0.9), "system: got an int, expected a name"),
+    "empty": (("toy_noncons", "", 0.9), "estimator: got '', expected a name"),
+    "watch": (("toy_noncons", "ep", 0.9, None, "cpu", 3), "watch: got an int"),
+}
+
+
+@pytest.mark.parametrize("mistake", TUNES)
+def test_a_mistake_in_tune_is_told(mistake: str) -> None:
+    arguments, message = TUNES[mistake]
+    with pytest.raises(gb.UserError) as error:
+        tune(*arguments)
+    assert message in str(error.value)
+
+
+def test_what_denormal_numbers_count_as_does_not_change_a_message() -> None:
+    with PROCESSES["denormals flushed"](), pytest.raises(gb.UserError, match=r"and below 2.2e-308 is too small"):
+        measure(beta=1e-310)
+
+
+def test_a_state_that_is_zero_from_the_start_is_told_as_such() -> None:
+    m = measure(batch=None, data={"x0": torch.zeros(2, 2, 4)}, system_options=SMALL | {"drive_std": 0.0})
+    assert (m.status, "nan" in m.reason) == ("collapsed", False), m.reason
 
 
 # forces that are none

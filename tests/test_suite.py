@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import get_args
@@ -154,6 +155,10 @@ def test_a_mistake_in_a_check_names_file_key_and_way_out(check: dict, words: str
         ({"name": ".."}, "cannot name a folder"),
         ({"name": "latest"}, "cannot name a folder"),
         ({"name": ""}, "cannot name a folder"),
+        ({"T1": 3}, "T1: unknown key; it is a key of grid"),
+        ({"metric": "cosine"}, "metric: unknown key; it is a key of check"),
+        ({"check": [{"name": "c", "metric": "cosine", "min": 0.9, "max": 0.1}]}, "min = 0.9 is above max = 0.1"),
+        ({"grid": [GRID | {"T1": None}]}, "T1: None is no value: leave it out to take the default"),
     ],
 )
 def test_a_mistake_at_the_top_names_file_key_and_way_out(content: dict, words: str) -> None:
@@ -207,7 +212,11 @@ def test_a_file_of_another_editor_is_read(tmp_path: Path, text: bytes) -> None:
         (GOOD.encode("utf-16-le"), "zero bytes, as UTF-16 does"),
         (GOOD.encode() + b"\0", "zero bytes"),
         (b"\0" * 100, "zero bytes"),
-        (GOOD.replace("x", "gr\u00fcn").encode("latin-1"), "utf-8"),
+        (GOOD.replace("x", "gr\u00fcn").encode("latin-1"), "line 1 holds the byte 0xfc, which is not UTF-8"),
+        (GOOD.encode() + b"T1 = 3\n# \xe9", "line 6 holds the byte 0xe9"),
+        (GOOD.encode() + b"T1 = 3\nT1 = 4\n", "line 6 sets a key that has a value already: T1 = 4"),
+        (GOOD.encode() + b"\xef\xbb\xbf[[check]]\n", "line 5 holds a byte order mark"),
+        (GOOD.encode() + b"T1 = \n", "line 5, column 6.: T1 ="),
         (b"a = " + b"[" * 5000, "nested too deep"),
         (b"a = " + b"[" * 5000 + b"]" * 5000, "nested too deep"),
         (b"a = " + b"{ a = " * 5000, "nested too deep"),
@@ -224,7 +233,7 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path: Path, text: bytes, words: s
     assert files.about(path).startswith("unreadable: ")
 
 
-@pytest.mark.parametrize("name", ["smok", "suites/smok.toml", "no/such/folder.toml", "x" * 5000, "suites", "a\0b", ""])
+@pytest.mark.parametrize("name", ["smok", "suites/smok.toml", "no/such/folder.toml", "x" * 5000, "a\0b", ""])
 def test_a_suite_that_does_not_exist_is_a_user_error(name: str) -> None:
     with pytest.raises(UserError, match="does not exist"):
         files.find(name, files.SUITES, "suite")
@@ -234,6 +243,42 @@ def test_a_misspelt_suite_names_the_near_miss() -> None:
     for name in ("smok", "Smoke", "smoke.toml", "smok.toml", "nowhere/smoke.toml"):
         with pytest.raises(UserError, match="Did you mean 'smoke'"):
             files.find(name, files.SUITES, "suite")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("d.toml", "suite 'd.toml': expected a TOML file, and this is a folder"),
+        ("loop.toml", "this is a symbolic link that leads to nothing"),
+        ("pipe.toml", "this is a device or a pipe"),
+        ("/dev/null", "suite '/dev/null': expected a TOML file, and this is a device or a pipe"),
+        ("d", "this is a folder"),
+        ("S", "suite 'S' does not exist. Did you mean 's.toml'?"),
+        ("s", "Did you mean 's.toml'?"),
+        ("s.TOML", "Did you mean 's.toml'?"),
+        ("smoke.toml", "suite 'smoke.toml' does not exist. Did you mean 'smoke'?"),
+        ("quick", "suite 'quick' does not exist, but a training of this name does: gradbench train quick"),
+        (3, "suite: got an int, expected a path or a name"),
+        (None, "suite: got None, expected a path or a name"),
+        (b"s.toml", "suite: got a bytes, expected a path or a name"),
+    ],
+)
+def test_what_stands_in_the_place_of_a_file_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: object, words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("s.toml").touch()
+    Path("d.toml").mkdir()
+    Path("d").mkdir()
+    Path("loop.toml").symlink_to("loop.toml")
+    os.mkfifo("pipe.toml")
+    with pytest.raises(UserError) as caught:
+        files.find(name, files.SUITES, "suite")
+    assert words in str(caught.value)
+
+
+def test_a_shipped_file_is_found_by_a_path_object_too() -> None:
+    assert files.find(Path("quick"), files.CONFIGS, "training").stem == "quick"
 
 
 def test_a_file_that_is_none_of_ours_is_not_told_of_other_files(tmp_path: Path, monkeypatch) -> None:

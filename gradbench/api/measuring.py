@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from html import escape
 from inspect import Parameter, Signature, isclass, signature
+from os import PathLike, fspath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradbench.data.given import article, table, tensors
 from gradbench.engine.device import resolve
 from gradbench.engine.draws import build
+from gradbench.engine.packs import refused_where_too_large, states_at_once
 from gradbench.engine.precision import isolated
 from gradbench.engine.solving import solve
 from gradbench.errors import RuleFaultError, UserError, near_miss
 from gradbench.estimators.base import AbstractEstimator
 from gradbench.planning import registry, values
-from gradbench.planning.cells import PARAMS_FROM
-from gradbench.planning.plans import plan
+from gradbench.planning.cells import PARAMS_FROM, trained
+from gradbench.planning.plans import plan, refuse_unheld
 from gradbench.planning.suites import parse
 from gradbench.systems.base import AbstractSystem
 from gradbench.vocabulary.coordinates import COORDINATES, Value
@@ -110,25 +114,28 @@ def measure(
             known = [*kind.knobs, *(p.name for p in signature(measure).parameters.values())]
             raise UserError(f"measure: there is no argument {name!r}{near_miss(name, known)}")
     knobs = {name: coordinates.pop(name) for name in kind.knobs if name in coordinates}
+    # before numbers close to 0 count as 0
+    plain = {name: values.scalar(value) for name, value in coordinates.items()}
     with isolated():
         theta, x = tensors(params, "params"), tensors(data, "data")
         rule = registry.estimator(of_rule.name, of_estimator | for_rule, "estimator_options", KEY)
         options = of_system | for_system | knobs
-        source = str(options.pop(PARAMS_FROM, ""))
+        source = _source(options.pop(PARAMS_FROM)) if PARAMS_FROM in options else ""
         made = _sized(kind, options, theta, x)
-        named = _coordinates(coordinates, made.uses | rule.uses)
+        named = _coordinates(plain, made.uses | rule.uses)
         named |= _batch(made, x, named.get("batch"))
         made.check(int(named.get("batch", made.defaults["batch"])), x)
         grid = {
             "system": {"name": made.name, **json.loads(registry.options(made))},
             "estimator": {"name": rule.name, **json.loads(registry.options(rule))},
             **named,
-            **({PARAMS_FROM: source.rpartition("@")[0] or source} if source else {}),
+            **({PARAMS_FROM: source} if source else {}),
         }
-        problem = _problem(grid, x)
-        if "@" in source and problem.params_from != source:
-            raise UserError(f"{KEY.format(where='system_options', option=PARAMS_FROM)}: {source} has changed since")
-        (outcome,) = solve([problem], build(problem, resolve(device), theta, x), Thresholds())
+        _refuse_unheld(named, {"system_options": made, "estimator_options": rule})
+        problem, where = _problem(grid, x), resolve(device)
+        with refused_where_too_large(problem):
+            field = build(problem, where, theta, x)
+            (outcome,) = solve([problem], field, Thresholds(), states_at_once([problem], where))
         if outcome.status is Status.ERROR:
             raise RuleFaultError(outcome.reason)
         return _measurement(outcome)
@@ -165,7 +172,7 @@ def _asked(argument: str, item: object, options: Mapping[str, Any]) -> tuple[Any
         raise UserError(f"{argument}: got {article(item)}, expected a name: {', '.join(known())}{hint}")
     named = registry.meant(f"{argument}s", item, options.get(registry.DIGEST))
     if named is None:
-        raise UserError(f"{argument} = {str(item)!r} is not registered{near_miss(item, known())}")
+        raise UserError(f"{argument} = {str.__str__(item)!r} is not registered{near_miss(item, known())}")
     return named, {}
 
 
@@ -179,10 +186,16 @@ def _options(argument: str, given: object) -> dict[str, Any]:
     """Options as a table: given as one, or as the JSON of a table of a run."""
     if isinstance(given, str):
         try:
-            given = json.loads(given)
+            given = json.loads(given, object_pairs_hook=_once)
         except ValueError as error:
             raise UserError(f"{argument}: got {given!r}, expected a table or its JSON ({error})") from None
     return table(given, argument, "a table of options by name")
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A table of JSON. Raises ValueError for a key that stands there twice."""
+    values.once([key for key, _ in pairs])
+    return dict(pairs)
 
 
 def _sized(kind: type[AbstractSystem], options: Mapping[str, Any], theta: Params, x: Data) -> AbstractSystem:
@@ -218,6 +231,32 @@ def _is_blank(value: object) -> bool:
     """Whether a table shows this where it has no value."""
     plain = values.scalar(value)
     return type(plain).__name__ == "NAType" or (isinstance(plain, float) and math.isnan(plain))
+
+
+def _source(given: object) -> str:
+    """The path that `params_from` names, with or without a digest. Raises UserError where it is no checkpoint."""
+    place = KEY.format(where="system_options", option=PARAMS_FROM)
+    if not isinstance(given, str | PathLike) or isinstance(fspath(given), bytes):
+        raise UserError(f"{place}: got {article(given)}, expected the path of a training or a checkpoint")
+    source = str.__str__(fspath(given))
+    named = re.fullmatch(r"(.+)@[0-9a-f]{16}", source, re.DOTALL)  # as in a row of a table
+    path = named[1] if named else source
+    there = trained(Path(path), place)
+    if named and source != there:
+        raise UserError(f"{place}: {source} has changed since")
+    return path
+
+
+def _refuse_unheld(named: Mapping[str, Any], made: Mapping[str, AbstractSystem | AbstractEstimator]) -> None:
+    """Raise UserError for a coordinate or an option that the dtype of the cell cannot hold."""
+    dtypes = named.get("dtype", COORDINATES["dtype"].default)
+    numbers = [(n, v) for n, value in named.items() for v in (value if isinstance(value, list) else [value])]
+    for where, item in made.items():
+        knobs = item.knobs if isinstance(item, AbstractSystem) else frozenset()
+        for f in fields(item):  # type: ignore[arg-type]
+            place = f.name if f.name in knobs else KEY.format(where=where, option=f.name)
+            numbers.append((place, getattr(item, f.name)))
+    refuse_unheld(dtypes if isinstance(dtypes, list) else [str(dtypes)], numbers)
 
 
 def _batch(system: AbstractSystem, x: Data, named: int | None) -> dict[str, int]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,7 @@ from gradbench.estimators.base import Role
 from gradbench.planning import registry
 from gradbench.planning.cells import Cell
 from gradbench.planning.problems import Problem, rule_of
-from gradbench.planning.selection import IDENTITY, keys, matches, value
+from gradbench.planning.selection import IDENTITY, keys, matches, why_none
 from gradbench.vocabulary.cause import NEGLIGIBLE
 from gradbench.vocabulary.status import Status, Thresholds
 
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from gradbench.tables.store import Run
-
-NAMED = 12  # values that a message lists
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +73,7 @@ def choose(run: Run, cell: str | None, where: Mapping[str, Any], worst: int | No
         raise UserError(f"{run.id} has no measured cell")
     every, rows = rows, [row for row in rows if matches(row, where)]
     if not rows:
-        raise UserError(f"--where: {_why_none(every, where)}")
+        raise UserError(f"--where: {why_none(every, where, 'measured')}")
     if worst is not None:
         rows = [row for row in rows if row["status"] == Status.SETTLED and math.isfinite(row["cosine_min"])]
         rows = [row for row in rows if registry.role(row["estimator"]) is not Role.CONTROL]
@@ -87,32 +84,6 @@ def choose(run: Run, cell: str | None, where: Mapping[str, Any], worst: int | No
         named = ", ".join(row["cell"] for row in rows[:3])
         raise UserError(f"{len(rows)} cells of {run.id} are meant ({named} ...): name one, or ask for --worst N")
     return rows
-
-
-def _why_none(rows: Sequence[Mapping[str, Any]], where: Mapping[str, Any]) -> str:
-    """Why no row matches: a value that no row has, with those that there are, or values that no row has together."""
-    for key, wanted in where.items():
-        if not any(matches(row, {key: wanted}) for row in rows):
-            return f"no measured cell has {key} = {_toml(wanted)}; {key} is {_named(value(row, key) for row in rows)}"
-    together = " and ".join(f"{key} = {_toml(wanted)}" for key, wanted in where.items())
-    return f"no measured cell has {together} together"
-
-
-def _named(values: Iterable[Any]) -> str:
-    """Different values, numbers by size."""
-
-    def place(text: str) -> tuple[bool, float, str]:
-        number = isinstance(different[text], int | float)
-        return not number, different[text] if number else 0.0, text
-
-    different = {_toml(v): v for v in values if v is not None and v == v}
-    told = sorted(different, key=place)
-    more = f" ... ({len(told):,} values)" if len(told) > NAMED else ""
-    return (", ".join(told[:NAMED]) or "null in all of them") + more
-
-
-def _toml(wanted: Any) -> str:
-    return json.dumps(wanted, default=str, ensure_ascii=False)
 
 
 def explain(run: Run, row: Mapping[str, Any], watch: Callable[[Explanation], None] | None = None) -> Explanation:

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
-
 from gradbench.dynamics.meter import Meter
 from gradbench.engine import packs
 from gradbench.engine.workers import side_by_side
@@ -105,9 +103,7 @@ def _outcomes_or_failures(
 
 def _failure(problem: Problem, error: Exception) -> list[Row]:
     """Rows for the cells of a problem that could not be measured."""
-    # on the CPU torch raises a RuntimeError where memory is short
-    full = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-    status = Status.OOM if full else Status.ERROR
+    status = Status.OOM if packs.does_not_fit(error) else Status.ERROR
     told = str(error) if isinstance(error, SystemFaultError) else f"{type(error).__name__}: {error}"
     reason = told.partition("\n")[0]
     return [unmeasured(cell, status, reason, problem.key) for cell in problem.cells]

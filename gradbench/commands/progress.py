@@ -16,7 +16,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar, cast
+
+from gradbench.data.given import article
+from gradbench.errors import UserError
 
 if TYPE_CHECKING:
     from gradbench.dynamics.meter import Meter
@@ -26,6 +29,22 @@ NEWS = 5.0  # seconds between plain lines where there are news
 QUIET = 30.0  # seconds between plain lines that only say that the command still works
 FRAME = 0.25  # seconds between frames of the bar
 WIDTH = 20  # characters of the bar
+
+
+Report = TypeVar("Report", bound=Callable[..., None])
+
+
+def silent(progress: object) -> None:
+    """Watch without a word."""
+
+
+def watching(watch: Report | None) -> Report:
+    """The function that is told the progress, or one that does nothing. Raises UserError for what is no function."""
+    if watch is None:
+        return cast("Report", silent)
+    if not callable(watch):
+        raise UserError(f"watch: got {article(watch)}, expected a function of the progress")
+    return watch
 
 
 def say(text: str, end: str = "\n") -> bool:

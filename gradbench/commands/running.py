@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradbench.commands.environment import describe_environment, warn_of_undigested
-from gradbench.commands.progress import CellProgress, CellWatch, say
+from gradbench.commands.progress import CellProgress, CellWatch, say, watching
 from gradbench.errors import StoreError, UserError, near_miss
 from gradbench.planning import files, plans, suites
 from gradbench.planning.overrides import Overrides
 from gradbench.planning.plans import Plan
 from gradbench.planning.problems import Problem, rule_of
+from gradbench.planning.values import check_truth
 from gradbench.tables import runs
 from gradbench.tables.placeholders import unmeasured
 from gradbench.tables.store import Run
@@ -57,13 +58,16 @@ def run(
     `certify` adds a deep certificate to every cell. `profile` writes where the time went. `watch` is called with the
     progress after every problem. Raises UserError before anything runs, StoreError where the results cannot be written.
     """
+    watch, results = watching(watch), runs.results_folder(out)
+    for name, value in {"certify": certify, "profile": profile, "fresh": fresh}.items():
+        check_truth(name, value)
     loaded, planned = prepare(suite, overrides)
     setup = _setup(device, engine, memory, certify=certify, profile=profile)
     key = f"{planned.key} certified" if certify else planned.key
     env = describe_environment(key, setup.device, planned.parts)
     warn_of_undigested(env)
     _try_data(planned)
-    folder = Path(out) / "runs" / loaded.name
+    folder = results / "runs" / loaded.name
     target = _folder(folder, planned, env, fresh or _has_unseen(planned))
     with target.alone():
         target.claim(loaded.model_dump(mode="json", include={"check", "table", "allow_incomplete"}))
@@ -73,7 +77,7 @@ def run(
         from gradbench.commands.profiling import profiled
 
         with profiled(target.folder / "profile", setup.device) if profile else nullcontext():
-            execute(target, planned, setup, watch or (lambda progress: None))
+            execute(target, planned, setup, watch)
     return target
 
 
@@ -85,7 +89,7 @@ def prepare(suite: str | Path | suites.Suite, overrides: Mapping[str, Any] | Non
             raise UserError("overrides: replace keys of a suite file; write them into the grid of gradbench.suite")
         loaded, where = suite, f"suite {suite.name!r}"
     else:
-        path = files.find(str(suite), files.SUITES, "suite")
+        path = files.find(suite, files.SUITES, "suite")
         loaded, where = suites.load(path, replaced), str(path)
     planned = plans.plan(loaded, where, places=replaced.places)
     if not replaced:  # some checks may match no cell of a part of the grid
@@ -111,10 +115,12 @@ def _setup(device: str, engine: str, memory: str | None, *, certify: bool, profi
 def _try_data(planned: Plan) -> None:
     """Build one problem for every data set and checkpoint. Raises UserError for data that cannot be had."""
     from gradbench.engine.draws import build
+    from gradbench.engine.packs import refused_where_too_large
 
     different = {(p.point.system_options, p.point.batch, p.params_from and p.point.seed): p for p in planned.problems}
     for problem in different.values():
-        build(problem, "cpu")
+        with refused_where_too_large(problem):
+            build(problem, "cpu")
 
 
 def _folder(folder: Path, planned: Plan, env: Environment, fresh: bool) -> Run:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from gradbench.commands.environment import Environment, describe_environment, warn_of_undigested
-from gradbench.commands.progress import StepProgress, StepWatch
+from gradbench.commands.progress import StepProgress, StepWatch, watching
+from gradbench.planning.values import check_truth
 from gradbench.tables import runs
 from gradbench.tables.store import read_json, read_table, write_json, write_table
 from gradbench.training.config import Config, load
@@ -60,7 +61,7 @@ class Training:
 
 
 def train(
-    config: str,
+    config: str | Path,
     *,
     out: str | Path = "results",
     device: str = "auto",
@@ -74,6 +75,8 @@ def train(
     the progress after every step. Raises UserError before anything is trained, StoreError where the results cannot be
     read or written.
     """
+    watch, results = watching(watch), runs.results_folder(out)
+    check_truth("fresh", fresh)
     loaded = load(config, overrides)
     from gradbench.engine import device as devices
     from gradbench.engine.precision import isolated
@@ -84,8 +87,8 @@ def train(
     warn_of_undigested(env)
     with isolated(cores=None):
         trainer = Trainer(loaded, device)  # before there is a folder: raises where the images cannot be had
-        training = _folder(loaded, env, Path(out) / "training" / loaded.name, fresh)
-        _train(trainer, training, env, watch or (lambda progress: None))
+        training = _folder(loaded, env, results / "training" / loaded.name, fresh)
+        _train(trainer, training, env, watch)
     return training
 
 

@@ -9,15 +9,16 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from gradbench.commands.measuring import Setup, measured
-from gradbench.commands.progress import CellProgress, CellWatch
+from gradbench.commands.progress import CellProgress, CellWatch, watching
+from gradbench.data.given import article
 from gradbench.engine.device import resolve
-from gradbench.engine.packs import available
+from gradbench.engine.packs import available, refused_where_too_large
 from gradbench.errors import RuleFaultError, UserError
 from gradbench.estimators.reference import REFERENCE
+from gradbench.planning import values
 from gradbench.planning.overrides import Overrides
 from gradbench.planning.plans import Plan, plan
 from gradbench.planning.suites import parse
-from gradbench.planning.values import settings
 from gradbench.vocabulary.status import Status
 
 if TYPE_CHECKING:
@@ -77,18 +78,17 @@ def tune(
     the second pass measures the rule, at each T1 where all seeds settled. `watch` is called with the progress of
     either pass. Raises UserError for anything that cannot be planned, and for a wanted cosine outside of (0, 1).
     """
-    if not 0 < want < 1:
-        raise UserError(f"cosine_min = {want:g} is not between 0 and 1")
+    want = _wanted(want)
     device = resolve(device)
     replaced = Overrides.of(overrides)
     for key in ("system", "estimator"):
         if key in replaced:
             raise UserError(f"{replaced.places[key]}: the {key} of a search is an argument of its own")
-    grid: dict[str, Any] = LADDERS | {"seed": SEEDS} | replaced | {"system": _labelled(system)}
-    rule = _labelled(estimator)
+    grid: dict[str, Any] = LADDERS | {"seed": SEEDS} | replaced | {"system": _labelled(system, "system")}
+    rule = _labelled(estimator, "estimator")
     # mistakes are told before anything is measured
     _planned(grid | {"estimator": rule}, replaced.places | {"system": "system", "estimator": "estimator"})
-    watch = watch or (lambda progress: None)
+    watch = watching(watch)
     settled, unsettled = _free_phases(_outcomes(grid | {"estimator": REFERENCE.name}, device, watch))
     if not settled:
         return Tuned(None, (), unsettled)
@@ -100,6 +100,17 @@ def tune(
         if not front or point.cosine_min > front[-1].cosine_min:
             front.append(point)
     return Tuned(next((p for p in points if p.cosine_min >= want), None), tuple(front), unsettled)
+
+
+def _wanted(want: object) -> float:
+    """The wanted cosine. Raises UserError for what is no number between 0 and 1."""
+    try:
+        number = values.number(want)
+    except ValueError as error:
+        raise UserError(f"want: {error}; expected a number between 0 and 1") from None
+    if not 0 < number < 1:
+        raise UserError(f"cosine_min = {number:g} is not between 0 and 1")
+    return number
 
 
 def _planned(grid: Mapping[str, Any], places: Mapping[str, str] = MappingProxyType({})) -> Plan:
@@ -116,13 +127,14 @@ def _outcomes(grid: Mapping[str, Any], device: str, watch: CellWatch) -> list[Ou
     progress = CellProgress.of(planned.problems)
     watch(progress)
     setup = Setup(device=device, budget=available(device))
-    for problem, measurements in measured(planned.problems, planned.thresholds, setup, progress.meters):
-        outcomes += measurements
-        for outcome in measurements:
-            if outcome.status is Status.ERROR:
-                raise RuleFaultError(outcome.reason)
-        progress.add(problem, (outcome.status for outcome in measurements))
-        watch(progress)
+    with refused_where_too_large(*planned.problems):
+        for problem, measurements in measured(planned.problems, planned.thresholds, setup, progress.meters):
+            outcomes += measurements
+            for outcome in measurements:
+                if outcome.status is Status.ERROR:
+                    raise RuleFaultError(outcome.reason)
+            progress.add(problem, (outcome.status for outcome in measurements))
+            watch(progress)
     return outcomes
 
 
@@ -151,7 +163,13 @@ def _points(outcomes: Iterable[Outcome]) -> list[Point]:
     return sorted(points, key=lambda p: (p.evaluations, -p.cosine_min))
 
 
-def _labelled(label: str) -> dict[str, Any]:
-    """A name with options, from "name key=value ..."."""
-    name, *options = label.split()
-    return {"name": name} | settings(options, f"{label!r}: option")
+def _labelled(label: object, argument: str) -> dict[str, Any]:
+    """A name with options, from "name key=value ...". Raises UserError for anything else."""
+    if not isinstance(label, str) or not label.split():
+        got = repr(label) if isinstance(label, str) else article(label)
+        raise UserError(f"{argument}: got {got}, expected a name, or a name with options such as 'name option=1'")
+    name, *pairs = str.__str__(label).split()
+    options = values.settings(pairs, f"{label!r}: option")
+    if "name" in options:
+        raise UserError(f"{argument} = {label!r}: there is no option 'name'; the name comes first: {name!r}")
+    return {"name": name} | options

@@ -5,6 +5,7 @@ A message names the entry, what it is, and what is expected: `data['x']: got sha
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from decimal import Decimal
 from numbers import Real
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 EXPECTED = "expected an array of numbers"
+DEEPEST = 64  # axes of an array of numpy
+VOWEL = re.compile(r"(?i)[aeio]|nd|u(?!int|ser|ni[^nm]|uid)")  # how a word begins that takes "an"
 
 
 def tensors(given: object, where: str) -> dict[str, Tensor]:
@@ -27,7 +30,8 @@ def tensors(given: object, where: str) -> dict[str, Tensor]:
     for name, value in table(given, where, f"a table of arrays by name{hint}").items():
         if not isinstance(name, str):
             raise UserError(f"{where}: got the key {name!r}, expected a name")
-        taken[str(name)] = tensor(value, f"{where}[{str(name)!r}]")
+        word = str.__str__(name)  # of an enum of words too
+        taken[word] = tensor(value, f"{where}[{word!r}]")
     return taken
 
 
@@ -37,7 +41,12 @@ def table(given: object, where: str, expected: str) -> dict[Any, Any]:
         return {}
     if not isinstance(given, Mapping) and not (hasattr(given, "items") and hasattr(given, "keys")):
         raise UserError(f"{where}: got {article(given)}, expected {expected}")
-    return dict(given.items())
+    try:
+        return dict(given.items())
+    except Exception as error:  # what an object that is no table raises is its choice
+        raise UserError(
+            f"{where}: got {article(given)} that cannot be read ({_told(error)}), expected {expected}"
+        ) from None
 
 
 def tensor(value: object, where: str) -> Tensor:
@@ -100,6 +109,8 @@ def whole(value: Tensor, number: int | None, where: str) -> Tensor:
 def _of_tensor(value: Tensor, where: str) -> Tensor:
     import torch
 
+    if value.is_nested:
+        raise UserError(f"{where}: got a nested tensor, {EXPECTED}")
     if value.is_meta:
         raise UserError(f"{where}: got a tensor on the device meta, which holds no numbers, {EXPECTED}")
     if torch._C._functorch.is_functorch_wrapped_tensor(value):
@@ -112,9 +123,8 @@ def _of_tensor(value: Tensor, where: str) -> Tensor:
             dense = dense.as_subclass(torch.Tensor)
         # a copy, since the caller may change the tensor later, and a tensor of inference mode cannot be differentiated
         return dense.resolve_neg().clone(memory_format=torch.contiguous_format)
-    except (RuntimeError, TypeError, NotImplementedError) as error:
-        told = str(error).partition("\n")[0]
-        raise UserError(f"{where}: got {article(value)} that cannot be read ({told}), {EXPECTED}") from None
+    except Exception as error:  # what a class of tensors raises is its choice
+        raise UserError(f"{where}: got {article(value)} that cannot be read ({_told(error)}), {EXPECTED}") from None
 
 
 def _of_array(value: object, where: str) -> Tensor:
@@ -126,12 +136,13 @@ def _of_array(value: object, where: str) -> Tensor:
     if isinstance(value, str | bytes | Mapping) or callable(value):
         raise UserError(f"{where}: got {article(value)}, {EXPECTED}")
     try:
-        array = np.asarray(_listed(value))
+        array = np.asarray(_listed(value, where))
     except UserError:
         raise
     except Exception as error:  # what an object that is no array raises is its choice
-        told = str(error).partition("\n")[0]
-        raise UserError(f"{where}: got {article(value)} that is no array ({told}), {EXPECTED}") from None
+        raise UserError(f"{where}: got {article(value)} that is no array ({_told(error)}), {EXPECTED}") from None
+    if array.dtype.kind in "iufc" and isinstance(value, list | tuple) and _holds_truth(value):
+        raise UserError(f"{where}: got {article(value)} with true or false among numbers, {EXPECTED}")
     if array.dtype.kind == "O":
         array = _numbers(array, value, where)
     if array.dtype.kind not in "biufc":
@@ -146,13 +157,22 @@ def _of_array(value: object, where: str) -> Tensor:
     return torch.from_numpy(np.array(array, order="C"))  # copied: writable, and never shared
 
 
-def _listed(value: Any) -> Any:
+def _listed(value: Any, where: str, depth: int = 0) -> Any:
     """Tensors in a list as lists."""
     import torch
 
+    if depth > DEEPEST:
+        raise UserError(f"{where}: got lists more than {DEEPEST} deep in each other, {EXPECTED}")
     if isinstance(value, torch.Tensor):
         return value.detach().cpu().tolist()
-    return [_listed(v) for v in value] if isinstance(value, list | tuple) else value
+    return [_listed(v, where, depth + 1) for v in value] if isinstance(value, list | tuple) else value
+
+
+def _holds_truth(value: Any) -> bool:
+    """Whether true or false stands somewhere in a list of lists; an array counts by its dtype."""
+    if isinstance(value, list | tuple):
+        return any(map(_holds_truth, value))
+    return isinstance(value, bool) or str(getattr(value, "dtype", "")).removeprefix("torch.") == "bool"
 
 
 def _numbers(array: np.ndarray, value: object, where: str) -> np.ndarray:
@@ -172,4 +192,10 @@ def _numbers(array: np.ndarray, value: object, where: str) -> np.ndarray:
 def article(value: object) -> str:
     """The kind of an object with its article, for a message."""
     name = type(value).__name__
-    return "None" if value is None else f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
+    return "None" if value is None else f"{'an' if VOWEL.match(name) else 'a'} {name}"
+
+
+def _told(error: Exception) -> str:
+    """The first sentence of what an exception says, with its kind where that is too little."""
+    words = str(error).partition("\n")[0].partition(". ")[0]
+    return words if " " in words else f"{type(error).__name__}: {words}" if words else type(error).__name__

@@ -6,6 +6,7 @@ that comes first in the order of precedence.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -79,8 +80,9 @@ def of_free_state(
     if not bounded(escape, at):
         return Judgement(Status.DIVERGED, f"|s| / |s_0| reached {escape:.1e}")
     if most(collapsed_share):
-        reason = f"|s*| / |s_0| = {shrink:.1e} and still shrinking (residual {residual:.1e})"
-        return Judgement(Status.COLLAPSED, reason)
+        # where s* is 0 the residual is 0 / 0, and there is nothing left to shrink
+        ends = "s* = 0" if math.isnan(residual) else f"still shrinking (residual {residual:.1e})"
+        return Judgement(Status.COLLAPSED, f"|s*| / |s_0| = {shrink:.1e} and {ends}")
     if not enough_settled(settled_share, at):
         return Judgement(Status.UNSETTLED, f"{settled_share:.0%} of the samples settled, residual {residual:.1e}")
     if not rho <= 1 + at.growth:

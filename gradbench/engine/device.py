@@ -14,10 +14,12 @@ from gradbench.errors import UserError, near_miss
 
 def resolve(device: object) -> str:
     """The name that torch knows; `auto` is CUDA where there is a CUDA device. Raises UserError for an absent device."""
-    name = str(device)  # of a torch.device, too
-    kind = name.partition(":")[0]
+    name = str.__str__(device) if isinstance(device, str) else str(device)  # of a torch.device, too
+    kind, colon, index = name.partition(":")
     if kind not in ("auto", "cpu", "cuda"):
         raise UserError(f"device = {name!r} is not known{near_miss(name, ('auto', 'cpu', 'cuda'))}")
+    if colon and (not re.fullmatch("[0-9]+", index) or kind == "auto" or (kind == "cpu" and int(index))):
+        raise UserError(f"device = {name!r} is not known; expected: auto, cpu, cuda or cuda:0")
     if kind == "cpu":
         return "cpu"
     if kind == "auto":
@@ -25,7 +27,6 @@ def resolve(device: object) -> str:
     if kind == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device = {name!r}: torch {torch.__version__} sees no CUDA device here; use cpu or auto")
     if kind == "cuda" and name not in ("cuda", "cuda:0"):
-        index = name.partition(":")[2]
         raise UserError(f"device = {name!r}: runs are made on the first CUDA device; set CUDA_VISIBLE_DEVICES={index}")
     return name
 

@@ -13,7 +13,7 @@ from gradbench.data.streams import Streams
 from gradbench.dynamics.field import Field
 from gradbench.engine.checkpoint import planned_params
 from gradbench.errors import SystemFaultError, UserError, near_miss
-from gradbench.vocabulary.coordinates import Knobs
+from gradbench.vocabulary.coordinates import COORDINATES, Knobs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -108,11 +108,22 @@ def try_force(field: Field) -> Callable[[], None]:
         for what, value, holds in zip(("s_0", "F(s_0)"), (s, force), finite.tolist(), strict=True):
             if not holds:
                 wrong = "NaN" if value.isnan().any() else "inf"
-                raise SystemFaultError(f"{system.name}: {what} holds {wrong}, expected finite numbers")
+                raise SystemFaultError(f"{system.name}: {what} holds {wrong}, expected finite numbers{_largest(field)}")
 
     if not like.is_cuda:
         confirm()
     return confirm
+
+
+def _largest(field: Field) -> str:
+    """What a message adds where a number that goes into the force is so large that its square overflows, else ""."""
+    names = {c.attribute: name for name, c in COORDINATES.items()}
+    given = {**field.theta, **field.x, **{names[n]: knob for n, knob in field.knobs._asdict().items()}}
+    sizes = {name: float(v.abs().max()) for name, v in given.items() if v.is_floating_point()}
+    dtype, largest = next(iter(field.theta.values())).dtype, max(sizes, key=lambda name: sizes[name])
+    if not sizes[largest] > math.sqrt(torch.finfo(dtype).max):
+        return ""
+    return f"; {largest} has numbers of up to {sizes[largest]:.1e}, whose squares {_word(dtype)} cannot hold"
 
 
 def _word(dtype: torch.dtype) -> str:

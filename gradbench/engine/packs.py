@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -54,8 +55,32 @@ def measure_pack(
     fields = [build(problem, device, draw=drawn) for problem in problems]
     alone = engine == "eager" or (len(fields) == 1 and not device.startswith("cuda"))
     field = fields[0] if alone else Stack.of(fields, compiled=engine == "compiled")
-    hold = (budget or available(device)) // 2 // (len(problems) * _state(problems[0]))
-    return solve(problems, field, thresholds, max(2, hold), deep=deep, meter=meter)
+    return solve(problems, field, thresholds, states_at_once(problems, device, budget), deep=deep, meter=meter)
+
+
+def states_at_once(problems: Sequence[Problem], device: str, budget: int | None = None) -> int:
+    """How many states of a pack half of `budget` bytes hold, by default half of a share of what is free."""
+    return max(2, (budget or available(device)) // 2 // (len(problems) * _state(problems[0])))
+
+
+def does_not_fit(error: Exception) -> bool:
+    """Whether an exception says that memory is short: on a CPU torch raises a RuntimeError for it."""
+    words = ("can't allocate memory", "Storage size calculation overflowed")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in words)
+
+
+@contextmanager
+def refused_where_too_large(*problems: Problem) -> Iterator[None]:
+    """Inside, a shortage of memory becomes a UserError that names the sizes of the largest problem."""
+    try:
+        yield
+    except Exception as error:
+        if not does_not_fit(error):
+            raise
+        largest = max(problems, key=footprint)
+        T1 = f", T1 = {max(largest.T1s)}" if max(largest.T1s) else ""
+        label = largest.cells[0].labels["system_label"]
+        raise UserError(f"{label}, batch = {largest.point.batch}{T1}: it does not fit into memory") from None
 
 
 def cut_into_packs(
@@ -128,13 +153,15 @@ def available(device: str, memory: str | None = None) -> int:
     free = torch.cuda.mem_get_info(device)[0] + unused(device) if device.startswith("cuda") else CPU_BUDGET
     if memory is None:
         return int(SHARE * free) if device.startswith("cuda") else free
-    memory = str(memory)
+    memory = str.__str__(memory) if isinstance(memory, str) else str(memory)
     number, unit = memory.rstrip("%BGMKib"), memory.lstrip("0123456789.")
     units = {"%": free / 100, "GiB": 2**30, "MiB": 2**20, "KiB": 2**10}
     try:
         amount = float(number) * units[unit]
     except (ValueError, KeyError):
         raise UserError(f"memory = {memory!r}: expected a share as 80% or a size as 24GiB") from None
+    if math.isinf(amount):
+        raise UserError(f"memory: a number of {len(number)} digits: no machine has so much")
     if not amount > 0:
         raise UserError(f"memory = {memory!r}: there must be some")
     if unit == "%" and float(number) > 100:

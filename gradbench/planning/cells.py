@@ -102,7 +102,10 @@ def trained(path: Path, where: str = PARAMS_FROM) -> str:
     """A checkpoint as path@digest, so that the name of a cell holds the parameters that it is measured at.
 
     `path` is a checkpoint, the folder of a training, or the folder of all trainings of a file: the last one counts.
+    Raises UserError for anything else; `where` begins the message.
     """
+    if "\0" in str(path):
+        raise UserError(f"{where} = {str(path)!r} cannot be a path: it holds a zero byte")
     trainings = sorted(path.glob("*/checkpoint.pt"))  # in the order of time, with which ids begin
     file = path / "checkpoint.pt" if path.is_dir() else path
     file = trainings[-1] if trainings and not file.exists() else file
@@ -110,7 +113,8 @@ def trained(path: Path, where: str = PARAMS_FROM) -> str:
         return f"{file}@{hashlib.sha256(file.read_bytes()).hexdigest()[:16]}"
     except OSError as error:
         way_out = f". To make one: gradbench train {path.name}" if path.parent == TRAININGS else ""
-        raise UserError(f"{where} = {str(path)!r} is no training or checkpoint: {error.strerror}{way_out}") from None
+        told = "it is a folder without a checkpoint.pt" if path.is_dir() else error.strerror
+        raise UserError(f"{where} = {str(path)!r} is no training or checkpoint: {told}{way_out}") from None
 
 
 def digest(content: object) -> str:

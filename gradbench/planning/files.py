@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import codecs
+import difflib
 import os.path
+import re
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 
-from gradbench.errors import UserError, near_miss
+from gradbench.data.given import article
+from gradbench.errors import UserError
 
 # folders of shipped files, each in the working folder and in the package; a file of the working folder wins
 SUITES = Path("suites")
 CONFIGS = Path("configs")  # of trainings
+OTHER = {SUITES: ("suite", "run"), CONFIGS: ("training", "train")}  # what a folder holds, and the verb that takes it
 PACKAGED = Path(__file__).parent / "shipped"  # in a checkout these are links to its own folders
 
+SHOWN = 80  # letters of a line that a message repeats
 DEEPEST = 100  # tables and lists in each other
 
 
@@ -23,20 +29,44 @@ def shipped(folder: Path) -> dict[str, Path]:
     return dict(sorted((path.stem, path) for paths in places for path in paths if path.is_file()))
 
 
-def find(name: str, folder: Path, kind: str) -> Path:
+def find(name: object, folder: Path, kind: str) -> Path:
     """The file of a path, or of the name of a shipped file; messages call it a `kind`."""
+    if not isinstance(name, str | os.PathLike) or isinstance(os.fspath(name), bytes):
+        raise UserError(f"{kind}: got {article(name)}, expected a path or a name")
+    name = str.__str__(os.fspath(name))
     path = Path(name)
-    there = os.path.isfile(path)  # unlike Path.is_file, False for a name too long for a file
-    if there:
+    if os.path.isfile(name):  # unlike Path.is_file, False for a name too long for a file
         return path
     known = shipped(folder)
-    if path.suffix != ".toml":
-        if name not in known:
-            raise UserError(f"{kind} {name!r} does not exist{near_miss(name, known)}")
+    if path.suffix != ".toml" and name in known:
         return known[name]
-    others = [str(p) for p in path.parent.glob("*.toml")] if path.parent.is_dir() else []
-    hints = [near_miss(name, others), near_miss(path.stem, known)]
-    raise UserError(f"{kind} {name!r} does not exist{next((h for h in hints if h.startswith('.')), '')}")
+    if os.path.lexists(name):
+        raise UserError(f"{kind} {name!r}: expected a TOML file, and this is {_nature(name)}")
+    for place, (other, verb) in OTHER.items():
+        if place != folder and name in shipped(place):
+            raise UserError(f"{kind} {name!r} does not exist, but a {other} of this name does: gradbench {verb} {name}")
+    raise UserError(f"{kind} {name!r} does not exist{_nearest(path, known)}")
+
+
+def _nature(name: str) -> str:
+    """What stands at a path that is no regular file."""
+    if os.path.isdir(name):
+        return "a folder"
+    return "a device or a pipe" if os.path.exists(name) else "a symbolic link that leads to nothing"
+
+
+def _nearest(path: Path, known: Mapping[str, Path]) -> str:
+    """The near miss among shipped files and the files of a folder, which are compared without their endings."""
+    try:
+        around = sorted(filter(os.path.isfile, path.parent.glob("*.toml")))
+    except (OSError, ValueError):  # no folder can have this name
+        around = []
+    words = {p.stem: str(p) for p in around} | {name: name for name in known}
+    by_letters = {stem.lower(): word for stem, word in words.items()}
+    close = difflib.get_close_matches(path.stem.lower(), by_letters, n=1)
+    if close:
+        return f". Did you mean {by_letters[close[0]]!r}?"
+    return "" if path.suffix == ".toml" else f"; known: {', '.join(known)}"
 
 
 def about(path: Path) -> str:
@@ -49,10 +79,12 @@ def about(path: Path) -> str:
 
 def read(path: Path) -> dict[str, object]:
     """The content of a TOML file. Raises UserError where the file is no TOML."""
+    text = ""
     try:
-        content = tomllib.loads(_text(path.read_bytes()))
+        text = _text(path.read_bytes())
+        content = tomllib.loads(text)
     except ValueError as error:  # from tomllib, from utf-8, or from a number of too many digits
-        raise UserError(f"{path}: not TOML: {error}") from None
+        raise UserError(f"{path}: not TOML: {_located(str(error), text)}") from None
     except RecursionError:
         raise UserError(f"{path}: not TOML: it is nested too deep") from None
     except OSError as error:
@@ -68,7 +100,24 @@ def _text(content: bytes) -> str:
         raise ValueError("it is written in UTF-16, and TOML is UTF-8")
     if b"\0" in content:
         raise ValueError("it holds zero bytes, as UTF-16 does, and TOML is UTF-8")
-    return content.decode().lstrip("\ufeff")
+    try:
+        return content.decode().lstrip("\ufeff")
+    except UnicodeDecodeError as error:
+        line, byte = content.count(b"\n", 0, error.start) + 1, content[error.start]
+        raise ValueError(f"line {line} holds the byte 0x{byte:02x}, which is not UTF-8, and TOML is UTF-8") from None
+
+
+def _located(mistake: str, text: str) -> str:
+    """What tomllib says of a text, with the line or the key that it means."""
+    place = re.search(r"\(at line (\d+), column (\d+)\)", mistake)
+    if place is None:
+        return mistake
+    written = text.split("\n")[int(place[1]) - 1].strip()[:SHOWN]
+    if "\ufeff" in written:
+        return f"line {place[1]} holds a byte order mark, which only the start of a file may: were two files joined?"
+    if mistake.startswith("Cannot overwrite a value"):
+        return f"line {place[1]} sets a key that has a value already: {written}"
+    return f"{mistake}: {written}" if written else mistake
 
 
 def _deeper(content: object, most: int) -> bool:

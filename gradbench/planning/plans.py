@@ -9,7 +9,7 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -17,10 +17,10 @@ from typing import Any, TypeVar
 
 from gradbench.errors import UserError, near_miss, placed
 from gradbench.estimators.base import AbstractEstimator, Count
-from gradbench.planning import registry
+from gradbench.planning import registry, values
 from gradbench.planning.cells import PARAMS_FROM, Cell, digest, trained
 from gradbench.planning.problems import Problem, Shape, rule_of
-from gradbench.planning.selection import keys, matches
+from gradbench.planning.selection import keys, matches, why_none
 from gradbench.planning.suites import Check, Grid, Suite, Table
 from gradbench.planning.values import Options
 from gradbench.systems.base import AbstractSystem
@@ -90,7 +90,8 @@ class Plan:
                     )
             planned = {k: v for k, v in item.where.items() if k != "status"}  # a plan knows no status
             if not any(matches(cell, planned) for cell in cells):
-                raise UserError(f"{place}: where matches none of {len(cells):,} planned cells")
+                told = why_none(cells, planned, "planned") if cells else "no cell is planned"
+                raise UserError(f"{place}: where matches none of {len(cells):,} planned cells: {told}")
             if isinstance(item, Check) and item.against is not None and item.against not in rules:
                 raise UserError(f"{place}: against = {item.against!r} is not planned{near_miss(item.against, rules)}")
 
@@ -165,15 +166,18 @@ def _points(grid: Grid, places: Mapping[str, str], given: Collection[str]) -> It
             system.check(axes["batch"][0], given)
         used = system.uses | estimator.uses
         _refuse_missing(system, used, axes)
+        coordinates = [(places[n], v) for n, c in COORDINATES.items() for v in axes[c.attribute]]
+        options = _numbers(system, places["system"]) + _numbers(estimator, places["estimator"])
+        refuse_unheld(axes["dtype"], coordinates + options)
         unused = {c.attribute: None for c in COORDINATES.values() if c.optional and c.name not in used}
         reason, rule = estimator.skip(type(system)), registry.options(estimator)
         sources = [trained(Path(name), places["params_from"]) for name in grid.params_from or ()]
         systems = [_options(system, source) for source in sources] or [registry.options(system)]
-        for options, *values in itertools.product(systems, *axes.values()):
-            point = dict(zip(axes, values, strict=True))
+        for chosen, *at in itertools.product(systems, *axes.values()):
+            point = dict(zip(axes, at, strict=True))
             cell = Cell(
                 system=system.name,
-                system_options=options,
+                system_options=chosen,
                 estimator=estimator.name,
                 estimator_options=rule,
                 **{**point, **unused},
@@ -189,6 +193,21 @@ def _refuse_shared_labels(cells: Iterable[Cell], where: str) -> None:
         for (kind, label), item in zip(cell.labels.items(), pairs, strict=True):
             if meant.setdefault((kind, label), item) != item:
                 raise UserError(f"{where}: two different items have the name {label!r}; give one another name")
+
+
+def refuse_unheld(dtypes: Iterable[str], numbers: Iterable[tuple[str, object]]) -> None:
+    """Raise UserError for a number, which comes with its place, that one of the dtypes cannot hold."""
+    for dtype, (place, number) in itertools.product(dtypes, numbers):
+        if isinstance(number, float):
+            try:
+                values.check_held(number, dtype)
+            except ValueError as error:
+                raise UserError(f"{place} = {error}") from None
+
+
+def _numbers(item: AbstractSystem | AbstractEstimator, where: str) -> list[tuple[str, object]]:
+    """The options of a system or an estimator, with their places in a suite."""
+    return [(f"{where}.{f.name}", getattr(item, f.name)) for f in fields(item)]  # type: ignore[arg-type]
 
 
 def _refuse_missing(system: AbstractSystem, used: Collection[str], axes: Mapping[str, tuple[Any, ...]]) -> None:
@@ -212,8 +231,8 @@ def _instances(choices: Sequence[tuple[str, Options]], build: Callable[..., Item
     seen: dict[str, str] = {}
     for i, (name, options) in enumerate(choices):
         place = f"{where}[{i}]" if len(choices) > 1 else where
-        for values in itertools.product(*options.values()):
-            item = build(name, dict(zip(options, values, strict=True)), place)
+        for chosen in itertools.product(*options.values()):
+            item = build(name, dict(zip(options, chosen, strict=True)), place)
             key = f"{name} {registry.options(item)}"
             if key in seen:
                 raise UserError(f"{place}: {name!r} with these options stands there twice (see {seen[key]})")

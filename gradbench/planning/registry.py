@@ -14,6 +14,7 @@ import difflib
 import importlib
 import inspect
 import json
+import math
 import pkgutil
 import textwrap
 import types
@@ -26,6 +27,7 @@ from importlib.metadata import EntryPoint, entry_points
 from numbers import Real
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, get_args, get_origin
 
+from gradbench.data.given import article
 from gradbench.errors import UserError, near_miss, placed
 from gradbench.estimators.base import AbstractEstimator, Role
 from gradbench.planning import values
@@ -292,20 +294,24 @@ def _asked(kind: str, name: str, options: Mapping[str, Any], where: str, key: st
         raise UserError(f"{where}: {name!r} is defined otherwise now: digest {digest_of(cls)}, not {options[DIGEST]}")
     hints = typing.get_type_hints(cls)
     allowed = {f.name: hints[f.name] for f in fields(cls)}
+    ranges = {f.name: f.metadata for f in fields(cls)}
     named = {}
     for option, value in options.items():
         place = key.format(where=where, option=option)
         if option not in allowed:
             raise UserError(f"{place}: {kind[:-1]} {name!r} has no such option{near_miss(str(option), allowed)}")
-        named[str(option)] = _taken(place, values.scalar(value), allowed[option])
+        option = str.__str__(option)
+        named[option] = _taken(place, values.scalar(value), allowed[option], ranges[option])
     missing = [f.name for f in fields(cls) if f.default is MISSING and f.name not in options]
     if missing:
         raise UserError(f"{where}: {kind[:-1]} {name!r} needs {', '.join(missing)}")
     return cls, named
 
 
-def _taken(where: str, value: Any, wanted: Any) -> Any:
+def _taken(where: str, value: Any, wanted: Any, span: Mapping[str, Any]) -> Any:
     """The value of an option in the `wanted` type. Raises UserError where it is of another type, or out of its range.
+
+    `span` is what the field of the option says of its range.
 
     1 and 1.0 are the same value of an option, and must give the same cell.
     """
@@ -317,17 +323,22 @@ def _taken(where: str, value: Any, wanted: Any) -> Any:
         raise TypeError(f"option {where} has a type that no suite can write: {wanted}")
     numeric = wanted in (int, float) and isinstance(value, Real | Decimal)
     if isinstance(value, bool) is not (wanted is bool) or not (numeric or isinstance(value, wanted)):
-        raise UserError(f"{where} = {value!r} is a {type(value).__name__}; expected: {wanted.__name__}")
+        kind = "" if value is None else f" is {article(value)}"
+        raise UserError(f"{where} = {value!r}{kind}; expected: {wanted.__name__}")
     if not numeric:
         return value
     try:
         number = values.number(value)
     except ValueError as error:
         raise UserError(f"{where} = {error}") from None
+    if number < span.get("least", -math.inf):
+        raise UserError(f"{where} = {value!r} is below {span['least']}")
+    if not number > span.get("above", -math.inf):
+        raise UserError(f"{where} = {value!r} is not above {span['above']}")
     if wanted is float:
         return number
     if not number.is_integer():
-        raise UserError(f"{where} = {value!r} is a {type(value).__name__}; expected: int")
+        raise UserError(f"{where} = {value!r} is {article(value)}; expected: int")
     if not 1 <= number < 2**31:  # all whole numbers are counts or sizes
         raise UserError(f"{where} = {value!r} is no size: it is not between 1 and 2**31 - 1")
     return int(value)

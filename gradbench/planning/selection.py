@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
 from gradbench.vocabulary.coordinates import COORDINATES
 
+NAMED = 12  # values that a message lists
 IDENTITY = ("system_label", "estimator_label", *COORDINATES)  # columns that tell one cell from another
 
 
@@ -44,3 +45,32 @@ def _among(actual: Any, wanted: Any) -> bool:
 def _equal(actual: Any, wanted: Any) -> bool:
     both_numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in (actual, wanted))
     return math.isclose(actual, wanted, rel_tol=1e-9) if both_numbers else bool(actual == wanted)
+
+
+def why_none(rows: Sequence[Mapping[str, Any]], where: Mapping[str, Any], kind: str) -> str:
+    """Why no row matches: a value that no row has, with those that there are, or values that no row has together.
+
+    The message calls the rows cells of a `kind`, such as planned.
+    """
+    for key, wanted in where.items():
+        if not any(matches(row, {key: wanted}) for row in rows):
+            return f"no {kind} cell has {key} = {_toml(wanted)}; {key} is {_named(value(row, key) for row in rows)}"
+    together = " and ".join(f"{key} = {_toml(wanted)}" for key, wanted in where.items())
+    return f"no {kind} cell has {together} together"
+
+
+def _named(values: Iterable[Any]) -> str:
+    """Different values, numbers by size."""
+
+    def place(text: str) -> tuple[bool, float, str]:
+        number = isinstance(different[text], int | float)
+        return not number, different[text] if number else 0.0, text
+
+    different = {_toml(v): v for v in values if v is not None and v == v}
+    told = sorted(different, key=place)
+    more = f" ... ({len(told):,} values)" if len(told) > NAMED else ""
+    return (", ".join(told[:NAMED]) or "null in all of them") + more
+
+
+def _toml(wanted: Any) -> str:
+    return json.dumps(wanted, default=str, ensure_ascii=False)

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -39,6 +40,15 @@ Choices = Annotated[tuple[tuple[str, Options], ...], BeforeValidator(values.choi
 Number = Annotated[float, BeforeValidator(values.number)]
 Whole = Annotated[int, BeforeValidator(values.whole)]
 Words = Annotated[tuple[StrictStr, ...], BeforeValidator(values.words)]
+
+
+def _names_folder(name: str) -> str:
+    if re.search(r"[/\\\x00-\x1f]|^\.|^latest$|^$", name):
+        raise ValueError(f"{name!r} cannot name a folder of runs")
+    return name
+
+
+FolderName = Annotated[str, AfterValidator(_names_folder)]
 
 
 def _along(coordinate: Coordinate) -> Any:
@@ -136,6 +146,8 @@ class Check(_Selection):
 
     @model_validator(mode="after")
     def _says_something(self) -> Check:
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min = {self.min!r} is above max = {self.max!r}: no value can pass")
         if self.status is None and (self.metric is None or (self.min is None and self.max is None)):
             raise ValueError("a check needs a metric with min or max, or a status")
         if self.status is not None and (self.metric or self.at or self.reduce or self.against):
@@ -148,20 +160,13 @@ class Check(_Selection):
 class Suite(Strict):
     """A suite file."""
 
-    name: str
+    name: FolderName
     about: str
     grid: tuple[Grid, ...]
     check: tuple[Check, ...] = ()
     table: tuple[Table, ...] = ()
     thresholds: dict[str, object] = {}
     allow_incomplete: StrictBool = False  # error and oom rows do not make the run incomplete
-
-    @field_validator("name")
-    @classmethod
-    def _folder(cls, name: str) -> str:
-        if re.search(r"[/\\\x00-\x1f]|^\.|^latest$|^$", name):
-            raise ValueError(f"{name!r} cannot name a folder of runs")
-        return name
 
     @field_validator("check", "table", mode="before")
     @classmethod
@@ -296,7 +301,15 @@ def error_line(
     key = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in place).removeprefix(".")
     if unknown:
         model = models.get(str(place[0]), root) if len(place) > 1 else root
-        return f"{key}: unknown key{near_miss(str(place[-1]), model.model_fields)}"
+        word, (head, _, tail) = str(place[-1]), str(place[-1]).partition(".")
+        holders = [name for name, inner in models.items() if word in inner.model_fields] if len(place) == 1 else []
+        if tail and tail in getattr(
+            models.get(head), "model_fields", ()
+        ):  # a key of TOML written in quotes or by --set
+            return f"{key}: unknown key; the whole table is set at once: {head} = {{{tail} = ..., ...}}"
+        if holders:
+            return f"{key}: unknown key; it is a key of {' or '.join(holders)}"
+        return f"{key}: unknown key{near_miss(word, model.model_fields)}"
     if error["type"] == "missing":
         return f"{key}: missing"
     if error["type"] in ("literal_error", "enum"):

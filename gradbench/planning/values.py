@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import struct
 import tomllib
 from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal
@@ -21,16 +22,20 @@ NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 LEADING_ZERO = re.compile(r"[+-]?0[0-9]")
 TOKEN = re.compile(r"""\"(?:\\.|[^"\\])*"|'[^']*'|.""", re.DOTALL)  # a string of TOML, or a character
 KEY = re.compile(r"\s*[^\W\d][\w-]*\s*=")
+# magnitude of the smallest and the largest number that a dtype holds; smaller ones count as 0 in what is measured
+RANGES = {"float32": (2.0**-126, (2 - 2.0**-23) * 2.0**127), "float64": (2.0**-1022, (2 - 2.0**-52) * 2.0**1023)}
 Options = dict[str, tuple[object, ...]]  # of a system or an estimator: values by name
 
 
 def scalar(value: object) -> object:
     """The Python value of a scalar of numpy, or of an array or a tensor without axes; anything else as it is."""
     if isinstance(value, str):
-        return str(value)
+        return str.__str__(value)  # what an enum of words holds, not its name
     if isinstance(value, bool | int | float) and type(value) in (bool, int, float):
         return value
     if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        if getattr(value, "mask", False):  # of numpy; its item is 0.0
+            return value
         try:
             return value.item()
         except (RuntimeError, ValueError, TypeError, NotImplementedError):  # such as a tensor that holds no number
@@ -49,7 +54,7 @@ def shown(value: object) -> str:
 
 
 def number(value: object) -> float:
-    """A finite float."""
+    """A finite float, 0 or large enough not to count as 0 in what is measured."""
     value = scalar(value)
     if isinstance(value, bool) or not isinstance(value, Real | Decimal):
         raise ValueError(f"{value!r} is not a number")
@@ -61,7 +66,25 @@ def number(value: object) -> float:
         taken = math.nan
     if not abs(taken) < math.inf:
         raise ValueError(f"{value!r} is not finite")
+    # by its bits: where numbers of this size count as 0 a comparison takes it for 0, and it prints as 0.0
+    if 0 < int.from_bytes(struct.pack(">d", abs(taken)), "big") < 2**52:
+        raise ValueError(f"a number that is not 0 and below {RANGES['float64'][0]:.1e} is too small")
     return taken
+
+
+def check_truth(argument: str, value: object) -> None:
+    """Raise UserError where an argument is neither true nor false: a word such as "no" would count as true."""
+    if not isinstance(scalar(value), bool):
+        raise UserError(f"{argument}: got {value!r}, expected True or False")
+
+
+def check_held(value: float, dtype: str) -> None:
+    """Raise ValueError for a number that a dtype cannot hold."""
+    least, most = RANGES[dtype]
+    if abs(value) > most:
+        raise ValueError(f"{value!r} is too large for {dtype}, which holds numbers of up to {most:.1e}")
+    if 0 < abs(value) < least:
+        raise ValueError(f"{value!r} is too small for {dtype}, in which numbers below {least:.1e} count as 0")
 
 
 def whole(value: object) -> int:
@@ -78,7 +101,7 @@ def whole(value: object) -> int:
 def word(value: object) -> object:
     """A word; a dtype of torch or numpy is its name. Anything else as it is."""
     if isinstance(value, str):
-        return str(value)
+        return str.__str__(value)
     if type(value).__name__ == "dtype" or type(value).__module__ == "numpy.dtypes":
         return str(value).removeprefix("torch.")
     if isinstance(value, type) and value.__module__ == "numpy":
@@ -161,6 +184,8 @@ def words(value: object) -> tuple[object, ...]:
 
 def one(coordinate: Coordinate, value: object) -> float | int | str:
     """A single value of a coordinate."""
+    if value is None:
+        raise ValueError("None is no value: leave it out to take the default")
     parsed = word(value) if coordinate.type is str else whole(value) if coordinate.type is int else number(value)
     if coordinate.type is str and not isinstance(parsed, str):
         raise ValueError(f"{value!r} is not a word{near_miss(str(value), coordinate.choices)}")
@@ -178,7 +203,7 @@ def name_and_options(entry: object) -> tuple[str, dict[str, object]]:
     table = {"name": entry} if isinstance(entry, str) else entry
     if not isinstance(table, dict) or not isinstance(table.get("name"), str):
         raise ValueError(f"{entry!r} is neither a name nor a table with a name")
-    return str(table["name"]), {k: v for k, v in table.items() if k != "name"}
+    return str.__str__(table["name"]), {k: v for k, v in table.items() if k != "name"}
 
 
 def choices(value: object) -> tuple[object, ...]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from gradbench.data import datasets
 from gradbench.data.streams import normal
 from gradbench.errors import UserError
-from gradbench.systems.base import AbstractSystem, Data, Params
+from gradbench.systems.base import POSITIVE, SPREAD, AbstractSystem, Data, Params
 from gradbench.systems.tokens import join, patches, token_norm
 
 if TYPE_CHECKING:
@@ -41,12 +41,12 @@ class AbstractCetOptions(AbstractSystem):
     heads: int = 4  # H
     dh: int = 16  # h, width of a head
     mem: int = 128  # M, memories
-    gamma: float = 0.25  # inverse temperature of the energy attention
+    gamma: float = field(default=0.25, metadata=POSITIVE)  # inverse temperature of the energy attention
     mask_ratio: float = 0.5  # share of patches that is hidden
     dataset: str = "fashion_mnist_sample"
-    benc_std: float = 0.0
-    bpos_std: float = 0.0
-    bdec_std: float = 0.0
+    benc_std: float = field(default=0.0, metadata=SPREAD)
+    bpos_std: float = field(default=0.0, metadata=SPREAD)
+    bdec_std: float = field(default=0.0, metadata=SPREAD)
 
     def __post_init__(self) -> None:
         if self.img % self.patch:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, final
 
 from gradbench.data.streams import normal
 from gradbench.errors import UserError
 from gradbench.systems.attention import attend, attend_jvp, attend_saved, attend_vjp, heads, merge, outer
 from gradbench.systems.base import (
+    SPREAD,
     AbstractDrivenSystem,
     AbstractEnergySystem,
     AbstractSystem,
@@ -44,8 +45,8 @@ class _Toy(AbstractSystem):
     N: int = 8  # tokens
     D: int = 32  # width of a token
     out: int = 16  # width of the readout
-    bias_std: float = 0.0  # of b; without bias and drive the state collapses to 0 or leaves a saddle
-    drive_std: float = 0.0  # of a fixed input to every token; > 0 gives WQ and WK a gradient
+    bias_std: float = field(default=0.0, metadata=SPREAD)  # of b; without both the state collapses or leaves a saddle
+    drive_std: float = field(default=0.0, metadata=SPREAD)  # of the input to tokens; > 0 gives WQ and WK a gradient
 
     @property
     def layout(self) -> dict[str, tuple[int, ...]]:

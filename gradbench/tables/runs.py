@@ -8,10 +8,20 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
+from gradbench.data.given import article
 from gradbench.errors import StoreError, UserError, near_miss
 from gradbench.tables.store import Run, guarded, write
 
 POINTER = "latest"  # a file in the folder of a suite: the id of the run that was worked on last
+
+
+def results_folder(out: object) -> Path:
+    """The folder of results that a caller names. Raises UserError for what is no path."""
+    if not isinstance(out, str | os.PathLike) or isinstance(os.fspath(out), bytes):
+        raise UserError(f"out: got {article(out)}, expected the path of a folder")
+    if "\0" in os.fspath(out):
+        raise UserError(f"out = {os.fspath(out)!r} cannot be a path: it holds a zero byte")
+    return Path(out)
 
 
 def point(folder: Path, run: Run) -> None:
@@ -59,7 +69,8 @@ def find(name: str, out: Path = Path("results")) -> Run:
     if len(meant) > 1:  # runs of two suites that began in one second may even share an id, hence SUITE/ID
         raise UserError(f"run {name!r} is ambiguous: {', '.join(sorted(f'{p.parent.name}/{p.name}' for p in meant))}")
     if not meant:
-        raise UserError(f"run {name!r} does not exist in {root}{near_miss(name, {POINTER, *pointers, *dict(known)})}")
+        word = name.removesuffix(".toml")  # a suite file is no run, but its suite may have some
+        raise UserError(f"run {name!r} does not exist in {root}{near_miss(word, {POINTER, *pointers, *dict(known)})}")
     return Run(meant[0])
 
 

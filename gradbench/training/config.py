@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import cached_property, partial
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,7 +30,7 @@ from gradbench.errors import UserError, near_miss, placed
 from gradbench.estimators.base import AbstractEstimator, Role
 from gradbench.planning import files, registry, suites, values
 from gradbench.planning.overrides import Overrides
-from gradbench.planning.suites import Number, Strict, Whole
+from gradbench.planning.suites import FolderName, Number, Strict, Whole
 from gradbench.systems.base import AbstractSystem
 from gradbench.vocabulary.coordinates import COORDINATES, Coordinate, Point
 
@@ -71,7 +72,7 @@ class AbstractConfig(Strict):
     Coordinates and options that the file leaves out take the defaults of the system and of the rule.
     """
 
-    name: str
+    name: FolderName
     about: str
     system: Choice
     estimator: Choice
@@ -135,7 +136,7 @@ else:
     Config = create_model("Config", __base__=AbstractConfig, **{name: _held(c) for name, c in HELD.items()})
 
 
-def load(name: str, overrides: Mapping[str, object] | None = None) -> Config:
+def load(name: str | Path, overrides: Mapping[str, object] | None = None) -> Config:
     """Read and check a training file given as a path or as the name of a shipped one, with some keys replaced."""
     path, replaced = files.find(name, files.CONFIGS, "training"), Overrides.of(overrides)
     content = {"name": path.stem} | files.read(path) | replaced

@@ -33,6 +33,7 @@ class Coordinate(Word):
     type: type[float] | type[int] | type[str]
     default: Value = None  # where the caller names none; None: the system's default
     least: int | None = None  # smallest value
+    most: int | None = None  # largest value
     positive: bool = False  # whether 0 is too small as well
     choices: tuple[str, ...] = ()  # all values of a word
     optional: bool = False  # null where neither the system nor the estimator uses it
@@ -55,8 +56,15 @@ class Coordinate(Word):
             raise ValueError(f"{value!r} is not a choice{near_miss(str(value), self.choices)}")
         if self.least is not None and float(value) < self.least:
             raise ValueError(f"{value!r} is below {self.least}")
+        if self.most is not None and float(value) > self.most:
+            raise ValueError(f"{value!r} is above {self.most:,}")
         if self.positive and float(value) <= 0:
             raise ValueError(f"{value!r} is not positive")
+
+
+# A step takes 0.05 ms and more, so that a larger number of steps takes hours, and a larger batch is more than any data
+# set has: both are slips of the hand.
+STEPS, EXAMPLES = 10**7, 10**6
 
 
 def _declared(symbol: str, words: str, unit: str = "", **more: Any) -> Any:
@@ -70,9 +78,11 @@ class Point:
 
     sigma: float | None = _declared("$s$", "coupling scale", name="s", type=float, optional=True)
     damp: float | None = _declared("$c$", "damping", type=float, optional=True)
-    T1: int | None = _declared("$T_1$", "free phase", "steps", type=int, least=1, log=True, optional=True, shared=True)
+    T1: int | None = _declared(
+        "$T_1$", "free phase", "steps", type=int, least=1, most=STEPS, log=True, optional=True, shared=True
+    )
     T2: int | None = _declared(
-        "$T_2$", "second phase", "steps", type=int, least=1, log=True, optional=True, shared=True
+        "$T_2$", "second phase", "steps", type=int, least=1, most=STEPS, log=True, optional=True, shared=True
     )
     beta: float | None = _declared(
         r"$\beta$", "nudge", "per unit of cost", type=float, positive=True, log=True, optional=True, shared=True
@@ -80,7 +90,7 @@ class Point:
     eps: float = _declared(r"$\varepsilon$", "step size", type=float, positive=True)
     seed: int = _declared("", "seed", type=int, least=0, default=0)
     dtype: str = _declared("", "dtype", type=str, choices=("float32", "float64"), default="float32")
-    batch: int = _declared("", "examples of a batch", type=int, least=1, listed=False)
+    batch: int = _declared("", "examples of a batch", type=int, least=1, most=EXAMPLES, listed=False)
 
 
 def _coordinates() -> Iterator[Coordinate]:

@@ -76,6 +76,13 @@ def test_options_are_filled_in_with_those_that_follow_from_the_dataset() -> None
         ({"estimator": "tbptt", "T1": 3, "T2": 4}, "t.toml: estimator = 'tbptt': T2 > T1"),
         ({"stepz": 3}, "t.toml: stepz: unknown key. Did you mean 'steps'?"),
         ({"optimiser": {"lr": 1e-3, "clipp": 1}}, "t.toml: optimiser.clipp: unknown key. Did you mean 'clip'?"),
+        (
+            {"optimiser.lr": 0.1},
+            "optimiser.lr: unknown key; the whole table is set at once: optimiser = {lr = ..., ...}",
+        ),
+        ({"lr": 0.1}, "t.toml: lr: unknown key; it is a key of optimiser"),
+        ({"name": "../../../x"}, "t.toml: name: '../../../x' cannot name a folder of runs"),
+        ({"name": ""}, "t.toml: name: '' cannot name a folder"),
         ({"optimiser": {}}, "t.toml: optimiser.lr: missing"),
         ({"optimiser": {"lr": 0}}, "t.toml: optimiser.lr: 0.0 is not above 0"),
         ({"optimiser": {"lr": 1e-3, "lr_min": 1}}, "t.toml: optimiser.lr_min = 1 is above lr = 0.001"),
