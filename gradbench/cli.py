@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import shlex
@@ -191,6 +192,7 @@ def run(
     from gradbench.commands.running import run as execute
     from gradbench.planning import files
 
+    _check_dtypes(dtype)
     overrides = _overrides([*(set_ or ()), *([f"dtype={dtype}"] if dtype else ())])
     with watcher(f"suite {files.find(suite, files.SUITES, 'suite')}") as watch:
         done = execute(
@@ -472,16 +474,28 @@ def _argument(value: str | Path) -> str:
 
 
 def _cells(text: str) -> int:
-    if not (text.isdecimal() and int(text) > 0):
+    if not (text.isascii() and text.isdecimal() and int(text) > 0):
         raise UserError(f"--worst {text}: expected a number of cells, 1 or more")
     return int(text)
 
 
 def _cosine(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise UserError(f"--cosine-min {text}: expected a number between 0 and 1") from None
+    from gradbench.planning.values import NUMBER
+
+    if not NUMBER.fullmatch(text):
+        raise UserError(f"--cosine-min {text}: expected a number between 0 and 1")
+    return float(text)
+
+
+def _check_dtypes(text: str | None) -> None:
+    """Raise UserError where a text is no dtype, and no list of dtypes with commas."""
+    from gradbench.errors import near_miss
+    from gradbench.vocabulary.coordinates import COORDINATES
+
+    known = COORDINATES["dtype"].choices
+    for word in () if text is None else text.split(","):
+        if word.strip() not in known:
+            raise UserError(f"--dtype {text}: {word!r} is not a choice{near_miss(word, known)}")
 
 
 def _summary(cls: type) -> str:
@@ -566,5 +580,15 @@ def _open_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
     sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
     sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
-    with suppress(AttributeError):  # a stream that somebody has replaced
-        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    codecs.register_error("gradbench", _as_it_came)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError):  # a stream that somebody has replaced
+            stream.reconfigure(errors="gradbench")  # type: ignore[union-attr]
+
+
+def _as_it_came(error: UnicodeError) -> tuple[bytes, int]:
+    """The bytes of what a stream cannot encode: those of an argument that Python could not decode, else an escape."""
+    assert isinstance(error, UnicodeEncodeError)
+    letter = error.object[error.start]
+    way = "surrogateescape" if "\udc80" <= letter <= "\udcff" else "backslashreplace"
+    return letter.encode("ascii", way), error.start + 1

@@ -120,6 +120,18 @@ def test_asking_takes_half_a_second(arguments: list[str]) -> None:
         (["explain", "--worst", "two"], "--worst two: expected a number of cells, 1 or more"),
         (["run", "smoke", "--dtype", "float23"], "Did you mean 'float32'?"),
         (["run", "smoke", "--dtype", "float64", "--set", "dtype=float32"], "set twice"),
+        (["run", "smoke", "--dtype", "float64,T1=5"], "--dtype float64,T1=5: 'T1=5' is not a choice"),
+        (["run", "smoke", "--dtype", ""], "--dtype : '' is not a choice"),
+        (["explain", "--worst", "\u0663"], "--worst \u0663: expected a number of cells, 1 or more"),
+        (["tune", "toy_cons", "ep", "--cosine-min", "0_9"], "--cosine-min 0_9: expected a number between 0 and 1"),
+        (["tune", "toy_noncons name=toy_cons", "ep"], "there is no option 'name'"),
+        (["train", "smoke"], "training 'smoke' does not exist, but a suite of this name does: gradbench run smoke"),
+        (["run", "quick"], "suite 'quick' does not exist, but a training of this name does: gradbench train quick"),
+        (
+            ["train", "quick", "--set", "optimiser.lr=0.1"],
+            "the whole table is set at once: optimiser = {lr = ..., ...}",
+        ),
+        (["train", "quick", "--set", "lr=0.1"], "lr: unknown key; it is a key of optimiser"),
         (["run", "smoke", "--device", "gpu"], "device = 'gpu' is not known"),
         (["check", "x" * 4000], "there is no run"),
         (["check"], "there is no run in results/runs yet; make one with: gradbench run SUITE"),
@@ -148,6 +160,17 @@ def test_a_mistake_in_a_process_of_its_own_leaves_no_traceback() -> None:
         done = shell(*arguments, cwd=ROOT)
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
         assert "Traceback" not in done.stderr
+
+
+def test_a_command_for_a_path_can_be_pasted_in_every_locale(tmp_path: Path) -> None:
+    folder = tmp_path / "my d\u00fcr"
+    folder.mkdir()
+    (folder / "s.toml").write_text('about = ""\n[[grid]]\nsystem = "toy_cons"\nestimator = "ep"\n')
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT)}
+    asked = [sys.executable, "-m", "gradbench", "plan", str(folder / "s.toml")]
+    done = subprocess.run(asked, capture_output=True, env=os.environ | plain, timeout=120)
+    assert done.returncode == 0
+    assert f"next: gradbench run '{folder / 's.toml'}'".encode() in done.stderr
 
 
 def test_no_argument_is_the_help() -> None:
