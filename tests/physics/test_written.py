@@ -144,7 +144,7 @@ def test_a_knob_is_a_key_of_a_grid_an_argument_and_a_column(tmp_path: Path) -> N
     assert cells["gain"].isna().tolist() == [False, False, True]  # the toy has no gain, and one cell
     assert cells["system_label"].tolist()[:2] == ["my hopfield gain=0.4", "my hopfield"]
     for gain, cosine in zip((0.4, 0.8), cells["cosine"], strict=False):
-        assert gb.measure(mine, "adjoint", T1=60, T2=60, gain=gain).cosine == cosine
+        assert gb.measure(mine, "adjoint", T1=60, T2=60, gain=gain).cosine == pytest.approx(cosine, abs=1e-6)
     assert results.check(metric="cosine", min=-1, gain=0.4).cells == 1
 
 
