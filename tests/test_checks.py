@@ -83,7 +83,43 @@ def test_a_finding_names_the_number_the_place_and_the_worst_cell() -> None:
 )
 def test_where_selects_by_column_option_and_status(where: dict[str, Any], n: int) -> None:
     cells = frame(cell(), cell(beta=0.2, status="unsettled"), cell("aep"))
-    assert evaluate(Check(name="c", metric="cosine", min=0.0, where=where), cells).cells == n
+    seen = evaluate(Check(name="c", metric="cosine", min=0.0, where={"status": "any"} | where), cells)
+    assert (seen.result, seen.cells) == ("pass", n)
+
+
+@pytest.mark.parametrize(
+    ("status", "n", "told"),
+    [
+        (None, 1, "left out: 2 unsettled, 1 diverged"),
+        ("settled", 1, "left out: 2 unsettled, 1 diverged"),
+        ("unsettled", 2, "left out: 1 settled, 1 diverged"),
+        (["settled", "unsettled"], 3, "left out: 1 diverged"),
+        ("any", 4, ""),
+    ],
+)
+def test_a_metric_is_that_of_settled_cells_unless_statuses_are_named_and_what_is_left_out_is_told(
+    status: Any, n: int, told: str
+) -> None:
+    others = (cell(seed=i, status="unsettled") for i in (1, 2))
+    cells = frame(cell(), *others, cell(seed=3, status="diverged"), cell(seed=4, status="skipped", cosine=None))
+    where = {} if status is None else {"status": status}
+    seen = evaluate(Check(name="c", metric="cosine", min=0.5, where=where), cells)
+    assert (seen.result, seen.cells, seen.left_out) == ("pass", n, 4 - n)
+    assert seen.detail.partition("; ")[2] == told
+
+
+def test_without_a_settled_cell_there_is_no_verdict() -> None:
+    seen = evaluate(
+        Check(name="c", metric="cosine", min=0.5), frame(cell(status="unsettled"), cell("aep", status="unstable"))
+    )
+    assert (seen.result, seen.cells, seen.left_out) == ("none", 0, 2)
+    assert seen.detail == "no cell is settled: 1 unsettled, 1 unstable"
+
+
+def test_a_partner_that_is_not_settled_is_none() -> None:
+    cells = frame(cell("aep"), cell("ep", status="nudge_diverged"))
+    assert result(cells, where={"estimator": "aep"}, against="ep", min=-1.0) == "none"
+    assert result(cells, where={"estimator": "aep", "status": "any"}, against="ep", min=-1.0) == "pass"
 
 
 @pytest.mark.parametrize("value", [math.nan, None])
@@ -109,9 +145,16 @@ def test_skipped_cells_do_not_spoil_a_check() -> None:
     assert result(frame(cell(), cell(seed=1, status="skipped", cosine=None)), status="settled") == "pass"
 
 
-@pytest.mark.parametrize("status", ["error", "oom", "diverged"])
-def test_a_cell_that_was_not_measured_is_no_verdict(status: str) -> None:
+@pytest.mark.parametrize("status", ["error", "oom"])
+def test_a_cell_that_was_not_measured_is_never_left_out_and_is_no_verdict(status: str) -> None:
     assert result(frame(cell(), cell(seed=1, status=status, cosine=None)), min=0.5) == "none"
+
+
+def test_a_status_that_is_none_is_a_mistake() -> None:
+    with pytest.raises(ValueError, match=r"'anny' is not a status.*'any'"):
+        Check(name="c", metric="cosine", min=0.5, where={"status": "anny"})
+    with pytest.raises(ValueError, match="'any' is not a status"):
+        Check(name="c", metric="cosine", min=0.5, where={"status": ["settled", "any"]})
 
 
 def test_a_status_check_wants_every_matching_cell_in_it() -> None:

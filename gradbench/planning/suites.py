@@ -82,6 +82,7 @@ if TYPE_CHECKING:
 else:
     Grid = create_model("Grid", __base__=AbstractGrid, **{name: (_along(c), None) for name, c in COORDINATES.items()})
 
+ANY = "any"  # as the status of a selection: every one but skipped
 Extreme = Literal["min", "max"]
 Reduction = Literal["min", "max", "mean", "median"]
 
@@ -101,8 +102,8 @@ class _Selection(Strict):
     def _statuses(cls, where: dict[str, object]) -> dict[str, object]:
         wanted = where.get("status", [])
         for status in wanted if isinstance(wanted, list) else [wanted]:
-            if status not in list(Status):
-                raise ValueError(f"status = {status!r} is not a status{near_miss(str(status), Status)}")
+            if status not in list(Status) and wanted != ANY:
+                raise ValueError(f"status = {status!r} is not a status{near_miss(str(status), (*Status, ANY))}")
         if wanted == [] and "status" in where:
             raise ValueError("status: the list is empty: nothing would match")
         return where
@@ -121,7 +122,10 @@ class Table(_Selection):
 
 
 class Check(_Selection):
-    """A claim about cells of a run. Without a matching cell, or with a NaN, it has no verdict, which is a failure."""
+    """A claim about cells of a run. Without a matching cell, or with a NaN, it has no verdict, which is a failure.
+
+    A check of a metric looks at settled cells, unless `where` names a status.
+    """
 
     metric: str | None = None
     min: Number | None = None

@@ -1,13 +1,16 @@
 """Whether the claims of a suite hold in a run, by the table `cells` alone.
 
-A check that matches no cell, meets a NaN or lacks a cell to compare with has no verdict, and no verdict is a failure:
-a check that sees no number must not pass.
+A check of a metric looks at settled cells, unless it names the statuses that it looks at, and says how many cells it
+left out. A cell that was not measured is never left out: nobody knows whether it would settle. A check that matches no
+cell, meets a NaN or lacks a cell to compare with has no verdict, and no verdict is a failure: a check that sees no
+number must not pass.
 """
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from gradbench.planning.selection import IDENTITY
@@ -22,20 +25,34 @@ if TYPE_CHECKING:
 
     from gradbench.planning.suites import Check
 
+# statuses of the cells that a metric is taken of where none is named: a cell without a measurement has no number
+LOOKED_AT = (Status.SETTLED, *(status for status in Status if status.incomplete))
 TOLD = (*(name for name, c in COORDINATES.items() if c.optional), "seed")  # coordinates that a message names
 
 
 def evaluate(check: Check, cells: DataFrame) -> Finding:
     """One check against the cells of a run."""
-    rows = selected(cells, check.where)
-    if rows.empty:
-        return Finding(check.name, "none", 0, "no cell matches")
+    matching = selected(cells, {k: v for k, v in check.where.items() if k != "status"})
     if check.status is not None:
-        return _in_status(check, check.status, rows)
-    return _of_metric(check, rows, cells)
+        return _in_status(check, check.status, matching)
+    pool = cells if "status" in check.where else cells[cells["status"].isin(LOOKED_AT)]
+    rows = selected(pool, check.where)
+    counts = matching["status"].drop(rows.index, errors="ignore").value_counts()
+    told = ", ".join(f"{n} {status}" for status, n in counts.items())
+    if rows.empty:
+        asked = check.where.get("status", Status.SETTLED)
+        words = " or ".join(asked) if isinstance(asked, list) else asked
+        return Finding(
+            check.name, "none", 0, f"no cell is {words}: {told}" if told else "no cell matches", left_out=len(matching)
+        )
+    seen = _of_metric(check, rows, pool)
+    detail = f"{seen.detail}; left out: {told}" if told else seen.detail
+    return replace(seen, detail=detail, left_out=int(counts.sum()))
 
 
 def _in_status(check: Check, status: Status, rows: DataFrame) -> Finding:
+    if rows.empty:
+        return Finding(check.name, "none", 0, "no cell matches")
     wrong = rows[rows["status"] != status]
     if wrong.empty:
         return Finding(check.name, "pass", len(rows), f"all {len(rows)} cells are {status}")

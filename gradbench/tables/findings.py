@@ -20,6 +20,7 @@ class Finding:
     detail: str  # the number that decided, and its cell
     cell: str = ""  # content key of the worst cell
     kind: Kind = "check"
+    left_out: int = 0  # cells that match and were not looked at, because of their status
 
     @property
     def passed(self) -> bool:

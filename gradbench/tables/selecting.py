@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gradbench.planning.selection import matches
+from gradbench.planning.suites import ANY
 from gradbench.vocabulary.status import Status
 
 if TYPE_CHECKING:
@@ -18,8 +19,9 @@ _OPTIONS = ["system_options", "estimator_options"]
 
 def selected(cells: DataFrame, where: Mapping[str, Any]) -> DataFrame:
     """The rows with a wanted value at every key of `where`. Skipped rows match only where their status is named."""
-    keep = np.ones(len(cells), bool) if "status" in where else (cells["status"] != Status.SKIPPED).to_numpy()
-    for key, value in where.items():
+    wanted = {key: value for key, value in where.items() if key != "status" or value != ANY}
+    keep = np.ones(len(cells), bool) if "status" in wanted else (cells["status"] != Status.SKIPPED).to_numpy()
+    for key, value in wanted.items():
         names = [key] if key in cells.columns else _OPTIONS
         codes = cells.groupby(names, dropna=False, sort=False).ngroup()
         different = cells.loc[~codes.duplicated(), names].to_dict("records")  # in the order of their codes
