@@ -1,7 +1,8 @@
 """gradbench: how faithful is a gradient estimator to backpropagation through time?
 
-`systems()` and `estimators()` list names, `measure` compares one cell, `run` executes a suite. `estimator` makes a rule
-of a function, and `register` gives it a name. Mistakes in a call raise `UserError`.
+`systems()` and `estimators()` list names, `measure` compares one cell, `run` executes a suite, `compare` reads two runs
+cell by cell. `system` makes a system from functions, `estimator` a rule from a function, `suite` a suite from a grid, and
+`register` gives an item a name. Mistakes in a call raise `UserError`.
 Importing this touches neither torch nor the disk.
 """
 
@@ -17,6 +18,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Estimate",
     "UserError",
+    "compare",
     "estimator",
     "estimators",
     "measure",
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from gradbench.api.defining import system
     from gradbench.api.measuring import measure
     from gradbench.api.results import run, suite
+    from gradbench.commands.comparing import compare
     from gradbench.errors import UserError
     from gradbench.estimators.functions import Estimate, estimator
     from gradbench.planning.registry import register
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
 _LOADED = {  # when first used
     "Estimate": "gradbench.estimators.functions",
     "UserError": "gradbench.errors",
+    "compare": "gradbench.commands.comparing",
     "estimator": "gradbench.estimators.functions",
     "measure": "gradbench.api.measuring",
     "register": "gradbench.planning.registry",

@@ -315,6 +315,35 @@ def _print_cells(run: Snapshot, width: int | None) -> None:
 
 
 @app.command()
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", help="A run, named as in check.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The run that is compared with it.")],
+    across: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=V,W", help="Pair two values of a coordinate or an option.")
+    ] = None,
+    metric: Annotated[list[str] | None, typer.Option(help="A metric; left out: all that have a direction.")] = None,
+    out: Out = Path("results"),
+    as_json: Json = False,
+) -> None:
+    """Two runs cell by cell: what changed, and what is worse than noise."""
+    from gradbench.commands.comparing import compare as compare_runs
+
+    runs = (_target(a, out), _target(b, out))
+    result = compare_runs(*runs, metrics=metric, across=_settings(across, "--across") or None)
+    if as_json:
+        _put(json.dumps(result.to_json(), indent=1))
+        raise typer.Exit(result.code)
+    for name, (first, second) in result.environment.items():
+        _put(_entry(f"  {name}", f"{first} -> {second}", 14, _width()))
+    if len(result.table):
+        _put(result.table.to_string(index=False, float_format="{:.3g}".format))
+    for finding in result.findings:
+        _put(_entry(f"  {finding.result.upper()}", f"{finding.name}  {finding.detail}", 8, _width()))
+    _put(result.line)
+    raise typer.Exit(result.code)
+
+
+@app.command()
 def plot(run: RunName = "latest", out: Out = Path("results")) -> None:
     """Draw the figures of a run as SVG and PNG."""
     from gradbench import plots

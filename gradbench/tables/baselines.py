@@ -101,7 +101,7 @@ def set_baseline(runs: Sequence[Run], out: Path, allow: Collection[str] = ()) ->
     path = path_of(suite, out)
     of_runs = [{"run": s.id} | {k: s.env.get(k) for k in ("commit", "dirty", "processor", "torch")} for s in snapshots]
     metadata = {**SCHEMA_OF_BASELINE.metadata, SUITE: suite.encode(), RUNS: json.dumps(of_runs).encode()}
-    table = pa.Table.from_pandas(_merged(snapshots), schema=SCHEMA_OF_BASELINE, preserve_index=False)
+    table = pa.Table.from_pandas(merged(snapshots), schema=SCHEMA_OF_BASELINE, preserve_index=False)
     write_table(path, table.replace_schema_metadata(metadata))
     return path
 
@@ -125,8 +125,8 @@ def _refusals(run: Snapshot, first: Snapshot, faults: Sequence[Finding]) -> Iter
             return
 
 
-def _merged(runs: Sequence[Snapshot]) -> DataFrame:
-    """A row for every cell of the runs that is not skipped."""
+def merged(runs: Sequence[Snapshot]) -> DataFrame:
+    """A row with its noise for every cell of the runs that is not skipped."""
     import pandas as pd
 
     rows = pd.concat([run.cells[run.cells["status"] != Status.SKIPPED] for run in runs], ignore_index=True)
@@ -185,15 +185,28 @@ def compare_with(demand: Demand, run: Snapshot) -> list[Finding]:
     findings = [_coverage(demand, table, base, now, common)]
     if len(common):
         base, now = base.loc[common], now.loc[common]
-        findings.append(_statuses(base, now))
-        both = (base["status"] == Status.SETTLED) & (now["status"] == Status.SETTLED)
-        base, now = base[both], now[both]
-        metrics = [metric for metric in BETTER if np.isfinite(base[metric]).any()]
-        findings += [_loss(metric, base, now, demand.tolerance) for metric in metrics]
-        findings += [_floored(metric, floor, base, now) for metric, floor in demand.floors.items()]
-        if not metrics:
-            findings.append(_finding("numbers", "none", 0, "no cell is settled in both: no number was compared"))
+        findings += losses(base, now, demand.tolerance)
+        both = settled_in_both(base, now)
+        findings += [_floored(metric, floor, base[both], now[both]) for metric, floor in demand.floors.items()]
     return findings
+
+
+def settled_in_both(base: DataFrame, now: DataFrame) -> Series:
+    """Where numbers are evidence on both sides."""
+    return (base["status"] == Status.SETTLED) & (now["status"] == Status.SETTLED)
+
+
+def losses(
+    base: DataFrame, now: DataFrame, tolerance: float, metrics: Collection[str] = tuple(BETTER)
+) -> list[Finding]:
+    """What `now` reads worse than `base`, which has the noise of its numbers and the same index."""
+    findings = [_statuses(base, now)]
+    both = settled_in_both(base, now)
+    base, now = base[both], now[both]
+    there = [metric for metric in metrics if np.isfinite(base[metric]).any()]
+    if not there:
+        findings.append(_finding("numbers", "none", 0, "no cell is settled in both: no number was compared"))
+    return [*findings, *(_loss(metric, base, now, tolerance) for metric in there)]
 
 
 def _finding(name: str, result: Any, cells: int, detail: str, cell: object = "") -> Finding:
@@ -241,7 +254,7 @@ def _statuses(base: DataFrame, now: DataFrame) -> Finding:
     return _finding(name, "pass", len(base), told)
 
 
-def _worse(metric: str, base: Series, now: Series) -> Series:
+def worse(metric: str, base: Series, now: Series) -> Series:
     """By how much a number is worse than another one."""
     better = BETTER[metric]
     if better == "up":
@@ -249,12 +262,17 @@ def _worse(metric: str, base: Series, now: Series) -> Series:
     return now - base if better == "down" else (now - 1).abs() - (base - 1).abs()
 
 
+def allowance(metric: str, base: DataFrame, tolerance: float) -> Series:
+    """What a number may lose."""
+    return np.maximum(FACTOR * base[f"{metric}_noise"], tolerance) * np.maximum(1, base[metric].abs())
+
+
 def _loss(metric: str, base: DataFrame, now: DataFrame, tolerance: float) -> Finding:
     there = np.isfinite(base[metric])
     base, now = base[there], now[there]
     value, became = base[metric], now[metric].astype(float)
-    allowed = np.maximum(FACTOR * base[f"{metric}_noise"], tolerance) * np.maximum(1, value.abs())
-    loss = _worse(metric, value, became).where(np.isfinite(became), np.inf)
+    allowed = allowance(metric, base, tolerance)
+    loss = worse(metric, value, became).where(np.isfinite(became), np.inf)
     beyond = loss > allowed
     key = (loss - allowed).idxmax()
     told = f"{value[key]:.6g} -> {became[key]:.6g} at {_at(key, now.loc[key])}, allowed {allowed[key]:.3g}"
@@ -268,14 +286,14 @@ def _floored(metric: str, floor: float, base: DataFrame, now: DataFrame) -> Find
     """Whether no cell has crossed a floor: cells that are beyond it in the baseline are told, and decide nothing."""
     name = f"{metric} keeps to {floor:g}"
     limit = base[metric] * 0 + floor
-    good = _worse(metric, limit, base[metric]) <= 0
+    good = worse(metric, limit, base[metric]) <= 0
     told = (
         f"{int((~good).sum())} cells are beyond it in the baseline" if not good.all() else "all cells keep to it there"
     )
     if not good.any():
         return _finding(name, "none", 0, "no cell of the baseline keeps to it: nothing was asked")
     became = now.loc[good, metric].astype(float)
-    loss = _worse(metric, limit[good], became).where(np.isfinite(became), np.inf)
+    loss = worse(metric, limit[good], became).where(np.isfinite(became), np.inf)
     key = loss.idxmax()
     place = f"{became[key]:.6g} at {_at(key, now.loc[key])}"
     return _finding(

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 Result = Literal["pass", "fail", "none"]
-Kind = Literal["store", "check", "baseline"]
+Kind = Literal["store", "check", "baseline", "compare"]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One claim about a run: that its store is whole, that a check of its suite holds, that a baseline is reached."""
+    """One claim about a run: that its store is whole, that a check of its suite holds, that a baseline or
+    another run is reached."""
 
     name: str
     result: Result  # none: nothing could be said, which is a failure

@@ -1,0 +1,142 @@
+"""Two runs cell by cell: what is in both, what changed, and what is worse than noise."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gradbench.errors import UserError, near_miss
+from gradbench.planning.suites import ANY
+from gradbench.tables.baselines import allowance, losses, merged, settled_in_both, worse
+from gradbench.tables.findings import Finding
+from gradbench.tables.schema import BETTER
+from gradbench.tables.selecting import selected
+from gradbench.tables.verifying import POINT
+from gradbench.vocabulary.exit import Exit
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from gradbench.tables.snapshots import Snapshot
+
+_WORDS = {Exit.OK: "nothing is worse than noise", Exit.CHECK_FAILED: "worse", Exit.NOTHING: "no common cell"}
+_TOLD = ("commit", "dirty", "device", "processor", "torch", "cuda", "python", "source")  # of an environment
+Across = tuple[str, Any, Any]  # a column or an option, its value in the first run and in the second
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two runs, cell by cell. The second one is judged by the first."""
+
+    table: DataFrame  # a row a metric: cells, median change, worst change with what is noise there, and its cell
+    code: Exit  # 0: nothing is worse than noise; 1: something is; 4: no common cell
+    common: int
+    only_a: int
+    only_b: int
+    environment: dict[str, tuple[Any, Any]]  # what differs
+    findings: tuple[Finding, ...]
+    pairs: DataFrame = field(repr=False)  # a row a cell and metric: a, b, change, allowed
+
+    @property
+    def line(self) -> str:
+        """The comparison in one line."""
+        failed = sum(not f.passed for f in self.findings)
+        more = f"  {failed} of {len(self.findings)} comparisons" if failed else ""
+        return (
+            f"COMPARED {_WORDS[self.code]} ({self.code.value}){more}  {self.common} cells in both, "
+            f"{self.only_a} only in the first, {self.only_b} only in the second"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "code": self.code.value,
+            "line": self.line,
+            "common": self.common,
+            "only_a": self.only_a,
+            "only_b": self.only_b,
+            "environment": {name: list(pair) for name, pair in self.environment.items()},
+            "metrics": json.loads(self.table.to_json(orient="records")),
+            "findings": [asdict(f) for f in self.findings],
+        }
+
+
+def compared(
+    a: Snapshot, b: Snapshot, metrics: Collection[str] | None = None, across: Across | None = None
+) -> Comparison:
+    """Compare the cells of two runs, or of one run with itself `across` a coordinate or an option.
+
+    Noise is that of one run. Raises UserError for a metric without a direction, and where `across` leaves no cell.
+    """
+    for metric in metrics or ():
+        if metric not in BETTER:
+            raise UserError(f"{metric!r} is no metric with a direction{near_miss(metric, BETTER)}")
+    asked = tuple(metrics) if metrics else tuple(BETTER)
+    before, after = (merged([run]).set_index("cell", drop=False) for run in (a, b))
+    if across is not None:
+        before, after = (_across(rows, across, value) for rows, value in zip((before, after), across[1:], strict=True))
+    common = before.index.intersection(after.index, sort=False)
+    left, right = before.loc[common].copy(), after.loc[common]
+    for metric in asked:  # of two dtypes the noise of the coarser one
+        left[f"{metric}_noise"] = np.fmax(left[f"{metric}_noise"], right[f"{metric}_noise"])
+    findings = tuple(replace(f, kind="compare") for f in losses(left, right, 0.0, asked)) if len(common) else ()
+    pairs = _pairs(left, right, asked)
+    differ = {k: (a.env.get(k), b.env.get(k)) for k in _TOLD if a.env.get(k) != b.env.get(k)}
+    code = Exit.NOTHING if not len(common) else Exit.OK if all(f.passed for f in findings) else Exit.CHECK_FAILED
+    only = len(before) - len(common), len(after) - len(common)
+    return Comparison(_by_metric(pairs, asked), code, len(common), *only, differ, findings, pairs)
+
+
+def _across(rows: DataFrame, across: Across, value: Any) -> DataFrame:
+    """Rows with this value, under a key that leaves it out. Rows that share such a key have no partner."""
+    name = across[0]
+    column = f"{name}_label" if name in ("system", "estimator") and (rows[f"{name}_label"] == value).any() else name
+    rows = selected(rows, {column: value, "status": ANY})
+    if rows.empty:
+        raise UserError(f"--across {name}: no cell has {name} = {value!r}")
+    dropped = {name, f"{name}_options"}
+    points = [
+        tuple(_without(row[n], name) if n.endswith("options") else row[n] for n in POINT if n not in dropped)
+        for row in rows[list(POINT)].astype(object).where(rows[list(POINT)].notna(), None).to_dict("records")
+    ]
+    rows = rows.set_axis([json.dumps(point) for point in points])
+    return rows[~rows.index.duplicated(keep=False)]
+
+
+def _without(options: str, name: str) -> str:
+    return json.dumps({k: v for k, v in json.loads(options).items() if k != name}, sort_keys=True)
+
+
+def _pairs(before: DataFrame, after: DataFrame, metrics: Sequence[str]) -> DataFrame:
+    import pandas as pd
+
+    both = settled_in_both(before, after)
+    before, after = before[both], after[both]
+    named = ["system_label", "estimator_label"]
+    frames = []
+    for metric in metrics:
+        a, b = before[metric].astype(float), after[metric].astype(float)
+        numbers = {"metric": metric, "a": a, "b": b, "change": b - a, "allowed": allowance(metric, before, 0.0)}
+        loss = worse(metric, a, b).where(np.isfinite(b), np.inf)
+        frame = pd.DataFrame({"cell": after["cell"], **numbers, "loss": loss}).join(after[named])
+        frames.append(frame[np.isfinite(a)])
+    return pd.concat(frames, ignore_index=True)
+
+
+def _by_metric(pairs: DataFrame, metrics: Sequence[str]) -> DataFrame:
+    import pandas as pd
+
+    lines: list[Mapping[str, Any]] = []
+    for metric in metrics:
+        rows = pairs[pairs["metric"] == metric]
+        if rows.empty:
+            continue
+        worst = rows.loc[(rows["loss"] - rows["allowed"]).idxmax()]
+        numbers = {"cells": len(rows), "median": rows["change"].median(), "worst": worst["change"]}
+        more = {"noise": worst["allowed"], "worse": int((rows["loss"] > rows["allowed"]).sum()), "cell": worst["cell"]}
+        lines.append({"metric": metric} | numbers | more)
+    return pd.DataFrame(lines, columns=["metric", "cells", "median", "worst", "noise", "worse", "cell"])

@@ -1,0 +1,102 @@
+"""Two runs cell by cell."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_baselines import HERE, at, reading, remeasured, undefined, unsettled
+
+import gradbench as gb
+from gradbench.cli import _code
+from gradbench.errors import StoreError, UserError
+from gradbench.tables.store import Run
+from gradbench.vocabulary.exit import Exit
+
+
+@pytest.fixture
+def other(finished: Path, tmp_path: Path) -> Run:
+    """A second copy of the run."""
+    return Run(Path(shutil.copytree(finished, tmp_path / "other")))
+
+
+def test_two_runs_of_one_suite_are_equal(gated: Run, finished: Path, tmp_path: Path) -> None:
+    again = gb.run(str(finished.parents[2] / "gated.toml"), out=tmp_path, device="cpu")
+    comparison = gb.compare(gated, again)
+    assert comparison.code is Exit.OK
+    assert comparison.line == (
+        "COMPARED nothing is worse than noise (0)  104 cells in both, 0 only in the first, 0 only in the second"
+    )
+    assert set(comparison.table["metric"]) >= {"cosine", "cosine_min", "rel_error", "norm_ratio", "residual"}
+    assert not comparison.table[["median", "worst", "worse"]].any(axis=None)
+    assert comparison.environment == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "metric", "worse"), [(lambda r: reading(r, 0.1), "cosine_min", 1), (undefined, "cosine", 1)]
+)
+def test_what_is_worse_than_noise_is_named(gated: Run, other: Run, change: Any, metric: str, worse: int) -> None:
+    remeasured(gated, at(HERE, lambda row: reading(row, 0.99)))
+    remeasured(other, at(HERE, change))
+    comparison = gb.compare(gated.folder, other.folder, [metric])
+    (row,) = comparison.table.to_dict("records")
+    (cell,) = (r["cell"] for r in gated.cells.to_dict("records") if all(r[k] == v for k, v in HERE.items()))
+    assert (comparison.code, row["metric"], row["worse"], row["cell"]) == (Exit.CHECK_FAILED, metric, worse, cell)
+    assert gb.compare(other, gated, [metric]).code is Exit.OK  # it is better the other way round
+
+
+def test_a_status_and_a_cause_that_changed_are_told(gated: Run, other: Run) -> None:
+    remeasured(other, at(HERE, unsettled))
+    (status,) = (f for f in gb.compare(gated, other).findings if f.name == "what was settled is settled")
+    assert status.result == "fail"
+    assert "1 no longer, first settled -> unsettled at " in status.detail
+
+
+def test_cells_of_one_side_are_counted_and_without_a_common_one_nothing_is_said(
+    gated: Run, finished: Path, tmp_path: Path
+) -> None:
+    suite = str(finished.parents[2] / "gated.toml")
+    part = gb.run(suite, out=tmp_path, device="cpu", overrides={"seed": [3, 4]})
+    comparison = gb.compare(gated, part)
+    assert (comparison.code, comparison.common, comparison.only_a, comparison.only_b) == (Exit.OK, 26, 78, 26)
+    disjoint = gb.compare(gated, gb.run(suite, out=tmp_path, device="cpu", overrides={"seed": 4}))
+    assert (disjoint.code, len(disjoint.table)) == (Exit.NOTHING, 0)
+
+
+def test_across_pairs_two_rules_two_systems_and_two_dtypes(gated: Run, finished: Path, tmp_path: Path) -> None:
+    rules = gb.compare(gated, gated, ["cosine_min"], across={"estimator": ["ep", "aep"]})
+    assert rules.common == 32
+    cells = gated.cells[gated.cells["status"] == "settled"].set_index("cell")
+    for pair in rules.pairs.to_dict("records"):
+        aep = cells.loc[pair["cell"]]
+        ep = cells[(cells["estimator"] == "ep") & (cells["system"] == aep["system"])]
+        (partner,) = ep[(ep[["T1", "T2", "seed"]] == aep[["T1", "T2", "seed"]]).all(axis=1)]["cosine_min"]
+        assert (aep["estimator"], pair["a"], pair["b"]) == ("aep", partner, aep["cosine_min"])
+    assert gb.compare(gated, gated, across={"system": ["toy_cons", "toy_noncons"]}).common == 52
+    coarse = gb.run(str(finished.parents[2] / "gated.toml"), out=tmp_path, device="cpu", overrides={"dtype": "float32"})
+    dtypes = gb.compare(gated, coarse, ["cosine"], across={"dtype": ["float64", "float32"]})
+    assert dtypes.common == 104
+    assert dtypes.table["noise"].tolist() == [pytest.approx(3e-4)]
+    with pytest.raises(UserError, match="--across estimator: no cell has estimator = 'app'"):
+        gb.compare(gated, gated, across={"estimator": ["app", "ep"]})
+    with pytest.raises(UserError, match="across seed: got 3, expected two values"):
+        gb.compare(gated, gated, across={"seed": 3})
+
+
+def test_the_command_says_what_the_function_says(gated: Run, other: Run, capsys: Any) -> None:
+    remeasured(other, at(HERE, lambda row: reading(row, 0.1)))
+    names = [str(gated.folder), str(other.folder)]
+    assert _code(["compare", *names]) == Exit.CHECK_FAILED
+    assert capsys.readouterr().out.splitlines()[-1] == gb.compare(*names).line
+    assert _code(["compare", *names, "--json"]) == Exit.CHECK_FAILED
+    assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(gb.compare(*names).to_json()))
+    assert _code(["compare", names[0], names[0], "--across", "estimator=ep,aep"]) in (Exit.OK, Exit.CHECK_FAILED)
+    assert _code(["compare", *names, "--metric", "cosin"]) == Exit.USAGE
+    assert "'cosin' is no metric with a direction. Did you mean 'cosine'?" in capsys.readouterr().err
+    (other.folder / "params.parquet").write_bytes(b"")
+    assert _code(["compare", *names]) == Exit.STORE
+    with pytest.raises(StoreError, match=r"params\.parquet: damaged"):
+        gb.compare(*names)
