@@ -1,8 +1,8 @@
 """gradbench: how faithful is a gradient estimator to backpropagation through time?
 
 `systems()` and `estimators()` list names, `measure` compares one cell, `run` executes a suite, `compare` reads two runs
-cell by cell. `system` makes a system from functions, `estimator` a rule from a function, `suite` a suite from a grid, and
-`register` gives an item a name. Mistakes in a call raise `UserError`.
+cell by cell. `system` makes a system from functions, `estimator` a rule from a function, `suite` a suite from a grid,
+and `register` gives an item a name. Mistakes in a call raise `UserError`.
 Importing this touches neither torch nor the disk.
 """
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from gradbench.commands.explaining import Explanation
     from gradbench.planning.overrides import Overrides
     from gradbench.tables.baselines import Demand
+    from gradbench.tables.comparing import Comparison
     from gradbench.tables.snapshots import Snapshot
     from gradbench.tables.store import Run
 
@@ -322,6 +323,9 @@ def compare(
         list[str] | None, typer.Option(metavar="KEY=V,W", help="Pair two values of a coordinate or an option.")
     ] = None,
     metric: Annotated[list[str] | None, typer.Option(help="A metric; left out: all that have a direction.")] = None,
+    figure: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Draw it too: a .png or .svg, or a folder for both.")
+    ] = None,
     out: Out = Path("results"),
     as_json: Json = False,
 ) -> None:
@@ -329,7 +333,10 @@ def compare(
     from gradbench.commands.comparing import compare as compare_runs
 
     runs = (_target(a, out), _target(b, out))
+    _figure_file(figure)
     result = compare_runs(*runs, metrics=metric, across=_settings(across, "--across") or None)
+    if figure is not None:
+        _draw_comparison(result, runs, figure)
     if as_json:
         _put(json.dumps(result.to_json(), indent=1))
         raise typer.Exit(result.code)
@@ -376,8 +383,7 @@ def explain(
     number = None if worst is None else _cells(worst)
     target, width = trusted(_target(run, out)), _width()
     rows = choose(target, cell, _settings(where, "--where"), number)
-    if figure is not None and figure.suffix not in ("", ".png", ".svg"):
-        raise UserError(f"--figure {figure}: expected a .png, a .svg or a folder")
+    _figure_file(figure)
     if figure is not None and figure.suffix and len(rows) > 1:
         raise UserError(f"--figure {figure}: {len(rows)} cells have a figure each; name a folder")
     say(f"run {target.folder}")
@@ -403,6 +409,26 @@ def _teller(width: int | None) -> Callable[[Explanation], None]:
             told = text
 
     return put
+
+
+def _figure_file(path: Path | None) -> None:
+    """Raise UserError for a file that is no kind of figure."""
+    if path is not None and path.suffix not in ("", ".png", ".svg"):
+        raise UserError(f"--figure {path}: expected a .png, a .svg or a folder")
+
+
+def _draw_comparison(comparison: Comparison, runs: tuple[Run, Run], path: Path) -> None:
+    from gradbench.plots import save
+    from gradbench.plots.paired import draw_comparison
+
+    first, second = (f"{run.folder.parent.name}/{run.id}" for run in runs)
+    drawn = draw_comparison(comparison.pairs, [f"{first} against {second}.", f"{comparison.line}."])
+    if drawn is None:
+        say("gradbench: no figure, since no cell is settled in both")
+        return
+    kinds = (path.suffix[1:],) if path.suffix else ("svg", "png")
+    for file in save(drawn, path if path.suffix else path / f"{runs[0].id}-{runs[1].id}", kinds):
+        say(str(file))
 
 
 def _draw(explanation: Explanation, path: Path) -> None:

@@ -793,6 +793,8 @@ def test_values_of_overrides_are_those_of_the_list(write_suite: Any, values: Any
     loaded, planned = prepare(write_suite(), {"T2": values, "beta": np.float32(0.5)})
     assert loaded.grid[0].T2 == (2, 4)
     assert planned.key == prepare(write_suite(), {"T2": [2, 4], "beta": 0.5})[1].key
+
+
 RUNS: dict[str, tuple[dict[str, Any], str]] = {
     "out None": ({"out": None}, "out: got None, expected the path of a folder"),
     "out number": ({"out": 3}, "out: got an int, expected the path of a folder"),

@@ -179,7 +179,7 @@ def read_baseline(path: Path, suite: str) -> pa.Table:
 def compare_with(demand: Demand, run: Snapshot) -> list[Finding]:
     """Whether a run reads as well as a baseline: a finding for cells, for statuses and for every metric."""
     table = read_baseline(demand.path, run.plan["suite"])
-    base, now = table.to_pandas().set_index("cell"), run.cells.set_index("cell")
+    base, now = (cells.set_index("cell", drop=False) for cells in (table.to_pandas(), run.cells))
     now = now[now["status"] != Status.SKIPPED]
     common = base.index.intersection(now.index, sort=False)
     findings = [_coverage(demand, table, base, now, common)]
@@ -213,8 +213,8 @@ def _finding(name: str, result: Any, cells: int, detail: str, cell: object = "")
     return Finding(name, result, cells, detail, str(cell), kind="baseline")
 
 
-def _at(key: object, row: Series) -> str:
-    return f"{key}, {where_is(row)}"
+def _at(row: Series) -> str:
+    return f"{row['cell']}, {where_is(row)}"
 
 
 def _coverage(demand: Demand, table: pa.Table, base: DataFrame, now: DataFrame, common: Any) -> Finding:
@@ -226,9 +226,9 @@ def _coverage(demand: Demand, table: pa.Table, base: DataFrame, now: DataFrame, 
         return _finding(name, "none", 0, f"{whose} has {len(base)} cells, the run none of them: nothing was compared")
     missing, new = base.index.difference(now.index, sort=False), now.index.difference(base.index, sort=False)
     told = f"{len(common)} of {len(base)} cells of {whose}"
-    told += f"; {len(new)} cells are new, first {_at(new[0], now.loc[new[0]])}" if len(new) else ""
+    told += f"; {len(new)} cells are new, first {_at(now.loc[new[0]])}" if len(new) else ""
     if len(missing):
-        told += f"; {len(missing)} are missing, first {_at(missing[0], base.loc[missing[0]])}"
+        told += f"; {len(missing)} are missing, first {_at(base.loc[missing[0]])}"
         return _finding(name, "fail", len(common), told, missing[0])
     return _finding(name, "pass", len(common), told)
 
@@ -243,14 +243,14 @@ def _statuses(base: DataFrame, now: DataFrame) -> Finding:
     for what, keys in (("no longer", lost), ("changed another status", others)):
         if len(keys):
             was, became = base.loc[keys[0], "status"], now.loc[keys[0], "status"]
-            told += f"; {len(keys)} {what}, first {was} -> {became} at {_at(keys[0], now.loc[keys[0]])}"
+            told += f"; {len(keys)} {what}, first {was} -> {became} at {_at(now.loc[keys[0]])}"
     was_of, became_of = base["cause"].fillna("none"), now["cause"].fillna("none")
     keys = base.index[was_of != became_of]
     if len(keys):  # no failure: the error that it is the cause of is compared by its size
         change = f"{was_of[keys[0]]} -> {became_of[keys[0]]}"
-        told += f"; {len(keys)} have another cause, first {change} at {_at(keys[0], now.loc[keys[0]])}"
+        told += f"; {len(keys)} have another cause, first {change} at {_at(now.loc[keys[0]])}"
     if len(lost):
-        return _finding(name, "fail", len(base), told, lost[0])
+        return _finding(name, "fail", len(base), told, now.loc[lost[0], "cell"])
     return _finding(name, "pass", len(base), told)
 
 
@@ -275,9 +275,15 @@ def _loss(metric: str, base: DataFrame, now: DataFrame, tolerance: float) -> Fin
     loss = worse(metric, value, became).where(np.isfinite(became), np.inf)
     beyond = loss > allowed
     key = (loss - allowed).idxmax()
-    told = f"{value[key]:.6g} -> {became[key]:.6g} at {_at(key, now.loc[key])}, allowed {allowed[key]:.3g}"
+    told = f"{value[key]:.6g} -> {became[key]:.6g} at {_at(now.loc[key])}, allowed {allowed[key]:.3g}"
     if beyond.any():
-        return _finding(f"{metric} is no worse", "fail", len(base), f"{int(beyond.sum())} are worse, most {told}", key)
+        return _finding(
+            f"{metric} is no worse",
+            "fail",
+            len(base),
+            f"{int(beyond.sum())} are worse, most {told}",
+            now.loc[key, "cell"],
+        )
     widest = f"; the widest allowance is {allowed.max():.3g}"
     return _finding(f"{metric} is no worse", "pass", len(base), f"nearest to a loss {told}{widest}")
 
@@ -295,7 +301,11 @@ def _floored(metric: str, floor: float, base: DataFrame, now: DataFrame) -> Find
     became = now.loc[good, metric].astype(float)
     loss = worse(metric, limit[good], became).where(np.isfinite(became), np.inf)
     key = loss.idxmax()
-    place = f"{became[key]:.6g} at {_at(key, now.loc[key])}"
+    place = f"{became[key]:.6g} at {_at(now.loc[key])}"
     return _finding(
-        name, "pass" if loss[key] <= 0 else "fail", int(good.sum()), f"{place}; {told}", key if loss[key] > 0 else ""
+        name,
+        "pass" if loss[key] <= 0 else "fail",
+        int(good.sum()),
+        f"{place}; {told}",
+        now.loc[key, "cell"] if loss[key] > 0 else "",
     )

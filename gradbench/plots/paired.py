@@ -1,0 +1,76 @@
+"""Two runs, or two rules, cell by cell: one metric against the other, and what changed by system and rule."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.colors import SymLogNorm
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from gradbench.plots import look
+from gradbench.vocabulary.notation import METRICS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from matplotlib.axes import Axes
+    from pandas import DataFrame
+
+NAMED = 3  # cells that are named: those that lost the most beyond noise
+SHOWN = "cosine_min"  # the metric that is paired, where it was compared
+WORDS = 34  # letters of a row of the heat map
+
+
+@look.themed
+def draw_comparison(pairs: DataFrame, sentences: Sequence[str]) -> Figure | None:
+    """A scatter of pairs with the worst cells named, and a heat map of the largest loss; None where there is no pair.
+
+    pairs: cell, metric, a, b, allowed, loss, system_label, estimator_label
+    """
+    if pairs.empty:
+        return None
+    metrics = list(dict.fromkeys(pairs["metric"]))
+    metric = SHOWN if SHOWN in metrics else metrics[0]
+    shown = pairs[pairs["metric"] == metric]
+    groups = pairs.groupby(["system_label", "estimator_label"], sort=False)
+    height = max(4.0, 0.34 * len(groups) + 1.6)
+    figure = Figure(figsize=(look.WIDTH, height), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.1))
+    _scatter(left, shown, metric)
+    _changes(figure, right, pairs, metrics)
+    rules = look.in_order({str(label) for label in shown["estimator_label"]})
+    dots = [Line2D([], [], color=look.colour(r.partition(" ")[0]), marker="o", linestyle="", label=r) for r in rules]
+    look.strip(figure, dots, 4)
+    look.caption(figure, sentences)
+    return figure
+
+
+def _scatter(ax: Axes, shown: DataFrame, metric: str) -> None:
+    for label, rows in shown.groupby("estimator_label", sort=True):
+        ax.scatter(rows["a"], rows["b"], s=16, color=look.colour(str(label).partition(" ")[0]), alpha=0.7, zorder=3)
+    ends = shown[["a", "b"]].to_numpy(float)
+    low, high = np.min(ends[np.isfinite(ends)]), np.max(ends[np.isfinite(ends)])
+    ax.plot([low, high], [low, high], color=look.GREY, linewidth=0.9, zorder=2)
+    beyond = shown[shown["loss"] > shown["allowed"]]
+    for place, row in enumerate(beyond.sort_values("loss", ascending=False).head(NAMED).to_dict("records")):
+        at = (8, -10 * (place + 1))  # points
+        if np.isfinite(row["b"]):
+            ax.annotate(row["cell"][:8], (row["a"], row["b"]), at, textcoords="offset points", size=7.5)
+    words = METRICS[metric].axis
+    ax.set(xlabel=f"{words}, first", ylabel=f"{words}, second", title="Cell by cell (grey: no change)")
+
+
+def _changes(figure: Figure, ax: Axes, pairs: DataFrame, metrics: Sequence[str]) -> None:
+    worst = pairs.pivot_table(index=["system_label", "estimator_label"], columns="metric", values="loss", aggfunc="max")
+    worst = worst[list(metrics)]
+    values = np.clip(worst.to_numpy(float), -10, 10)
+    norm = SymLogNorm(1e-4, vmin=-10, vmax=10)
+    image = ax.imshow(np.ma.masked_invalid(values), cmap="PuOr_r", norm=norm, aspect="auto")
+    ax.set_xticks(range(len(metrics)), metrics, rotation=40, ha="right")
+    names = [f"{system} / {rule}" for system, rule in worst.index]
+    ax.set_yticks(range(len(names)), [n if len(n) <= WORDS else f"{n[: WORDS - 3]}..." for n in names], size=7)
+    ax.grid(visible=False)
+    ax.set_title("Largest loss (orange: worse)")
+    figure.colorbar(image, ax=ax, shrink=0.8, ticks=[-1, -1e-2, 0, 1e-2, 1], format="%g")
