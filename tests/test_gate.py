@@ -32,7 +32,7 @@ def test_a_finished_run_passes(gated: Run) -> None:
     assert {p: p.read_bytes() for p in gated.folder.rglob("*") if p.is_file()} == before
 
 
-# A mutation of a table takes the table and gives another one, one of a file takes the gated.
+# A mutation of a table takes the table and gives another one, one of a file takes the run.
 
 Column = Callable[[list[Any]], list[Any]]
 
@@ -384,6 +384,16 @@ FILES: dict[str, tuple[Callable[[Run], object], str, str]] = {
         lambda r: edit(r, "plan.json", lambda p: p.pop("thresholds")),
         "the plan can be read",
         "thresholds",
+    ),
+    "a plan that is a list": (
+        lambda r: (r.folder / "plan.json").write_text("[]"),
+        READ,
+        "plan.json, env.json or checks.json holds no object",
+    ),
+    "a plan of cells without coordinates, of a run that goes on": (
+        lambda r: ((r.folder / DIGESTS).unlink(), edit(r, "plan.json", lambda p: p["skipped"][0].pop("system"))),
+        READ,
+        "plan.json: damaged: KeyError: 'system'",
     ),
     "a torn plan": (lambda r: cut(r.folder / "plan.json"), READ, "plan.json: damaged"),
     "the environment of another run": (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from gradbench.errors import StoreError
 from gradbench.tables.placeholders import skipped_rows
 from gradbench.tables.schema import TABLES
 from gradbench.tables.store import Run
@@ -26,11 +27,16 @@ class Snapshot(Run):
         super().__init__(folder)
         self._digests = super().digests
         self._plan, self._env, self._claims = super().plan, super().env, super().claims
-        self.tables: dict[str, pa.Table] = (
-            {name: super(Snapshot, self).table(name) for name in TABLES}
-            if self.finished
-            else self.compacted(skipped_rows(self.plan)).tables
-        )
+        if not all(isinstance(content, dict) for content in (self._plan, self._env, self._claims)):
+            raise StoreError(f"{folder}: damaged: plan.json, env.json or checks.json holds no object")
+        self.tables = {name: super(Snapshot, self).table(name) for name in TABLES} if self.finished else self._made()
+
+    def _made(self) -> dict[str, pa.Table]:
+        """The tables that the records make now."""
+        try:
+            return self.compacted(skipped_rows(self.plan)).tables
+        except (KeyError, TypeError) as error:
+            raise StoreError(f"{self.folder / 'plan.json'}: damaged: {type(error).__name__}: {error}") from None
 
     @property
     def finished(self) -> bool:
