@@ -267,6 +267,31 @@ TABLE: dict[str, tuple[dict[str, Callable[[pa.Table], pa.Table]], str, str]] = {
         "rows in the order of the plan",
         "blocks",
     ),
+    "an error a millionth smaller": (
+        column("rel_error", every(lambda e: e * (1 - 1e-6)), estimator="ep", status="settled"),
+        "cosine, norm ratio and error agree",
+        "cells have",
+    ),
+    "another rho_T2": (
+        column("rho_T2", first(lambda r: r / 2), estimator="ep", status="settled"),
+        "rho_T2 is rho to the power of T2",
+        "have another rho_T2",
+    ),
+    "another rho": (
+        column("rho", first(lambda r: r / 2), estimator="ep", status="settled"),
+        "rho_T2 is rho to the power of T2",
+        "have another rho_T2",
+    ),
+    "a cause that was dropped": (
+        column("cause", every(None), estimator="ep", status="settled"),
+        "a budget is that of the error",
+        "have a budget and no cause",
+    ),
+    "a smaller budget": (
+        column("rel_error", first(lambda e: e / 2), "budget", param=""),
+        "a budget is that of the error",
+        "have another rel_error than",
+    ),
     "budgets of nobody": (column("cell", first("0" * 16), "budget"), "no cell that is not in cells", "budget.parquet"),
 }
 

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, np.dtype[Any]]
 
 RANGE_ERROR = 1e-5  # of a number against an end of its range: some cosines are means in float32
-SUM_ERROR = 1e-6  # of sums of squares in float64, relative
+SUM_ERROR = 1e-9  # of means and sums of squares over parameters, relative
+READING_ERROR = 1e-11  # of sums over entries in float64, relative; 1e-15 on a CPU
 RESIDUAL_ERROR = 1e-2  # relative, of a norm in the dtype of the cell
 ZERO = "the estimate is zero"  # the reason of a cosine that is 0 by convention
 REFERENCE, ESTIMATE = "the reference", "the estimate"  # begin the reasons that lie in one of them
@@ -42,6 +43,7 @@ def faults(tables: Mapping[str, pa.Table], at: Thresholds) -> Iterator[Fault]:
         if wrong.any():
             places = [f"{c} {p}" for c, p in zip(params.keys[wrong], params["param"][wrong], strict=True)]
             yield "params", rule, counted(places, words)
+    yield from _budget_faults(cells, tables["budget"])
     for name in NESTED:
         yield from _owner_faults(name, tables[name], tables["cells"])
     yield from _params_faults(cells, params, pc.index_in(tables["params"]["cell"], tables["cells"]["cell"]))
@@ -142,6 +144,10 @@ def _status_rules(cells: _Columns, at: Thresholds) -> Iterator[tuple[str, Mask, 
     yield rule, ~settled & compared, "are not settled, without a reason"
     read = np.isfinite(cells["cosine"]) & np.isfinite(cells["norm_ratio"]) & np.isfinite(cells["rel_error"])
     yield rule, settled & (reason == "") & ~read, "are settled, and have no cosine, without a reason"
+    with np.errstate(all="ignore"):
+        power = rho ** cells["T2"]
+        wrong = np.abs(cells["rho_T2"] - power) > SUM_ERROR * power
+    yield "rho_T2 is rho to the power of T2", wrong & np.isfinite(power), "have another rho_T2"
     causes = np.isin(cells["cause"], [str(c) for c in Cause])
     yield "a cause is a word of the list", (cells["cause"] != "") & ~causes, "have a cause that is none"
 
@@ -151,7 +157,7 @@ def _reading_rules(rows: _Columns) -> Iterator[tuple[str, Mask, str]]:
     cosine, ratio, error = rows["cosine"], rows["norm_ratio"], rows["rel_error"]
     with np.errstate(all="ignore"):
         off = np.abs(error**2 - (1 + ratio**2 - 2 * ratio * cosine))
-        wrong = off > SUM_ERROR * (1 + ratio**2)
+        wrong = off > READING_ERROR * (1 + ratio**2)
     words = "have a cosine, a norm ratio and an error that no two gradients have together"
     yield "cosine, norm ratio and error agree", wrong & np.isfinite(off), words
     zero = rows["reason"] == ZERO
@@ -170,6 +176,21 @@ def _owner_faults(name: str, table: pa.Table, cells: pa.Table) -> Iterator[Fault
     counts = table.group_by(["cell", what]).aggregate([([], "count_all")])
     if twice := counts.filter(pc.greater(counts["count_all"], 1))["cell"].to_pylist():
         yield name, "every row once", counted(twice, f"have a {what} twice")
+
+
+def _budget_faults(cells: _Columns, table: pa.Table) -> Iterator[Fault]:
+    """Whether a budget is that of a cell with a cause, and of its error."""
+    whole = table.filter(pc.equal(table["param"], ""))
+    places = pc.index_in(whole["cell"], cells.table["cell"])
+    if not places.null_count:
+        owner, error = places.to_numpy(), whole["rel_error"].to_numpy()
+        wrong = (cells["rel_error"][owner] != error) & np.isfinite(error)
+        if wrong.any():
+            words = "have another rel_error than cells.parquet"
+            yield "budget", "a budget is that of the error", counted(cells.keys[owner[wrong]].tolist(), words)
+        if (stray := cells["cause"][owner] == "").any():
+            words = "have a budget and no cause"
+            yield "budget", "a budget is that of the error", counted(cells.keys[owner[stray]].tolist(), words)
 
 
 def _params_faults(cells: _Columns, params: _Columns, places: pa.ChunkedArray) -> Iterator[Fault]:
