@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from dataclasses import field, make_dataclass
 from typing import TYPE_CHECKING, Any
 
-from gradbench.data.fingerprints import fingerprint, undigested
+from gradbench.data.fingerprints import fingerprint, uncompiled, undigested
 from gradbench.data.given import article, table, tensors
 from gradbench.errors import UserError, near_miss
 from gradbench.planning import registry, values
@@ -113,7 +113,8 @@ def _check_name(name: object) -> None:
 
 def _functions(**given: Function | None) -> dict[str, Function]:
     """The functions that are given, by argument. Raises UserError for a combination that says nothing."""
-    calls = {name: _plain(function) for name, function in given.items() if function is not None}
+    # a compiled function has no second derivative
+    calls = {name: uncompiled(function) for name, function in given.items() if function is not None}
     for name, function in calls.items():
         least, most = TAKES.get(name, OTHERS)
         if not callable(function):
@@ -128,12 +129,6 @@ def _functions(**given: Function | None) -> dict[str, Function]:
     if "project" in calls and "step" in calls:
         raise UserError("project: a step has its projection inside; leave project out, or give force")
     return calls
-
-
-def _plain(function: Function) -> Function:
-    """What was compiled: a compiled function has no second derivative."""
-    original: Function = getattr(function, "_torchdynamo_orig_callable", function)
-    return original
 
 
 def _positional(function: Function) -> int | None:

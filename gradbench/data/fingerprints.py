@@ -159,7 +159,7 @@ class _Walk:
 
     def visit(self, item: Any, place: str) -> None:
         """Digest an item, or its number where its content comes later. `place` says in messages where it is."""
-        item = _uncompiled(item)
+        item = uncompiled(item)
         kind = type(item)
         if kind in _PLAIN:
             self.write(kind.__name__, _PLAIN[kind](item))
@@ -496,11 +496,15 @@ class _Walk:
         self.write("operator", str(operator))
 
 
-def _uncompiled(item: Any) -> Any:
+# where torch.compile keeps the function that it was called with; where both are, the second holds a wrapper
+_MARKS = {"_torchdynamo_inline", "_torchdynamo_orig_callable"}
+
+
+def uncompiled(item: Any) -> Any:
     """What `torch.compile` was called with, where this is what it made; else the item itself."""
     while True:
-        if isinstance(item, types.FunctionType) and "_torchdynamo_orig_callable" in vars(item):
-            item = vars(item)["_torchdynamo_orig_callable"]
+        if isinstance(item, types.FunctionType) and (marks := _MARKS & vars(item).keys()):
+            item = vars(item)[min(marks)]
         elif type(item).__name__ == "OptimizedModule" and "_orig_mod" in (vars(item).get("_modules") or ()):
             item = vars(item)["_modules"]["_orig_mod"]
         else:
