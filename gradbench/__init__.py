@@ -2,7 +2,7 @@
 
 `systems()` and `estimators()` list names, `measure` compares one cell, `run` executes a suite, `compare` reads two runs
 cell by cell. `system` makes a system from functions, `estimator` a rule from a function, `suite` a suite from a grid,
-and `register` gives an item a name. Mistakes in a call raise `UserError`.
+`register` gives an item a name, and `conform` tries an item. Mistakes in a call raise `UserError`.
 Importing this touches neither torch nor the disk.
 """
 
@@ -19,6 +19,7 @@ __all__ = [
     "Estimate",
     "UserError",
     "compare",
+    "conform",
     "estimator",
     "estimators",
     "measure",
@@ -30,6 +31,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from gradbench.api.conforming import conform
     from gradbench.api.defining import system
     from gradbench.api.measuring import measure
     from gradbench.api.results import run, suite
@@ -43,6 +45,7 @@ _LOADED = {  # when first used
     "UserError": "gradbench.errors",
     "compare": "gradbench.commands.comparing",
     "estimator": "gradbench.estimators.functions",
+    "conform": "gradbench.api.conforming",
     "measure": "gradbench.api.measuring",
     "register": "gradbench.planning.registry",
     "run": "gradbench.api.results",

@@ -498,6 +498,34 @@ def tune(
         _put(f"-> {tuned.chosen}")
 
 
+@app.command()
+def conform(
+    name: Annotated[str, typer.Argument(metavar="NAME", help='System or estimator, options too: "aep clip=batch".')],
+    batch: Annotated[int, typer.Option(help="Examples on which it is tried.")] = 4,
+    seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Try a system or an estimator: derivatives, purity, independence, and what it claims."""
+    from gradbench.api.conforming import conform as try_item
+    from gradbench.conformance.findings import measured
+
+    tried = try_item(name, batch=batch, seed=seed)
+    if as_json:
+        _put(json.dumps(tried.to_json(), indent=1))
+    else:
+        for finding in tried.findings:
+            text = "  ".join(part for part in (finding.name, measured(finding), finding.advice) if part)
+            _put(_entry(f"  {finding.result.upper()}", text, 8, _width()))
+        _put("\n".join(_wrapped(tried.line)))
+    raise typer.Exit(tried.code)
+
+
+def _wrapped(line: str) -> list[str]:
+    from gradbench.tables.text import wrapped
+
+    return wrapped(line, _width(), 2)
+
+
 def _one_or_two_lines(parts: list[str], between: str, width: int | None, *, reverse: bool = False) -> str:
     """Two texts on a line, or on a line each, in reverse order if so asked: a command or a path is not folded."""
     line = between.join(parts)

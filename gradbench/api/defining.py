@@ -267,6 +267,7 @@ def _class(
             "per_example": frozenset(definition.data) - definition.shared,
             "knobs": frozenset(options),
             "unseen": unseen,
+            "mean_cost": definition.cost_of == "mean",
             "definition": classmethod(lambda cls: definition),
         },
     )

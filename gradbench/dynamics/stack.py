@@ -99,6 +99,13 @@ class Looped(Plain):
     def _cells(self) -> list[Field]:
         return [self.cell(c) for c in range(len(self.knobs.eps))]
 
+    @cached_property
+    def context(self) -> Any:
+        """What stays constant along a relaxation of every cell, by its number."""
+        with torch.no_grad():
+            by_cell = self._by_cell(lambda theta, x, knobs: self.system.context(theta, x))
+        return {str(c): context for c, context in enumerate(by_cell)}
+
     def _by_cell(self, function: Callable[..., Result], *states: Tensor | Saved) -> list[Result]:
         return [
             function(f.theta, f.x, f.knobs, *(s.select(-3, c) if isinstance(s, Tensor) else s[str(c)] for s in states))
@@ -110,11 +117,6 @@ class Looped(Plain):
         rows = max((s.ndim - 3 for s in states if isinstance(s, Tensor)), default=0)
         joined: Result = _joined(self._by_cell(function, *states), rows)
         return joined
-
-    @cached_property
-    def context(self) -> Any:
-        """What stays constant in every cell, by its number."""
-        return {str(c): f.context for c, f in enumerate(self._cells)}
 
     def activate(self, s: Float[Tensor, "*r c b n"]) -> Saved:
         """The activations of every cell, by its number."""

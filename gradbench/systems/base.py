@@ -45,6 +45,7 @@ class AbstractSystem(ABC):
     swirl_block: ClassVar[str | None] = None  # the block of the state on which its swirl acts alone; None: on all
     knobs: ClassVar[frozenset[str]] = frozenset()  # options that a grid may name beside its coordinates
     unseen: ClassVar[str | None] = None  # a part of its code or data that no digest sees; None: there is none
+    mean_cost: ClassVar[bool] = False  # whether C of an example is divided by the number of examples of its batch
     lifted: ClassVar[bool] = True  # whether its functions may be lifted over rows and cells by torch.func.vmap
 
     @property

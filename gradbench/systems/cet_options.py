@@ -149,7 +149,7 @@ class AbstractCetOptions(AbstractSystem):
 
     def init_state(self, theta: Params, x: Data) -> Float[Tensor, "b n"]:
         seen = visible(x)
-        return join(token_norm(patches(seen, self.patch) @ theta["Wenc"].flatten(1).mT), seen)
+        return join(token_norm(patches(seen, self.patch) @ theta["Wenc"].flatten(1).mT), seen).detach()
 
     def cost(self, theta: Params, x: Data, s: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b"]:
         return 0.5 * (x["mask"] * (self.split(s)["y"] - x["x"]).square()).sum((-3, -2, -1))

@@ -7,8 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import torch
-from live import LIVE, SYSTEMS, gap, live_field, random_like
+from live import LIVE, SYSTEMS, live_field
 
 from gradbench.dynamics.stack import Stack
 from gradbench.engine import packs
@@ -19,7 +18,6 @@ from gradbench.planning import registry
 from gradbench.planning.plans import Plan, plan
 from gradbench.planning.problems import Problem
 from gradbench.planning.suites import parse
-from gradbench.systems.base import AbstractEnergySystem
 from gradbench.vocabulary.status import Thresholds
 
 RULES = [
@@ -85,32 +83,6 @@ def test_stacked_and_single_agree_in_float64(name: str) -> None:
     problems = family(name).problems
     assert len({p.shape for p in problems}) == 1
     agree(eager(problems), rows(packs.measure_pack(problems, "cpu", Thresholds())), rel=1e-9, floor=1e-11)
-
-
-@pytest.mark.parametrize("name", SYSTEMS)
-def test_a_stack_offers_what_its_fields_offer(name: str) -> None:
-    fields = [live_field(name, seed=seed, eps=eps) for seed, eps in ((0, 0.1), (1, 0.2), (0, 0.3))]
-    stack = Stack.of(fields)
-    s = torch.stack([f.init_state() + 0.3 * random_like(f.init_state(), seed=i) for i, f in enumerate(fields)])
-    a = random_like(s, seed=7)
-    two = torch.stack((s, 2 * s))  # a row axis before the cells'
-    for function in ("force", "swirl", "step", "cost", "cost_slope", "project"):
-        expected = [torch.stack([getattr(f, function)(r[c]) for r in two]) for c, f in enumerate(fields)]
-        torch.testing.assert_close(
-            getattr(stack, function)(two), torch.stack(expected, 1), rtol=1e-11, atol=1e-12, msg=function
-        )
-    for at in ("at", "swirl_at", "step_at"):
-        for product in ("jvp", "vjp"):
-            ours = getattr(getattr(stack, at)(s), product)(a)
-            each = [getattr(getattr(f, at)(s[c]), product)(a[c]) for c, f in enumerate(fields)]
-            torch.testing.assert_close(ours, torch.stack(each), rtol=1e-10, atol=1e-12)
-    pulled, by_row = stack.pull(s, a), stack.pull(s, torch.stack((a, 2 * a)))
-    for c, f in enumerate(fields):
-        own = f.pull(s[c], a[c])
-        assert gap({n: g[c] for n, g in pulled.items()}, own) < 1e-11
-        assert gap({n: g[1, c] / 2 for n, g in by_row.items()}, own) < 1e-11
-        if isinstance(f.system, AbstractEnergySystem):
-            assert gap({n: g[c] for n, g in stack.energy_grads(s).items()}, f.energy_grads(s[c])) < 1e-11
 
 
 def test_a_diverged_cell_changes_no_other() -> None:
