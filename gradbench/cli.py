@@ -665,7 +665,7 @@ def _open_streams() -> None:
     sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
     codecs.register_error("gradbench", _as_it_came)
     for stream in (sys.stdout, sys.stderr):
-        with suppress(AttributeError):  # a stream that somebody has replaced
+        with suppress(AttributeError, OSError):  # a stream that somebody has replaced
             stream.reconfigure(errors="gradbench")  # type: ignore[union-attr]
 
 

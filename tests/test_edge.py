@@ -195,7 +195,7 @@ def test_all_settings_at_once_change_no_row_of_a_run(write_suite: Any, cores: Ca
     plain = gb.run(suite, out=suite.parent / "plain", device="cpu").cells.drop(columns=list(TIME))
     with contextlib.ExitStack() as stack:
         for name, process in PROCESSES.items():
-            if name != "inside of torch.func.grad":  # where torch itself cannot tell a default device
+            if name not in ("inside of torch.func.grad", "fake tensors"):  # torch cannot tell a default device inside
                 stack.enter_context(process())
         before = state()
         there = gb.run(suite, out=suite.parent / "there", device=torch.device("cpu")).cells  # type: ignore[arg-type]
@@ -804,7 +804,7 @@ RUNS: dict[str, tuple[dict[str, Any], str]] = {
     "certify": ({"certify": "no"}, "certify: got 'no', expected True or False"),
     "fresh": ({"fresh": 1}, "fresh: got 1, expected True or False"),
     "None": ({"overrides": {"T1": None}}, "None is no value: leave it out to take the default"),
-    "too large": ({"overrides": {"damp": 1e300}}, "damp = 1e+300 is too large for float32"),
+    "too large": ({"overrides": {"damp": 1e300}}, "overrides['damp'] = 1e+300 is too large for float32"),
     "too many steps": ({"overrides": {"T1": 10**9}}, "1000000000 is above 10,000,000"),
     "memory": ({"overrides": {"system": {"name": "toy_cons", "D": 2**30}}}, "it does not fit into memory"),
 }

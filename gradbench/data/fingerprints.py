@@ -496,15 +496,13 @@ class _Walk:
         self.write("operator", str(operator))
 
 
-# where torch.compile keeps the function that it was called with; where both are, the second holds a wrapper
-_MARKS = {"_torchdynamo_inline", "_torchdynamo_orig_callable"}
-
-
 def uncompiled(item: Any) -> Any:
     """What `torch.compile` was called with, where this is what it made; else the item itself."""
     while True:
-        if isinstance(item, types.FunctionType) and (marks := _MARKS & vars(item).keys()):
-            item = vars(item)[min(marks)]
+        if isinstance(item, types.FunctionType) and "_torchdynamo_orig_callable" in vars(item):
+            item = vars(item)["_torchdynamo_orig_callable"]
+        elif isinstance(item, types.FunctionType) and item.__code__.co_qualname == "wrap_inline.<locals>.inner":
+            item = vars(item)["__wrapped__"]  # older ones wrap what they keep
         elif type(item).__name__ == "OptimizedModule" and "_orig_mod" in (vars(item).get("_modules") or ()):
             item = vars(item)["_modules"]["_orig_mod"]
         else:
