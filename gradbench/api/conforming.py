@@ -32,6 +32,7 @@ def conform(item: object, *, batch: int = 4, seed: int = 0) -> Conformance:
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise UserError(f"{argument} = {value!r}: expected a whole number, {least} or more")
     made = _made(item)
+    name = str(getattr(made, "name", type(made).__name__))
     with isolated():
         import torch
 
@@ -39,9 +40,9 @@ def conform(item: object, *, batch: int = 4, seed: int = 0) -> Conformance:
             if isinstance(made, AbstractSystem):
                 examples = min(batch, made.definition().batch) if isinstance(made, AbstractFunctionSystem) else batch
                 findings = tuple(system_checks.system_findings(made, examples, seed))
-                return Conformance(made.name, "system", findings)
+                return Conformance(name, "system", findings)
             places = rule_checks.places(batch, seed)
-            return Conformance(made.name, "estimator", tuple(rule_checks.rule_findings(made, places)))
+            return Conformance(name, "estimator", tuple(rule_checks.rule_findings(made, places)))
 
 
 def _made(item: object) -> Item:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gradbench.conformance.comparing import apart, gap, told_ratio, worst
-from gradbench.conformance.findings import Check, Finding, NotTriedError, Number, all_tried
+from gradbench.conformance.findings import Check, Finding, NotTriedError, Number, all_tried, tried
 from gradbench.conformance.linear_systems import SkewedLinear, SymmetricLinear, answer
 from gradbench.conformance.system_checks import drawn
 from gradbench.diagnostics.ladder import estimate as estimate_of
@@ -93,14 +93,14 @@ def places(batch: int, seed: int) -> list[Place]:
         ToyCons(**small),
         ToyNoncons(heads=2, **small),
     ]
-    tried = []
+    made = []
     for system in systems:
         field = drawn(system, batch, seed)
         if isinstance(system, ToyCons | ToyNoncons):
             field = replace(field, knobs=field.knobs._replace(damp=field.knobs.damp + 3.0))
         name = f"{system.name}, projected" if system.projects else system.name
-        tried.append(Place(name, field))
-    return tried
+        made.append(Place(name, field))
+    return made
 
 
 def estimate(rule: AbstractEstimator, free: Trajectory, T2: int, beta: float = SMALL) -> Params:
@@ -128,7 +128,11 @@ def error(rule: AbstractEstimator, place: Place, *, settled: bool = True) -> flo
 
 def rule_findings(rule: AbstractEstimator, tried_on: Sequence[Place]) -> Iterator[Finding]:
     """The findings of all checks of a rule."""
-    kind = rule.role is Role.CONTROL
+    declared = tried("what the rule declares can be read", partial(_declared, rule, tried_on))
+    if declared.failed:
+        yield declared
+        return
+    control = rule.role is Role.CONTROL
     fitting = [place for place in tried_on if not rule.skip(type(place.field.system))]
     if not fitting:
         reason = str(rule.skip(type(tried_on[0].field.system)))
@@ -148,7 +152,7 @@ def rule_findings(rule: AbstractEstimator, tried_on: Sequence[Place]) -> Iterato
     further: dict[str, Callable[[], Number]] = {
         "several T1 and beta at once are each by itself": partial(_rows, rule, first),
         "several cells at once are each cell by itself": partial(_cells, rule, first),
-        "examples add up": partial(_control if kind else _examples, rule, first),
+        "examples add up": partial(_control if control else _examples, rule, first),
         "the credit is the adjoint of as many terms as it says": partial(_terms, rule, fitting),
     }
     yield from all_tried(further.items())
@@ -272,6 +276,16 @@ def order(rule: AbstractEstimator, tried_on: Sequence[Place]) -> Number:
     return Number(
         abs(slope - claim.order), ORDER, f"the error falls as beta^{slope:.2f}, the claim is {claim.order}: {told}"
     )
+
+
+def _declared(rule: AbstractEstimator, tried_on: Sequence[Place]) -> Number:
+    """Claim, role, coordinates and what is skipped; a name in `uses` is T2 or beta."""
+    rule.claim.prose(rule.uses)
+    rule.phase.count(TRANSIENT, TRANSIENT if "T2" in rule.uses else None)
+    for place in tried_on:
+        rule.skip(type(place.field.system))
+    wrong = sorted({*rule.uses} - {"T2", "beta"}) + [str(rule.role)] * (not isinstance(rule.role, Role))
+    return Number(len(wrong), 0, f"uses is of T2 and beta, and role is a Role: got {', '.join(wrong)}")
 
 
 def _shapes(rule: AbstractEstimator, place: Place) -> Number:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 EXACT = 1e-10  # relative: what round-off of float64 explains where sums are taken in another order
 FAITHFUL = 1e-4  # relative: up to which a reference is the slope of the cost
 SHORT, LONG, TERMS = 12, 600, 300  # free steps far from a fixed point, free steps to one, terms of the adjoint there
+FINE = (1e-4, 1e-5, 1e-6, 1e-7, 1e-8)  # of |theta|: steps of differences of the cost
 WALKED = 10  # free steps to the state at which derivatives are tried
 AWAY = 0.3  # of the size of that state: how far it is moved
 MOVED = 1e-2  # of a parameter: how far it is moved, so that no zero of a start hides a fault
@@ -73,6 +74,11 @@ class Subject:
         """N(0, 1) of the shape of the state, or of another tensor."""
         like = self.s if like is None else like
         return normal(Streams(self.seed)[f"conformance {name}"], tuple(like.shape)).to(like)
+
+    def step(self, name: str, like: Tensor | None = None) -> Tensor:
+        """A random direction of a state, of about its size."""
+        size = float(self.s.square().mean().sqrt())
+        return (size or 1.0) * self.noise(name, like)
 
     @property
     def rows(self) -> Tensor:
@@ -375,7 +381,7 @@ def _energy_slope(t: Subject) -> Number:
     if not isinstance(system, AbstractEnergySystem | AbstractDrivenSystem):
         raise NotTriedError("the system has no energy")
     swirl = field.swirl(t.s) if isinstance(system, AbstractDrivenSystem) else torch.zeros_like(t.s)
-    got, v = field.force(t.s) - swirl, t.noise("v")
+    got, v = field.force(t.s) - swirl, t.step("v")
 
     def along(h: float) -> Tensor:
         return _energy(field, t.s + h * v)
@@ -398,7 +404,7 @@ def _transposes(t: Subject) -> Number:
 
 
 def _jacobian(t: Subject) -> Number:
-    field, v = t.field, t.noise("v")
+    field, v = t.field, t.step("v")
     linear = field.at(t.s)
     got = linear.jvp(v)
 
@@ -443,7 +449,7 @@ def _cost_grads(t: Subject) -> Number:
 
 
 def _cost_slope(t: Subject) -> Number:
-    field, v = t.field, t.noise("v")
+    field, v = t.field, t.step("v")
     g = field.cost_slope(t.s)
 
     def along(h: float) -> Tensor:
@@ -504,7 +510,7 @@ def _projection(t: Subject) -> Number:
 
 
 def _projection_slope(t: Subject) -> Number:
-    field, u, v = t.field, t.s, t.noise("v")
+    field, u, v = t.field, t.s, t.step("v")
     if not field.system.projects:
         raise NotTriedError("the system does not project")
     off = off_slope(field.project_jvp(u, v), lambda h: field.project(u + h * v), float(u.norm()))
@@ -573,13 +579,19 @@ def _batched_derivatives(t: Subject) -> Number:
 
 
 def _reference(t: Subject) -> Number:
-    """Backpropagation through a few steps against central differences of the cost after them."""
+    """Backpropagation through a few steps against central differences of the cost after them, at the closest step.
+
+    A kink or a steep slope makes one step size a bad one; a wrong reference is wrong at all of them.
+    """
     T1 = 0 if isinstance(t.field.system, AbstractForwardSystem) else SHORT
     reference = estimate(Bptt(), relax(t.field, (T1,)), None, None)
-    slopes = [s for s in arbitrate(t.field, T1, reference, (t.seed, t.seed + 1)) if s.plateau]
-    if not slopes:
-        raise NotTriedError(f"differences of the cost after {T1} steps have no plateau")
-    number = max(slope.error for slope in slopes)
+    numbers = []
+    for slope in arbitrate(t.field, T1, reference, (t.seed, t.seed + 1), FINE):
+        errors = [abs(slope.claimed - q) / max(abs(q), abs(slope.claimed), 1e-300) for q in slope.all]
+        numbers.append(min((e for e in errors if math.isfinite(e)), default=math.nan))
+    if any(map(math.isnan, numbers)):
+        raise NotTriedError(f"the cost after {T1} steps is not finite")
+    number = max(numbers)
     advice = (
         f"backpropagation through {T1} steps is not the slope of the cost after them: look at the derivatives above, "
         "and for a parameter that enters the cost or the dynamics in another way than by its argument"
@@ -595,6 +607,8 @@ def _adjoint(t: Subject) -> Number:
     free = relax(field, (LONG,))
     s = free.ends[0]
     residual = float((field.step(s) - s).norm() / s.norm().clamp(min=1e-300))
+    if math.isnan(residual):
+        raise NotTriedError(f"the state leaves every bound within {LONG} steps")
     if not residual <= STILL:
         raise NotTriedError(f"the system is not at rest after {LONG} steps: it still moves by {residual:.1e} a step")
     reference = estimate(Bptt(), free, None, None)

@@ -32,6 +32,7 @@ class Slope:
     measured: float  # (C(theta + h d) - C(theta - h d)) / 2 h on the plateau
     step: float  # h
     spread: float  # relative difference of the two slopes of the plateau: how exact the measured slope is
+    all: tuple[float, ...]  # the slopes at all steps
 
     @property
     def plateau(self) -> bool:
@@ -44,7 +45,9 @@ class Slope:
         return abs(self.claimed - self.measured) / abs(self.measured) if self.measured else math.inf
 
 
-def arbitrate(field: Field, T1: int, reference: Params, seeds: Sequence[int]) -> list[Slope]:
+def arbitrate(
+    field: Field, T1: int, reference: Params, seeds: Sequence[int], steps: Sequence[float] = STEPS
+) -> list[Slope]:
     """Central differences of the cost after T1 steps along a random direction a seed, over a sweep of steps h.
 
     In float64. The plateau is where the slopes of two neighbouring h differ least: a larger h sees curvature,
@@ -57,14 +60,14 @@ def arbitrate(field: Field, T1: int, reference: Params, seeds: Sequence[int]) ->
         for name, p in wide.theta.items():
             d = normal(Streams(seed)[f"direction {name}"], tuple(p.shape)).to(p)
             direction[name] = d * (p.norm() if float(p.norm()) > 0 else 1.0) / d.norm()
-        quotients = [(_cost(wide, T1, direction, h) - _cost(wide, T1, direction, -h)) / (2 * h) for h in STEPS]
+        quotients = [(_cost(wide, T1, direction, h) - _cost(wide, T1, direction, -h)) / (2 * h) for h in steps]
         spreads = [
             abs(a - b) / max(abs(a), abs(b), 1e-300) if math.isfinite(a - b) else math.inf
             for a, b in itertools.pairwise(quotients)
         ]
         k = min(range(len(spreads)), key=spreads.__getitem__)
         claimed = sum(float((reference[n].double() * d).sum()) for n, d in direction.items())
-        slopes.append(Slope(claimed, quotients[k + 1], STEPS[k + 1], spreads[k]))
+        slopes.append(Slope(claimed, quotients[k + 1], steps[k + 1], spreads[k], tuple(quotients)))
     return slopes
 
 

@@ -19,7 +19,7 @@ import gradbench as gb
 from gradbench.cli import app
 from gradbench.conformance import rule_checks, system_checks
 from gradbench.conformance.findings import Conformance
-from gradbench.conformance.linear_systems import SkewedLinear, SymmetricLinear
+from gradbench.conformance.linear_systems import SkewedLinear
 from gradbench.dynamics.trajectory import Trajectory
 from gradbench.errors import UserError
 from gradbench.estimators.adjoint import AdjointPhase
@@ -309,6 +309,13 @@ class NoEnergy(Ep):  # type: ignore[misc]
         return Claim(Exact.SYMMETRIC, order=2)
 
 
+class Picky(Implicit):
+    """It applies to no system that it could be tried on."""
+
+    def skip(self, system: type[AbstractSystem]) -> str | None:
+        return "it needs a system of its own"
+
+
 class Few(Implicit):
     def read(self, free: Trajectory, snapshot: Snapshot, betas: Tensor) -> Reading:
         read = super().read(free, snapshot, betas)
@@ -367,8 +374,7 @@ def test_every_rule_conforms_on_systems_whose_gradient_is_known(name: str) -> No
 
 
 def test_the_linear_systems_conform_and_their_answer_is_backpropagation() -> None:
-    for system in (SymmetricLinear(), SkewedLinear(halved=True)):
-        assert gb.conform(system, batch=3).passed
+    assert gb.conform(SkewedLinear(halved=True), batch=3).passed
     for place in linear_places():
         assert rule_checks.gap(place.known, place.reference(place.settled)) < 1e-7
 
@@ -415,12 +421,6 @@ def test_names_classes_and_items_are_taken_and_a_wrong_call_is_told() -> None:
 
 
 def test_nothing_could_be_tried_is_neither_passed_nor_failed() -> None:
-    """A rule that applies to no system that it could be tried on, and data that are not there."""
-
-    class Picky(Implicit):
-        def skip(self, system: type[AbstractSystem]) -> str | None:
-            return "it needs a system of its own"
-
     tried = gb.conform(Picky)
     assert (tried.passed, tried.code) == (False, Exit.NOTHING)
     assert "it needs a system of its own" in repr(tried)
@@ -439,6 +439,24 @@ def test_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
     else:
         assert max(map(len, out.splitlines())) <= 60
         assert "estimator ep: passed" in out
+
+
+@pytest.mark.parametrize(("cls", "code"), [("RandomStart", 1), ("Picky", 4)])
+def test_the_command_fails_and_says_so(cls: str, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_of_session", {"systems": {}, "estimators": {}})
+    item = type("Item", ({"RandomStart": RandomStart, "Picky": Picky}[cls],), {"name": "mine"})
+    registry.register(item)
+    assert app(["conform", "mine"], standalone_mode=False) == code
+
+
+def test_a_rule_that_cannot_say_what_it_claims_is_told() -> None:
+    class Unclear(Implicit):
+        @property
+        def claim(self) -> Claim:
+            raise AttributeError("no claim")
+
+    (finding,) = gb.conform(Unclear).findings
+    assert (finding.result, finding.advice) == ("fail", "raised AttributeError: no claim")
 
 
 def test_the_tables_of_checks_hold_everything_that_is_defined() -> None:
