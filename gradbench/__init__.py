@@ -22,6 +22,7 @@ __all__ = [
     "conform",
     "estimator",
     "estimators",
+    "explain",
     "measure",
     "register",
     "run",
@@ -33,7 +34,7 @@ __all__ = [
 if TYPE_CHECKING:
     from gradbench.api.conforming import conform
     from gradbench.api.defining import system
-    from gradbench.api.measuring import measure
+    from gradbench.api.measuring import explain, measure
     from gradbench.api.results import run, suite
     from gradbench.commands.comparing import compare
     from gradbench.errors import UserError
@@ -46,6 +47,7 @@ _LOADED = {  # when first used
     "compare": "gradbench.commands.comparing",
     "estimator": "gradbench.estimators.functions",
     "conform": "gradbench.api.conforming",
+    "explain": "gradbench.api.measuring",
     "measure": "gradbench.api.measuring",
     "register": "gradbench.planning.registry",
     "run": "gradbench.api.results",

@@ -17,6 +17,8 @@ import pytest
 
 import gradbench as gb
 from gradbench import cli
+from gradbench.conformance.system_checks import system_findings
+from gradbench.planning import registry
 from gradbench.plots import gallery
 from gradbench.plots.sources import Tables
 
@@ -41,7 +43,13 @@ eval_batches = 1
 [optimiser]
 lr = 1e-2
 """
-CLAIM = '\n[[check]]\nname = "bptt is itself"\nwhere = { estimator = "bptt", status = "any" }\nmetric = "cosine"\nmin = 0.999\n'
+CLAIM = """
+[[check]]
+name = "bptt is itself"
+where = { estimator = "bptt", status = "any" }
+metric = "cosine"
+min = 0.999
+"""
 
 
 def marked(tree: ast.Module) -> bool:
@@ -99,6 +107,7 @@ def test_a_walk_through_the_house_calls_functions_of_every_room(
         assert cli._code(["train", str(tmp_path / "t.toml"), *out, "--device", "cpu"]) == 0
         options = json.loads(run.cells["system_options"].iloc[0])
         assert gb.measure("toy_cons", "ep", damp=3.0, T1=5, T2=2, batch=2, system_options=options).cosine > 0
+        assert next(system_findings(registry.system("toy_cons", options), 2, 0)).result == "pass"
         with pytest.raises(gb.UserError, match="Did you mean"):
             gb.measure("toy_con", "ep")
     assert rooms >= ROOMS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -31,7 +32,10 @@ from gradbench.vocabulary.status import Status, Thresholds
 
 if TYPE_CHECKING:
     import torch
+    from matplotlib.figure import Figure
 
+    from gradbench.api.explained import Explained
+    from gradbench.dynamics.field import Field
     from gradbench.engine.outcome import Outcome
     from gradbench.planning.problems import Problem
     from gradbench.systems.base import Data, Params
@@ -61,6 +65,20 @@ class Measurement:
     estimate: Params | None  # None where the free phase diverged
     reference: Params | None
     row: dict[str, Any]
+    field: Callable[[], Field] = dataclasses.field(repr=False)  # that of the problem, built again on the CPU
+    nested: dict[str, list[dict[str, Any]]] = dataclasses.field(repr=False)  # rows of the other tables, by table
+
+    def explain(self) -> Explained:
+        """The error taken apart: certificate, ladder, cause and remedy. It prints as `gradbench explain` does."""
+        from gradbench.api.explained import explained
+
+        return explained(self.row, self.field())
+
+    def plot(self, *names: str) -> dict[str, Figure]:
+        """Figures of a run by name, of this cell alone; `params` where none is named."""
+        from gradbench.plots import of_cell
+
+        return of_cell(self.row, self.nested, names or ("params",))
 
     def _evidence(self) -> dict[str, str]:
         """The columns that say what a cosine is worth, as text."""
@@ -138,7 +156,12 @@ def measure(
             (outcome,) = solve([problem], field, Thresholds(), states_at_once([problem], where))
         if outcome.status is Status.ERROR:
             raise RuleFaultError(outcome.reason)
-        return _measurement(outcome)
+        return _measurement(outcome, lambda: build(problem, "cpu", theta, x))
+
+
+def explain(system: str | AbstractSystem, estimator: str | AbstractEstimator, **named: Any) -> Explained:
+    """Measure one cell, and take its error apart. The arguments and the exceptions are those of `measure`."""
+    return measure(system, estimator, **named).explain()
 
 
 def _signed() -> Signature:
@@ -153,6 +176,7 @@ def _signed() -> Signature:
 
 
 measure.__signature__ = _signed()  # type: ignore[attr-defined]
+explain.__signature__ = measure.__signature__.replace(return_annotation="Explained")  # type: ignore[attr-defined]
 
 
 def _asked(argument: str, item: object, options: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -282,9 +306,10 @@ def _problem(grid: Mapping[str, Any], x: Data) -> Problem:
     return planned.problems[0]
 
 
-def _measurement(outcome: Outcome) -> Measurement:
+def _measurement(outcome: Outcome, field: Callable[[], Field]) -> Measurement:
     row = outcome.row()
     row |= {entry["column"]: entry["value"] for entry in row.pop("extra")}
+    nested = {name: [dict(entry) for entry in row[name]] for name in ("params", "blocks", "budget")}
     return Measurement(
         status=outcome.status,
         reason=outcome.reason,
@@ -294,6 +319,8 @@ def _measurement(outcome: Outcome) -> Measurement:
         estimate=_copied(outcome.estimate),
         reference=_copied(outcome.reference),
         row=row,
+        field=field,
+        nested=nested,
         **{name: row[name] for name in ("cosine", "norm_ratio", "rel_error", "residual", "antisymmetry")},
     )
 

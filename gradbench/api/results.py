@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from gradbench.commands import running
 from gradbench.data.given import table
-from gradbench.errors import UserError, near_miss
 from gradbench.planning import registry, suites
 from gradbench.planning.suites import Suite
 from gradbench.tables.store import Run
@@ -16,6 +15,7 @@ from gradbench.tables.store import Run
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from gradbench.api.explained import Explained
     from gradbench.commands.progress import CellWatch
     from gradbench.tables.findings import Finding
     from gradbench.tables.verdict import Verdict
@@ -69,12 +69,8 @@ class Results(Run):
 
         They are written as SVG and PNG where a folder is named. Raises UserError for a name that no figure has.
         """
-        from gradbench.plots import drawn, gallery, save
+        from gradbench.plots import drawn, save
 
-        known = gallery.collect()
-        for name in names:
-            if name not in known:
-                raise UserError(f"plot: there is no figure {name!r}{near_miss(name, known)}")
         figures = dict(drawn(self, names))
         for name, figure in figures.items() if folder is not None else ():
             save(figure, Path(str(folder)) / name)
@@ -95,6 +91,21 @@ class Results(Run):
         named = {k: v for k, v in claim.items() if k in keys} | {"name": "check", "where": where}
         content = suites.parse_check(named, "check")
         return evaluate(content, self.cells)
+
+    def explain(
+        self, cell: str | None = None, *, worst: int | None = None, **where: Any
+    ) -> Explained | list[Explained]:
+        """Why a cosine is what it is: of the cell whose key starts with `cell`, or that matches `where`.
+
+        `worst` takes so many of the settled cells, those with the smallest cosine of a parameter, and gives a list.
+        Raises UserError where no cell is meant, or several without `worst`.
+        """
+        from gradbench.api.explained import Explained
+        from gradbench.commands.explaining import choose
+        from gradbench.commands.explaining import explain as explain_row
+
+        taken = [Explained(explain_row(self, row)) for row in choose(self, cell, where, worst)]
+        return taken[0] if worst is None else taken
 
     def __repr__(self) -> str:
         statuses = ", ".join(f"{n} {status}" for status, n in self.cells["status"].value_counts().items())

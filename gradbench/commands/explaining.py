@@ -27,6 +27,7 @@ from gradbench.vocabulary.status import Status, Thresholds
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from gradbench.dynamics.field import Field
     from gradbench.tables.store import Run
 
 
@@ -87,20 +88,35 @@ def choose(run: Run, cell: str | None, where: Mapping[str, Any], worst: int | No
 
 
 def explain(run: Run, row: Mapping[str, Any], watch: Callable[[Explanation], None] | None = None) -> Explanation:
-    """Rebuild the problem of a cell from its coordinates and take its error apart.
+    """Rebuild the problem of a cell of a run from its coordinates, and take its error apart as `explain_cell` does.
 
-    `row` is the row of the cell in the table `cells`. All is in float64 but the last rung of a float32 cell. `watch` is
-    called with what is known so far as soon as there is more: the certificate, a rung of the ladder, the whole ladder,
-    the judgement of the reference, and the explanation that is returned.
+    `row` is the row of the cell in the table `cells`.
     """
-    watch = watch or (lambda known: None)
     plan = run.plan
     (planned,) = (c for c in plan["cells"] if c["cell"] == row["cell"])
     cell = Cell.of(planned)
-    thresholds = Thresholds(**plan["thresholds"])
+    with isolated():
+        field = build(Problem((cell,)), "cpu")
+    return explain_cell(cell, row, Thresholds(**plan["thresholds"]), field, watch)
+
+
+def explain_cell(
+    cell: Cell,
+    row: Mapping[str, Any],
+    thresholds: Thresholds,
+    field: Field,
+    watch: Callable[[Explanation], None] | None = None,
+) -> Explanation:
+    """The error of a cell taken apart; `row` is what was measured of it.
+
+    All is in float64 but the last rung of a float32 cell. `watch` is called with what is known so far as soon as there
+    is more: the certificate, a rung of the ladder, the whole ladder, the judgement of the reference, and the
+    explanation that is returned.
+    """
+    watch = watch or (lambda known: None)
     rule = rule_of(cell.estimator, cell.estimator_options)
     with isolated():
-        relaxed = Relaxed(build(Problem((cell,)), "cpu"), cell.steps)
+        relaxed = Relaxed(field, cell.steps)
         certificate = certify_deep(relaxed.wide, thresholds, cell.seed)
         judged = certificate.free.judgement
         known = Explanation(cell, row, judged.status, certificate, relaxed)

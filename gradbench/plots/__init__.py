@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from gradbench.errors import UserError, near_miss
 from gradbench.tables.store import Run, write
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from gradbench.plots.sources import Tables
 
 
 def draw(run: Run) -> list[Path]:
@@ -25,12 +28,49 @@ def draw(run: Run) -> list[Path]:
 
 
 def drawn(run: Run, names: Collection[str] = ()) -> Iterator[tuple[str, Figure]]:
-    """The figures of a run by name, all of them where none is named. A figure with nothing to show is left out."""
-    from gradbench.plots import gallery, look
+    """The figures of a run by name, all of them where none is named. A figure with nothing to show is left out.
+
+    Raises UserError for a name that no figure has.
+    """
     from gradbench.plots.sources import Tables
 
-    tables = Tables.of(run)
-    for name, drawing in gallery.collect().items():
+    yield from _of_tables(Tables.of(run), names)
+
+
+def of_cell(
+    row: Mapping[str, Any], nested: Mapping[str, list[dict[str, Any]]], names: Collection[str]
+) -> dict[str, Figure]:
+    """Figures by name of one cell: its row of the table `cells`, and its rows of the other tables.
+
+    A figure with nothing to show is left out. Raises UserError for a name that no figure has.
+    """
+    from pandas import DataFrame
+
+    from gradbench.plots.sources import Tables
+    from gradbench.tables.schema import CELLS, NESTED
+    from gradbench.vocabulary.status import Thresholds
+
+    frames = {
+        name: DataFrame([{"cell": row["cell"]} | entry for entry in nested[name]], columns=schema.names)
+        for name, schema in NESTED.items()
+    }
+    cells = DataFrame([row], columns=[*CELLS.names, *(n for n in row if n not in CELLS.names)])
+    limits = Thresholds().residual, Thresholds().faithful
+    return dict(
+        _of_tables(
+            Tables(cells, frames["params"], frames["blocks"], frames["budget"], *limits, "One measurement"), names
+        )
+    )
+
+
+def _of_tables(tables: Tables, names: Collection[str]) -> Iterator[tuple[str, Figure]]:
+    from gradbench.plots import gallery, look
+
+    known = gallery.collect()
+    for name in names:
+        if name not in known:
+            raise UserError(f"plot: there is no figure {name!r}{near_miss(name, known)}")
+    for name, drawing in known.items():
         figure = drawing(tables) if not names or name in names else None
         if figure is not None:
             look.sign(figure, tables.source)
