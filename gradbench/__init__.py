@@ -29,6 +29,8 @@ __all__ = [
     "suite",
     "system",
     "systems",
+    "train",
+    "tune",
 ]
 
 if TYPE_CHECKING:
@@ -37,9 +39,11 @@ if TYPE_CHECKING:
     from gradbench.api.measuring import explain, measure
     from gradbench.api.results import run, suite
     from gradbench.commands.comparing import compare
+    from gradbench.commands.trainings import train
+    from gradbench.commands.tuning import tune
     from gradbench.errors import UserError
     from gradbench.estimators.functions import Estimate, estimator
-    from gradbench.planning.registry import register
+    from gradbench.planning.plugins import register
 
 _LOADED = {  # when first used
     "Estimate": "gradbench.estimators.functions",
@@ -49,10 +53,12 @@ _LOADED = {  # when first used
     "conform": "gradbench.api.conforming",
     "explain": "gradbench.api.measuring",
     "measure": "gradbench.api.measuring",
-    "register": "gradbench.planning.registry",
+    "register": "gradbench.planning.plugins",
     "run": "gradbench.api.results",
     "suite": "gradbench.api.results",
     "system": "gradbench.api.defining",
+    "train": "gradbench.commands.trainings",
+    "tune": "gradbench.commands.tuning",
 }
 
 

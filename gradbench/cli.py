@@ -41,6 +41,15 @@ Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 Out = Annotated[Path, typer.Option(help="Folder of results.")]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="Path, id, prefix of an id, suite, suite/id, or latest.")]
 SuiteName = Annotated[str, typer.Argument(metavar="SUITE", help="Name of a shipped suite, or a TOML file.")]
+Plugins = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--plugin",
+        metavar="FILE.py|MODULE",
+        callback=lambda names: _load_plugins(names),
+        help="Python whose systems and rules have names then.",
+    ),
+]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=V,...", help="Replace a key of every grid.")]
 
 
@@ -70,6 +79,15 @@ def _width() -> int | None:
     return max(NARROWEST, shutil.get_terminal_size().columns)
 
 
+def _load_plugins(names: list[str] | None) -> list[str]:
+    """The callback of --plugin: what the plugins register has its name before the command begins."""
+    if names:
+        from gradbench.planning import plugins
+
+        plugins.load(names)
+    return names or []
+
+
 def _version(asked: bool) -> None:
     if asked:
         from gradbench import __version__
@@ -86,7 +104,7 @@ def _options(
 
 
 @app.command("list")
-def list_(as_json: Json = False) -> None:
+def list_(plugin: Plugins = None, as_json: Json = False) -> None:
     """Systems, estimators, suites and trainings."""
     from gradbench.planning import files, registry
 
@@ -124,7 +142,7 @@ def _entry(name: str, text: str, column: int, width: int | None) -> str:
 
 
 @app.command()
-def show(name: str, as_json: Json = False) -> None:
+def show(name: str, plugin: Plugins = None, as_json: Json = False) -> None:
     """A system or an estimator: definition, options, defaults, source."""
     from dataclasses import fields
 
@@ -157,7 +175,7 @@ def show(name: str, as_json: Json = False) -> None:
 
 
 @app.command("plan")
-def plan_(suite: SuiteName, set_: Set = None, as_json: Json = False) -> None:
+def plan_(suite: SuiteName, set_: Set = None, plugin: Plugins = None, as_json: Json = False) -> None:
     """What a suite would do: cells, problems, families, evaluations, skips. Runs nothing."""
     from gradbench.commands.running import prepare
     from gradbench.planning import files
@@ -172,7 +190,7 @@ def plan_(suite: SuiteName, set_: Set = None, as_json: Json = False) -> None:
     for reason, n in planned.skip_reasons.most_common():
         _put(_entry("  skipped", f"{n:,}: {reason}", 23, _width()))
     say(f"suite {files.find(suite, files.SUITES, 'suite')}")
-    say(f"next: gradbench run {_argument(suite)}")
+    say(f"next: gradbench run {_argument(suite)}{''.join(f' --plugin {_argument(p)}' for p in plugin or ())}")
 
 
 @app.command()
@@ -187,6 +205,7 @@ def run(
     certify: Annotated[bool, typer.Option("--certify", help="Eigenvalues and condition of every free state.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Write where the time went into the run folder.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew, even where a run could be gone on with.")] = False,
+    plugin: Plugins = None,
 ) -> None:
     """Run a suite, or go on with it where it was cut off."""
     from gradbench.commands.progress import watcher
@@ -206,6 +225,7 @@ def run(
             certify=certify,
             profile=profile,
             fresh=fresh,
+            plugins=plugin or (),
             watch=watch,
         )
     statuses = done.cells["status"].value_counts()
@@ -241,6 +261,7 @@ def check(
     floor: Annotated[
         list[str] | None, typer.Option(metavar="METRIC=V,...", help="What no cell may cross, whatever the noise.")
     ] = None,
+    plugin: Plugins = None,
     as_json: Json = False,
 ) -> None:
     """Verify a run, print its tables, evaluate checks, compare with a baseline; the last line is the verdict."""
@@ -374,9 +395,10 @@ def explain(
         Path | None, typer.Option(metavar="PATH", help="Draw it too: a .png or .svg, or a folder for both.")
     ] = None,
     out: Out = Path("results"),
+    plugin: Plugins = None,
 ) -> None:
     """Say why a cosine is what it is: certificate, ladder, cause and remedy, measured anew on the CPU."""
-    from gradbench.commands.explaining import choose
+    from gradbench.commands.explaining import bring_back, choose
     from gradbench.commands.explaining import explain as explain_cell
     from gradbench.tables.verifying import trusted
 
@@ -386,6 +408,8 @@ def explain(
     _figure_file(figure)
     if figure is not None and figure.suffix and len(rows) > 1:
         raise UserError(f"--figure {figure}: {len(rows)} cells have a figure each; name a folder")
+    for row in rows:
+        bring_back(target, row)
     say(f"run {target.folder}")
     for i, row in enumerate(rows):
         if len(rows) > 1:
@@ -451,6 +475,7 @@ def train(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=V", help="Replace a key of the file.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew, even where it could be gone on with.")] = False,
+    plugin: Plugins = None,
 ) -> None:
     """Train by a rule and watch its fidelity, or go on with it where it was cut off."""
     from gradbench.commands.progress import watcher
@@ -458,7 +483,9 @@ def train(
     from gradbench.planning import files
 
     with watcher(f"training {files.find(config, files.CONFIGS, 'training')}") as watch:
-        done = execute(config, out=out, device=device, overrides=_overrides(set_), fresh=fresh, watch=watch)
+        done = execute(
+            config, out=out, device=device, overrides=_overrides(set_), fresh=fresh, plugins=plugin or (), watch=watch
+        )
     _put(done.last)
     for path in done.draw():
         _put(path)
@@ -474,6 +501,7 @@ def tune(
     ] = "0.99",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     set_: Set = None,
+    plugin: Plugins = None,
     as_json: Json = False,
 ) -> None:
     """The cheapest T1, T2 and beta at which a rule reaches a wanted cosine in every seed."""
@@ -482,7 +510,7 @@ def tune(
 
     wanted = _cosine(want)
     with watcher() as watch:
-        tuned = search(system, estimator, wanted, _overrides(set_), device, watch)
+        tuned = search(system, estimator, wanted, _overrides(set_), device, watch=watch)
     if as_json:
         _put(json.dumps(tuned.to_json(), indent=1))
     else:
@@ -503,6 +531,7 @@ def conform(
     name: Annotated[str, typer.Argument(metavar="NAME", help='System or estimator, options too: "aep clip=batch".')],
     batch: Annotated[int, typer.Option(help="Examples on which it is tried.")] = 4,
     seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
+    plugin: Plugins = None,
     as_json: Json = False,
 ) -> None:
     """Try a system or an estimator: derivatives, purity, independence, and what it claims."""

@@ -99,13 +99,16 @@ def test_an_edited_helper_of_a_plugin_is_another_run(helper: Any, run_of: Callab
     helper.FACTOR = 2.0
     assert run_of("mine").folder == first.folder
     plugins = [read_json(run.folder / "env.json")["plugins"] for run in (first, edited, other)]
-    assert [list(p) for p in plugins] == [["rule_of_mine:Mine"], ["rule_of_mine:Mine"], []]
+    items = [[(p["path"], list(p["items"])) for p in told] for told in plugins]
+    assert items == [[("rule_of_mine", ["estimator 'mine'"])]] * 2 + [[]]
     assert plugins[0] != plugins[1]
 
 
 def test_an_edit_of_the_file_of_a_plugin_is_another_run(helper: Any, run_of: Callable[[str], Any]) -> None:
     first = run_of("mine")
     file = Path(sys.modules["rule_of_mine"].__file__ or "")
+    file.write_text(f"# a comment\n{RULE}")
+    assert run_of("mine").folder == first.folder
     file.write_text(RULE + "\nimport torch\ntorch.set_flush_denormal(True)\n")
     assert run_of("mine").folder != first.folder
 
@@ -117,8 +120,7 @@ def test_a_run_that_no_digest_sees_whole_is_never_gone_on_with_and_says_why(
     made = describe_environment("key", "cpu", [registry.estimator("mine")])
     again = describe_environment("key", "cpu", [registry.estimator("mine")])
     assert made["identity"] != again["identity"]
-    assert made["plugins"] == {"rule_of_mine:Mine": None}
-    reason = "plugin 'mine': helper_of_mine.FACTOR: a TextIOWrapper"
+    reason = "estimator 'mine': helper_of_mine.FACTOR: a TextIOWrapper"
     assert made["undigested"] == reason
     folders = {run_of("mine").folder for _ in range(2)}
     assert len(folders) == 2

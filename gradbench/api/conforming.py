@@ -59,7 +59,8 @@ def _made(item: object) -> Item:
         except Exception as error:  # a class may raise anything
             raise UserError(f"conform: {item.__name__}() {raised(error)}; hand over one with its options") from error
     if isinstance(item, str):
-        name, *options = item.split() or [item]
+        known = [*registry.known_systems(), *registry.known_estimators()]
+        name, options = registry.labelled(item, known)
         return _named(name, values.settings(options, f"conform: {item!r}: option"))
     if isinstance(item, Mapping) and isinstance(item.get("name"), str):
         entry: dict[str, Any] = dict(registry.written(item))  # type: ignore[call-overload]

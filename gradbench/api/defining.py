@@ -73,7 +73,7 @@ def system(
     from gradbench.systems.functions import Definition, knob_defaults
     from gradbench.systems.trial import try_functions
 
-    _check_name(name)
+    registry.check_name(name)
     calls = _functions(step=step, force=force, energy=energy, swirl=swirl, project=project, cost=cost, state=state)
     if cost_of is not None and cost_of not in MEANS:
         raise UserError(f"cost_of = {cost_of!r} is not a choice{near_miss(str(cost_of), MEANS)}")
@@ -104,11 +104,6 @@ def system(
         item = made()
         try_functions(item, _knobs(at), outer)
     return item
-
-
-def _check_name(name: object) -> None:
-    if not isinstance(name, str) or not name.strip() or re.search(r"[/\\\x00-\x1f]", name):
-        raise UserError(f"name = {name!r}: expected a name without slashes")
 
 
 def _functions(**given: Function | None) -> dict[str, Function]:

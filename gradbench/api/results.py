@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from gradbench.commands import running
 from gradbench.data.given import table
 from gradbench.planning import registry, suites
+from gradbench.planning.overrides import ITEMS
 from gradbench.planning.suites import Suite
 from gradbench.tables.store import Run
 
@@ -17,10 +18,9 @@ if TYPE_CHECKING:
 
     from gradbench.api.explained import Explained
     from gradbench.commands.progress import CellWatch
+    from gradbench.planning.plugins import Names
     from gradbench.tables.findings import Finding
     from gradbench.tables.verdict import Verdict
-
-ITEMS = ("system", "estimator")  # keys of a grid that take what the session made
 
 
 def suite(
@@ -123,14 +123,16 @@ def run(
     certify: bool = False,
     profile: bool = False,
     fresh: bool = False,
+    plugins: Names = (),
     watch: CellWatch | None = None,
 ) -> Results:
     """Run a suite, or resume a run of it that was cut off; its results.
 
-    `suite` is a path, the name of a shipped suite, or what `gradbench.suite` made. The other arguments are those of
+    `suite` is a path, the name of a shipped suite, or what `gradbench.suite` made. `plugins` are Python files and
+    modules whose systems and rules have names from then on, as with --plugin. The other arguments are those of
     `gradbench.commands.running.run`. Raises UserError before anything runs, StoreError where the results cannot be
     written.
     """
     named: dict[str, Any] = {"out": out, "device": device, "overrides": overrides, "engine": engine, "memory": memory}
-    more: dict[str, Any] = {"certify": certify, "profile": profile, "fresh": fresh, "watch": watch}
+    more: dict[str, Any] = {"certify": certify, "profile": profile, "fresh": fresh, "plugins": plugins, "watch": watch}
     return Results(running.run(suite, **named, **more).folder)

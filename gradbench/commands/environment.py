@@ -8,19 +8,17 @@ import platform
 import secrets
 import subprocess
 import sys
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypedDict
 
 from gradbench.commands.progress import say
-from gradbench.data import datasets, origins
-from gradbench.data.fingerprints import fingerprint, undigested
+from gradbench.data import datasets
 from gradbench.estimators.base import AbstractEstimator
-from gradbench.planning import registry
+from gradbench.planning.plugins import Plugin, Record, behind, title, united
 from gradbench.systems.base import AbstractSystem
 
-Part = type[AbstractSystem] | type[AbstractEstimator]
 PACKAGE = Path(__file__).parents[1]
 # the other rooms ask, wire, store or show, and change no number
 DECIDING_ROOMS = (
@@ -41,7 +39,7 @@ class Environment(TypedDict):
 
     identity: str  # equal for runs whose records may be mixed
     source: str
-    plugins: dict[str, str | None]  # digests of systems and rules that are not of gradbench; None: no digest sees all
+    plugins: list[Record]  # files and modules whose systems and rules are used, or that were named
     data: dict[str, str]  # digests of data sets that are read from files
     undigested: str | None  # why this run is never gone on with, whatever is asked for later
     commit: str | None
@@ -59,12 +57,17 @@ class Environment(TypedDict):
 
 
 def describe_environment(
-    key: str, device: str, parts: Iterable[AbstractSystem | AbstractEstimator], test: bool = False
+    key: str,
+    device: str,
+    parts: Iterable[AbstractSystem | AbstractEstimator],
+    named: Iterable[Plugin] = (),
+    test: bool = False,
 ) -> Environment:
     """The environment in which these systems and rules are measured or trained.
 
-    `key` is the content key of the plan or training; `test` says that images to test on are read. Raises UserError for
-    images that cannot be had.
+    `key` is the content key of the plan or training. Plugins that are `named` are recorded too; only those behind the
+    `parts` decide the identity. `test` says that images to test on are read. Raises UserError for images that cannot be
+    had.
     """
     import numpy
     import torch
@@ -73,15 +76,14 @@ def describe_environment(
     from gradbench.engine.precision import FLAGS
 
     parts = list(parts)
-    source, plugins, data = source_digest(), _plugins({type(part) for part in parts}), _data(parts, test)
+    source, used, data = source_digest(), behind(parts), _data(parts, test)
     fixed = [key, device.partition(":")[0], devices.describe(device), torch.__version__, source]
-    reasons = [f"plugin {cls.name!r}: {reason}" for cls, (_, reason) in plugins.items() if reason]
-    digests = {f"{cls.__module__}:{cls.__qualname__}": digest for cls, (digest, _) in plugins.items()}
-    content = json.dumps([*fixed, digests, data], sort_keys=True)
+    reasons = _undigested(parts, used)
+    content = json.dumps([*fixed, sorted(plugin.digest for plugin in used), data], sort_keys=True)
     return {
         "identity": secrets.token_hex(8) if reasons else hashlib.sha256(content.encode()).hexdigest()[:16],
         "source": source,
-        "plugins": digests,
+        "plugins": [plugin.record for plugin in united(named, used)],
         "data": data,
         "undigested": "; ".join(reasons) or None,
         "commit": _git("rev-parse", "HEAD"),
@@ -118,22 +120,15 @@ def _deciding_files() -> Iterator[Path]:
         yield from (p for p in sorted((PACKAGE / room).rglob("*")) if p.suffix in (".py", ".npz"))
 
 
-def _plugins(classes: Collection[Part]) -> dict[Part, tuple[str | None, str | None]]:
-    """The digest of every class that is not of gradbench, or the reason why it has none.
-
-    It covers what the class reaches in its package and in other code of its author, and all of its own file, since what
-    that does when it is loaded may decide a number.
-    """
-    digests: dict[Part, tuple[str | None, str | None]] = {}
-    for cls in sorted(classes, key=lambda cls: cls.name):
-        top = cls.__module__.partition(".")[0]
-        if top != origins.PACKAGE and registry.digest_of(cls) is None:  # a digest stands in the cells
-            module = sys.modules.get(cls.__module__)
-            file = Path((module and origins.file_of(module)) or "")
-            content = [cls, file.read_bytes() if file.is_file() else b""]
-            digest = fingerprint(*content, within=[top])
-            digests[cls] = digest, undigested(*content, within=[top]) if digest is None else None
-    return digests
+def _undigested(parts: Iterable[AbstractSystem | AbstractEstimator], used: Iterable[Plugin]) -> list[str]:
+    """What no digest sees of systems and rules from functions, and of all that the plugins behind them registered."""
+    told = {key: reason for plugin in used for key, reason in plugin.unseen.items()}
+    for part in parts:
+        if isinstance(part, AbstractSystem) and part.unseen is not None:
+            told[title("system", part.name)] = f"{part.unseen} (key= of gradbench.system can stand for it)"
+        elif part.unseen is not None:
+            told[title("estimator", part.name)] = part.unseen
+    return [f"{key}: {reason}" for key, reason in told.items()]
 
 
 def _data(parts: Iterable[AbstractSystem | AbstractEstimator], test: bool) -> dict[str, str]:

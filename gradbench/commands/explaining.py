@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from gradbench.diagnostics.arbiter import Slope, arbitrate
 from gradbench.diagnostics.deep import DeepCertificate, certify_deep
@@ -19,7 +20,9 @@ from gradbench.errors import UserError, near_miss
 from gradbench.estimators.base import Role
 from gradbench.planning import registry
 from gradbench.planning.cells import Cell
+from gradbench.planning.plugins import Kind, recall
 from gradbench.planning.problems import Problem, rule_of
+from gradbench.planning.registry import DIGEST
 from gradbench.planning.selection import IDENTITY, keys, matches, why_none
 from gradbench.vocabulary.cause import NEGLIGIBLE
 from gradbench.vocabulary.status import Status, Thresholds
@@ -90,8 +93,10 @@ def choose(run: Run, cell: str | None, where: Mapping[str, Any], worst: int | No
 def explain(run: Run, row: Mapping[str, Any], watch: Callable[[Explanation], None] | None = None) -> Explanation:
     """Rebuild the problem of a cell of a run from its coordinates, and take its error apart as `explain_cell` does.
 
-    `row` is the row of the cell in the table `cells`.
+    `row` is the row of the cell in the table `cells`. Plugins that the run names are loaded where its cell needs them.
+    Raises UserError where its code cannot be had.
     """
+    bring_back(run, row)
     plan = run.plan
     (planned,) = (c for c in plan["cells"] if c["cell"] == row["cell"])
     cell = Cell.of(planned)
@@ -140,6 +145,13 @@ def explain_cell(
             known = replace(known, remedy=remedy_for(case))
         watch(known := replace(known, complete=True))
         return known
+
+
+def bring_back(run: Run, row: Mapping[str, Any]) -> None:
+    """Load the plugins of a run that the cell of a row needs. Raises UserError where their code is another one now."""
+    for kind in get_args(Kind):
+        digest = json.loads(row[f"{kind}_options"]).get(DIGEST)
+        recall(kind, row[kind], digest, run.env.get("plugins", ()), f"run {run.id}")
 
 
 def picture(e: Explanation) -> Figure | None:

@@ -20,7 +20,8 @@ from gradbench.errors import StoreError, UserError, near_miss
 from gradbench.planning import files, plans, suites
 from gradbench.planning.overrides import Overrides
 from gradbench.planning.plans import Plan
-from gradbench.planning.problems import Problem, rule_of
+from gradbench.planning.plugins import Names, load
+from gradbench.planning.problems import Problem
 from gradbench.planning.values import check_truth
 from gradbench.tables import runs
 from gradbench.tables.placeholders import unmeasured
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from gradbench.commands.environment import Environment
     from gradbench.commands.measuring import Row, Setup
     from gradbench.engine.outcome import Outcome
-    from gradbench.estimators.base import AbstractEstimator
-    from gradbench.systems.base import AbstractSystem
 
 ENGINES = ("auto", "eager", "batched", "compiled")
 
@@ -48,6 +47,7 @@ def run(
     certify: bool = False,
     profile: bool = False,
     fresh: bool = False,
+    plugins: Names = (),
     watch: CellWatch | None = None,
 ) -> Run:
     """Run a suite, or resume a run of it that was cut off; the folder of the run.
@@ -55,20 +55,22 @@ def run(
     A suite is given by path, by the name of a shipped one, or as it is. `overrides` replaces keys of every grid of a
     file, by value: numbers, words, lists, ranges, arrays with one axis. `engine` is auto, eager (a problem at a time),
     batched or compiled (batched, and compiled first; CUDA only). `memory` is what packs may take, as "80%" or "24GiB".
-    `certify` adds a deep certificate to every cell. `profile` writes where the time went. `watch` is called with the
-    progress after every problem. Raises UserError before anything runs, StoreError where the results cannot be written.
+    `certify` adds a deep certificate to every cell. `profile` writes where the time went. `plugins` are files and
+    modules whose systems and rules get their names first. `watch` is called with the progress after every problem.
+    Raises UserError before anything runs, StoreError where the results cannot be written.
     """
     watch, results = watching(watch), runs.results_folder(out)
     for name, value in {"certify": certify, "profile": profile, "fresh": fresh}.items():
         check_truth(name, value)
+    named = load(plugins)
     loaded, planned = prepare(suite, overrides)
     setup = _setup(device, engine, memory, certify=certify, profile=profile)
     key = f"{planned.key} certified" if certify else planned.key
-    env = describe_environment(key, setup.device, planned.parts)
+    env = describe_environment(key, setup.device, planned.parts, named)
     warn_of_undigested(env)
     _try_data(planned)
     folder = results / "runs" / loaded.name
-    target = _folder(folder, planned, env, fresh or _has_unseen(planned))
+    target = _folder(folder, planned, env, fresh)
     with target.alone():
         target.claim(loaded.model_dump(mode="json", include={"check", "table", "allow_incomplete"}))
         runs.point(folder, target)
@@ -130,16 +132,6 @@ def _folder(folder: Path, planned: Plan, env: Environment, fresh: bool) -> Run:
         run = runs.new(folder, env["identity"])
         run.start(planned.to_json(), env)
     return run
-
-
-def _has_unseen(planned: Plan) -> bool:
-    """Whether a system or a rule has a part that no digest sees, which stderr tells: no other run has its numbers."""
-    rules = (rule_of(*named) for named in {(c.estimator, c.estimator_options) for c in planned.cells})
-    parts: list[AbstractSystem | AbstractEstimator] = [*(p.system for p in planned.problems), *rules]
-    unseen = {part.name: part.unseen for part in parts if part.unseen is not None}
-    for name, part in unseen.items():
-        say(f"gradbench: no digest sees all of {name!r} ({part}): a new run is begun each time. key= can stand for it")
-    return bool(unseen)
 
 
 def execute(target: Run, planned: Plan, setup: Setup, watch: CellWatch) -> None:

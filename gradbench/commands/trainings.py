@@ -16,6 +16,8 @@ import pyarrow as pa
 
 from gradbench.commands.environment import Environment, describe_environment, warn_of_undigested
 from gradbench.commands.progress import StepProgress, StepWatch, watching
+from gradbench.planning.plugins import Names
+from gradbench.planning.plugins import load as load_plugins
 from gradbench.planning.values import check_truth
 from gradbench.tables import runs
 from gradbench.tables.store import read_json, read_table, write_json, write_table
@@ -25,6 +27,8 @@ from gradbench.training.log import LOG, rows
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+    from gradbench.estimators.base import AbstractEstimator
+    from gradbench.systems.base import AbstractSystem
     from gradbench.training.trainer import Trainer
 
 
@@ -67,23 +71,27 @@ def train(
     device: str = "auto",
     overrides: Mapping[str, Any] | None = None,
     fresh: bool = False,
+    plugins: Names = (),
     watch: StepWatch | None = None,
 ) -> Training:
     """Train what a file says, or resume a training of it that was cut off; the folder of the training.
 
-    `config` is a path or the name of a shipped file; `overrides` replaces keys of the file. `watch` is called with
-    the progress after every step. Raises UserError before anything is trained, StoreError where the results cannot be
-    read or written.
+    `config` is a path or the name of a shipped file; `overrides` replaces keys of the file, and may hold systems and
+    rules of the session. `plugins` are files and modules whose systems and rules get their names first. `watch` is
+    called with the progress after every step. Raises UserError before anything is trained, StoreError where the results
+    cannot be read or written.
     """
     watch, results = watching(watch), runs.results_folder(out)
     check_truth("fresh", fresh)
+    named = load_plugins(plugins)
     loaded = load(config, overrides)
     from gradbench.engine import device as devices
     from gradbench.engine.precision import isolated
     from gradbench.training.trainer import Trainer
 
     device = devices.resolve(device)
-    env = describe_environment(loaded.key, device, [loaded.build_system(), loaded.build_rule()], test=True)
+    parts: list[AbstractSystem | AbstractEstimator] = [loaded.build_system(), loaded.build_rule()]
+    env = describe_environment(loaded.key, device, parts, named, test=True)
     warn_of_undigested(env)
     with isolated(cores=None):
         trainer = Trainer(loaded, device)  # before there is a folder: raises where the images cannot be had

@@ -15,14 +15,17 @@ from gradbench.engine.device import resolve
 from gradbench.engine.packs import available, refused_where_too_large
 from gradbench.errors import RuleFaultError, UserError
 from gradbench.estimators.reference import REFERENCE
-from gradbench.planning import values
+from gradbench.planning import registry, values
 from gradbench.planning.overrides import Overrides
 from gradbench.planning.plans import Plan, plan
+from gradbench.planning.plugins import Kind, Names, load
 from gradbench.planning.suites import parse
 from gradbench.vocabulary.status import Status
 
 if TYPE_CHECKING:
     from gradbench.engine.outcome import Outcome
+    from gradbench.estimators.base import AbstractEstimator
+    from gradbench.systems.base import AbstractSystem
 
 # the search is over orders of magnitude: a number between two of a ladder costs no more than the larger of the two
 LADDERS = {
@@ -64,28 +67,32 @@ class Tuned:
 
 
 def tune(
-    system: str,
-    estimator: str,
+    system: str | AbstractSystem | type[AbstractSystem],
+    estimator: str | AbstractEstimator | type[AbstractEstimator],
     want: float,
     overrides: Mapping[str, Any] | None = None,
     device: str = "auto",
     watch: CellWatch | None = None,
+    plugins: Names = (),
 ) -> Tuned:
     """Search ladders of T1, T2 and beta for the cheapest setting with cosine_min >= want in every seed.
 
-    `system` and `estimator` are names, or names with options as labels have them ("toy_noncons drive_std=1.0").
-    `overrides` replaces ladders and other keys of the grid. The first pass measures the free phase alone, at every T1;
-    the second pass measures the rule, at each T1 where all seeds settled. `watch` is called with the progress of
-    either pass. Raises UserError for anything that cannot be planned, and for a wanted cosine outside of (0, 1).
+    `system` and `estimator` are names, names with options as labels have them ("toy_noncons drive_std=1.0"), or what
+    `gradbench.system` and `gradbench.estimator` made. `plugins` are files and modules whose systems and rules get their
+    names first. `overrides` replaces ladders and other keys of the grid. The first pass measures the free phase alone,
+    at every T1; the second pass measures the rule, at each T1 where all seeds settled. `watch` is called with the
+    progress of either pass. Raises UserError for anything that cannot be planned, and for a wanted cosine outside of
+    (0, 1).
     """
     want = _wanted(want)
+    load(plugins)
     device = resolve(device)
     replaced = Overrides.of(overrides)
     for key in ("system", "estimator"):
         if key in replaced:
             raise UserError(f"{replaced.places[key]}: the {key} of a search is an argument of its own")
-    grid: dict[str, Any] = LADDERS | {"seed": SEEDS} | replaced | {"system": _labelled(system, "system")}
-    rule = _labelled(estimator, "estimator")
+    grid: dict[str, Any] = LADDERS | {"seed": SEEDS} | replaced | {"system": _entry(system, "system")}
+    rule = _entry(estimator, "estimator")
     # mistakes are told before anything is measured
     _planned(grid | {"estimator": rule}, replaced.places | {"system": "system", "estimator": "estimator"})
     watch = watching(watch)
@@ -163,13 +170,20 @@ def _points(outcomes: Iterable[Outcome]) -> list[Point]:
     return sorted(points, key=lambda p: (p.evaluations, -p.cosine_min))
 
 
-def _labelled(label: object, argument: str) -> dict[str, Any]:
-    """A name with options, from "name key=value ...". Raises UserError for anything else."""
-    if not isinstance(label, str) or not label.split():
-        got = repr(label) if isinstance(label, str) else article(label)
-        raise UserError(f"{argument}: got {got}, expected a name, or a name with options such as 'name option=1'")
-    name, *pairs = str.__str__(label).split()
-    options = values.settings(pairs, f"{label!r}: option")
+def _entry(item: object, argument: Kind) -> dict[str, Any]:
+    """What a grid holds for an item, or for "name key=value ...". Raises UserError for anything else."""
+    entry = registry.written(item)
+    if isinstance(entry, dict) and not isinstance(item, dict):
+        return entry
+    if not isinstance(item, str) or not item.split():
+        got = repr(item) if isinstance(item, str) else article(item)
+        raise UserError(
+            f"{argument}: got {got}, expected a name, a name with options such as 'name option=1', or what "
+            f"gradbench.{argument} made"
+        )
+    known = registry.known_systems() if argument == "system" else registry.known_estimators()
+    name, pairs = registry.labelled(item, known)
+    options = values.settings(pairs, f"{item!r}: option")
     if "name" in options:
-        raise UserError(f"{argument} = {label!r}: there is no option 'name'; the name comes first: {name!r}")
+        raise UserError(f"{argument} = {item!r}: there is no option 'name'; the name comes first: {name!r}")
     return {"name": name} | options

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from gradbench.data.given import table
-from gradbench.errors import UserError
-from gradbench.planning import values
+from gradbench.errors import UserError, placed
+from gradbench.planning import registry, values
 from gradbench.vocabulary.coordinates import COORDINATES
 
 # what the keys of a grid take that are no coordinates
@@ -16,6 +16,9 @@ _TAKEN = {
     "estimator": "a name, a table of a name and options, or a list of these",
     "params_from": "the folder or the checkpoint of a training, or a list of these",
 }
+
+
+ITEMS = ("system", "estimator")  # keys that take what the session made
 
 
 class Overrides(dict[str, Any]):
@@ -34,12 +37,20 @@ class Overrides(dict[str, Any]):
         for key in by_key:
             if not isinstance(key, str):
                 raise UserError(f"overrides: got the key {key!r}, expected a name")
-        return cls({str(key): value for key, value in by_key.items()})
+        return cls({str(key): _written(str(key), value) for key, value in by_key.items()})
 
     @property
     def places(self) -> dict[str, str]:
         """How a message calls every key."""
         return {key: self._called.format(key=key) for key in self}
+
+
+def _written(key: str, value: object) -> object:
+    """A value as a file has it: a system or a rule of the session stands there by its name and options."""
+    if key not in ITEMS:
+        return value
+    with placed(f"overrides[{key!r}]"):
+        return registry.written(value)
 
 
 def wrong_value(place: str, key: str, value: object, reason: str) -> str:

@@ -16,11 +16,12 @@ import inspect
 import json
 import math
 import pkgutil
+import re
 import textwrap
 import types
 import typing
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, fields
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, fields, is_dataclass
 from decimal import Decimal
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -38,6 +39,7 @@ Registered = TypeVar("Registered", bound=Base)
 Function = TypeVar("Function", bound=Callable[..., Any])
 DIGEST = "digest"  # the option that holds the digest of a class made of functions; no label shows it
 SESSION = "session"  # the origin of what is registered by no file
+DECLARED = {"systems": ("name", "defaults", "per_example", "source"), "estimators": ("name", "uses", "source")}
 
 
 class _Named(NamedTuple):
@@ -49,6 +51,7 @@ class _Named(NamedTuple):
 
 _handed: dict[tuple[str, str, str], Any] = {}  # classes by kind, name and digest
 _of_session: dict[str, dict[str, _Named]] = {"systems": {}, "estimators": {}}
+_pointed: list[EntryPoint] = []  # entry points that are being loaded: their modules may make systems and rules
 _remembered: list[Any] = []  # caches of functions whose results depend on what a name means
 
 
@@ -93,9 +96,14 @@ def register(cls: Registered, origin: str = SESSION) -> Registered:
     kind = _kind(cls)
     if inspect.isabstract(cls):
         raise UserError(f"register: {cls.__name__} does not define {', '.join(sorted(cls.__abstractmethods__))}")
+    if not is_dataclass(cls):
+        raise UserError(f"register: {cls.__name__} is no dataclass: write @dataclass(frozen=True) above it")
+    if missing := [name for name in DECLARED[kind] if not hasattr(cls, name)]:
+        raise UserError(f"register: {cls.__name__} does not define {', '.join(missing)}")
+    check_name(cls.name, "register: ")
     _refuse_taken(kind, cls, "register: ")
     older = _of_session[kind].get(cls.name)
-    if older is not None and older.origin != origin:
+    if older is not None and older.origin != origin and older.cls is not cls:
         raise UserError(f"register: {cls.name!r} is defined by {older.origin} and by {origin}; one needs another name")
     if digest_of(cls) is not None:
         hand_over(cls)
@@ -104,9 +112,33 @@ def register(cls: Registered, origin: str = SESSION) -> Registered:
     return cls
 
 
+def check_name(name: object, where: str = "") -> None:
+    """Raise UserError where something can be no name of a system or of an estimator. `where` begins the message."""
+    if not isinstance(name, str) or not name.strip() or re.search(r"[/\\\x00-\x1f]", name):
+        raise UserError(f"{where}name = {name!r}: expected a name without slashes")
+
+
+def withdraw(origin: str) -> None:
+    """Take the names from all that `origin` registered. Cells with a digest find their class as before."""
+    for named in _of_session.values():
+        for name in [name for name, entry in named.items() if entry.origin == origin]:
+            del named[name]
+    _forget()
+
+
+def is_named(cls: Base) -> bool:
+    """Whether the name of a class leads to it."""
+    return _names(_kind(cls)).get(cls.name) is cls
+
+
+def is_handed(kind: Literal["system", "estimator"], name: str, digest: str) -> bool:
+    """Whether a class of this name and digest is known."""
+    return (f"{kind}s", name, digest) in _handed
+
+
 def digest_of(cls: Base) -> str | None:
     """The digest of what a class is made of; None for a class that is not made of functions."""
-    return next((str(f.default) for f in fields(cls) if f.name == DIGEST), None)  # type: ignore[arg-type]
+    return next((str(f.default) for f in fields(cls) if f.name == DIGEST and f.default is not MISSING), None)  # type: ignore[arg-type]
 
 
 def written(item: object) -> object:
@@ -134,7 +166,7 @@ def _entered(cls: Base) -> Base:
     """A class that is known from now on."""
     if digest_of(cls) is not None:
         hand_over(cls)
-    elif _names(_kind(cls)).get(cls.name) is not cls:
+    elif not is_named(cls):
         raise UserError(f"the class {cls.__name__} has no name here; give it one with gradbench.register")
     return cls
 
@@ -178,6 +210,15 @@ def label(name: str, options: str, kind: Literal["system", "estimator"]) -> str:
     defaults = {f.name: f.default for f in fields(cls)} if cls else {}
     changed = [f"{k}={v}" for k, v in shown.items() if k not in defaults or v != defaults[k]]
     return " ".join([name, *changed])
+
+
+def labelled(text: str, known: Iterable[str]) -> tuple[str, list[str]]:
+    """The name that begins a label, and the words behind it. A name may have spaces: the longest known one is meant."""
+    words = str.__str__(text).split()
+    begins = [name for name in known if words[: len(name.split())] == name.split()]
+    name = max(begins, key=len, default="")
+    count = len(name.split()) or next((i for i, word in enumerate(words) if i and "=" in word), len(words))
+    return name or " ".join(words[:count]), words[count:]
 
 
 def role(name: str) -> Role:
@@ -232,7 +273,7 @@ def meant(kind: str, name: str, digest: object) -> Any | None:
 def _refuse_taken(kind: str, cls: Base, where: str) -> None:
     """Raise UserError where the name of a class is that of an item of the package or of an installed plugin."""
     base: Base = AbstractSystem if kind == "systems" else AbstractEstimator
-    taken = _registered(kind, base)
+    taken = (_of_package if _pointed else _registered)(kind, base)
     if cls.name in taken and taken[cls.name] is not cls:
         there = taken[cls.name]
         others = ", ".join(map(repr, difflib.get_close_matches(cls.name, [n for n in taken if n != cls.name])))
@@ -248,14 +289,20 @@ def _forget() -> None:
 
 
 @cache
-def _registered(kind: str, base: Base) -> dict[str, Any]:
-    """The final classes of a kind by name, sorted: the classes of the package and of plugins."""
+def _of_package(kind: str, base: Base) -> dict[str, Any]:
+    """The final classes of a kind in the package, by name."""
     package = importlib.import_module(f"gradbench.{kind}")
     modules = [importlib.import_module(f"{package.__name__}.{m.name}") for m in pkgutil.iter_modules(package.__path__)]
     classes = [c for m in modules for c in vars(m).values() if inspect.isclass(c) and c.__module__ == m.__name__]
     final = [c for c in classes if issubclass(c, base) and not inspect.isabstract(c)]
-    named: dict[str, Any] = {c.name: c for c in final if not c.__name__.startswith("_")}  # a private class is a part
-    for point in entry_points(group=package.__name__):
+    return {c.name: c for c in final if not c.__name__.startswith("_")}  # a private class is a part
+
+
+@cache
+def _registered(kind: str, base: Base) -> dict[str, Any]:
+    """The final classes of a kind by name, sorted: the classes of the package and of installed plugins."""
+    named = dict(_of_package(kind, base))
+    for point in entry_points(group=f"gradbench.{kind}"):
         plugin = _plugin(point, base)
         if plugin.name in named:
             taken = named[plugin.name]
@@ -268,11 +315,19 @@ def _registered(kind: str, base: Base) -> dict[str, Any]:
 
 
 def _plugin(point: EntryPoint, base: Base) -> Any:
-    """The class that an entry point names. Raises UserError where it names anything but a final class of `base`."""
+    """The class that an entry point names, or that of a system from functions.
+
+    Raises UserError where it names anything but that or a final class of `base`.
+    """
+    _pointed.append(point)
     try:
         item = point.load()
     except Exception as error:  # a plugin may raise anything
         raise UserError(f"plugin {point.value!r} of {point.group} cannot be loaded: {error}") from error
+    finally:
+        _pointed.pop()
+    if isinstance(item, base) and digest_of(type(item)) is not None:
+        return type(item)
     if not (inspect.isclass(item) and issubclass(item, base)):
         what = f"the class {item.__name__}" if inspect.isclass(item) else f"{item!r}"
         raise UserError(

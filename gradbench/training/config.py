@@ -178,6 +178,8 @@ def _check(config: Config, system: AbstractSystem, rule: AbstractEstimator) -> N
     if config.dataset not in datasets.PARTS:
         known = ", ".join(datasets.PARTS)
         what = f"dataset = {config.dataset!r}" if config.dataset else f"{system.name} looks at no images"
+        if registry.digest_of(type(system)) is not None:
+            what = f"{system.name} is made from functions and has the same data in every step"
         raise UserError(f"system: {what}: there is nothing to train on; data sets with a training part: {known}")
     with placed("system"):
         system.check(point.batch)
