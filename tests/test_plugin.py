@@ -6,7 +6,10 @@ import importlib
 import json
 import re
 import shlex
+import shutil
+import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from gradbench.errors import UserError
 from gradbench.planning import plugins, registry
 
 ROOT = Path(__file__).parents[1]
+EXAMPLE = ROOT / "docs" / "example-plugin"
 DEQ = """
 import torch
 from torch import nn
@@ -352,3 +356,25 @@ def test_the_blocks_of_the_docs_run(
         _, *arguments = shlex.split(line)
         code, _, err = command(*arguments)
         assert code == 0, f"{line}: {err}"
+
+
+def test_the_example_package_is_installed_and_known(
+    tmp_path: Path, command: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("setuptools")
+    source = shutil.copytree(EXAMPLE, tmp_path / "source", ignore=shutil.ignore_patterns("__pycache__"))
+    code = "from setuptools import build_meta; print(build_meta.build_wheel('..'))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    zipfile.ZipFile(tmp_path / done.stdout.splitlines()[-1]).extractall(tmp_path / "site")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    monkeypatch.chdir(tmp_path)
+    forget()
+    assert {"ring", "one_term"} <= {*gb.systems(), *gb.estimators()}
+    _, out, err = command("show", "one_term")
+    assert out.startswith("one_term\n\nJacobian-free"), err
+    results = gb.run(gb.suite({"system": "ring", "estimator": ["one_term", "adjoint"]}), device="cpu")
+    assert list(results.cells["status"]) == ["settled"] * 2
+    assert results.cells["cosine_min"][0] < results.cells["cosine_min"][1] > 0.999
+    code, _, err = command("explain", "--where", "estimator=one_term")
+    assert code == 0, err
