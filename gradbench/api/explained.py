@@ -24,6 +24,11 @@ class Explained:
     def __init__(self, explanation: Explanation) -> None:
         self.explanation = explanation
 
+    @classmethod
+    def of(cls, row: Mapping[str, Any], field: Field) -> Explained:
+        """The error of a measurement taken apart; `row` is its row, and `field` that of its problem on the CPU."""
+        return cls(explain_cell(Cell.of(row), row, Thresholds(), field))
+
     @property
     def cause(self) -> str:
         """The cause of the error: of the whole gradient, or else of its worst parameter; "none" where there is none."""
@@ -43,8 +48,3 @@ class Explained:
         return tell(self.explanation, WIDTH)
 
     __repr__ = __str__
-
-
-def explained(row: Mapping[str, Any], field: Field) -> Explained:
-    """The error of a measurement taken apart; `row` is its row, and `field` that of its problem on the CPU."""
-    return Explained(explain_cell(Cell.of(row), row, Thresholds(), field))

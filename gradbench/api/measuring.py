@@ -70,9 +70,9 @@ class Measurement:
 
     def explain(self) -> Explained:
         """The error taken apart: certificate, ladder, cause and remedy. It prints as `gradbench explain` does."""
-        from gradbench.api.explained import explained
+        from gradbench.api.explained import Explained
 
-        return explained(self.row, self.field())
+        return Explained.of(self.row, self.field())
 
     def plot(self, *names: str) -> dict[str, Figure]:
         """Figures of a run by name, of this cell alone; `params` where none is named."""
