@@ -43,6 +43,10 @@ def test_every_command_of_the_readme_exists() -> None:
     assert used <= known
 
 
-def test_the_python_of_the_readme_runs() -> None:
-    (source,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    exec(compile(source, "README.md", "exec"), {})
+def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "__main__"}
+    sources = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(sources) == 2
+    for source in sources:
+        exec(compile(source, "README.md", "exec"), names)
