@@ -282,9 +282,14 @@ def _largest(sizes: Mapping[Cause, float]) -> Cause:
 
 def _multiple(comparison: Comparison) -> Cause | None:
     """SIGN or SCALE where the estimate is such a multiple of the reference in every parameter, else None."""
-    cosines = list(comparison.defined.values())
-    ratios = [comparison.params[n].norm_ratio for n in comparison.defined]
-    if not cosines or min(map(abs, cosines)) < ALONG or max(ratios) > (1 + SPREAD) * min(ratios):
+    cosines = list(comparison.counted.values())
+    ratios = [comparison.params[n].norm_ratio for n in comparison.counted]
+    if (
+        not cosines
+        or any(map(math.isnan, cosines))
+        or min(map(abs, cosines)) < ALONG
+        or max(ratios) > (1 + SPREAD) * min(ratios)
+    ):
         return None
     if max(cosines) < 0:
         return Cause.SIGN

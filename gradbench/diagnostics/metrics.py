@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from gradbench.systems.base import Params
 
 ZERO = "the estimate is zero"  # the reason of a cosine that is 0 by convention, as that of a credit of zero is
+NOT_FINITE = "the estimate is not finite"  # the reason of a cosine that is NaN, and makes the summaries NaN
 REFERENCE = "the reference"  # begins every reason that lies in the reference
 ATTENTION = ("WQ", "WK", "WV", "WO")  # the group of `cosine_attn`
 
@@ -78,25 +79,31 @@ class Comparison:
         """How many parameters have no cosine."""
         return len(self.params) - len(self.defined)
 
+    @cached_property
+    def counted(self) -> dict[str, float]:
+        """Cosines of the live parameters: NaN where the estimate is not finite, which makes every summary NaN."""
+        return {n: p.cosine for n, p in self.params.items() if p.defined or p.reason == NOT_FINITE}
+
     @property
     def cosine_mean(self) -> float:
-        """Mean over the parameters that have a cosine."""
-        return _mean(list(self.defined.values()))
+        """Mean over the live parameters."""
+        return _mean(list(self.counted.values()))
 
     @property
     def cosine_min(self) -> float:
-        """Smallest over the parameters that have a cosine."""
-        return min(self.defined.values(), default=math.nan)
+        """Smallest over the live parameters."""
+        return self.counted[self.worst] if self.worst else math.nan
 
     @property
     def cosine_attn(self) -> float:
-        """Mean over those of WQ, WK, WV, WO that are present and defined."""
-        return _mean([c for n, c in self.defined.items() if n in ATTENTION])
+        """Mean over those of WQ, WK, WV, WO that are present and live."""
+        return _mean([c for n, c in self.counted.items() if n in ATTENTION])
 
-    @property
+    @cached_property
     def worst(self) -> str:
-        """Name of the parameter with the smallest cosine."""
-        return min(self.defined, key=self.defined.__getitem__, default="")
+        """Name of the parameter with the smallest cosine, or of the first whose estimate is not finite."""
+        ranked = {n: -math.inf if math.isnan(cosine) else cosine for n, cosine in self.counted.items()}
+        return min(ranked, key=ranked.__getitem__, default="")
 
 
 def _mean(values: list[float]) -> float:
@@ -165,7 +172,7 @@ def comparisons(sums: Float64[np.ndarray, "k P 6"], names: Sequence[str], live: 
 _REASONS = (
     "",
     ZERO,
-    "the estimate is not finite",
+    NOT_FINITE,
     "{} is below the floor of liveness",
     "{} is zero",
     "{} is not finite",

@@ -344,6 +344,10 @@ def _asked(kind: str, name: str, options: Mapping[str, Any], where: str, key: st
     cls = meant(kind, name, options.get(DIGEST))
     if cls is None:
         told = f" in this session with digest {options[DIGEST]}; it has to be defined" if DIGEST in options else ""
+        first, *options_of_label = str(name).split()
+        if options_of_label and first in _names(kind):
+            keys = ", ".join(option.replace("=", " = ") for option in options_of_label)
+            raise UserError(f"{where} = {name!r} is no name; with options it is {{ name = {first!r}, {keys} }}")
         raise UserError(f"{where} = {name!r} is not registered{told}{near_miss(name, _names(kind))}")
     if digest_of(cls) not in (None, options.get(DIGEST, digest_of(cls))):
         raise UserError(f"{where}: {name!r} is defined otherwise now: digest {digest_of(cls)}, not {options[DIGEST]}")

@@ -13,10 +13,9 @@ from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from gradbench.errors import SystemFaultError, UserError
+from gradbench.errors import SystemFaultError, UserError, near_miss
 from gradbench.systems.base import (
     AbstractDrivenSystem,
     AbstractEnergySystem,
@@ -40,6 +39,8 @@ Function = Callable[..., Any]  # f(net, x, z) or f(net, x, z, k)
 DYNAMICS = ("step", "force", "energy", "swirl")  # functions that say how a state moves
 HINTS = {  # what to do, by the name of an exception or a word of its message
     "CheckpointError": "; activation checkpointing calls the module again later, with other parameters: switch it off",
+    "inplace operation": "; write to a copy, as z.clone(), and not to what autograd still needs",
+    "should be the same": "; take data from x and parameters from net: functions are called in float64, too",
     "dtype": "; functions are called in float64, too: make new tensors in the dtype of z, as torch.zeros_like(z) does",
 }
 SHARED_KNOBS = ("s", "damp")  # knobs that are coordinates of the built-in systems
@@ -59,11 +60,25 @@ class Definition:
     cost_of: str | None  # "sum" or "mean": `cost` is a scalar of its examples; None: it gives a number for each
     with_knobs: frozenset[str]  # functions that take the knobs
     folded: threading.local = field(default_factory=threading.local)  # data of the last call, repeated
+    knobs_read: set[str] = field(default_factory=set)  # knobs that a function has asked for
 
     @property
     def batch(self) -> int:
         """The number of examples of the data."""
         return next(len(v) for name, v in self.data.items() if name not in self.shared)
+
+
+class KnobValues:
+    """The knobs that a function gets: each is an attribute."""
+
+    def __init__(self, values: Mapping[str, Any], read: set[str]) -> None:
+        self._values, self._read = values, read
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name not in self._values:
+            raise AttributeError(f"there is no knob {name!r}{near_miss(name, self._values)}")
+        self._read.add(name)
+        return self._values[name]
 
 
 class Recording(Saved):
@@ -366,9 +381,8 @@ class AbstractFunctionSystem(ClosedForms, AbstractSystem):
         if scalar and value.numel() == 1:
             return value.reshape(())
         if tuple(value.shape) != expected:
-            raise SystemFaultError(
-                f"{self.name}: {what}: got shape {tuple(value.shape)}, expected {expected}{_PER_EXAMPLE}"
-            )
+            hint = ": drop the last axis" if tuple(value.shape) == (*expected, 1) else ": a number for every example"
+            raise SystemFaultError(f"{self.name}: {what}: got shape {tuple(value.shape)}, expected {expected}{hint}")
         return value.reshape(s.shape[:-1])
 
     def _evaluate(self, what: str, theta: Params, x: Data, s: Tensor, knobs: Knobs | None) -> Any:
@@ -380,11 +394,13 @@ class AbstractFunctionSystem(ClosedForms, AbstractSystem):
                 net, self._folded(x, rows, s), made.form.shown(s.reshape(-1, s.shape[-1])), *more
             )
 
-    def _knobs(self, knobs: Knobs | None) -> SimpleNamespace:
+    def _knobs(self, knobs: Knobs | None) -> KnobValues:
         """The knobs by attribute: numbers, and tensors without axes for `s` and `damp`."""
         shared = {} if knobs is None else {"s": knobs.sigma, "damp": knobs.damp}
         named = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "digest"}  # type: ignore[arg-type]
-        return SimpleNamespace(**named, **{name: v for name, v in shared.items() if name in self.uses})
+        return KnobValues(
+            named | {name: v for name, v in shared.items() if name in self.uses}, self.definition().knobs_read
+        )
 
     def _folded(self, x: Data, rows: int, like: Tensor) -> Data:
         """The data with a copy of the examples for every row. Those of the last call are held for the next one."""
@@ -421,9 +437,6 @@ class AbstractFunctionSystem(ClosedForms, AbstractSystem):
             told = str(error).partition("\n")[0]
             hint = next((hint for word, hint in HINTS.items() if word in told or word == type(error).__name__), "")
             raise SystemFaultError(f"{self.name}: {what} raised {type(error).__name__}: {told}{hint}") from error
-
-
-_PER_EXAMPLE = ": a number for every example, not summed over them"
 
 
 class AbstractFunctionEnergySystem(AbstractFunctionSystem, AbstractEnergySystem):

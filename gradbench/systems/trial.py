@@ -8,7 +8,7 @@ of first and second order. Everything is computed in float64.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from gradbench.data.given import check_finite
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from gradbench.systems.functions import AbstractFunctionSystem
 
 CLOSE = 1e-8  # relative: what round-off of float64 explains, and no coupling that changes a gradient
+SLOPES = (1e-5, 1e-6)  # steps of central differences
+STEEP = 1e-2  # relative: far above the error of central differences, and below what a cut graph leaves out
 MOVED = 1e-2  # relative: how far state and parameters are moved, so that no symmetry of a start hides a fault
 MODES = "dropout and batch normalisation belong in eval mode: call .eval() on the module first"
 
@@ -80,7 +82,10 @@ def try_functions(system: AbstractFunctionSystem, knobs: Knobs, outer: Collectio
             _check_writes(trial, what, function)
             _check_repeats(trial, what, function)
             _check_examples(trial, what, function)
+        _check_start(trial)
+    _check_knobs(trial)
     _check_derivatives(trial)
+    _check_slopes(trial)
 
 
 def _check_cost_of(trial: _Trial) -> None:
@@ -151,9 +156,8 @@ def _check_writes(trial: _Trial, what: str, function: Callable[[], Tensor]) -> N
     function()
     for name, now, then in before:
         if not torch.equal(now, then) and not bool((now.isnan() & then.isnan()).any()):
-            raise UserError(
-                f"{trial.system.name}: {what}: writes to {name}; write to a copy, as {name.split()[-1]}.clone()"
-            )
+            advice = MODES if name.startswith("the buffer") else f"write to a copy, as {name.split()[-1]}.clone()"
+            raise UserError(f"{trial.system.name}: {what}: writes to {name}; {advice}")
 
 
 def _check_examples(trial: _Trial, what: str, function: Callable[..., Tensor]) -> None:
@@ -168,9 +172,32 @@ def _check_examples(trial: _Trial, what: str, function: Callable[..., Tensor]) -
     pairs = [(among, whole), *((single, whole[i]) for i, single in alone.items())]
     worst = max(float((got - expected).norm() / expected.norm().clamp(min=1e-300)) for got, expected in pairs)
     if not worst <= CLOSE:
+        shares = [float((whole[i] / single).mean()) * b for i, single in alone.items()]
+        if what == "cost" and b > 1 and all(abs(share - 1) <= CLOSE for share in shares):
+            raise UserError(
+                f"{trial.system.name}: cost: is divided by the number of examples, {b}; give the cost of every example "
+                f"undivided, or one scalar with cost_of='mean'"
+            )
         raise UserError(
             f"{trial.system.name}: {what}: the result of an example changes by {worst:.2g} (relative) with the other "
             f"examples of its batch; {MODES}. An entry of data that has no example axis is named in shared="
+        )
+
+
+def _check_start(trial: _Trial) -> None:
+    """s_0 of an example is that of the batch: no number of examples is written into `state`."""
+    whole, single = (trial.system.init_state(trial.theta, x) for x in (trial.x, trial.one(0)))
+    if not float((whole[:1] - single).norm()) <= CLOSE * (1 + float(whole[:1].norm())):
+        raise UserError(f"{trial.system.name}: state: s_0 of an example depends on the other examples of its batch")
+
+
+def _check_knobs(trial: _Trial) -> None:
+    """Every knob is read by a function."""
+    made = trial.system.definition()
+    trial.force()
+    for name in sorted(trial.system.knobs - made.knobs_read):
+        raise UserError(
+            f"knobs[{name!r}]: no function reads k.{name}; a function that takes the knobs is f(net, x, z, k)"
         )
 
 
@@ -199,7 +226,8 @@ def _check_module(system: AbstractFunctionSystem, knobs: Knobs, outer: Collectio
                 f"take it from the first argument, as in lambda net, x, z: net(z)"
             )
     recorded = [v.sum() for v in (f, cost) if isinstance(v, torch.Tensor) and v.requires_grad]
-    grads = torch.autograd.grad(recorded, list(leaves.values()), allow_unused=True) if recorded else ()
+    with system._told(f"the derivative of {moving}"):
+        grads = torch.autograd.grad(recorded, list(leaves.values()), allow_unused=True) if recorded else ()
     if all(g is None for g in grads):
         raise UserError(
             f"{system.name}: neither {moving} nor cost depends on params; "
@@ -248,4 +276,41 @@ def _check_derivatives(trial: _Trial) -> None:
             raise UserError(
                 f"{system.name}: {trial.moving}: the gradient of {name!r} depends on when it is taken: "
                 f"activation checkpointing calls the module again, when its parameters are others; switch it off"
+            )
+
+
+def _check_slopes(trial: _Trial) -> None:
+    """Derivatives are the slopes that central differences see, along a random direction of the state and of theta."""
+    import torch
+
+    streams, system = Streams(2), trial.system
+    along = normal(streams["state"], tuple(trial.s.shape)) * trial.s.square().mean().sqrt()
+    directions = {n: p * normal(streams[f"theta {n}"], tuple(p.shape)) for n, p in trial.theta.items()}
+    a = normal(streams["a"], tuple(trial.s.shape))
+    saved = system.activate(trial.theta, trial.x, {}, trial.s, trial.knobs)
+    assert isinstance(saved, Recording)
+    back, pulled = saved.backward(a)
+    pushed = system.by_row(lambda theta, s: system.cost(theta, trial.x, s), trial.theta, trial.s)
+    claims = {
+        (trial.moving, "the state"): (back * along).sum(),
+        ("cost", "the state"): (system.cost_slope(trial.theta, trial.x, trial.s) * along).sum(),
+        (trial.moving, "the parameters"): sum((pulled[n] * d).sum() for n, d in directions.items()),
+        ("cost", "the parameters"): sum((pushed[n] * d).sum() for n, d in directions.items()),
+    }
+
+    def value(what: str, over: str, h: float) -> float:
+        theta = {n: p + h * directions[n] for n, p in trial.theta.items()} if over == "the parameters" else trial.theta
+        moved = replace(trial, theta=theta)
+        s = trial.s + h * along if over == "the state" else trial.s
+        with torch.no_grad():
+            return float(moved.cost(s).sum() if what == "cost" else (a * moved.force(s)).sum())
+
+    for (what, over), claim in claims.items():
+        claimed = float(claim)
+        slopes = [(value(what, over, h) - value(what, over, -h)) / (2 * h) for h in SLOPES]
+        apart = [abs(slope - claimed) / max(abs(slope), abs(claimed), 1e-9) for slope in slopes]
+        if min(apart) > STEEP and abs(slopes[0] - slopes[1]) <= STEEP * abs(slopes[0]):
+            raise UserError(
+                f"{system.name}: {what}: its derivative over {over} is {claimed:.6g} along a direction in which it "
+                f"changes by {slopes[0]:.6g}: no_grad, detach, .item() or a custom backward cuts the graph"
             )

@@ -25,6 +25,7 @@ RANGE_ERROR = 1e-5  # of a number against an end of its range: some cosines are 
 SUM_ERROR = 1e-9  # of means and sums of squares over parameters, relative
 READING_ERROR = 1e-11  # of sums over entries in float64, relative; 1e-15 on a CPU
 RESIDUAL_ERROR = 1e-2  # relative, of a norm in the dtype of the cell
+NOT_FINITE = "the estimate is not finite"  # the reason of a cosine that is NaN, and makes the summaries NaN
 ZERO = "the estimate is zero"  # the reason of a cosine that is 0 by convention
 REFERENCE, ESTIMATE = "the reference", "the estimate"  # begin the reasons that lie in one of them
 ATTENTION = ("WQ", "WK", "WV", "WO")  # the group of `cosine_attn`
@@ -204,7 +205,9 @@ def _params_faults(cells: _Columns, params: _Columns, places: pa.ChunkedArray) -
 def _summary_rules(cells: _Columns, params: _Columns, owner: Array) -> Iterator[tuple[str, Mask, str]]:
     n, reason, cosine, norm = len(cells), params["reason"], params["cosine"], params["reference_norm"]
     lost, zero = params.begins("reason", REFERENCE), reason == ZERO
+    broken = reason == NOT_FINITE
     defined = (reason == "") | zero
+    counted = defined | broken  # the cosine of what is broken is NaN, and so are the summaries
 
     def count(mask: Mask) -> Array:
         return np.bincount(owner[mask], minlength=n)
@@ -215,14 +218,14 @@ def _summary_rules(cells: _Columns, params: _Columns, owner: Array) -> Iterator[
             return means
 
     least = np.full(n, np.inf)
-    np.minimum.at(least, owner[defined], cosine[defined])
+    np.minimum.at(least, owner[counted], np.where(broken, -np.inf, cosine)[counted])
     summaries = {
         "params_live": count(~lost),
         "params_zero": count(zero),
         "params_undefined": count(~defined),
         "cosine_min": np.where(np.isfinite(least), least, np.nan),
-        "cosine_mean": mean(defined),
-        "cosine_attn": mean(defined & np.isin(params["param"], ATTENTION)),
+        "cosine_mean": mean(counted),
+        "cosine_attn": mean(counted & np.isin(params["param"], ATTENTION)),
     }
     compared = cells.given("params_live")
     for name, summary in summaries.items():
@@ -235,9 +238,9 @@ def _summary_rules(cells: _Columns, params: _Columns, owner: Array) -> Iterator[
         square = cells["reference_norm"] ** 2
         wrong = compared & (np.abs(np.bincount(owner, norm**2, minlength=n) - square) > SUM_ERROR * square)
     yield "the reference is that of params", wrong, "have another norm of the reference than their parameters together"
-    smallest = defined & (cosine == least[owner])
+    smallest = broken | (defined & (cosine == least[owner]))
     worsts = set(zip(owner[smallest].tolist(), params["param"][smallest], strict=True))
-    wrong = compared & np.isfinite(least)
+    wrong = compared & (least < np.inf)
     wrong[wrong] = [(i, cells["worst"][i]) not in worsts for i in np.flatnonzero(wrong).tolist()]
     yield "worst is that of params", wrong, "name as worst a parameter that is not"
     stray = np.isin(np.arange(n), owner) & ~compared

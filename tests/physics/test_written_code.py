@@ -135,7 +135,7 @@ OUTER = seeded(Stored)
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "batch norm": (
         lambda: parts(Stored(nn.BatchNorm1d(6)).train(), plainly),
-        r"step: writes to the buffer .*running_mean",
+        r"step: writes to the buffer .*running_mean.*call \.eval\(\)",
     ),
     "dropout": (
         lambda: parts(Stored(nn.Dropout(0.5)).train(), plainly),
@@ -155,6 +155,34 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "no params": (
         lambda: parts({"W": normal(2, 2)}, lambda net, x, z: 0.5 * z + x["x"]),
         "neither step nor cost depends on params",
+    ),
+    "a cut graph": (
+        lambda: parts(seeded(Stored), lambda net, x, z: net(z.detach()) + 0.1 * x["x"]),
+        r"step: its derivative over the state is -0\.\d+ along a direction in which it changes by .* cuts the graph",
+    ),
+    "no_grad": (
+        lambda: parts(seeded(Stored), lambda net, x, z: torch.no_grad()(net)(z) + 0.1 * net.inner.bias),
+        "step: its derivative over the state",
+    ),
+    "batch": (
+        lambda: parts(seeded(Stored), plainly, state=lambda net, x: torch.zeros(5, 6)),
+        r"state: got shape \(5, 6\), expected \(1, 6\)",
+    ),
+    "divided": (
+        lambda: parts(seeded(Stored), plainly, cost=lambda net, x, z: (z - x["y"]).square().sum(-1) / len(z)),
+        "cost: is divided by the number of examples, 5",
+    ),
+    "last axis": (
+        lambda: parts(seeded(Stored), plainly, cost=lambda net, x, z: (z - x["y"]).square().sum(-1, keepdim=True)),
+        r"cost: got shape \(5, 1\), expected \(5,\): drop the last axis",
+    ),
+    "unread knob": (
+        lambda: parts(seeded(Stored), plainly, knobs={"gain": 1.0}),
+        r"knobs\['gain'\]: no function reads k.gain",
+    ),
+    "knob typo": (
+        lambda: parts(seeded(Stored), lambda net, x, z, k: k.gian * net(z), knobs={"gain": 1.0}),
+        "step raised AttributeError: there is no knob 'gian'. Did you mean 'gain'",
     ),
     "checkpoint": (
         lambda: parts(seeded(Stored), lambda net, x, z: checkpoint(net, z, use_reentrant=False)),
