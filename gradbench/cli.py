@@ -38,6 +38,9 @@ baselines = typer.Typer(help="What a suite read once, for `check` to compare wit
 app.add_typer(baselines, name="baseline")
 
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+Markdown = Annotated[
+    str | None, typer.Option(metavar="PATH|-", help="Write it as Markdown, for a pull request; - prints it.")
+]
 Out = Annotated[Path, typer.Option(help="Folder of results.")]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="Path, id, prefix of an id, suite, suite/id, or latest.")]
 SuiteName = Annotated[str, typer.Argument(metavar="SUITE", help="Name of a shipped suite, or a TOML file.")]
@@ -262,13 +265,24 @@ def check(
         list[str] | None, typer.Option(metavar="METRIC=V,...", help="What no cell may cross, whatever the noise.")
     ] = None,
     plugin: Plugins = None,
+    junit: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Write it as JUnit XML, which GitHub, GitLab and Jenkins read.")
+    ] = None,
+    markdown: Markdown = None,
     as_json: Json = False,
 ) -> None:
     """Verify a run, print its tables, evaluate checks, compare with a baseline; the last line is the verdict."""
+    from gradbench.tables.junit import verdict_junit
+    from gradbench.tables.markdown import verdict_markdown
     from gradbench.tables.verdict import judge
 
+    _one_on_stdout(markdown, as_json)
     target, width = _target(run, out), _width()
     verdict = judge(target, deep=deep, demand=_demand(target, out, baseline, tolerance, floor))
+    if junit is not None:
+        _write(junit, verdict_junit(verdict))
+    if _put_markdown(markdown, verdict_markdown(verdict)):
+        raise typer.Exit(verdict.code)
     if as_json:
         _put(json.dumps(verdict.to_json(), indent=1))
         raise typer.Exit(verdict.code)
@@ -280,6 +294,28 @@ def check(
     last = [verdict.line, str(target.folder / "verdict.json")]
     _put(_one_or_two_lines(last, "  ", width, reverse=True))
     raise typer.Exit(verdict.code)
+
+
+def _one_on_stdout(markdown: str | None, as_json: bool) -> None:
+    """Raise UserError where two forms are to be printed."""
+    if markdown == "-" and as_json:
+        raise UserError("--markdown - and --json: both are printed; write the Markdown to a file")
+
+
+def _put_markdown(path: str | None, text: str) -> bool:
+    """Write Markdown where it is asked for; whether it was printed, in place of anything else."""
+    if path == "-":
+        _put(text.removesuffix("\n"))
+        return True
+    if path is not None:
+        _write(Path(path), text)
+    return False
+
+
+def _write(path: Path, text: str) -> None:
+    from gradbench.tables.store import write
+
+    write(path, lambda file: file.write(text.encode("utf-8", "backslashreplace")))
 
 
 @baselines.command("set")
@@ -348,16 +384,21 @@ def compare(
         Path | None, typer.Option(metavar="PATH", help="Draw it too: a .png or .svg, or a folder for both.")
     ] = None,
     out: Out = Path("results"),
+    markdown: Markdown = None,
     as_json: Json = False,
 ) -> None:
     """Two runs cell by cell: what changed, and what is worse than noise."""
     from gradbench.commands.comparing import compare as compare_runs
+    from gradbench.tables.markdown import comparison_markdown
 
+    _one_on_stdout(markdown, as_json)
     runs = (_target(a, out), _target(b, out))
     _figure_file(figure)
     result = compare_runs(*runs, metrics=metric, across=_settings(across, "--across") or None)
     if figure is not None:
         _draw_comparison(result, runs, figure)
+    if _put_markdown(markdown, comparison_markdown(result)):
+        raise typer.Exit(result.code)
     if as_json:
         _put(json.dumps(result.to_json(), indent=1))
         raise typer.Exit(result.code)

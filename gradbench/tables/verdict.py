@@ -10,7 +10,7 @@ from gradbench.errors import StoreError
 from gradbench.planning.suites import Check
 from gradbench.tables.baselines import Demand, compare_with
 from gradbench.tables.checks import evaluate
-from gradbench.tables.findings import Finding, Kind
+from gradbench.tables.findings import Finding, Kind, Result
 from gradbench.tables.snapshots import Snapshot
 from gradbench.tables.store import Run, write_json
 from gradbench.tables.verifying import verify
@@ -47,6 +47,20 @@ class Verdict:
         if self.code is Exit.STORE:
             told = f"{len(self.of('store'))} {'fault' if len(self.of('store')) == 1 else 'faults'}"
         return f"VERDICT {_WORDS[self.code]} ({self.code.value})  {told}, {self.present} of {self.planned} cells"
+
+    @property
+    def suite(self) -> str:
+        """The name of the suite; empty where the plan does not say it."""
+        return "" if self.snapshot is None else str(self.snapshot.plan.get("suite") or "")
+
+    @property
+    def reported(self) -> tuple[Finding, ...]:
+        """All findings behind that of the verdict itself.
+
+        It fails wherever the exit code is not 0: a run that lacks cells has no other finding that does.
+        """
+        whole: Result = "pass" if self.code is Exit.OK else "fail"
+        return (Finding("verdict", whole, self.present, self.line, kind="verdict"), *self.findings)
 
     def of(self, kind: Kind) -> list[Finding]:
         """The findings of one kind."""
