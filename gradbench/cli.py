@@ -337,16 +337,19 @@ def _demand(
 ) -> Demand | None:
     """What a run is held to; None where its suite has no baseline. Raises UserError for what needs one."""
     from gradbench.planning.values import number
-    from gradbench.tables.baselines import TOLERANCE, Demand, path_of
+    from gradbench.tables.baselines import TOLERANCE, Demand, baseline_of, path_of
 
     try:
-        path = path_of(run.plan["suite"], out) if baseline is None else Path(baseline)
+        path = baseline_of(run.plan, out) if baseline is None else Path(baseline)
+        usual = path_of(run.plan["suite"], out)
     except (KeyError, TypeError, StoreError):
         return None  # the plan is damaged, as the verdict tells
-    if not path.is_file():
+    if path is None or not path.is_file():
         if baseline == "none" or (baseline is None and tolerance is None and not floors):
             return None
-        raise UserError(f"there is no baseline {path}; make one with: gradbench baseline set {_argument(run.folder)}")
+        raise UserError(
+            f"there is no baseline {path or usual}; make one with: gradbench baseline set {_argument(run.folder)}"
+        )
     settings = _settings([*(floors or ()), *([f"tolerance={tolerance}"] if tolerance else ())], "--floor, --tolerance")
     numbers = {}
     for name, value in settings.items():

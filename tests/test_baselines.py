@@ -15,8 +15,17 @@ import pytest
 
 import gradbench
 from gradbench.cli import _code
+from gradbench.commands.running import prepare
 from gradbench.errors import StoreError, UserError
-from gradbench.tables.baselines import SCHEMA_OF_BASELINE, SUITE, Demand, path_of, read_baseline, set_baseline
+from gradbench.tables.baselines import (
+    SCHEMA_OF_BASELINE,
+    SUITE,
+    Demand,
+    baseline_of,
+    path_of,
+    read_baseline,
+    set_baseline,
+)
 from gradbench.tables.placeholders import skipped_rows
 from gradbench.tables.store import Run, write_json, write_table
 from gradbench.tables.verdict import Verdict, judge
@@ -331,8 +340,24 @@ def test_check_takes_the_baseline_of_the_suite_where_there_is_one(gated: Run, de
     assert "there is no baseline" in capsys.readouterr().err
 
 
-def test_smoke_reads_as_its_baseline_says(tmp_path: Path) -> None:
+def test_smoke_reads_as_its_baseline_says_which_ships_with_the_package(tmp_path: Path, capsys: Any) -> None:
     run = gradbench.run(str(ROOT / "suites" / "smoke.toml"), out=tmp_path, device="cpu")
-    verdict, findings = compared(run, Demand(path_of("smoke", ROOT / "results")))
+    shipped = baseline_of(run.plan, tmp_path)
+    assert shipped is not None
+    assert shipped.read_bytes() == path_of("smoke", ROOT / "results").read_bytes()
+    verdict, findings = compared(run, Demand(shipped))
     assert verdict.code is Exit.OK, [f for f in verdict.findings if not f.passed]
     assert findings["every cell of the baseline"].cells == 32
+    capsys.readouterr()
+    assert _code(["check", "smoke", "--out", str(tmp_path)]) == Exit.OK
+    assert f"32 of 32 cells of {shipped}" in capsys.readouterr().out
+    mine = set_baseline([run], tmp_path, ["dirty"])
+    assert baseline_of(run.plan, tmp_path) == mine
+
+
+def test_a_shipped_baseline_is_of_the_suite_as_it_ships(gated: Run, tmp_path: Path) -> None:
+    for overrides, there in (({}, True), ({"seed": 0}, True), ({"seed": 1}, False), ({"T2": 30}, False)):
+        plan = prepare("smoke", overrides)[1].to_json()
+        assert (baseline_of(plan, tmp_path) is not None) == there
+    assert baseline_of(gated.plan | {"suite": "smoke"}, tmp_path) is None
+    assert baseline_of(gated.plan, tmp_path) is None

@@ -50,6 +50,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(ROOT / name, folder)
     for name in ("gradbench", "suites", "configs"):
         shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "results" / "baselines", folder / "results" / "baselines")
     return folder
 
 
@@ -70,8 +71,11 @@ def gradbench(arguments: list[str], folder: Path, path: Path) -> subprocess.Comp
     return python(f"import sys; from gradbench.cli import main; sys.argv[1:] = {arguments}; main()", folder, path)
 
 
-def test_a_wheel_holds_suites_trainings_and_licences(wheel: Path) -> None:
+def test_a_wheel_holds_suites_trainings_baselines_and_licences(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
+    baselines = {f"gradbench/planning/shipped/baselines/{p.name}" for p in Path("results/baselines").glob("*.parquet")}
+    assert "gradbench/planning/shipped/baselines/smoke.parquet" in baselines
+    assert baselines <= set(names)
     for folder in (files.SUITES, files.CONFIGS):
         ours = {f"gradbench/planning/shipped/{path}" for path in folder.glob("*.toml")}
         assert ours

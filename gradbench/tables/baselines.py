@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from gradbench.errors import StoreError, UserError, near_miss
+from gradbench.planning import files, plans, suites
 from gradbench.planning.cells import digest
 from gradbench.tables.checks import where_is
 from gradbench.tables.consistency import RANGE_ERROR
@@ -70,6 +71,21 @@ class Demand:
 def path_of(suite: str, out: Path) -> Path:
     """The file of the baseline of a suite."""
     return out / "baselines" / f"{suite}.parquet"
+
+
+def baseline_of(plan: Mapping[str, Any], out: Path) -> Path | None:
+    """The baseline that a run with this plan is held to where none is named: that of the results, else the shipped one.
+
+    A shipped baseline is of the suite as it ships: a run of a part of it, or of another suite of its name, has none.
+    """
+    name = plan["suite"]
+    there, packaged = path_of(name, out), path_of(name, files.PACKAGED)
+    if there.is_file():
+        return there
+    if not packaged.is_file():
+        return None
+    shipped = suites.load(files.PACKAGED / files.SUITES / f"{name}.toml")
+    return packaged if plans.plan(shipped).key == plan["key"] else None
 
 
 def set_baseline(runs: Sequence[Run], out: Path, allow: Collection[str] = ()) -> Path:
