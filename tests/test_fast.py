@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import gradbench as gb
-from gradbench import cli
+from gradbench import cli, pytest_plugin
 from gradbench.conformance.system_checks import system_findings
 from gradbench.planning import registry
 from gradbench.plots import gallery
@@ -103,6 +103,7 @@ def test_a_walk_through_the_house_calls_functions_of_every_room(
         assert cli._code(["run", suite, *out, "--device", "cpu", "--set", "seed=0"]) == 0
         run = gb.run(suite, out=tmp_path / "r", device="cpu", overrides={"seed": 0})
         assert cli._code(["check", run.id, *out]) == 0
+        pytest_plugin.assert_readings(suite, out=tmp_path / "r", device="cpu", overrides={"seed": 0})
         assert gallery.collect()["residual_vs_cosine"](Tables.of(run)) is not None
         assert cli._code(["train", str(tmp_path / "t.toml"), *out, "--device", "cpu"]) == 0
         options = json.loads(run.cells["system_options"].iloc[0])
