@@ -13,7 +13,9 @@ from test_baselines import HERE, at, reading, remeasured, undefined, unsettled
 import gradbench as gb
 from gradbench.cli import _code
 from gradbench.errors import StoreError, UserError
+from gradbench.tables.baselines import Demand, set_baseline
 from gradbench.tables.store import Run
+from gradbench.tables.verdict import judge
 from gradbench.vocabulary.exit import Exit
 
 
@@ -64,6 +66,36 @@ def test_cells_of_one_side_are_counted_and_without_a_common_one_nothing_is_said(
     assert (comparison.code, comparison.common, comparison.only_a, comparison.only_b) == (Exit.OK, 26, 78, 26)
     disjoint = gb.compare(gated, gb.run(suite, out=tmp_path, device="cpu", overrides={"seed": 4}))
     assert (disjoint.code, len(disjoint.table)) == (Exit.NOTHING, 0)
+
+
+def test_a_rule_that_was_edited_is_compared_with_what_it_was(tmp_path: Path) -> None:
+    def scaled(by: float) -> Any:
+        @gb.estimator(source="a test", name="scaled")
+        def rule(free: Any) -> Any:
+            return by * free.back(free.cost_slope)
+
+        return rule
+
+    toy = {"name": "toy_cons", "N": 2, "D": 4, "out": 2, "drive_std": 1.0}
+    grid = {"system": toy, "damp": 3.0, "T1": 200, "T2": 30, "beta": 0.1, "batch": 2}
+    runs = [
+        gb.run(gb.suite(grid | {"estimator": ["ep", scaled(by)][first:]}), out=tmp_path, device="cpu").run
+        for by, first in ((1.0, 0), (1.0, 1), (-1.0, 1))  # without ep no T2 is null
+    ]
+    assert gb.compare(*runs[:2]).code is Exit.OK
+    comparison = gb.compare(runs[0], runs[2])
+    assert (comparison.code, comparison.common, comparison.only_a, comparison.only_b) == (Exit.CHECK_FAILED, 1, 1, 0)
+    (worst,) = comparison.table[comparison.table["metric"] == "cosine"].to_dict("records")
+    assert worst["cell"] == runs[2].cells["cell"][0] != runs[0].cells["cell"][1]
+    path = set_baseline([runs[0]], tmp_path, ["dirty"])
+    findings = {f.name: f for f in judge(runs[2], demand=Demand(path)).of("baseline")}
+    assert (
+        "; 1 are of a system or a rule whose code changed; 1 are missing"
+        in findings["every cell of the baseline"].detail
+    )
+    assert findings["cosine is no worse"].result == "fail"
+    across = gb.compare(runs[0], runs[2], ["cosine"], across={"estimator": ["scaled", "scaled"]})
+    assert (across.code, across.common) == (Exit.CHECK_FAILED, 1)
 
 
 def test_across_pairs_two_rules_two_systems_and_two_dtypes(gated: Run, finished: Path, tmp_path: Path) -> None:

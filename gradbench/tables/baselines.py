@@ -19,6 +19,7 @@ import pyarrow as pa
 from gradbench.errors import StoreError, UserError, near_miss
 from gradbench.planning import files, plans, suites
 from gradbench.planning.cells import digest
+from gradbench.planning.registry import DIGEST
 from gradbench.tables.checks import where_is
 from gradbench.tables.consistency import RANGE_ERROR
 from gradbench.tables.findings import Finding
@@ -195,8 +196,7 @@ def read_baseline(path: Path, suite: str) -> pa.Table:
 def compare_with(demand: Demand, run: Snapshot) -> list[Finding]:
     """Whether a run reads as well as a baseline: a finding for cells, for statuses and for every metric."""
     table = read_baseline(demand.path, run.plan["suite"])
-    base, now = (cells.set_index("cell", drop=False) for cells in (table.to_pandas(), run.cells))
-    now = now[now["status"] != Status.SKIPPED]
+    base, now = by_place(table.to_pandas()), by_place(run.cells[run.cells["status"] != Status.SKIPPED])
     common = base.index.intersection(now.index, sort=False)
     findings = [_coverage(demand, table, base, now, common)]
     if len(common):
@@ -205,6 +205,28 @@ def compare_with(demand: Demand, run: Snapshot) -> list[Finding]:
         both = settled_in_both(base, now)
         findings += [_floored(metric, floor, base[both], now[both]) for metric, floor in demand.floors.items()]
     return findings
+
+
+def by_place(cells: DataFrame) -> DataFrame:
+    """Rows by their content key; what is made of functions by its coordinates without the digest of its code.
+
+    So a rule is compared with what it was before it was edited. A plan has no two that differ in the digest alone.
+    """
+    options = cells["system_options"] + cells["estimator_options"]
+    made = np.flatnonzero(options.str.contains(f'"{DIGEST}"', regex=False))
+    places = cells["cell"].to_numpy(object, copy=True)
+    for i, point in zip(made, cells.iloc[made][list(POINT)].to_dict("records"), strict=True):
+        places[i] = json.dumps([_undigested(v) if k.endswith("options") else _plain(v) for k, v in point.items()])
+    return cells.set_index(places)
+
+
+def _undigested(options: str) -> list[Any]:
+    return sorted((k, v) for k, v in json.loads(options).items() if k != DIGEST)
+
+
+def _plain(value: Any) -> Any:
+    """A coordinate as it is in every table: a column of whole numbers is one of floats where some are null."""
+    return value if isinstance(value, str) else None if value is None or value != value else float(value)
 
 
 def settled_in_both(base: DataFrame, now: DataFrame) -> Series:
@@ -242,10 +264,12 @@ def _coverage(demand: Demand, table: pa.Table, base: DataFrame, now: DataFrame, 
         return _finding(name, "none", 0, f"{whose} has {len(base)} cells, the run none of them: nothing was compared")
     missing, new = base.index.difference(now.index, sort=False), now.index.difference(base.index, sort=False)
     told = f"{len(common)} of {len(base)} cells of {whose}"
+    edited = int((base.loc[common, "cell"] != now.loc[common, "cell"]).sum())
+    told += f"; {edited} are of a system or a rule whose code changed" if edited else ""
     told += f"; {len(new)} cells are new, first {_at(now.loc[new[0]])}" if len(new) else ""
     if len(missing):
         told += f"; {len(missing)} are missing, first {_at(base.loc[missing[0]])}"
-        return _finding(name, "fail", len(common), told, missing[0])
+        return _finding(name, "fail", len(common), told, base.loc[missing[0], "cell"])
     return _finding(name, "pass", len(common), told)
 
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gradbench.errors import UserError, near_miss
+from gradbench.planning.registry import DIGEST
 from gradbench.planning.suites import ANY
-from gradbench.tables.baselines import allowance, losses, merged, settled_in_both, worse
+from gradbench.tables.baselines import allowance, by_place, losses, merged, settled_in_both, worse
 from gradbench.tables.findings import Finding
 from gradbench.tables.schema import BETTER
 from gradbench.tables.selecting import selected
@@ -76,7 +77,7 @@ def compared(
         if metric not in BETTER:
             raise UserError(f"{metric!r} is no metric with a direction{near_miss(metric, BETTER)}")
     asked = tuple(metrics) if metrics else tuple(BETTER)
-    before, after = (merged([run]).set_index("cell", drop=False) for run in (a, b))
+    before, after = (by_place(merged([run])) for run in (a, b))
     if across is not None:
         before, after = (_across(rows, across, value) for rows, value in zip((before, after), across[1:], strict=True))
     common = before.index.intersection(after.index, sort=False)
@@ -108,7 +109,7 @@ def _across(rows: DataFrame, across: Across, value: Any) -> DataFrame:
 
 
 def _without(options: str, name: str) -> str:
-    return json.dumps({k: v for k, v in json.loads(options).items() if k != name}, sort_keys=True)
+    return json.dumps({k: v for k, v in json.loads(options).items() if k not in (name, DIGEST)}, sort_keys=True)
 
 
 def _pairs(before: DataFrame, after: DataFrame, metrics: Sequence[str]) -> DataFrame:
