@@ -137,6 +137,21 @@ def test_a_wheel_runs_a_suite_from_python_in_an_empty_folder(installed: Path, tm
     assert Path(file).is_relative_to(installed)
 
 
+def test_a_wheel_brings_its_baselines_and_its_fixtures(installed: Path, tmp_path: Path) -> None:
+    code = (
+        "from pathlib import Path; from gradbench.commands.running import prepare\n"
+        "from gradbench.tables.baselines import baseline_of\n"
+        "print(baseline_of(prepare('smoke')[1].to_json(), Path('results')))\n"
+        "import sys, pytest; sys.exit(pytest.main(['--fixtures', '-q']))"
+    )
+    done = python(code, tmp_path, installed)
+    first, _, rest = done.stdout.partition("\n")
+    assert first == str(installed / "gradbench" / "planning" / "shipped" / "baselines" / "smoke.parquet"), done.stderr
+    fixtures = dict(re.findall(r"^(gradbench_\w+) \[session scope\].*\n +(.*)$", rest, re.MULTILINE))
+    assert set(fixtures) == {"gradbench_check", "gradbench_conform"}, rest
+    assert all(fixtures.values())
+
+
 def test_a_file_here_wins_over_the_one_of_the_wheel(installed: Path, tmp_path: Path) -> None:
     (tmp_path / "suites").mkdir()
     text = 'about = "mine"\n[[grid]]\nsystem = "toy_cons"\nestimator = "ep"\n'
