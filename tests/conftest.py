@@ -10,51 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny import GATED, TINY
 
 from gradbench.data import datasets
 from gradbench.tables.store import Run
 
 # before torch is imported, here or in a process that a test starts: on tiny tensors threads only wait for each other
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-TINY = """
-about = "Two toys, three seeds: six problems in milliseconds."
-
-[[grid]]
-system = [{ name = "toy_cons", N = 2, D = 4, out = 2 }, { name = "toy_noncons", N = 2, D = 4, heads = 2, out = 2 }]
-estimator = ["bptt", "ep", "aep"]
-damp = 3.0
-T1 = [5, 10]
-T2 = [2, 4]
-beta = 0.1
-seed = [0, 1, 2]
-batch = 2
-"""
-
-# statuses settled, unsettled and skipped, two systems, four seeds
-GATED = """
-about = "A gate is tried on it."
-
-[[grid]]
-system = [
-  { name = "toy_cons", N = 2, D = 4, out = 2, drive_std = 1.0 },
-  { name = "toy_noncons", N = 2, D = 4, heads = 2, out = 2, drive_std = 1.0 },
-]
-estimator = ["bptt", "ep", "aep", "tbptt"]
-damp = 3.0
-T1 = [20, 200]
-T2 = [4, 60]
-beta = 0.1
-seed = [0, 1, 2, 3]
-dtype = "float64"
-batch = 2
-
-[[check]]
-name = "aep follows BPTT"
-where = { estimator = "aep", T1 = 200, T2 = 60, status = "settled" }
-metric = "cosine_min"
-min = 0.9
-"""
 
 
 @pytest.fixture

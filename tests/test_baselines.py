@@ -93,7 +93,8 @@ def undefined(row: dict[str, Any]) -> None:
     }
     for read in (row, *row["params"]):
         read |= infinite
-    row |= {"cosine_min": math.nan, "cosine_mean": math.nan, "cosine_attn": math.nan, "worst": ""}
+    worst = row["params"][0]["param"]
+    row |= {"cosine_min": math.nan, "cosine_mean": math.nan, "cosine_attn": math.nan, "worst": worst}
     row |= {"params_undefined": len(row["params"])}
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import warm
-from conftest import GATED, TINY
+from tiny import GATED, TINY
 
 from gradbench import pytest_plugin
 
