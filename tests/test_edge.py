@@ -889,14 +889,10 @@ FAULTS = {
 
 
 @pytest.fixture
-def register(monkeypatch: pytest.MonkeyPatch) -> Callable[[type], None]:
+def register() -> Iterator[Callable[[Any], object]]:
     """Registers a system for one test."""
-
-    def known(cls: Any) -> None:
-        systems = registry.known_systems() | {cls.name: cls}
-        monkeypatch.setattr(registry, "known_systems", lambda: systems)
-
-    return known
+    with registry.scope():
+        yield registry.register
 
 
 @pytest.mark.fast

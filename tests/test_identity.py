@@ -15,7 +15,7 @@ import pytest
 import gradbench as gb
 from gradbench.commands.environment import describe_environment
 from gradbench.data import datasets
-from gradbench.planning import plans, problems, registry, suites
+from gradbench.planning import plans, registry, suites
 from gradbench.tables.store import read_json
 
 HELPER = """
@@ -67,11 +67,9 @@ def helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[types.Mo
         made[name].__file__ = str(path)
         monkeypatch.setitem(sys.modules, name, made[name])
         exec(compile(text, str(path), "exec", dont_inherit=True), vars(made[name]))
-    known = registry.known_estimators() | {"mine": made["rule_of_mine"].Mine}
-    monkeypatch.setattr(registry, "known_estimators", lambda: known)
-    problems.rule_of.cache_clear()  # of the class that another test registered
-    yield made["helper_of_mine"]
-    problems.rule_of.cache_clear()
+    with registry.scope():
+        registry.register(made["rule_of_mine"].Mine)
+        yield made["helper_of_mine"]
     made["helper_of_mine"].FILE.close()
 
 

@@ -123,12 +123,9 @@ class Plain(Bptt):
 
 
 @pytest.fixture
-def session(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(registry, "_handed", {})
-    monkeypatch.setattr(registry, "_of_session", {"systems": {}, "estimators": {}})
-    registry._forget()
-    yield
-    registry._forget()
+def session() -> Iterator[None]:
+    with registry.scope():
+        yield
 
 
 @pytest.mark.usefixtures("session")

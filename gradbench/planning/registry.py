@@ -20,7 +20,8 @@ import re
 import textwrap
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import MISSING, fields, is_dataclass
 from decimal import Decimal
 from functools import cache
@@ -129,6 +130,26 @@ def withdraw(origin: str) -> None:
 def is_named(cls: Base) -> bool:
     """Whether the name of a class leads to it."""
     return _names(_kind(cls)).get(cls.name) is cls
+
+
+@contextmanager
+def scope() -> Iterator[None]:
+    """Inside, the session has handed over and registered nothing; what it does there is forgotten at the end."""
+    before = dict(_handed), {kind: dict(named) for kind, named in _of_session.items()}
+    _restore({}, {kind: {} for kind in _of_session})
+    try:
+        yield
+    finally:
+        _restore(*before)
+
+
+def _restore(handed: Mapping[tuple[str, str, str], Any], named: Mapping[str, Mapping[str, _Named]]) -> None:
+    _handed.clear()
+    _handed.update(handed)
+    for kind, classes in _of_session.items():
+        classes.clear()
+        classes.update(named[kind])
+    _forget()
 
 
 def is_handed(kind: Literal["system", "estimator"], name: str, digest: str) -> bool:

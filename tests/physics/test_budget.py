@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, final
 
@@ -173,11 +174,12 @@ class Twice(AbstractEstimator):
 
 
 @pytest.fixture(autouse=True)
-def faulty(monkeypatch: pytest.MonkeyPatch) -> None:
+def faulty() -> Iterator[None]:
     """Rules with a fault, as a plugin would bring them."""
-    rules = {c.name: c for c in (Reversed, Doubled, Biased, Mistaken, Stale, Transposed, Twice)}
-    known = registry.known_estimators()
-    monkeypatch.setattr(registry, "known_estimators", lambda: known | rules)
+    with registry.scope():
+        for rule in (Reversed, Doubled, Biased, Mistaken, Stale, Transposed, Twice):
+            registry.register(rule)
+        yield
 
 
 CLIPPED = {"name": "aep", "clip": "sample"}

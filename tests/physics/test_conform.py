@@ -442,11 +442,11 @@ def test_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(("cls", "code"), [("RandomStart", 1), ("Picky", 4)])
-def test_the_command_fails_and_says_so(cls: str, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_of_session", {"systems": {}, "estimators": {}})
+def test_the_command_fails_and_says_so(cls: str, code: int) -> None:
     item = type("Item", ({"RandomStart": RandomStart, "Picky": Picky}[cls],), {"name": "mine"})
-    registry.register(item)
-    assert app(["conform", "mine"], standalone_mode=False) == code
+    with registry.scope():
+        registry.register(item)
+        assert app(["conform", "mine"], standalone_mode=False) == code
 
 
 def test_a_rule_that_cannot_say_what_it_claims_is_told() -> None:

@@ -96,12 +96,9 @@ RULES = [jfb, phantom, solved, nudged, neumann, noisy]
 
 
 @pytest.fixture(autouse=True)
-def _session(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(registry, "_handed", {})
-    monkeypatch.setattr(registry, "_of_session", {"systems": {}, "estimators": {}})
-    registry._forget()
-    yield
-    registry._forget()
+def _session() -> Iterator[None]:
+    with registry.scope():
+        yield
 
 
 def dense(field: Field, s: Tensor) -> tuple[Tensor, Tensor]:

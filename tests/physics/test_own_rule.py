@@ -78,9 +78,11 @@ class Nothing(AbstractEstimator):
 
 
 @pytest.fixture(autouse=True)
-def registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = registry.known_estimators() | {"jfb": Jfb, "nothing": Nothing}
-    monkeypatch.setattr(registry, "known_estimators", lambda: known)
+def registered() -> Iterator[None]:
+    with registry.scope():
+        registry.register(Jfb)
+        registry.register(Nothing)
+        yield
 
 
 @pytest.mark.parametrize("silent", [False, True])

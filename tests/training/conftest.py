@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -43,7 +43,8 @@ def tiny() -> Callable[..., config.Config]:
 
 
 @pytest.fixture
-def labelled(monkeypatch: pytest.MonkeyPatch) -> None:
+def labelled() -> Iterator[None]:
     """Make the classifier a registered system."""
-    known = {**registry.known_systems(), "labelled": Labelled}
-    monkeypatch.setattr(registry, "known_systems", lambda: known)
+    with registry.scope():
+        registry.register(Labelled)
+        yield
