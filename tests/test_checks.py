@@ -39,7 +39,9 @@ def frame(*cells: dict[str, Any]) -> pd.DataFrame:
 
 
 def result(cells: pd.DataFrame, **check: Any) -> str:
-    return evaluate(Check(name="c", **({"metric": "cosine"} if "status" not in check else {}), **check), cells).result
+    return evaluate(
+        Check(**{"name": "c", **({} if "status" in check else {"metric": "cosine"}), **check}), cells
+    ).result
 
 
 @pytest.mark.parametrize(
@@ -146,8 +148,44 @@ def test_skipped_cells_do_not_spoil_a_check() -> None:
 
 
 @pytest.mark.parametrize("status", ["error", "oom"])
-def test_a_cell_that_was_not_measured_is_never_left_out_and_is_no_verdict(status: str) -> None:
-    assert result(frame(cell(), cell(seed=1, status=status, cosine=None)), min=0.5) == "none"
+@pytest.mark.parametrize("where", [{}, {"status": "settled"}, {"status": ["settled", "unsettled"]}, {"status": "any"}])
+def test_a_cell_that_was_not_measured_is_never_left_out_and_is_no_verdict(status: str, where: dict[str, Any]) -> None:
+    assert result(frame(cell(), cell(seed=1, status=status, cosine=None)), min=0.5, where=where) == "none"
+
+
+def test_what_overflowed_passes_no_bound() -> None:
+    cells = frame(cell(norm_ratio=1.0), cell(norm_ratio=math.inf, seed=1))
+    assert result(cells, metric="norm_ratio", min=0.5) == "none"
+    assert result(cells, metric="norm_ratio", min=0.5, reduce={"seed": "min"}) == "none"
+
+
+def test_a_rule_is_no_partner_of_itself() -> None:
+    assert result(frame(cell("aep"), cell("ep")), where={"estimator": "aep"}, against="aep", min=-1.0) == "none"
+    assert result(frame(cell("aep"), cell("ep")), against="ep", min=-1.0) == "none"
+
+
+@pytest.mark.parametrize(
+    ("check", "message"),
+    [
+        ({"where": {"estimator": ["ep", "app"]}}, "where.estimator has a value that no cell has: .*'?app"),
+        ({"where": {"T1": [200, 300]}}, "where.T1 has a value that no cell has: no planned cell has T1 = 300; T1 is"),
+        ({"where": {"estimator": "ep"}, "against": "ep"}, "against = 'ep': where matches cells of that rule"),
+        ({"against": "ep"}, "against = 'ep': where matches cells of that rule"),
+    ],
+)
+def test_a_value_of_a_list_that_no_cell_has_and_a_rule_against_itself_are_mistakes(
+    check: dict[str, Any], message: str
+) -> None:
+    grid = {"system": "toy_cons", "estimator": ["ep", "aep"], "T1": [100, 200], "T2": 4, "beta": 0.1}
+    claim = {"name": "c", "metric": "cosine", "min": 0.5} | check
+    suite = parse({"name": "t", "about": "", "grid": [grid], "check": [claim]}, "t")
+    with pytest.raises(UserError, match=message):
+        plan(suite, "t").verify(suite.check, "t")
+
+
+def test_a_finding_and_a_verdict_are_true_where_they_pass(tmp_path: Path) -> None:
+    assert [bool(evaluate(Check(**check), frame(cell()))) for check in (PASS, FAIL, NONE)] == [True, False, False]
+    assert [bool(judge(stored(tmp_path / c["name"], [cell()], [c]))) for c in (PASS, FAIL)] == [True, False]
 
 
 def test_a_status_that_is_none_is_a_mistake() -> None:
@@ -169,6 +207,17 @@ def test_at_keeps_the_rows_at_the_end_of_a_coordinate_in_every_group() -> None:
     assert result(cells, min=0.9, at={"T2": "max"}) == "pass"
     assert result(cells, max=0.2, at={"T2": "min"}) == "pass"
     assert result(cells, min=0.9) == "fail"
+
+
+def test_at_is_the_extreme_of_all_matching_cells_whatever_became_of_them() -> None:
+    """Where every cell at the largest T2 has diverged, those at a smaller one are no answer."""
+    cells = frame(cell(T2=4), cell(T2=60, status="nudge_diverged", cosine=0.1), cell(seed=1, T2=60))
+    seen = evaluate(Check(name="c", metric="cosine", min=0.5, at={"T2": "max"}), cells)
+    assert (seen.result, seen.cells, seen.detail.partition("; ")[2]) == ("pass", 1, "left out: 1 nudge_diverged")
+    seen = evaluate(Check(name="c", metric="cosine", min=0.5, at={"T2": "max"}), cells[:2])
+    assert (seen.result, seen.detail) == ("none", "no cell is settled: 1 nudge_diverged")
+    partners = frame(cell("aep", T2=4), cell("aep", T2=60), cell("ep", T2=4), cell("ep", T2=60, status="unstable"))
+    assert result(partners, where={"estimator": "aep"}, against="ep", min=-1.0, at={"T2": "max"}) == "none"
 
 
 def test_at_two_coordinates_is_the_corner() -> None:

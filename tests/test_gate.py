@@ -14,8 +14,9 @@ import pyarrow.compute as pc
 import pytest
 
 import gradbench
-from gradbench.errors import StoreError
+from gradbench.errors import StoreError, UserError
 from gradbench.planning.cells import digest
+from gradbench.tables.runs import find
 from gradbench.tables.schema import COLUMNS, RECORD, TABLES
 from gradbench.tables.store import DIGESTS, SEAL, Run, read_table, write_json, write_table
 from gradbench.tables.verdict import judge
@@ -552,3 +553,25 @@ def test_what_changes_while_it_is_read_is_read_again(gated: Run, monkeypatch: py
     assert not faults
     assert snapshot is not None
     assert len(snapshot.cells) == 112
+
+
+def test_a_check_of_results_is_verified_as_a_check_of_a_suite_is(gated: Run) -> None:
+    results = gradbench.api.results.Results(gated.folder)
+    assert results.check(metric="cosine_min", min=0.9, estimator="aep", T1=200, T2=60)
+    assert not results.check(metric="cosine_min", min=1.1, estimator="aep", T1=200, T2=60)
+    for where, message in (
+        ({"estimater": "aep"}, "where.estimater is neither a coordinate nor an option. Did you mean 'estimator'"),
+        ({"estimator": "app"}, 'no planned cell has estimator = "app"'),
+        ({"seed": [3, 4]}, "where.seed has a value that no cell has: no planned cell has seed = 4"),
+    ):
+        with pytest.raises(UserError, match=message):
+            results.check(metric="cosine_min", min=0.9, **where)
+    rewrite(gated, column("cosine_min", every(1.0)), digests=False)
+    with pytest.raises(StoreError, match="is another table than the one"):
+        results.check(metric="cosine_min", min=0.9)
+
+
+def test_an_empty_name_is_no_run(gated: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(gated.folder)
+    with pytest.raises(UserError, match="the name of the run is empty"):
+        find("")

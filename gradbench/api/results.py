@@ -12,6 +12,7 @@ from gradbench.planning import registry, suites
 from gradbench.planning.overrides import ITEMS
 from gradbench.planning.suites import Suite
 from gradbench.tables.store import Run
+from gradbench.vocabulary.status import Status
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -80,9 +81,12 @@ class Results(Run):
         """The verdict of the suite; or the finding of one check, with the keys that a check of a suite file has.
 
         check(metric=, min=, max=, at=, reduce=, against=, status=, where=, **where): every other key is one of `where`.
+        Raises UserError for a key or a value that no cell has, and StoreError for a damaged run.
         """
+        from gradbench.planning.plans import verify_items
         from gradbench.tables.checks import evaluate
         from gradbench.tables.verdict import judge
+        from gradbench.tables.verifying import trusted
 
         if not claim:
             return judge(self)
@@ -90,7 +94,10 @@ class Results(Run):
         where = dict(claim.get("where") or {}) | {k: v for k, v in claim.items() if k not in keys}
         named = {k: v for k, v in claim.items() if k in keys} | {"name": "check", "where": where}
         content = suites.parse_check(named, "check")
-        return evaluate(content, self.cells)
+        cells = trusted(self).cells
+        planned = cells[cells["status"] != Status.SKIPPED]
+        verify_items(planned.to_dict("records"), "planned", [content], "check")
+        return evaluate(content, cells)
 
     def explain(
         self, cell: str | None = None, *, worst: int | None = None, **where: Any

@@ -78,22 +78,7 @@ class Plan:
     def verify(self, checks: Iterable[Check], where: str, tables: Iterable[Table] = ()) -> None:
         """Raise UserError for a check that can have no verdict, and for a table without a cell."""
         cells: list[dict[str, Value]] = [{**cell.coordinates, **cell.labels} for cell in self.cells]
-        known = {"status", *(k for cell in cells for k in keys(cell))}
-        rules = {str(cell[k]) for cell in cells for k in ("estimator", "estimator_label")}
-        asked = [("check", i, check) for i, check in enumerate(checks)]
-        for kind, i, item in [*asked, *(("table", i, table) for i, table in enumerate(tables))]:
-            place = f"{where}: {kind}[{i}] {item.name!r}"
-            for key in item.where:
-                if key not in known:
-                    raise UserError(
-                        f"{place}: where.{key} is neither a coordinate nor an option{near_miss(key, known)}"
-                    )
-            planned = {k: v for k, v in item.where.items() if k != "status"}  # a plan knows no status
-            if not any(matches(cell, planned) for cell in cells):
-                told = why_none(cells, planned, "planned") if cells else "no cell is planned"
-                raise UserError(f"{place}: where matches none of {len(cells):,} planned cells: {told}")
-            if isinstance(item, Check) and item.against is not None and item.against not in rules:
-                raise UserError(f"{place}: against = {item.against!r} is not planned{near_miss(item.against, rules)}")
+        verify_items(cells, "planned", checks, where, tables)
 
     @property
     def summary(self) -> dict[str, str]:
@@ -124,6 +109,41 @@ class Plan:
             "problems": [p.key for p in self.problems],
             "thresholds": asdict(self.thresholds),
         }
+
+
+def verify_items(
+    cells: Sequence[Mapping[str, Any]], kind: str, checks: Iterable[Check], where: str, tables: Iterable[Table] = ()
+) -> None:
+    """Raise UserError for a check that can have no verdict among `cells`, and for a table without one.
+
+    Messages call the cells those of a `kind`, such as planned, and begin with `where`.
+    """
+    known = {"status", *(k for cell in cells for k in keys(cell))}
+    rules = {str(cell[k]) for cell in cells for k in ("estimator", "estimator_label")}
+    asked = [("check", i, check) for i, check in enumerate(checks)]
+    for item_kind, i, item in [*asked, *(("table", i, table) for i, table in enumerate(tables))]:
+        place = f"{where}: {item_kind}[{i}] {item.name!r}"
+        for key in item.where:
+            if key not in known:
+                raise UserError(f"{place}: where.{key} is neither a coordinate nor an option{near_miss(key, known)}")
+        meant = {k: v for k, v in item.where.items() if k != "status"}  # a plan knows no status
+        chosen = [cell for cell in cells if matches(cell, meant)]
+        if not chosen:
+            told = why_none(cells, meant, kind) if cells else f"no cell is {kind}"
+            raise UserError(f"{place}: where matches none of {len(cells):,} {kind} cells: {told}")
+        for key, wanted in meant.items():  # a value that is misspelt would be left out without a word
+            for value in wanted if isinstance(wanted, list) else ():
+                if not any(matches(cell, {key: value}) for cell in chosen):
+                    told = why_none(cells, meant | {key: value}, kind)
+                    raise UserError(f"{place}: where.{key} has a value that no cell has: {told}")
+        if isinstance(item, Check) and item.against is not None:
+            if item.against not in rules:
+                raise UserError(f"{place}: against = {item.against!r} is not {kind}{near_miss(item.against, rules)}")
+            exact = any(cell["estimator_label"] == item.against for cell in cells)
+            column = "estimator_label" if exact else "estimator"
+            if any(cell[column] == item.against for cell in chosen):
+                told = "where matches cells of that rule, whose difference to themselves is 0"
+                raise UserError(f"{place}: against = {item.against!r}: {told}")
 
 
 def plan(

@@ -1,9 +1,9 @@
 """Whether the claims of a suite hold in a run, by the table `cells` alone.
 
 A check of a metric looks at settled cells, unless it names the statuses that it looks at, and says how many cells it
-left out. A cell that was not measured is never left out: nobody knows whether it would settle. A check that matches no
-cell, meets a NaN or lacks a cell to compare with has no verdict, and no verdict is a failure: a check that sees no
-number must not pass.
+left out. `at` comes first: it is the extreme of all matching cells, whatever became of them. A cell that was not
+measured is never left out: nobody knows whether it would settle. A check that matches no cell, meets a number that is not finite
+or lacks a cell to compare with has no verdict, and no verdict is a failure: a check that sees no number must not pass.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from gradbench.planning.selection import IDENTITY
+from gradbench.planning.suites import ANY
 from gradbench.tables.findings import Finding
 from gradbench.tables.selecting import selected
 from gradbench.vocabulary.coordinates import COORDINATES
@@ -25,19 +28,18 @@ if TYPE_CHECKING:
 
     from gradbench.planning.suites import Check
 
-# statuses of the cells that a metric is taken of where none is named: a cell without a measurement has no number
-LOOKED_AT = (Status.SETTLED, *(status for status in Status if status.incomplete))
+UNMEASURED = [status for status in Status if status.incomplete]
 TOLD = (*(name for name, c in COORDINATES.items() if c.optional), "seed")  # coordinates that a message names
 
 
 def evaluate(check: Check, cells: DataFrame) -> Finding:
     """One check against the cells of a run."""
-    matching = selected(cells, {k: v for k, v in check.where.items() if k != "status"})
+    everywhere = {k: v for k, v in check.where.items() if k != "status"}
     if check.status is not None:
-        return _in_status(check, check.status, matching)
-    pool = cells if "status" in check.where else cells[cells["status"].isin(LOOKED_AT)]
-    rows = selected(pool, check.where)
-    counts = matching["status"].drop(rows.index, errors="ignore").value_counts()
+        return _in_status(check, check.status, selected(cells, everywhere))
+    matching = _at(selected(cells, everywhere), check.at, check.reduce)
+    rows = _in_statuses(matching, check.where)
+    counts = matching["status"].drop(rows.index).value_counts()
     told = ", ".join(f"{n} {status}" for status, n in counts.items())
     if rows.empty:
         asked = check.where.get("status", Status.SETTLED)
@@ -45,9 +47,18 @@ def evaluate(check: Check, cells: DataFrame) -> Finding:
         return Finding(
             check.name, "none", 0, f"no cell is {words}: {told}" if told else "no cell matches", left_out=len(matching)
         )
-    seen = _of_metric(check, rows, pool)
+    seen = _of_metric(check, rows, cells)
     detail = f"{seen.detail}; left out: {told}" if told else seen.detail
     return replace(seen, detail=detail, left_out=int(counts.sum()))
+
+
+def _in_statuses(rows: DataFrame, where: Mapping[str, Any]) -> DataFrame:
+    """Rows with a status that a metric is taken of: a named one, settled where none is, and what was not measured."""
+    wanted = where.get("status", [Status.SETTLED])
+    if wanted == ANY:
+        return rows
+    names = wanted if isinstance(wanted, list) else [wanted]
+    return rows[rows["status"].isin([*names, *UNMEASURED])]
 
 
 def _in_status(check: Check, status: Status, rows: DataFrame) -> Finding:
@@ -64,14 +75,15 @@ def _in_status(check: Check, status: Status, rows: DataFrame) -> Finding:
 def _of_metric(check: Check, rows: DataFrame, cells: DataFrame) -> Finding:
     """A check of a metric of `rows`; partners are among `cells`."""
     assert check.metric is not None
-    values = _at(rows, check.at, check.reduce)
+    values = rows
     if check.against is not None:
         others = _at(_partners(cells, check.where, check.against), check.at, check.reduce)
-        values = _difference(values, others, check.metric)
+        values = _difference(values, _in_statuses(others, check.where), check.metric)
     metric = values[check.metric].astype(float)
-    if metric.isna().any():
-        worst = values[metric.isna()].iloc[0]
-        many = f"{int(metric.isna().sum())} of {len(metric)} values are undefined or have no partner"
+    unknown = ~np.isfinite(metric)
+    if unknown.any():
+        worst = values[unknown].iloc[0]
+        many = f"{int(unknown.sum())} of {len(metric)} values are not finite or have no partner"
         detail = f"{many}; first at {where_is(worst)}"
         return Finding(check.name, "none", len(rows), detail, worst["cell"])
     for i, (coordinate, how) in enumerate(check.reduce.items()):
@@ -98,7 +110,7 @@ def _bounded(check: Check, values: DataFrame, matched: int) -> Finding:
 
 def _partners(cells: DataFrame, where: Mapping[str, Any], against: str) -> DataFrame:
     """Rows of the estimator to compare with. `against` is a label, or else a name, which labels may share."""
-    shared = {k: v for k, v in where.items() if k in cells.columns and not k.startswith("estimator")}
+    shared = {k: v for k, v in where.items() if k in cells.columns and not k.startswith("estimator") and k != "status"}
     rows = selected(cells, shared)
     exact = rows[rows["estimator_label"] == against]
     return rows[rows["estimator"] == against] if exact.empty else exact
@@ -118,9 +130,10 @@ def _at(rows: DataFrame, at: Mapping[Any, str], reduced: Mapping[Any, str]) -> D
 
 def _difference(mine: DataFrame, other: DataFrame, metric: str) -> DataFrame:
     keys = [c for c in IDENTITY if c != "estimator_label"]
-    partner = other.drop_duplicates(keys, keep=False)[[*keys, metric]]  # where a cell has two partners, neither counts
-    joined = mine.merge(partner, on=keys, how="left", suffixes=("", "_other"))
-    joined[metric] = joined[metric] - joined[f"{metric}_other"]
+    partner = other.drop_duplicates(keys, keep=False)  # where a cell has two partners, neither counts
+    joined = mine.merge(partner[[*keys, metric, "cell"]], on=keys, how="left", suffixes=("", "_other"))
+    difference = joined[metric] - joined[f"{metric}_other"]
+    joined[metric] = difference.where(joined["cell"] != joined["cell_other"])  # no cell is compared with itself
     return joined
 
 

@@ -43,6 +43,15 @@ class Comparison:
     pairs: DataFrame = field(repr=False)  # a row a cell and metric: a, b, change, allowed
 
     @property
+    def passed(self) -> bool:
+        """Whether nothing is worse than noise."""
+        return self.code is Exit.OK
+
+    def __bool__(self) -> bool:
+        """As `passed`."""
+        return self.passed
+
+    @property
     def line(self) -> str:
         """The comparison in one line."""
         failed = sum(not f.passed for f in self.findings)

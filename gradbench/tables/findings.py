@@ -28,6 +28,10 @@ class Finding:
         """Whether the claim holds."""
         return self.result == "pass"
 
+    def __bool__(self) -> bool:
+        """As `passed`: `if` and `assert` of a finding ask whether the claim holds."""
+        return self.passed
+
 
 def counted(cells: Sequence[object], words: str) -> str:
     """How many cells something is said of, and the first of them."""

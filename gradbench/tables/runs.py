@@ -53,6 +53,8 @@ def matching(folder: Path, identity: str) -> Run | None:
 
 def find(name: str, out: Path = Path("results")) -> Run:
     """The run that a name means. Raises UserError where there is none, or more than one."""
+    if not name:
+        raise UserError("the name of the run is empty: name a path, an id, a suite, or latest")
     if os.path.isfile(Path(name) / "plan.json"):  # unlike Path.is_file, False for a name too long for a file
         return Run(Path(name))
     root = out / "runs"

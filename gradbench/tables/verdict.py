@@ -39,6 +39,15 @@ class Verdict:
     snapshot: Snapshot | None = field(repr=False)  # what was judged; None: a file cannot be read
 
     @property
+    def passed(self) -> bool:
+        """Whether the run is whole and all that is claimed of it holds."""
+        return self.code is Exit.OK
+
+    def __bool__(self) -> bool:
+        """As `passed`."""
+        return self.passed
+
+    @property
     def line(self) -> str:
         """The verdict in one line."""
         told = self._passed("check", "checks")
