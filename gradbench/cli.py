@@ -262,7 +262,8 @@ def check(
         str | None, typer.Option(metavar="X", help="What a number may lose against the baseline; 1e-3 by default.")
     ] = None,
     floor: Annotated[
-        list[str] | None, typer.Option(metavar="METRIC=V,...", help="What no cell may cross, whatever the noise.")
+        list[str] | None,
+        typer.Option(metavar="METRIC=V,...", help="What no settled cell may cross, unless the baseline did."),
     ] = None,
     plugin: Plugins = None,
     junit: Annotated[
@@ -278,7 +279,8 @@ def check(
 
     _one_on_stdout(markdown, as_json)
     target, width = _target(run, out), _width()
-    verdict = judge(target, deep=deep, demand=_demand(target, out, baseline, tolerance, floor))
+    demand, unheld = _demand(target, out, baseline, tolerance, floor)
+    verdict = judge(target, deep=deep, demand=demand, unheld=unheld)
     if junit is not None:
         _write(junit, verdict_junit(verdict))
     if _put_markdown(markdown, verdict_markdown(verdict)):
@@ -291,6 +293,8 @@ def check(
     for finding in verdict.findings:
         where = f"{finding.name}  [{finding.cells} cells]" if finding.kind == "check" else finding.name
         _put(_entry(f"  {finding.result.upper()}", f"{where}  {finding.detail}", 8, width))
+    if verdict.unheld:
+        _put(_entry("  NOTE", verdict.unheld, 8, width))
     last = [verdict.line, str(target.folder / "verdict.json")]
     _put(_one_or_two_lines(last, "  ", width, reverse=True))
     raise typer.Exit(verdict.code)
@@ -323,7 +327,8 @@ def set_baseline(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs of one suite, named as in check.")],
     out: Out = Path("results"),
     allow: Annotated[
-        list[str] | None, typer.Option(metavar="WORD", help="Take what is partial, dirty, damaged or foreign.")
+        list[str] | None,
+        typer.Option(metavar="WORD", help="Take what is partial, dirty, damaged, foreign, failing or disagreeing."),
     ] = None,
 ) -> None:
     """Make runs the baseline of their suite: the median of every number, and its spread as noise."""
@@ -334,31 +339,44 @@ def set_baseline(
 
 def _demand(
     run: Run, out: Path, baseline: str | None, tolerance: str | None, floors: list[str] | None
-) -> Demand | None:
-    """What a run is held to; None where its suite has no baseline. Raises UserError for what needs one."""
-    from gradbench.planning.values import number
-    from gradbench.tables.baselines import TOLERANCE, Demand, baseline_of, path_of
+) -> tuple[Demand | None, str]:
+    """What a run is held to, None where its suite has no baseline, and where one was sought.
 
+    Raises UserError for what needs a baseline.
+    """
+    from gradbench.tables.baselines import TOLERANCE, Demand, places_of
+
+    if baseline == "none":
+        if floors or tolerance is not None:
+            raise UserError("--baseline none: --floor and --tolerance are those of a baseline")
+        return None, ""
     try:
-        path = baseline_of(run.plan, out) if baseline is None else Path(baseline)
-        usual = path_of(run.plan["suite"], out)
-    except (KeyError, TypeError, StoreError):
-        return None  # the plan is damaged, as the verdict tells
-    if path is None or not path.is_file():
-        if baseline == "none" or (baseline is None and tolerance is None and not floors):
-            return None
-        raise UserError(
-            f"there is no baseline {path or usual}; make one with: gradbench baseline set {_argument(run.folder)}"
-        )
-    settings = _settings([*(floors or ()), *([f"tolerance={tolerance}"] if tolerance else ())], "--floor, --tolerance")
+        places = places_of(run, out) if baseline is None else [Path(baseline)]
+    except StoreError:
+        return None, ""  # the plan is damaged, as the verdict tells
+    path = next((p for p in places if os.path.lexists(p)), None)  # what is there and no file is damage, as judge tells
+    if path is None:
+        told = " or ".join(map(str, places))
+        if baseline is None and tolerance is None and not floors:
+            return None, f"no baseline at {told}"
+        raise UserError(f"there is no baseline {told}; make one with: gradbench baseline set {_argument(run.folder)}")
+    held = _numbers(floors, "--floor")
+    named = {"tolerance": TOLERANCE} if tolerance is None else _numbers([f"tolerance={tolerance}"], "--tolerance")
+    if len(named) > 1:
+        raise UserError(f"--tolerance {tolerance}: expected one number")
+    return Demand(path, named["tolerance"], held), ""
+
+
+def _numbers(pairs: list[str] | None, option: str) -> dict[str, float]:
+    from gradbench.planning.values import number
+
     numbers = {}
-    for name, value in settings.items():
+    for name, value in _settings(pairs, option).items():
         try:
             numbers[name] = number(value)
         except ValueError as error:
             raise UserError(f"{name} = {error}") from None
-    limit = numbers.pop("tolerance", TOLERANCE)
-    return Demand(path, limit, numbers)
+    return numbers
 
 
 def _print_cells(run: Snapshot, width: int | None) -> None:

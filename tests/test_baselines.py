@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,13 @@ from gradbench.errors import StoreError, UserError
 from gradbench.tables.baselines import (
     SCHEMA_OF_BASELINE,
     SUITE,
+    THRESHOLDS,
     Demand,
-    baseline_of,
     path_of,
+    places_of,
     read_baseline,
     set_baseline,
+    shipped_baseline,
 )
 from gradbench.tables.placeholders import skipped_rows
 from gradbench.tables.store import Run, write_json, write_table
@@ -147,7 +150,6 @@ def test_a_floor_holds_whatever_the_tolerance_where_the_baseline_keeps_to_it(gat
     for floors, result in (
         ({"cosine_min": 0.9899}, "pass"),
         ({"cosine_min": 0.98998}, "fail"),
-        ({"cosine_min": 2.0}, "none"),
     ):
         findings = compared(gated, Demand(demand.path, 1e-3, floors))[1]
         assert findings["cosine_min keeps to {cosine_min:g}".format(**floors)].result == result
@@ -155,6 +157,54 @@ def test_a_floor_holds_whatever_the_tolerance_where_the_baseline_keeps_to_it(gat
         compared(gated, Demand(demand.path, 1e-3, {"rel_error": 0.1416}))[1]["rel_error keeps to 0.1416"].result
         == "fail"
     )
+
+
+def test_a_floor_holds_every_settled_cell_but_those_beyond_it_in_the_baseline(
+    gated: Run, demand: Demand, tmp_path: Path
+) -> None:
+    def below(row: dict[str, Any]) -> None:
+        reading(row, 0.3)
+
+    def floored(run: Run) -> Any:
+        return compared(run, Demand(demand.path, 0.5, {"cosine": 0.5}))[1]["cosine keeps to 0.5"]
+
+    remeasured(gated, at(HERE, below))
+    assert floored(gated).result == "fail"
+    demand.path.unlink()
+    set_baseline([gated], tmp_path, ["dirty", "failing"])  # the cell is beyond the floor there
+    seen = floored(gated)
+    assert (seen.result, seen.detail.rpartition("; ")[2]) == (
+        "pass",
+        "1 cells are beyond it in the baseline, 6 are not settled",
+    )
+    table = pq.read_table(demand.path)
+    write_table(demand.path, table.filter(pa.compute.less(table["seed"], 3)))  # now the cell is new
+    seen = floored(gated)
+    assert (seen.result, seen.detail.rpartition("; ")[2]) == ("fail", "none is beyond it there, 6 are not settled")
+    remeasured(gated, at(HERE, unsettled))
+    assert floored(gated).detail.endswith("none is beyond it there, 7 are not settled")
+
+
+def test_a_residual_may_grow_tenfold_from_round_off(gated: Run, demand: Demand) -> None:
+    def residual(value: float) -> Any:
+        return lambda row: row.update(residual=value)
+
+    remeasured(gated, residual(1e-16))
+    set_baseline([gated], demand.path.parents[1], ["dirty", "failing"])
+    for value, result in ((1e-17, "pass"), (3e-14, "pass"), (1e-12, "fail"), (9.9e-5, "fail")):
+        finding = compared(remeasured(gated, residual(value)), demand)[1]["residual is no worse"]
+        assert (value, finding.result) == (value, result)
+
+
+def test_a_baseline_knows_the_thresholds_of_its_statuses(gated: Run, demand: Demand) -> None:
+    name = "the thresholds are those of the baseline"
+    assert compared(gated, demand)[1][name].result == "pass"
+    table = pq.read_table(demand.path)
+    other = gated.plan["thresholds"] | {"residual": 1.0}
+    write_table(demand.path, table.replace_schema_metadata({**table.schema.metadata, THRESHOLDS: json.dumps(other)}))
+    verdict, findings = compared(gated, demand)
+    assert (verdict.code, findings[name].result) == (Exit.CHECK_FAILED, "fail")
+    assert findings[name].detail == "residual: 1.0 -> 0.0001"
 
 
 def test_a_cause_that_changed_is_told_and_decides_nothing(gated: Run, demand: Demand) -> None:
@@ -250,7 +300,11 @@ def test_a_baseline_of_several_runs_has_medians_and_spreads(finished: Path, tmp_
         remeasured(run, at(HERE, lambda row, cosine=cosine: reading(row, cosine)))
     unsettled_at = HERE | {"estimator": "ep"}
     remeasured(runs[1], at(unsettled_at, unsettled))
-    table = read_baseline(set_baseline(runs, tmp_path, ["dirty"]), "gated").to_pandas()
+    with pytest.raises(
+        UserError, match=r"1 cells have another status in another run; first \w{16}: settled, unsettled"
+    ):
+        set_baseline(runs, tmp_path, ["dirty"])
+    table = read_baseline(set_baseline(runs, tmp_path, ["dirty", "disagreeing"]), "gated").to_pandas()
     (row,) = (r for r in table.to_dict("records") if all(r[k] == v for k, v in HERE.items()))
     assert (row["cosine"], row["cosine_noise"]) == (0.98, pytest.approx(0.02))
     (row,) = (r for r in table.to_dict("records") if all(r[k] == v for k, v in unsettled_at.items()))
@@ -260,6 +314,9 @@ def test_a_baseline_of_several_runs_has_medians_and_spreads(finished: Path, tmp_
     assert compared(runs[0], demand)[1]["cosine is no worse"].result == "pass"  # three times the noise
     remeasured(runs[0], at(HERE, lambda row: reading(row, 0.91)))
     assert compared(runs[0], demand)[1]["cosine is no worse"].result == "fail"
+    remeasured(runs[2], at(HERE, lambda row: reading(row, 0.55)))
+    with pytest.raises(UserError, match="is disagreeing: cosine of 1 cells may lose 1 or more by its noise"):
+        set_baseline([runs[0], runs[2]], tmp_path, ["dirty", "failing"])
 
 
 @pytest.mark.parametrize(("dtype", "noise"), [("float64", 1e-8), ("float32", 1e-4)])
@@ -280,19 +337,32 @@ def env_of(run: Run, **changes: Any) -> None:
 def test_a_baseline_refuses_what_it_should_not_be_made_of_unless_told(
     gated: Run, finished: Path, tmp_path: Path
 ) -> None:
-    env_of(gated, dirty=True)
+    env_of(gated, dirty=False, commit=None)
+    with pytest.raises(UserError, match=r"is dirty: it was made by code without a commit; --allow dirty"):
+        set_baseline([gated], tmp_path)
+    env_of(gated, dirty=True, commit="c" * 40)
     with pytest.raises(UserError, match=r"is dirty: it was made by code that differs.*--allow dirty"):
         set_baseline([gated], tmp_path)
     env_of(gated, dirty=False)
     set_baseline([gated], tmp_path).unlink()
     suite = str(finished.parents[2] / "gated.toml")
     other = gradbench.run(suite, out=tmp_path, device="cpu", overrides={"seed": 3})
-    env_of(other, dirty=False)
+    env_of(other, dirty=False, commit="c" * 40)
     with pytest.raises(UserError, match=r"is foreign: its plan is .*--allow foreign"):
         set_baseline([gated, other], tmp_path)
     assert set_baseline([gated, other], tmp_path, ["foreign"]).is_file()
     with pytest.raises(UserError, match="is named twice"):
         set_baseline([gated, gated], tmp_path)
+    with pytest.raises(UserError, match="is named twice"):
+        set_baseline([gated, Run(gated.folder / ".." / gated.folder.name)], tmp_path)
+    copy = Run(Path(shutil.copytree(gated.folder, tmp_path / "copy")))
+    with pytest.raises(UserError, match="copy: is a copy of "):
+        set_baseline([gated, copy], tmp_path)
+    with pytest.raises(UserError, match=r"is partial: 78 of 104 cells of the baseline .* are not in it"):
+        set_baseline([other], tmp_path)
+    copy.claim({**copy.claims, "check": [copy.claims["check"][0] | {"min": 1.0}]})
+    with pytest.raises(UserError, match=r"is failing: 1 of its checks do not hold; first 'aep follows BPTT'"):
+        set_baseline([copy], tmp_path)
     with pytest.raises(UserError, match=r"--allow dirt: .*Did you mean 'dirty'"):
         set_baseline([gated], tmp_path, ["dirt"])
     write_table(gated.folder / "blocks.parquet", gated.table("blocks").slice(1))
@@ -314,7 +384,14 @@ def test_a_baseline_refuses_what_it_should_not_be_made_of_unless_told(
         (["--floor", "cosin=0.9"], "floor 'cosin': is no metric with a direction. Did you mean 'cosine'?"),
         (["--floor", "cosine=high"], "cosine = 'high' is not a number"),
         (["--tolerance", "nan"], "tolerance = nan is not finite"),
-        (["--tolerance=-1"], "tolerance = -1.0: expected a number that is not negative"),
+        (["--tolerance", "3"], "tolerance = 3.0: expected a number from 0 to below 1"),
+        (["--floor", "tolerance=0.5"], "floor 'tolerance': is no metric with a direction"),
+        (["--tolerance", "0.1,cosine=0.2"], "--tolerance 0.1,cosine=0.2: expected one number"),
+        (["--floor", "cosine=1.5"], "floor cosine = 1.5: expected a number from -1 to 1"),
+        (["--floor", "rel_error=-1"], "floor rel_error = -1: expected a number from 0 to inf"),
+        (["--baseline", "none", "--floor", "cosine=0.9"], "--floor and --tolerance are those of a baseline"),
+        (["--baseline", "none", "--tolerance", "0.1"], "--floor and --tolerance are those of a baseline"),
+        (["--tolerance=-1"], "tolerance = -1.0: expected a number from 0 to below 1"),
         (
             ["--baseline", "nowhere.parquet"],
             "there is no baseline nowhere.parquet; make one with: gradbench baseline set",
@@ -341,9 +418,39 @@ def test_check_takes_the_baseline_of_the_suite_where_there_is_one(gated: Run, de
     assert "there is no baseline" in capsys.readouterr().err
 
 
+def test_a_part_of_a_shipped_suite_is_no_baseline_of_it(tmp_path: Path) -> None:
+    run = gradbench.run(str(ROOT / "suites" / "smoke.toml"), out=tmp_path, device="cpu", overrides={"seed": 0, "T2": 4})
+    with pytest.raises(UserError, match=r"is partial: \d+ of \d+ cells of .*smoke.toml are not in it"):
+        set_baseline([run], tmp_path, ["dirty", "failing"])
+
+
+def test_check_says_where_it_found_no_baseline_and_finds_the_one_beside_the_run(
+    gated: Run, tmp_path: Path, capsys: Any
+) -> None:
+    run = Run(tmp_path / "here" / "runs" / "gated" / "one")
+    shutil.copytree(gated.folder, run.folder)
+    command = ["check", str(run.folder), "--out", str(tmp_path / "elsewhere")]
+    places = [tmp_path / folder / "baselines" / "gated.parquet" for folder in ("elsewhere", "here")]
+    assert _code(command) == Exit.OK
+    told = f"no baseline at {places[0]} or {places[1]}"
+    assert told in " ".join(capsys.readouterr().out.split())
+    assert json.loads((run.folder / "verdict.json").read_text())["unheld"] == told
+    set_baseline([run], tmp_path / "here", ["dirty"])
+    assert _code(command) == Exit.OK
+    assert "cosine_min is no worse" in capsys.readouterr().out
+    places[0].parent.mkdir(parents=True)
+    places[0].symlink_to(tmp_path / "nowhere")
+    assert _code(command) == Exit.STORE
+    assert json.loads((run.folder / "verdict.json").read_text())["verdict"] == "damaged"
+    places[0].unlink()
+    places[0].mkdir()
+    assert _code(command) == Exit.STORE
+    assert "gated.parquet: Is a directory" in " ".join(capsys.readouterr().out.split())
+
+
 def test_smoke_reads_as_its_baseline_says_which_ships_with_the_package(tmp_path: Path, capsys: Any) -> None:
     run = gradbench.run(str(ROOT / "suites" / "smoke.toml"), out=tmp_path, device="cpu")
-    shipped = baseline_of(run.plan, tmp_path)
+    shipped = shipped_baseline(run.plan)
     assert shipped is not None
     assert shipped.read_bytes() == path_of("smoke", ROOT / "results").read_bytes()
     verdict, findings = compared(run, Demand(shipped))
@@ -353,12 +460,12 @@ def test_smoke_reads_as_its_baseline_says_which_ships_with_the_package(tmp_path:
     assert _code(["check", "smoke", "--out", str(tmp_path)]) == Exit.OK
     assert f"32 of 32 cells of {shipped}" in capsys.readouterr().out
     mine = set_baseline([run], tmp_path, ["dirty"])
-    assert baseline_of(run.plan, tmp_path) == mine
+    assert places_of(run, tmp_path)[0] == mine
 
 
 def test_a_shipped_baseline_is_of_the_suite_as_it_ships(gated: Run, tmp_path: Path) -> None:
     for overrides, there in (({}, True), ({"seed": 0}, True), ({"seed": 1}, False), ({"T2": 30}, False)):
         plan = prepare("smoke", overrides)[1].to_json()
-        assert (baseline_of(plan, tmp_path) is not None) == there
-    assert baseline_of(gated.plan | {"suite": "smoke"}, tmp_path) is None
+        assert (shipped_baseline(plan) is not None) == there
+    assert shipped_baseline(gated.plan | {"suite": "smoke"}) is None
     assert baseline_of(gated.plan, tmp_path) is None

@@ -63,7 +63,14 @@ def test_cells_of_one_side_are_counted_and_without_a_common_one_nothing_is_said(
     suite = str(finished.parents[2] / "gated.toml")
     part = gb.run(suite, out=tmp_path, device="cpu", overrides={"seed": [3, 4]})
     comparison = gb.compare(gated, part)
-    assert (comparison.code, comparison.common, comparison.only_a, comparison.only_b) == (Exit.OK, 26, 78, 26)
+    assert (comparison.code, comparison.common, comparison.only_a, comparison.only_b) == (
+        Exit.CHECK_FAILED,
+        26,
+        78,
+        26,
+    )
+    assert [f.name for f in comparison.findings if not f] == ["every cell of the first run"]
+    assert gb.compare(part, gated).only_b == 78
     disjoint = gb.compare(gated, gb.run(suite, out=tmp_path, device="cpu", overrides={"seed": 4}))
     assert (disjoint.code, len(disjoint.table)) == (Exit.NOTHING, 0)
 
@@ -94,8 +101,40 @@ def test_a_rule_that_was_edited_is_compared_with_what_it_was(tmp_path: Path) -> 
         in findings["every cell of the baseline"].detail
     )
     assert findings["cosine is no worse"].result == "fail"
-    across = gb.compare(runs[0], runs[2], ["cosine"], across={"estimator": ["scaled", "scaled"]})
-    assert (across.code, across.common) == (Exit.CHECK_FAILED, 1)
+
+
+def test_an_unfinished_run_is_exit_3(gated: Run, other: Run) -> None:
+    (other.folder / "tables.json").unlink()
+    sorted((other.folder / "records").iterdir())[0].unlink()
+    comparison = gb.compare(gated, other)
+    assert (comparison.code, comparison.only_a > 0) == (Exit.INCOMPLETE, True)
+    assert comparison.line.startswith("COMPARED unfinished (3)")
+
+
+def test_what_compares_nothing_is_a_mistake(gated: Run, capsys: Any) -> None:
+    link = gated.folder.parent / "link"
+    link.symlink_to(gated.folder)
+    with pytest.raises(UserError, match="is compared with itself"):
+        gb.compare(gated, link)
+    for across, message in (
+        ({"estimator": ["aep", "aep"]}, "its two values are equal: 'aep'"),
+        ({"cause": ["clip", "rest"]}, "--across cause: is neither a coordinate nor an option"),
+        ({"sead": [0, 1]}, "--across sead: .*Did you mean 'seed'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            gb.compare(gated, gated, across=across)
+    assert _code(["compare", str(gated.folder), str(gated.folder), "--across", "T1=20,20"]) == Exit.USAGE
+
+
+def test_cells_that_share_all_but_what_is_left_out_have_no_partner_and_are_counted(
+    finished: Path, tmp_path: Path
+) -> None:
+    nudge = {"estimator": [{"name": "aep", "nudge": ["positive", "negative"]}, "ep"], "seed": 0, "T1": 200, "T2": 60}
+    run = gb.run(str(finished.parents[2] / "gated.toml"), out=tmp_path, device="cpu", overrides=nudge)
+    comparison = gb.compare(run, run, ["cosine"], across={"estimator": ["aep", "ep"]})
+    assert (comparison.code, comparison.common, comparison.only_a) == (Exit.NOTHING, 0, 4)
+    labels = gb.compare(run, run, ["cosine"], across={"estimator_label": ["aep nudge=positive", "ep"]})
+    assert labels.common == 2
 
 
 def test_across_pairs_two_rules_two_systems_and_two_dtypes(gated: Run, finished: Path, tmp_path: Path) -> None:

@@ -140,8 +140,8 @@ def test_a_wheel_runs_a_suite_from_python_in_an_empty_folder(installed: Path, tm
 def test_a_wheel_brings_its_baselines_and_its_fixtures(installed: Path, tmp_path: Path) -> None:
     code = (
         "from pathlib import Path; from gradbench.commands.running import prepare\n"
-        "from gradbench.tables.baselines import baseline_of\n"
-        "print(baseline_of(prepare('smoke')[1].to_json(), Path('results')))\n"
+        "from gradbench.tables.baselines import shipped_baseline\n"
+        "print(shipped_baseline(prepare('smoke')[1].to_json()))\n"
         "import sys, pytest; sys.exit(pytest.main(['--fixtures', '-q']))"
     )
     done = python(code, tmp_path, installed)

@@ -1,8 +1,9 @@
 """A baseline: what the cells of a suite read once, with their noise, and whether a run still reads as well.
 
 A metric has a direction (`Column.better`), and is compared where a cell is settled in the baseline and in the run. What
-it may lose is `max(3 * noise, tolerance)`, of numbers above 1 as a share of the number. A cell that is missing, that is
-no longer settled or whose number became undefined fails: what cannot be compared has not passed.
+it may lose is `max(3 * noise, tolerance)`, of numbers above 1 as a share of the number. A residual spans many orders of
+magnitude, so that it may grow tenfold, from round-off or from what it was. A cell that is missing, that is no longer
+settled or whose number became undefined fails: what cannot be compared has not passed.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +19,12 @@ import numpy as np
 import pyarrow as pa
 
 from gradbench.errors import StoreError, UserError, near_miss
-from gradbench.planning import files, plans, suites
+from gradbench.planning import files, suites
 from gradbench.planning.cells import digest
+from gradbench.planning.plans import plan
 from gradbench.planning.registry import DIGEST
-from gradbench.tables.checks import where_is
+from gradbench.planning.suites import Check
+from gradbench.tables.checks import evaluate, where_is
 from gradbench.tables.consistency import RANGE_ERROR
 from gradbench.tables.findings import Finding
 from gradbench.tables.schema import BETTER, IDENTITY, OUTCOME
@@ -39,8 +43,12 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-3  # what a number may lose without noise
 FACTOR = 3  # of the noise
 NOISE = {"float32": 1e-4, "float64": 1e-8}  # of a cosine that was measured once, by the dtype of its cell
-REFUSED = ("partial", "dirty", "damaged", "foreign")  # what a run may not be, unless it is allowed
-SUITE, RUNS = b"gradbench.suite", b"gradbench.runs"  # keys of the metadata: the name, and what is told of the runs
+GROWTH = 10  # of a residual, which is not compared by its noise
+ROUND_OFF = {"float32": 16 * 2.0**-23, "float64": 16 * 2.0**-52}  # least residual that is told from 0, by dtype
+# what a run may not be, unless it is allowed
+REFUSED = ("partial", "dirty", "damaged", "foreign", "failing", "disagreeing")
+# keys of the metadata: the name, what is told of the runs, and the thresholds that decided their statuses
+SUITE, RUNS, THRESHOLDS = b"gradbench.suite", b"gradbench.runs", b"gradbench.thresholds"
 _SAYS = (*(name for name in IDENTITY if name != "problem"), "status", "cause")
 SCHEMA_OF_BASELINE = pa.schema(
     [
@@ -60,13 +68,16 @@ class Demand:
     floors: Mapping[str, float] = field(default_factory=dict)  # by metric
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.tolerance) and self.tolerance >= 0):
-            raise UserError(f"tolerance = {self.tolerance}: expected a number that is not negative")
+        if not 0 <= self.tolerance < 1:
+            raise UserError(
+                f"tolerance = {self.tolerance}: expected a number from 0 to below 1, which is a whole cosine"
+            )
         for metric, floor in self.floors.items():
             if metric not in BETTER:
                 raise UserError(f"floor {metric!r}: is no metric with a direction{near_miss(metric, BETTER)}")
-            if not math.isfinite(floor):
-                raise UserError(f"floor {metric} = {floor}: expected a number")
+            low, high = _ends(metric)
+            if not (math.isfinite(floor) and low <= floor <= high):
+                raise UserError(f"floor {metric} = {floor:g}: expected a number from {low:g} to {high:g}")
 
 
 def path_of(suite: str, out: Path) -> Path:
@@ -74,32 +85,49 @@ def path_of(suite: str, out: Path) -> Path:
     return out / "baselines" / f"{suite}.parquet"
 
 
-def baseline_of(plan: Mapping[str, Any], out: Path) -> Path | None:
-    """The baseline that a run with this plan is held to where none is named: that of the results, else the shipped one.
+def places_of(run: Run, out: Path) -> list[Path]:
+    """Where the baseline of a run is looked for: in the folder of results, in the one that the run lies in, and shipped.
 
-    A shipped baseline is of the suite as it ships: a run of a part of it, or of another suite of its name, has none.
+    Raises StoreError for a plan that does not name its suite.
     """
-    name = plan["suite"]
-    there, packaged = path_of(name, out), path_of(name, files.PACKAGED)
-    if there.is_file():
-        return there
-    if not packaged.is_file():
+    suite = run.plan.get("suite") if isinstance(run.plan, dict) else None
+    if not isinstance(suite, str):
+        raise StoreError(f"{run.folder / 'plan.json'}: damaged: it does not name its suite")
+    folder = run.folder.absolute()
+    near = [folder.parents[2]] if len(folder.parents) > 2 and folder.parents[1].name == "runs" else []
+    places = {path_of(suite, place).absolute(): path_of(suite, place) for place in (out, *near)}
+    shipped = shipped_baseline(run.plan)
+    return [*places.values(), *([] if shipped is None else [shipped])]
+
+
+def shipped_baseline(planned: Mapping[str, Any]) -> Path | None:
+    """The baseline that ships for a run with this plan; None where it is not that of the suite as it ships."""
+    path, toml = (
+        files.PACKAGED / f for f in (f"baselines/{planned['suite']}.parquet", f"suites/{planned['suite']}.toml")
+    )
+    if not (path.is_file() and toml.is_file()):
         return None
-    shipped = suites.load(files.PACKAGED / files.SUITES / f"{name}.toml")
-    return packaged if plans.plan(shipped).key == plan["key"] else None
+    return path if plan(suites.load(toml)).key == planned.get("key") else None
+
+
+def _ends(metric: str) -> tuple[float, float]:
+    """The ends of the range of a metric."""
+    low, high = OUTCOME[metric].least, OUTCOME[metric].most
+    return -math.inf if low is None else low, math.inf if high is None else high
 
 
 def set_baseline(runs: Sequence[Run], out: Path, allow: Collection[str] = ()) -> Path:
     """Write the baseline of a suite from runs of it; the file.
 
     A value is the median over the runs, its noise their spread; of a single run it is `NOISE`. The status of a cell is
-    the first in the order of precedence over the runs. Raises UserError for a run that is partial, dirty, damaged or
-    foreign to the first one and is not allowed to be.
+    the first in the order of precedence over the runs. Raises UserError for a run that is partial, dirty, damaged,
+    failing or foreign to the first one, and for runs that disagree, where that is not allowed.
     """
     for word in allow:
         if word not in REFUSED:
             raise UserError(f"--allow {word}: is nothing that a run is refused for{near_miss(word, REFUSED)}")
-    if twice := sorted({str(r.folder) for i, r in enumerate(runs) if r.folder in [o.folder for o in runs[:i]]}):
+    folders = [run.folder.resolve() for run in runs]
+    if twice := [str(folder) for i, folder in enumerate(folders) if folder in folders[:i]]:
         raise UserError(f"{twice[0]}: is named twice; a run has no spread against itself")
     snapshots: list[Snapshot] = []
     told: list[str] = []
@@ -107,31 +135,48 @@ def set_baseline(runs: Sequence[Run], out: Path, allow: Collection[str] = ()) ->
         snapshot, faults = verify(run)
         if snapshot is None:
             raise StoreError("\n".join(fault.detail for fault in faults))
+        for other in snapshots:
+            if snapshot.digests is not None and snapshot.digests == other.digests:
+                raise UserError(f"{run.folder}: is a copy of {other.folder}; a run has no spread against itself")
         snapshots.append(snapshot)
-        refused = {word: why for word, why in _refusals(snapshot, snapshots[0], faults) if word not in allow}
-        told += [
-            f"{run.folder}: is {word}: {why}; --allow {word} takes it all the same" for word, why in refused.items()
-        ]
-    if told:
-        raise UserError("\n".join(told))
+        refused = _refusals(snapshot, snapshots[0], faults, path_of(str(snapshots[0].plan["suite"]), out))
+        told += [f"{run.folder}: {_way_out(word, why)}" for word, why in refused if word not in allow]
     suite = snapshots[0].plan["suite"]
     path = path_of(suite, out)
+    rows = merged(snapshots)
+    if "disagreeing" not in allow:
+        told += [f"{path}: {_way_out('disagreeing', why)}" for why in _disagreements(snapshots, rows)]
+    if told:
+        raise UserError("\n".join(told))
     of_runs = [{"run": s.id} | {k: s.env.get(k) for k in ("commit", "dirty", "processor", "torch")} for s in snapshots]
-    metadata = {**SCHEMA_OF_BASELINE.metadata, SUITE: suite.encode(), RUNS: json.dumps(of_runs).encode()}
-    table = pa.Table.from_pandas(merged(snapshots), schema=SCHEMA_OF_BASELINE, preserve_index=False)
+    thresholds = json.dumps(snapshots[0].plan["thresholds"], sort_keys=True)
+    more = {SUITE: suite.encode(), RUNS: json.dumps(of_runs).encode(), THRESHOLDS: thresholds.encode()}
+    metadata = {**SCHEMA_OF_BASELINE.metadata, **more}
+    table = pa.Table.from_pandas(rows, schema=SCHEMA_OF_BASELINE, preserve_index=False)
     write_table(path, table.replace_schema_metadata(metadata))
     return path
 
 
-def _refusals(run: Snapshot, first: Snapshot, faults: Sequence[Finding]) -> Iterator[tuple[str, str]]:
+def _way_out(word: str, why: str) -> str:
+    return f"is {word}: {why}; --allow {word} takes it all the same"
+
+
+def _refusals(run: Snapshot, first: Snapshot, faults: Sequence[Finding], path: Path) -> Iterator[tuple[str, str]]:
     if faults:
         yield "damaged", f"{faults[0].name}: {faults[0].detail}"
     planned = len(run.plan["cells"]) + len(run.plan["skipped"])
     measured = int((~run.cells["status"].isin([s for s in Status if s.incomplete])).sum())
     if measured < planned:
         yield "partial", f"{planned - measured} of {planned} cells were not measured"
-    if run.env.get("dirty"):
-        yield "dirty", "it was made by code that differs from its commit"
+    for whose, keys in _wanted(str(run.plan["suite"]), path):
+        if missing := keys - set(run.cells["cell"]):
+            yield "partial", f"{len(missing)} of {len(keys)} cells of {whose} are not in it"
+    if run.env.get("dirty") or run.env.get("commit") is None:
+        differs = "that differs from its commit" if run.env.get("dirty") else "without a commit"
+        yield "dirty", f"it was made by code {differs}"
+    failed = [] if faults else [f for f in (evaluate(Check(**c), run.cells) for c in run.claims["check"]) if not f]
+    if failed:
+        yield "failing", f"{len(failed)} of its checks do not hold; first {failed[0].name!r}: {failed[0].detail}"
     for what, mine, that in (
         ("suite", run.plan["suite"], first.plan["suite"]),
         ("plan", run.plan["key"], first.plan["key"]),
@@ -140,6 +185,36 @@ def _refusals(run: Snapshot, first: Snapshot, faults: Sequence[Finding]) -> Iter
         if mine != that:
             yield "foreign", f"its {what} is {mine}, that of {first.id} {that}"
             return
+
+
+def _wanted(suite: str, path: Path) -> Iterator[tuple[str, set[str]]]:
+    """The cells that a baseline at `path` should have: those of the suite, where it is found, and of the file there."""
+    try:
+        file = files.find(suite, files.SUITES, "suite")
+        planned = plan(suites.load(file), str(file))
+    except UserError:
+        pass  # a suite of another folder, or one that needs a plugin or a training
+    else:
+        yield str(file), {cell.key for cell in (*planned.cells, *(cell for cell, _ in planned.skipped))}
+    with suppress(StoreError):  # there is none, or it is damaged: it asks for nothing
+        yield f"the baseline {path}", set(read_baseline(path, suite)["cell"].to_pylist())
+
+
+def _disagreements(runs: Sequence[Snapshot], rows: DataFrame) -> Iterator[str]:
+    """Where runs differ so much that a baseline of them says little."""
+    import pandas as pd
+
+    statuses = pd.concat([run.cells.set_index("cell")["status"] for run in runs], axis=1)
+    differ = statuses[statuses.nunique(axis=1) > 1]
+    if len(differ):
+        first = ", ".join(dict.fromkeys(differ.iloc[0].dropna()))
+        yield f"{len(differ)} cells have another status in another run; first {differ.index[0]}: {first}"
+    for metric in BETTER if len(runs) > 1 else ():
+        wide = (rows["status"] == Status.SETTLED) & (FACTOR * rows[f"{metric}_noise"] >= 1) & (metric != "residual")
+        if wide.any():
+            row = rows[wide].iloc[0]
+            told = f"{metric} of {int(wide.sum())} cells may lose 1 or more by its noise"
+            yield f"{told}; first {row[f'{metric}_noise']:.3g} at {_at(row)}"
 
 
 def merged(runs: Sequence[Snapshot]) -> DataFrame:
@@ -161,7 +236,8 @@ def merged(runs: Sequence[Snapshot]) -> DataFrame:
         # two gradients whose cosine is 1 - x differ by sqrt(2 x) of their length
         once = single if better == "up" or metric == "residual" else np.sqrt(2 * single)
         with np.errstate(invalid="ignore"):
-            merged[f"{metric}_noise"] = np.where(whole, high - low if len(runs) > 1 else once, np.nan)
+            spread = (high - low) / np.maximum(1, np.abs(middle))  # of numbers above 1 a share, as what they may lose
+            merged[f"{metric}_noise"] = np.where(whole, spread if len(runs) > 1 else once, np.nan)
     return merged
 
 
@@ -183,8 +259,7 @@ def read_baseline(path: Path, suite: str) -> pa.Table:
     settled = np.array([status == Status.SETTLED for status in table["status"].to_pylist()], bool)
     for metric in BETTER:
         value, noise = (table[n].to_numpy() for n in (metric, f"{metric}_noise"))
-        low, high = OUTCOME[metric].least, OUTCOME[metric].most
-        ends = (-math.inf if low is None else low, math.inf if high is None else high)
+        ends = _ends(metric)
         beyond = (value < ends[0] - RANGE_ERROR) | (value > ends[1] + RANGE_ERROR)
         unknown_noise = np.isfinite(value) & ~(np.isfinite(noise) & (noise >= 0))
         if (settled & (beyond | unknown_noise)).any():
@@ -200,10 +275,9 @@ def compare_with(demand: Demand, run: Snapshot) -> list[Finding]:
     common = base.index.intersection(now.index, sort=False)
     findings = [_coverage(demand, table, base, now, common)]
     if len(common):
-        base, now = base.loc[common], now.loc[common]
-        findings += losses(base, now, demand.tolerance)
-        both = settled_in_both(base, now)
-        findings += [_floored(metric, floor, base[both], now[both]) for metric, floor in demand.floors.items()]
+        findings += _thresholds(table, run, len(common))
+        findings += losses(base.loc[common], now.loc[common], demand.tolerance)
+        findings += [_floored(metric, floor, base, now) for metric, floor in demand.floors.items()]
     return findings
 
 
@@ -227,6 +301,16 @@ def _undigested(options: str) -> list[Any]:
 def _plain(value: Any) -> Any:
     """A coordinate as it is in every table: a column of whole numbers is one of floats where some are null."""
     return value if isinstance(value, str) else None if value is None or value != value else float(value)
+
+
+def _thresholds(table: pa.Table, run: Snapshot, cells: int) -> list[Finding]:
+    """Whether statuses were decided by the same numbers; nothing of a baseline that does not say by which."""
+    was = json.loads(table.schema.metadata.get(THRESHOLDS, b"null"))
+    if was is None:
+        return []
+    name, now = "the thresholds are those of the baseline", run.plan["thresholds"]
+    differ = [f"{k}: {was.get(k)} -> {now.get(k)}" for k in sorted({*was, *now}) if was.get(k) != now.get(k)]
+    return [_finding(name, "fail" if differ else "pass", cells, ", ".join(differ) or "all of them are equal")]
 
 
 def settled_in_both(base: DataFrame, now: DataFrame) -> Series:
@@ -303,7 +387,9 @@ def worse(metric: str, base: Series, now: Series) -> Series:
 
 
 def allowance(metric: str, base: DataFrame, tolerance: float) -> Series:
-    """What a number may lose."""
+    """What a number may lose: a residual by growth, all others by their noise."""
+    if metric == "residual":
+        return (GROWTH - 1) * np.maximum(base[metric].abs(), base["dtype"].map(ROUND_OFF))
     return np.maximum(FACTOR * base[f"{metric}_noise"], tolerance) * np.maximum(1, base[metric].abs())
 
 
@@ -329,23 +415,24 @@ def _loss(metric: str, base: DataFrame, now: DataFrame, tolerance: float) -> Fin
 
 
 def _floored(metric: str, floor: float, base: DataFrame, now: DataFrame) -> Finding:
-    """Whether no cell has crossed a floor: cells that are beyond it in the baseline are told, and decide nothing."""
+    """Whether no settled cell of a run lies beyond a floor, apart from those that did in the baseline.
+
+    Cells that are new are held to it, and so are those that settle now and did not. Those that are not held are told.
+    """
     name = f"{metric} keeps to {floor:g}"
-    limit = base[metric] * 0 + floor
-    good = worse(metric, limit, base[metric]) <= 0
-    told = (
-        f"{int((~good).sum())} cells are beyond it in the baseline" if not good.all() else "all cells keep to it there"
-    )
-    if not good.any():
-        return _finding(name, "none", 0, "no cell of the baseline keeps to it: nothing was asked")
-    became = now.loc[good, metric].astype(float)
-    loss = worse(metric, limit[good], became).where(np.isfinite(became), np.inf)
+    was = base[metric].where(base["status"] == Status.SETTLED).reindex(now.index)
+    settled = now["status"] == Status.SETTLED
+    exempt = settled & (worse(metric, was * 0 + floor, was) > 0)
+    held = settled & ~exempt
+    told = f"{int(exempt.sum())} cells are beyond it in the baseline" if exempt.any() else "none is beyond it there"
+    told += f", {int((~settled).sum())} are not settled" if not settled.all() else ""
+    if not held.any():
+        return _finding(name, "none", 0, f"no cell is held to it: {told}")
+    became = now.loc[held, metric].astype(float)
+    loss = worse(metric, became * 0 + floor, became).where(np.isfinite(became), np.inf)
     key = loss.idxmax()
-    place = f"{became[key]:.6g} at {_at(now.loc[key])}"
-    return _finding(
-        name,
-        "pass" if loss[key] <= 0 else "fail",
-        int(good.sum()),
-        f"{place}; {told}",
-        now.loc[key, "cell"] if loss[key] > 0 else "",
+    detail = (
+        f"{became[key]:.6g} at {_at(now.loc[key])}; of {int(held.sum())} cells {int((loss > 0).sum())} cross it; {told}"
     )
+    crossed = loss[key] > 0
+    return _finding(name, "fail" if crossed else "pass", int(held.sum()), detail, key if crossed else "")

@@ -2,8 +2,9 @@
 
 A check of a metric looks at settled cells, unless it names the statuses that it looks at, and says how many cells it
 left out. `at` comes first: it is the extreme of all matching cells, whatever became of them. A cell that was not
-measured is never left out: nobody knows whether it would settle. A check that matches no cell, meets a number that is not finite
-or lacks a cell to compare with has no verdict, and no verdict is a failure: a check that sees no number must not pass.
+measured is never left out: nobody knows whether it would settle. A check that matches no cell, meets a number that is
+not finite or lacks a cell to compare with has no verdict, and no verdict is a failure: a check that sees no number must
+not pass.
 """
 
 from __future__ import annotations

@@ -13,10 +13,12 @@ from gradbench.errors import UserError, near_miss
 from gradbench.planning.registry import DIGEST
 from gradbench.planning.suites import ANY
 from gradbench.tables.baselines import allowance, by_place, losses, merged, settled_in_both, worse
+from gradbench.tables.checks import where_is
 from gradbench.tables.findings import Finding
 from gradbench.tables.schema import BETTER
 from gradbench.tables.selecting import selected
 from gradbench.tables.verifying import POINT
+from gradbench.vocabulary.coordinates import COORDINATES
 from gradbench.vocabulary.exit import Exit
 
 if TYPE_CHECKING:
@@ -24,8 +26,14 @@ if TYPE_CHECKING:
 
     from gradbench.tables.snapshots import Snapshot
 
-_WORDS = {Exit.OK: "nothing is worse than noise", Exit.CHECK_FAILED: "worse", Exit.NOTHING: "no common cell"}
+_WORDS = {
+    Exit.OK: "nothing is worse than noise",
+    Exit.CHECK_FAILED: "worse",
+    Exit.INCOMPLETE: "unfinished",
+    Exit.NOTHING: "no common cell",
+}
 _TOLD = ("commit", "dirty", "device", "processor", "torch", "cuda", "python", "source")  # of an environment
+SHARED = "shared "  # begins the key of a row that shares its coordinates with another one
 Across = tuple[str, Any, Any]  # a column or an option, its value in the first run and in the second
 
 
@@ -34,7 +42,8 @@ class Comparison:
     """Two runs, cell by cell. The second one is judged by the first."""
 
     table: DataFrame  # a row a metric: cells, median change, worst change with what is noise there, and its cell
-    code: Exit  # 0: nothing is worse than noise; 1: something is; 4: no common cell
+    # 0: nothing is worse than noise; 1: something is, or is missing; 3: the second is unfinished; 4: no common cell
+    code: Exit
     common: int
     only_a: int
     only_b: int
@@ -80,8 +89,13 @@ def compared(
 ) -> Comparison:
     """Compare the cells of two runs, or of one run with itself `across` a coordinate or an option.
 
-    Noise is that of one run. Raises UserError for a metric without a direction, and where `across` leaves no cell.
+    Noise is that of one run. Raises UserError for a metric without a direction, where `across` leaves no cell, and for
+    a comparison of cells with themselves.
     """
+    if across is None and a.folder.resolve() == b.folder.resolve():
+        raise UserError(f"{a.folder}: is compared with itself; name another run, or two values with --across")
+    if across is not None and across[1] == across[2]:
+        raise UserError(f"--across {across[0]}: its two values are equal: {across[1]!r}")
     for metric in metrics or ():
         if metric not in BETTER:
             raise UserError(f"{metric!r} is no metric with a direction{near_miss(metric, BETTER)}")
@@ -91,30 +105,56 @@ def compared(
         before, after = (_across(rows, across, value) for rows, value in zip((before, after), across[1:], strict=True))
     common = before.index.intersection(after.index, sort=False)
     left, right = before.loc[common].copy(), after.loc[common]
-    for metric in asked:  # of two dtypes the noise of the coarser one
+    left["dtype"] = np.where(right["dtype"] == "float32", "float32", left["dtype"])  # of two dtypes the coarser one
+    for metric in asked:
         left[f"{metric}_noise"] = np.fmax(left[f"{metric}_noise"], right[f"{metric}_noise"])
-    findings = tuple(replace(f, kind="compare") for f in losses(left, right, 0.0, asked)) if len(common) else ()
+    found = [_missing(before, after), *losses(left, right, 0.0, asked)] if len(common) else []
+    findings = tuple(replace(f, kind="compare") for f in found)
     pairs = _pairs(left, right, asked)
-    differ = {k: (a.env.get(k), b.env.get(k)) for k in _TOLD if a.env.get(k) != b.env.get(k)}
-    code = Exit.NOTHING if not len(common) else Exit.OK if all(f.passed for f in findings) else Exit.CHECK_FAILED
+    told = [{k: run.env.get(k) for k in _TOLD} | {"thresholds": run.plan["thresholds"]} for run in (a, b)]
+    differ = {k: (told[0][k], told[1][k]) for k in told[0] if told[0][k] != told[1][k]}
+    code = Exit.NOTHING if not len(common) else Exit.OK if all(findings) else Exit.CHECK_FAILED
+    if len(common) and len(b.cells) < len(b.plan["cells"]) + len(b.plan["skipped"]):
+        code = Exit.INCOMPLETE
     only = len(before) - len(common), len(after) - len(common)
     return Comparison(_by_metric(pairs, asked), code, len(common), *only, differ, findings, pairs)
 
 
+def _missing(before: DataFrame, after: DataFrame) -> Finding:
+    """Whether every cell of the first run has a partner."""
+    there = before.index.isin(after.index)
+    told = f"{int(there.sum())} of {len(before)} have a partner in the second"
+    if shared := int(sum(rows.index.str.startswith(SHARED).sum() for rows in (before, after))):
+        told += f"; {shared} share all other coordinates with another cell, so that none is its partner"
+    if there.all():
+        return Finding("every cell of the first run", "pass", len(before), told)
+    row = before[~there].iloc[0]
+    detail = f"{told}; first without {row['cell']}, {where_is(row)}"
+    return Finding("every cell of the first run", "fail", len(before), detail, row["cell"])
+
+
 def _across(rows: DataFrame, across: Across, value: Any) -> DataFrame:
-    """Rows with this value, under a key that leaves it out. Rows that share such a key have no partner."""
+    """Rows with this value, under a key that leaves it out. Rows that share such a key have keys without a partner."""
     name = across[0]
+    options = {
+        key for n in ("system_options", "estimator_options") for text in set(rows[n]) for key in json.loads(text)
+    }
+    kinds = {f"{kind}{end}" for kind in ("system", "estimator") for end in ("", "_label")}
+    if name not in (known := {*COORDINATES, *kinds, *options}):
+        raise UserError(f"--across {name}: is neither a coordinate nor an option{near_miss(name, known)}")
     column = f"{name}_label" if name in ("system", "estimator") and (rows[f"{name}_label"] == value).any() else name
     rows = selected(rows, {column: value, "status": ANY})
     if rows.empty:
         raise UserError(f"--across {name}: no cell has {name} = {value!r}")
-    dropped = {name, f"{name}_options"}
+    kind = name.removesuffix("_label")
+    dropped = {kind, f"{kind}_options"} if name in kinds else {name}
     points = [
         tuple(_without(row[n], name) if n.endswith("options") else row[n] for n in POINT if n not in dropped)
         for row in rows[list(POINT)].astype(object).where(rows[list(POINT)].notna(), None).to_dict("records")
     ]
     rows = rows.set_axis([json.dumps(point) for point in points])
-    return rows[~rows.index.duplicated(keep=False)]
+    shared = rows.index.duplicated(keep=False)
+    return rows.set_axis(np.where(shared, SHARED + str(value) + rows["cell"], rows.index))
 
 
 def _without(options: str, name: str) -> str:

@@ -37,6 +37,7 @@ class Verdict:
     statuses: dict[str, int]
     findings: tuple[Finding, ...]  # of a damaged run all that is wrong with it, and no check
     snapshot: Snapshot | None = field(repr=False)  # what was judged; None: a file cannot be read
+    unheld: str = ""  # where a baseline was sought in vain
 
     @property
     def passed(self) -> bool:
@@ -88,14 +89,16 @@ class Verdict:
             "statuses": self.statuses,
             "findings": [asdict(f) for f in self.findings],
             "verdict": _WORDS[self.code],
+            **({"unheld": self.unheld} if self.unheld else {}),
         }
 
 
-def judge(run: Run, *, deep: bool = False, demand: Demand | None = None) -> Verdict:
+def judge(run: Run, *, deep: bool = False, demand: Demand | None = None, unheld: str = "") -> Verdict:
     """Verify a run, evaluate its checks and store verdict.json, which is all that is written.
 
     A run that goes on, or that was cut off, is judged by the records that it has. `deep` makes the tables again from
-    the records, and compares. `demand` names a baseline that the run is compared with.
+    the records, and compares. `demand` names a baseline that the run is compared with, and `unheld` says where one was
+    sought in vain, which the verdict tells.
     """
     snapshot, faults = verify(run, deep=deep)
     planned, statuses = 0, Counter[str]()
@@ -111,7 +114,7 @@ def judge(run: Run, *, deep: bool = False, demand: Demand | None = None) -> Verd
         findings = tuple(evaluate(Check(**check), cells) for check in claims["check"])
         findings += _compared(demand, snapshot)
         code = _code(findings, incomplete=present < planned or unmeasured > 0)
-    verdict = Verdict(run.id, code, planned, present, dict(statuses), findings, snapshot)
+    verdict = Verdict(run.id, code, planned, present, dict(statuses), findings, snapshot, unheld)
     write_json(run.folder / "verdict.json", verdict.to_json())
     return verdict
 
