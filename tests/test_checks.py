@@ -161,7 +161,9 @@ def test_what_overflowed_passes_no_bound() -> None:
 
 def test_a_rule_is_no_partner_of_itself() -> None:
     assert result(frame(cell("aep"), cell("ep")), where={"estimator": "aep"}, against="aep", min=-1.0) == "none"
-    assert result(frame(cell("aep"), cell("ep")), against="ep", min=-1.0) == "none"
+    both = frame(cell("aep", 0.5), cell("ep"))
+    assert result(both, against="ep", min=-0.5) == "pass"
+    assert result(both, against="ep", min=-0.1) == "fail"
 
 
 @pytest.mark.parametrize(
@@ -170,7 +172,6 @@ def test_a_rule_is_no_partner_of_itself() -> None:
         ({"where": {"estimator": ["ep", "app"]}}, "where.estimator has a value that no cell has: .*'?app"),
         ({"where": {"T1": [200, 300]}}, "where.T1 has a value that no cell has: no planned cell has T1 = 300; T1 is"),
         ({"where": {"estimator": "ep"}, "against": "ep"}, "against = 'ep': where matches cells of that rule"),
-        ({"against": "ep"}, "against = 'ep': where matches cells of that rule"),
     ],
 )
 def test_a_value_of_a_list_that_no_cell_has_and_a_rule_against_itself_are_mistakes(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_baselines import HERE, at, reading, remeasured, undefined, unsettled
+from test_baselines import HERE, STATE, at, reading, remeasured, undefined, unsettled
 
 import gradbench as gb
 from gradbench.cli import _code
@@ -51,10 +51,10 @@ def test_what_is_worse_than_noise_is_named(gated: Run, other: Run, change: Any, 
 
 
 def test_a_status_and_a_cause_that_changed_are_told(gated: Run, other: Run) -> None:
-    remeasured(other, at(HERE, unsettled))
+    remeasured(other, at(STATE, unsettled))
     (status,) = (f for f in gb.compare(gated, other).findings if f.name == "what was settled is settled")
     assert status.result == "fail"
-    assert "1 no longer, first settled -> unsettled at " in status.detail
+    assert "7 no longer, first settled -> unsettled at " in status.detail
 
 
 def test_cells_of_one_side_are_counted_and_without_a_common_one_nothing_is_said(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from gradbench.errors import StoreError, UserError
 from gradbench.planning.cells import digest
 from gradbench.tables.runs import find
 from gradbench.tables.schema import COLUMNS, RECORD, TABLES
-from gradbench.tables.store import DIGESTS, SEAL, Run, read_table, write_json, write_table
+from gradbench.tables.store import BLANK, DIGESTS, SEAL, Run, read_table, write_json, write_table
 from gradbench.tables.verdict import judge
 from gradbench.tables.verifying import POINT, trusted, verify
 from gradbench.vocabulary.exit import Exit
@@ -297,6 +298,57 @@ TABLE: dict[str, tuple[dict[str, Callable[[pa.Table], pa.Table]], str, str]] = {
 }
 
 
+TABLE |= {
+    "a residual of one cell of a state": (
+        column("residual", first(lambda r: r / 2), estimator="ep", status="settled"),
+        "cells at one state share its evidence",
+        "have another residual than a cell at the same state",
+    ),
+    "a rho of one cell of a state": (
+        column("rho", first(0.5), estimator="tbptt", status="settled"),
+        "cells at one state share its evidence",
+        "have another rho than",
+    ),
+    "a state of another size": (
+        column("state_norm", first(lambda r: r * (1 + 1e-9)), status="settled"),
+        "cells at one state share its evidence",
+        "have another state_norm than",
+    ),
+    "a share of samples a little above one, which hides a residual": (
+        {
+            "cells": lambda t: column("residual", every(0.01), **SETTLED)["cells"](
+                column("settled_share", every(1 + 1e-6), **SETTLED)["cells"](t)
+            )
+        },
+        STATUS,
+        "with a residual above 0.0001",
+    ),
+    "a perfect gradient of a parameter": (
+        {"params": lambda t: perfect(t)},
+        "the cosine is that of params",
+        "have another cosine than their parameters together",
+    ),
+    "a perfect whole gradient": (
+        {"cells": lambda t: perfect(t)},
+        "the cosine is that of params",
+        "have another cosine than their parameters together",
+    ),
+    "a longer whole gradient": (
+        {"cells": lambda t: perfect(t, 1.5)},
+        "the estimate is that of params",
+        "have another norm than their parameters together",
+    ),
+}
+
+
+def perfect(table: pa.Table, ratio: float = 1.0) -> pa.Table:
+    """The worst reading of a table, with cosine 1 and an error that agrees."""
+    records = table.to_pylist()
+    row = min((r for r in records if r["cosine"] is not None), key=lambda r: r["cosine"])
+    row |= {"cosine": 1.0, "norm_ratio": ratio, "rel_error": abs(ratio - 1)}
+    return pa.Table.from_pylist(records, schema=table.schema)
+
+
 def emptied(table: pa.Table, status: str) -> pa.Table:
     """The first settled row of ep, as a row without a measurement."""
     records = table.to_pylist()
@@ -372,6 +424,26 @@ def remeasured(run: Run) -> None:
     write_table(path, table.slice(0, 1).replace_schema_metadata({**table.schema.metadata, SEAL: b""}))
 
 
+def doubled(run: Run) -> None:
+    """Both rows of a cell in a record: a bad one, and behind it the one that the tables take."""
+    path = record(run)
+    table = read_table(path, RECORD)
+    write_table(path, pa.concat_tables([table, table.slice(0, 1)]))
+    (run.folder / DIGESTS).unlink()
+
+
+def skipping(plan: dict[str, Any]) -> None:
+    """A plan that skips the first cell that it measured."""
+    plan["skipped"].append(plan["cells"].pop(0) | {"reason": "no"})
+
+
+def no_parquet(run: Run) -> None:
+    """A file with a seal that is right, of a table that is none."""
+    content = b"PAR1 nothing " + BLANK
+    sealed = content.replace(BLANK, BLANK[:7] + hashlib.sha256(content).hexdigest().encode())
+    (run.folder / "params.parquet").write_bytes(sealed)
+
+
 MADE = "tables are made of the records"
 FROZEN = "the plan is as it was frozen"
 READ = "every file can be read"
@@ -421,6 +493,41 @@ FILES: dict[str, tuple[Callable[[Run], object], str, str]] = {
         READ,
         "plan.json: damaged: KeyError: 'system'",
     ),
+    "a cell moved to those that are skipped": (lambda r: edit(r, "plan.json", skipping), FROZEN, "those that it skips"),
+    "another suite": (lambda r: edit(r, "plan.json", lambda p: p.update(suite="toy")), FROZEN, "that of its suite"),
+    "no suite": (lambda r: edit(r, "plan.json", lambda p: p.pop("suite")), "the plan can be read", "KeyError: 'suite'"),
+    "cells that are a number": (
+        lambda r: edit(r, "plan.json", lambda p: p.update(cells=3)),
+        "the plan can be read",
+        "",
+    ),
+    "problems that are no words": (
+        lambda r: edit(r, "plan.json", lambda p: p.update(problems=[{}])),
+        READ,
+        "damaged: .*TypeError: unhashable",
+    ),
+    "a threshold that is a word": (
+        lambda r: edit(r, "plan.json", lambda p: p["thresholds"].update(residual="low")),
+        READ,
+        "damaged: ",
+    ),
+    "a sealed file that is no parquet": (no_parquet, READ, "params.parquet: damaged: "),
+    "two rows for a cell in a record": (doubled, READ, "damaged: a cell has two rows"),
+    "checks that are a word": (
+        lambda r: edit(r, "checks.json", lambda c: c.update(check="all")),
+        "the checks can be read",
+        "checks.json: damaged",
+    ),
+    "allowed by a word": (
+        lambda r: edit(r, "checks.json", lambda c: c.update(allow_incomplete="no")),
+        "the checks can be read",
+        "allow_incomplete is neither true nor false",
+    ),
+    "a printed table without columns": (
+        lambda r: edit(r, "checks.json", lambda c: c.update(table=[{"name": "t"}])),
+        "the checks can be read",
+        "columns",
+    ),
     "a torn plan": (lambda r: cut(r.folder / "plan.json"), READ, "plan.json: damaged"),
     "the environment of another run": (
         lambda r: edit(r, "env.json", lambda e: e.update(commit="0" * 40)),
@@ -463,6 +570,7 @@ FILES: dict[str, tuple[Callable[[Run], object], str, str]] = {
 @pytest.mark.parametrize("name", FILES)
 def test_a_mutated_file_is_caught_and_named(gated: Run, name: str) -> None:
     mutate, rule, message = FILES[name]
+    write_json(gated.folder / "verdict.json", {"verdict": "pass"})
     mutate(gated)
     verdict = judge(gated)
     assert verdict.code is Exit.STORE
@@ -569,6 +677,18 @@ def test_a_check_of_results_is_verified_as_a_check_of_a_suite_is(gated: Run) -> 
     rewrite(gated, column("cosine_min", every(1.0)), digests=False)
     with pytest.raises(StoreError, match="is another table than the one"):
         results.check(metric="cosine_min", min=0.9)
+
+
+def test_a_verdict_of_before_does_not_outlive_a_crash(gated: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert judge(gated)
+
+    def crash(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("gradbench.tables.verdict.verify", crash)
+    with pytest.raises(MemoryError):
+        judge(gated)
+    assert not (gated.folder / "verdict.json").exists()
 
 
 def test_an_empty_name_is_no_run(gated: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -225,7 +225,7 @@ def test_a_check_that_could_never_have_a_verdict_is_an_error_of_the_plan(check: 
 @pytest.mark.parametrize(
     "where",
     [
-        {}, {"estimator": "ep"}, {"estimator": ["ep", "aep"]}, {"beta": 0.02}, {"N": 2}, {"status": "settled"},
+        {}, {"estimator": "ep"}, {"estimator": ["ep", "bptt"]}, {"beta": 0.02}, {"N": 2}, {"status": "settled"},
         {"nudge": "centred"}, {"estimator_label": "ep"}, {"system_label": "toy_cons D=4 N=2"}, {"T1": 120.0},
     ],
 )  # fmt: skip

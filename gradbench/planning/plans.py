@@ -72,8 +72,10 @@ class Plan:
 
     @cached_property
     def key(self) -> str:
-        """Content key of the cells, in any order, and of the thresholds that judge them."""
-        return digest([sorted(c.key for c in (*self.cells, *(c for c, _ in self.skipped))), asdict(self.thresholds)])
+        """Content key of the suite, its cells in any order, those that are skipped, and the thresholds."""
+        return key_of(
+            self.suite, (c.key for c in self.cells), (c.key for c, _ in self.skipped), asdict(self.thresholds)
+        )
 
     def verify(self, checks: Iterable[Check], where: str, tables: Iterable[Table] = ()) -> None:
         """Raise UserError for a check that can have no verdict, and for a table without a cell."""
@@ -141,9 +143,14 @@ def verify_items(
                 raise UserError(f"{place}: against = {item.against!r} is not {kind}{near_miss(item.against, rules)}")
             exact = any(cell["estimator_label"] == item.against for cell in cells)
             column = "estimator_label" if exact else "estimator"
-            if any(cell[column] == item.against for cell in chosen):
-                told = "where matches cells of that rule, whose difference to themselves is 0"
+            if all(cell[column] == item.against for cell in chosen):
+                told = "where matches cells of that rule alone, whose difference to themselves is 0"
                 raise UserError(f"{place}: against = {item.against!r}: {told}")
+
+
+def key_of(suite: str, cells: Iterable[str], skipped: Iterable[str], thresholds: Mapping[str, Any]) -> str:
+    """Content key of a plan, from the keys of its cells and of those that it skips."""
+    return digest([suite, sorted(cells), sorted(skipped), thresholds])
 
 
 def plan(

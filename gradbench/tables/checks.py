@@ -80,6 +80,8 @@ def _of_metric(check: Check, rows: DataFrame, cells: DataFrame) -> Finding:
     if check.against is not None:
         others = _at(_partners(cells, check.where, check.against), check.at, check.reduce)
         values = _difference(values, _in_statuses(others, check.where), check.metric)
+    if values.empty:
+        return Finding(check.name, "none", 0, f"no cell is of another rule than {check.against}")
     metric = values[check.metric].astype(float)
     unknown = ~np.isfinite(metric)
     if unknown.any():
@@ -133,9 +135,8 @@ def _difference(mine: DataFrame, other: DataFrame, metric: str) -> DataFrame:
     keys = [c for c in IDENTITY if c != "estimator_label"]
     partner = other.drop_duplicates(keys, keep=False)  # where a cell has two partners, neither counts
     joined = mine.merge(partner[[*keys, metric, "cell"]], on=keys, how="left", suffixes=("", "_other"))
-    difference = joined[metric] - joined[f"{metric}_other"]
-    joined[metric] = difference.where(joined["cell"] != joined["cell_other"])  # no cell is compared with itself
-    return joined
+    joined[metric] = joined[metric] - joined[f"{metric}_other"]
+    return joined[joined["cell"] != joined["cell_other"]]  # no cell is compared with itself
 
 
 def _reduce(values: DataFrame, over: set[str], how: str, metric: str) -> DataFrame:

@@ -108,11 +108,11 @@ def compared(
     left["dtype"] = np.where(right["dtype"] == "float32", "float32", left["dtype"])  # of two dtypes the coarser one
     for metric in asked:
         left[f"{metric}_noise"] = np.fmax(left[f"{metric}_noise"], right[f"{metric}_noise"])
-    found = [_missing(before, after), *losses(left, right, 0.0, asked)] if len(common) else []
-    findings = tuple(replace(f, kind="compare") for f in found)
+    told = [_missing(before, after), *losses(left, right, 0.0, asked)] if len(common) else []
+    findings = tuple(replace(f, kind="compare") for f in told)
     pairs = _pairs(left, right, asked)
-    told = [{k: run.env.get(k) for k in _TOLD} | {"thresholds": run.plan["thresholds"]} for run in (a, b)]
-    differ = {k: (told[0][k], told[1][k]) for k in told[0] if told[0][k] != told[1][k]}
+    both = [{k: run.env.get(k) for k in _TOLD} | {"thresholds": run.plan["thresholds"]} for run in (a, b)]
+    differ = {k: (both[0][k], both[1][k]) for k in both[0] if both[0][k] != both[1][k]}
     code = Exit.NOTHING if not len(common) else Exit.OK if all(findings) else Exit.CHECK_FAILED
     if len(common) and len(b.cells) < len(b.plan["cells"]) + len(b.plan["skipped"]):
         code = Exit.INCOMPLETE

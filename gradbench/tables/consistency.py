@@ -28,6 +28,7 @@ RESIDUAL_ERROR = 1e-2  # relative, of a norm in the dtype of the cell
 NOT_FINITE = "the estimate is not finite"  # the reason of a cosine that is NaN, and makes the summaries NaN
 ZERO = "the estimate is zero"  # the reason of a cosine that is 0 by convention
 REFERENCE, ESTIMATE = "the reference", "the estimate"  # begin the reasons that lie in one of them
+OF_A_STATE = ("residual", "settled_share", "rho", "state_norm", "reference_norm")  # equal for all rules there
 ATTENTION = ("WQ", "WK", "WV", "WO")  # the group of `cosine_attn`
 Fault = tuple[str, str, str]  # table, rule, and what breaks it
 
@@ -37,7 +38,7 @@ def faults(tables: Mapping[str, pa.Table], at: Thresholds) -> Iterator[Fault]:
     for name, table in tables.items():
         yield from _range_faults(name, table)
     cells, params = _Columns(tables["cells"]), _Columns(tables["params"])
-    for rule, wrong, words in (*_status_rules(cells, at), *_reading_rules(cells)):
+    for rule, wrong, words in (*_status_rules(cells, at), *_state_rules(cells), *_reading_rules(cells)):
         if wrong.any():
             yield "cells", rule, counted(cells.keys[wrong].tolist(), words)
     for rule, wrong, words in _reading_rules(params):
@@ -125,7 +126,7 @@ def _status_rules(cells: _Columns, at: Thresholds) -> Iterator[tuple[str, Mask, 
     share, rho, deep = cells["settled_share"], cells["rho"], cells["rho_arnoldi"]
     yield rule, rested & ~(share >= at.settled_share), "are at rest by their status, and not by their samples"
     yield rule, among(Status.UNSETTLED) & (share >= at.settled_share), "are unsettled, and every sample is settled"
-    whole = rested & (share == 1) & ~(cells["residual"] <= at.residual * (1 + RESIDUAL_ERROR))
+    whole = rested & (share >= 1) & ~(cells["residual"] <= at.residual * (1 + RESIDUAL_ERROR))
     yield rule, whole, f"are at rest by their status, with a residual above {at.residual:g}"
     grows = ~(rho <= 1 + at.growth), ~(deep <= 1 + at.growth)
     certified = cells.given("rho_arnoldi")
@@ -151,6 +152,21 @@ def _status_rules(cells: _Columns, at: Thresholds) -> Iterator[tuple[str, Mask, 
     yield "rho_T2 is rho to the power of T2", wrong & np.isfinite(power), "have another rho_T2"
     causes = np.isin(cells["cause"], [str(c) for c in Cause])
     yield "a cause is a word of the list", (cells["cause"] != "") & ~causes, "have a cause that is none"
+
+
+def _state_rules(cells: _Columns) -> Iterator[tuple[str, Mask, str]]:
+    """Cells of one problem with one T1 are measured at one free state, so that they share its evidence."""
+    problem = pc.fill_null(cells.table["problem"].combine_chunks(), "").dictionary_encode().indices.to_numpy()
+    steps = np.unique(np.nan_to_num(cells["T1"], nan=-1.0), return_inverse=True)[1]
+    place = problem.astype(np.int64) * len(cells) + steps
+    for name in OF_A_STATE:
+        rows = np.flatnonzero(cells.given(name) & cells.given("problem"))
+        values = cells[name][rows]
+        _, first, code = np.unique(place[rows], return_index=True, return_inverse=True)
+        shared = values[first[code]]
+        wrong = np.zeros(len(cells), bool)
+        wrong[rows] = ~((values == shared) | (np.isnan(values) & np.isnan(shared)))
+        yield "cells at one state share its evidence", wrong, f"have another {name} than a cell at the same state"
 
 
 def _reading_rules(rows: _Columns) -> Iterator[tuple[str, Mask, str]]:
@@ -238,6 +254,17 @@ def _summary_rules(cells: _Columns, params: _Columns, owner: Array) -> Iterator[
         square = cells["reference_norm"] ** 2
         wrong = compared & (np.abs(np.bincount(owner, norm**2, minlength=n) - square) > SUM_ERROR * square)
     yield "the reference is that of params", wrong, "have another norm of the reference than their parameters together"
+    # sums over parameters: |e|^2, and <e, r> up to what parameters without a cosine may add
+    with np.errstate(all="ignore"):
+        ratio, whole = params["norm_ratio"], cells["norm_ratio"] * square
+        squares = cells["norm_ratio"] * whole
+        length = np.abs(np.bincount(owner, (ratio * norm) ** 2, minlength=n) - squares) > SUM_ERROR * squares
+        known = np.isfinite(cosine)
+        product = np.bincount(owner, np.where(known, cosine, 0) * ratio * norm**2, minlength=n)
+        slack = SUM_ERROR * whole + np.bincount(owner, np.where(known, 0, ratio * norm**2), minlength=n)
+        angle = np.abs(product - cells["cosine"] * whole) > slack
+    yield "the estimate is that of params", compared & length, "have another norm than their parameters together"
+    yield "the cosine is that of params", compared & angle, "have another cosine than their parameters together"
     smallest = broken | (defined & (cosine == least[owner]))
     worsts = set(zip(owner[smallest].tolist(), params["param"][smallest], strict=True))
     wrong = compared & (least < np.inf)

@@ -86,7 +86,7 @@ def read_json(path: Path) -> Any:
         content = path.read_bytes()
     try:
         return json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StoreError(f"{path}: damaged: {error}") from None
 
 
@@ -109,7 +109,10 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
     `cells` may have further columns of float64 behind those of its schema.
     """
     content = _whole(path)
-    table = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True).read()
+    try:
+        table = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True).read()
+    except (pa.ArrowException, OSError) as error:
+        raise StoreError(f"{path}: damaged: {error}") from None
     wanted = schema.metadata[SCHEMA].decode()
     version = (table.schema.metadata or {}).get(SCHEMA, b"none").decode()
     if version != wanted:
@@ -261,6 +264,8 @@ class Run:
         table = read_table(self._record(problem), RECORD)
         if set(table["problem"].to_pylist()) != {problem}:
             raise StoreError(f"{self._record(problem)}: damaged: it is not the record of problem {problem}")
+        if len(set(table["cell"].to_pylist())) < len(table):
+            raise StoreError(f"{self._record(problem)}: damaged: a cell has two rows")
         return table
 
     def compact(self, extra: Iterable[dict[str, Any]]) -> int:

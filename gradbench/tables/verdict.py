@@ -12,7 +12,7 @@ from gradbench.tables.baselines import Demand, compare_with
 from gradbench.tables.checks import evaluate
 from gradbench.tables.findings import Finding, Kind, Result
 from gradbench.tables.snapshots import Snapshot
-from gradbench.tables.store import Run, write_json
+from gradbench.tables.store import Run, guarded, write_json
 from gradbench.tables.verifying import verify
 from gradbench.vocabulary.exit import PRECEDENCE, Exit
 from gradbench.vocabulary.status import Status
@@ -100,11 +100,13 @@ def judge(run: Run, *, deep: bool = False, demand: Demand | None = None, unheld:
     the records, and compares. `demand` names a baseline that the run is compared with, and `unheld` says where one was
     sought in vain, which the verdict tells.
     """
+    with guarded(run.folder):  # so that a verdict of before does not stand where there is none now
+        (run.folder / "verdict.json").unlink(missing_ok=True)
     snapshot, faults = verify(run, deep=deep)
     planned, statuses = 0, Counter[str]()
     if snapshot is not None:
-        plan = snapshot.plan
-        planned = len(plan.get("cells", ())) + len(plan.get("skipped", ()))
+        lists = (snapshot.plan.get(name) for name in ("cells", "skipped"))
+        planned = sum(len(entries) for entries in lists if isinstance(entries, list))
         statuses = Counter(snapshot.tables["cells"]["status"].to_pylist())
     present = sum(statuses.values())
     findings, code = faults, Exit.STORE

@@ -15,7 +15,8 @@ import pyarrow as pa
 
 from gradbench.errors import StoreError
 from gradbench.planning.cells import digest
-from gradbench.planning.suites import Check
+from gradbench.planning.plans import key_of
+from gradbench.planning.suites import Check, Table
 from gradbench.tables import consistency
 from gradbench.tables.findings import Finding, counted
 from gradbench.tables.placeholders import skipped_rows
@@ -24,6 +25,7 @@ from gradbench.tables.store import DIGESTS, MADE_BY, SEAL, Run
 from gradbench.vocabulary.coordinates import COORDINATES
 from gradbench.vocabulary.status import Status, Thresholds
 
+_MISSHAPEN = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError, pa.ArrowException)
 TRIES = 5  # readings of a run that another process works on
 POINT = ("system", "system_options", "estimator", "estimator_options", *COORDINATES)
 # what cells of one problem have in common
@@ -45,6 +47,9 @@ def verify(run: Run, *, deep: bool = False) -> tuple[Snapshot | None, tuple[Find
             faults = list(_faults(snapshot, deep))
         except StoreError as error:
             faults = [("every file can be read", str(error))]
+        except _MISSHAPEN as error:  # a plan, an environment or checks of a shape that no rule above speaks of
+            what = f"{run.folder}: damaged: plan.json, env.json or {DIGESTS}: {type(error).__name__}: {error}"
+            faults = [("every file can be read", what)]
         if not faults or _state(run) == before:
             break
     return snapshot, tuple(Finding(name, "fail", 0, detail, kind="store") for name, detail in faults)
@@ -71,14 +76,17 @@ def _faults(run: Snapshot, deep: bool) -> Iterator[Fault]:
     path = run.folder / "plan.json"
     try:
         planned = _Planned(run.plan)
-    except (AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
         yield "the plan can be read", f"{path}: damaged: {type(error).__name__}: {error}"
         return
     try:
         for check in run.claims["check"]:
             Check(**check)
-        bool(run.claims["allow_incomplete"])
-    except (KeyError, TypeError, ValueError) as error:
+        for table in run.claims.get("table", ()):
+            Table(**table)
+        if not isinstance(run.claims["allow_incomplete"], bool):
+            raise TypeError("allow_incomplete is neither true nor false")
+    except (LookupError, TypeError, ValueError) as error:
         yield "the checks can be read", f"{run.folder / 'checks.json'}: damaged: {type(error).__name__}: {error}"
     for rule, detail in planned.faults():
         yield rule, f"{path}: {detail}"
@@ -100,6 +108,7 @@ class _Planned:
         self.points = {entry["cell"]: tuple(entry[name] for name in POINT) for entry in entries}
         self.skipped = {entry["cell"]: entry["reason"] for entry in plan["skipped"]}
         self.problems, self.key, self.thresholds = plan["problems"], plan["key"], plan["thresholds"]
+        self.suite: str = plan["suite"]
         self.at = Thresholds(**self.thresholds)
 
     def faults(self) -> Iterator[Fault]:
@@ -109,8 +118,10 @@ class _Planned:
         wrong = [key for key, point in self.points.items() if digest(dict(zip(POINT, point, strict=True))) != key]
         if wrong:
             yield "a key is the digest of its coordinates", counted(wrong, "have the key of other coordinates")
-        if digest([sorted(self.keys), self.thresholds]) != self.key:
-            yield "the plan is as it was frozen", "its key is not that of its cells and thresholds"
+        measured = (key for key in self.keys if key not in self.skipped)
+        if key_of(self.suite, measured, self.skipped, self.thresholds) != self.key:
+            told = "its key is not that of its suite, its cells, those that it skips, and its thresholds"
+            yield "the plan is as it was frozen", told
         if {digest(sorted(keys)) for keys in self.grouped().values()} != set(self.problems):
             yield "the plan is as it was frozen", "its problems are not those of its cells"
 
