@@ -293,7 +293,7 @@ def check(
     for finding in verdict.findings:
         where = f"{finding.name}  [{finding.cells} cells]" if finding.kind == "check" else finding.name
         _put(_entry(f"  {finding.result.upper()}", f"{where}  {finding.detail}", 8, width))
-    if verdict.unheld:
+    if verdict.unheld and verdict.code is not Exit.STORE:
         _put(_entry("  NOTE", verdict.unheld, 8, width))
     last = [verdict.line, str(target.folder / "verdict.json")]
     _put(_one_or_two_lines(last, "  ", width, reverse=True))

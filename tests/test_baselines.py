@@ -374,6 +374,9 @@ def test_a_baseline_refuses_what_it_should_not_be_made_of_unless_told(
     next((gated.folder / "records").iterdir()).unlink()
     with pytest.raises(UserError, match=r"is partial: .* of 112 cells were not measured"):
         set_baseline([gated], tmp_path)
+    write_json(gated.folder / "plan.json", {k: v for k, v in gated.plan.items() if k != "suite"})
+    with pytest.raises(StoreError, match=r"plan\.json: damaged: KeyError: 'suite'"):
+        set_baseline([gated], tmp_path, ["damaged", "partial"])
     (gated.folder / "plan.json").unlink()
     with pytest.raises(StoreError, match=r"plan\.json: No such file"):
         set_baseline([gated], tmp_path, ["damaged", "partial"])

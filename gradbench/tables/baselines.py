@@ -29,7 +29,7 @@ from gradbench.tables.consistency import RANGE_ERROR
 from gradbench.tables.findings import Finding
 from gradbench.tables.schema import BETTER, IDENTITY, OUTCOME
 from gradbench.tables.store import SCHEMA, read_table, write_table
-from gradbench.tables.verifying import POINT, verify
+from gradbench.tables.verifying import PLAN, POINT, verify
 from gradbench.vocabulary.status import Status
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def set_baseline(runs: Sequence[Run], out: Path, allow: Collection[str] = ()) ->
     told: list[str] = []
     for run in runs:
         snapshot, faults = verify(run)
-        if snapshot is None:
+        if snapshot is None or any(fault.name == PLAN for fault in faults):  # nothing says what it is a run of
             raise StoreError("\n".join(fault.detail for fault in faults))
         for other in snapshots:
             if snapshot.digests is not None and snapshot.digests == other.digests:

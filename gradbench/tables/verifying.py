@@ -26,6 +26,7 @@ from gradbench.vocabulary.coordinates import COORDINATES
 from gradbench.vocabulary.status import Status, Thresholds
 
 _MISSHAPEN = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError, pa.ArrowException)
+PLAN = "the plan can be read"  # the rule without which no other one can be looked at
 TRIES = 5  # readings of a run that another process works on
 POINT = ("system", "system_options", "estimator", "estimator_options", *COORDINATES)
 # what cells of one problem have in common
@@ -77,7 +78,7 @@ def _faults(run: Snapshot, deep: bool) -> Iterator[Fault]:
     try:
         planned = _Planned(run.plan)
     except (AttributeError, LookupError, TypeError, ValueError) as error:
-        yield "the plan can be read", f"{path}: damaged: {type(error).__name__}: {error}"
+        yield PLAN, f"{path}: damaged: {type(error).__name__}: {error}"
         return
     try:
         for check in run.claims["check"]:
