@@ -472,4 +472,4 @@ def test_a_shipped_baseline_is_of_the_suite_as_it_ships(gated: Run, tmp_path: Pa
         plan = prepare("smoke", overrides)[1].to_json()
         assert (shipped_baseline(plan) is not None) == there
     assert shipped_baseline(gated.plan | {"suite": "smoke"}) is None
-    assert shipped_baseline(gated.plan, tmp_path) is None
+    assert shipped_baseline(gated.plan) is None

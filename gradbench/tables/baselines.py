@@ -86,7 +86,7 @@ def path_of(suite: str, out: Path) -> Path:
 
 
 def places_of(run: Run, out: Path) -> list[Path]:
-    """Where the baseline of a run is looked for: in the folder of results, in the one that the run lies in, and shipped.
+    """Where the baseline of a run is looked for: in the folder of results, in that of the run, and in the package.
 
     Raises StoreError for a plan that does not name its suite.
     """
