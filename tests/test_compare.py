@@ -89,7 +89,7 @@ def test_a_rule_that_was_edited_is_compared_with_what_it_was(tmp_path: Path) -> 
         gb.run(gb.suite(grid | {"estimator": ["ep", scaled(by)][first:]}), out=tmp_path, device="cpu").run
         for by, first in ((1.0, 0), (1.0, 1), (-1.0, 1))  # without ep no T2 is null
     ]
-    assert gb.compare(*runs[:2]).code is Exit.OK
+    assert gb.compare(runs[1], runs[0]).code is Exit.OK
     comparison = gb.compare(runs[0], runs[2])
     assert (comparison.code, comparison.common, comparison.only_a, comparison.only_b) == (Exit.CHECK_FAILED, 1, 1, 0)
     (worst,) = comparison.table[comparison.table["metric"] == "cosine"].to_dict("records")
