@@ -65,7 +65,13 @@ _LOADED = {  # when first used
 def __getattr__(name: str) -> object:
     if name in _LOADED:
         return getattr(importlib.import_module(_LOADED[name]), name)
-    raise AttributeError(f"module 'gradbench' has no attribute {name!r}")
+    from gradbench.errors import near_miss
+
+    raise AttributeError(f"module 'gradbench' has no attribute {name!r}{near_miss(name, __all__)}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 class _Listing(ModuleType):

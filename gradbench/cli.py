@@ -317,9 +317,17 @@ def _put_markdown(path: str | None, text: str) -> bool:
 
 
 def _write(path: Path, text: str) -> None:
-    from gradbench.tables.store import write
+    """Write a file that is named on the command line. A device, a pipe or a link is written to, and not replaced."""
+    from gradbench.tables.store import guarded, write
 
-    write(path, lambda file: file.write(text.encode("utf-8", "backslashreplace")))
+    content = text.encode("utf-8", "backslashreplace")
+    if path.is_dir():
+        raise UserError(f"{path}: expected a file to write to, and this is a folder")
+    if path.exists() and not path.is_file():
+        with guarded(path):
+            path.write_bytes(content)
+    else:
+        write(path.resolve(), lambda file: file.write(content))
 
 
 @baselines.command("set")

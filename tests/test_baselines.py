@@ -338,9 +338,6 @@ def env_of(run: Run, **changes: Any) -> None:
 def test_a_baseline_refuses_what_it_should_not_be_made_of_unless_told(
     gated: Run, finished: Path, tmp_path: Path
 ) -> None:
-    env_of(gated, dirty=False, commit=None)
-    with pytest.raises(UserError, match=r"is dirty: it was made by code without a commit; --allow dirty"):
-        set_baseline([gated], tmp_path)
     env_of(gated, dirty=True, commit="c" * 40)
     with pytest.raises(UserError, match=r"is dirty: it was made by code that differs.*--allow dirty"):
         set_baseline([gated], tmp_path)
@@ -462,7 +459,7 @@ def test_smoke_reads_as_its_baseline_says_which_ships_with_the_package(tmp_path:
     assert findings["every cell of the baseline"].cells == 32
     capsys.readouterr()
     assert _code(["check", "smoke", "--out", str(tmp_path)]) == Exit.OK
-    assert f"32 of 32 cells of {shipped}" in capsys.readouterr().out
+    assert f"32 of 32 cells of {shipped}" in " ".join(capsys.readouterr().out.split())  # lines may be folded
     mine = set_baseline([run], tmp_path, ["dirty"])
     assert places_of(run, tmp_path)[0] == mine
 

@@ -53,7 +53,7 @@ RUNS = {
     "passes": (lambda run: run, Exit.OK),
     "fails": (lambda run: remeasured(run, at(HERE, lambda row: reading(row, 0.1))), Exit.CHECK_FAILED),
     "without a verdict": (
-        lambda run: remeasured(run, at({"estimator": "aep", "T1": 200}, unsettled)),
+        lambda run: remeasured(run, at({"T1": 200}, unsettled)),
         Exit.CHECK_FAILED,
     ),
     "lacks cells": (cut_off, Exit.INCOMPLETE),

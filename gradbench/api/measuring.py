@@ -129,6 +129,9 @@ def measure(
     of_rule, of_estimator = _asked("estimator", estimator, for_rule)
     for name in coordinates:
         if name not in COORDINATES and name not in kind.knobs:
+            for place, item in (("system_options", kind), ("estimator_options", of_rule)):
+                if name in {f.name for f in fields(item)}:
+                    raise UserError(f"measure: {name!r} is an option of {item.name!r}: {place}={{{name!r}: ...}}")
             known = [*kind.knobs, *(p.name for p in signature(measure).parameters.values())]
             raise UserError(f"measure: there is no argument {name!r}{near_miss(name, known)}")
     knobs = {name: coordinates.pop(name) for name in kind.knobs if name in coordinates}
@@ -247,7 +250,9 @@ def _coordinates(given: Mapping[str, object], used: frozenset[str]) -> dict[str,
             read = values.many(coordinate, value) if coordinate.listed else (values.one(coordinate, value),)
         except ValueError as error:
             raise UserError(f"{name} = {error}") from None
-        named[name] = read[0] if len(read) == 1 else list(read)
+        if len(read) > 1:
+            raise UserError(f"{name} = {list(read)}: measure compares one cell; gradbench.suite takes lists")
+        named[name] = read[0]
     return named
 
 
@@ -301,8 +306,6 @@ def _problem(grid: Mapping[str, Any], x: Data) -> Problem:
     planned = plan(parse({"name": "measure", "about": "one cell", "grid": [dict(grid)]}, "measure"), "measure", x)
     if planned.skipped:
         raise UserError(f"measure: {planned.skipped[0][1]}")
-    if len(planned.cells) != 1:
-        raise UserError(f"measure: compares one cell, and these lists make {len(planned.cells)}; use a suite")
     return planned.problems[0]
 
 

@@ -17,7 +17,8 @@ def resolve(device: object) -> str:
     name = str.__str__(device) if isinstance(device, str) else str(device)  # of a torch.device, too
     kind, colon, index = name.partition(":")
     if kind not in ("auto", "cpu", "cuda"):
-        raise UserError(f"device = {name!r} is not known{near_miss(name, ('auto', 'cpu', 'cuda'))}")
+        hint = ". Did you mean 'cuda'?" if kind.lower() == "gpu" else near_miss(name, ("auto", "cpu", "cuda"))
+        raise UserError(f"device = {name!r} is not known{hint}")
     if colon and (not re.fullmatch("[0-9]+", index) or kind == "auto" or (kind == "cpu" and int(index))):
         raise UserError(f"device = {name!r} is not known; expected: auto, cpu, cuda or cuda:0")
     if kind == "cpu":

@@ -489,13 +489,15 @@ class AbstractFunctionRule(AbstractEstimator):
 
 
 def estimator(
+    function: object = None,
+    /,
     *,
     uses: frozenset[str] | set[str] = frozenset(),
     exact: Literal["always", "fixed point", "symmetric"] | None = None,
     order: int | None = None,
     terms: int | Literal["T2"] | None = None,
     draws: bool = False,
-    source: str,
+    source: str = "",
     name: str | None = None,
 ) -> Callable[[Callable[..., Any]], type[AbstractFunctionRule]]:
     """Make an estimator of the function that this decorates: f(free, **options), with `free` a `Free`.
@@ -515,6 +517,8 @@ def estimator(
     The result is an estimator class: it stands in a grid and in `measure` where a name does, and a call of it sets
     options, as in `rule(damping=0.5)`. The function itself is its attribute `function`.
     """
+    if function is not None:
+        raise UserError('estimator: has no function yet; write @gradbench.estimator(source="...") above it')
 
     def made(function: Callable[..., Any]) -> type[AbstractFunctionRule]:
         title = getattr(function, "__name__", "rule") if name is None else name
@@ -608,7 +612,7 @@ def _check(
     """Raise UserError for what does not go together."""
     if not isinstance(title, str) or not title.strip():
         raise UserError(f"estimator: name = {title!r}, expected a word")
-    if not isinstance(source, str):
+    if not isinstance(source, str) or not source:
         raise UserError(f"{where}: source = {source!r}, expected where the rule is from, in words")
     for axis in used:
         if axis not in AXES:

@@ -32,7 +32,8 @@ def shipped(folder: Path) -> dict[str, Path]:
 def find(name: object, folder: Path, kind: str) -> Path:
     """The file of a path, or of the name of a shipped file; messages call it a `kind`."""
     if not isinstance(name, str | os.PathLike) or isinstance(os.fspath(name), bytes):
-        raise UserError(f"{kind}: got {article(name)}, expected a path or a name")
+        made = ", or what gradbench.suite makes of a table" if kind == "suite" else ""
+        raise UserError(f"{kind}: got {article(name)}, expected a path or a name{made}")
     name = str.__str__(os.fspath(name))
     path = Path(name)
     if os.path.isfile(name):  # unlike Path.is_file, False for a name too long for a file

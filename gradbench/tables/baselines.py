@@ -171,9 +171,8 @@ def _refusals(run: Snapshot, first: Snapshot, faults: Sequence[Finding], path: P
     for whose, keys in _wanted(str(run.plan["suite"]), path):
         if missing := keys - set(run.cells["cell"]):
             yield "partial", f"{len(missing)} of {len(keys)} cells of {whose} are not in it"
-    if run.env.get("dirty") or run.env.get("commit") is None:
-        differs = "that differs from its commit" if run.env.get("dirty") else "without a commit"
-        yield "dirty", f"it was made by code {differs}"
+    if run.env.get("dirty"):  # an installed package has no commit, and its code is that of its version
+        yield "dirty", "it was made by code that differs from its commit"
     failed = [] if faults else [f for f in (evaluate(Check(**c), run.cells) for c in run.claims["check"]) if not f]
     if failed:
         yield "failing", f"{len(failed)} of its checks do not hold; first {failed[0].name!r}: {failed[0].detail}"
