@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 TOLERANCE = 1e-3  # what a number may lose without noise
 FACTOR = 3  # of the noise
-NOISE = {"float32": 1e-4, "float64": 1e-8}  # of a cosine that was measured once, by the dtype of its cell
+NOISE = {"float32": 1e-4, "float64": 1e-8}  # least of a cosine that was measured once, by the dtype of its cell
 GROWTH = 10  # of a residual, which is not compared by its noise
 ROUND_OFF = {"float32": 16 * 2.0**-23, "float64": 16 * 2.0**-52}  # least residual that is told from 0, by dtype
 # what a run may not be, unless it is allowed
@@ -226,7 +226,9 @@ def merged(runs: Sequence[Snapshot]) -> DataFrame:
     merged = rows.loc[grouped["rank"].idxmin(), list(_SAYS)].reset_index(drop=True)
     causes = grouped["cause"].nunique(dropna=False).reindex(merged["cell"]).to_numpy()
     merged["cause"] = merged["cause"].where(causes == 1, None)  # runs that disagree have none
-    single = merged["dtype"].map(NOISE).to_numpy()
+    # where rounding s* is a share f of the signal of a nudge, it turns the estimate by about f, and cosines move by f^2
+    floor = grouped["noise_floor"].max().reindex(merged["cell"]).to_numpy()
+    single = np.fmax(merged["dtype"].map(NOISE).to_numpy(), np.minimum(floor, 1) ** 2)
     for metric, better in BETTER.items():
         values = grouped[metric]
         whole = (values.count() == values.size()).reindex(merged["cell"]).to_numpy()
