@@ -601,6 +601,8 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "choice": ({"estimator_options": {"nudge": "centered"}}, "Did you mean 'centred'"),
     "choice object": ({"estimator_options": {"nudge": X0}}, "is not a choice"),
     "device": ({"device": "tpu"}, "device = 'tpu' is not known"),
+    "label": ({"estimator": "aep clip=batch"}, "is no name; the options of 'aep' go into estimator_options={...}"),
+    "swapped": ({"system": "ep"}, "system = 'ep': 'ep' is a name of the other kind; the system comes first"),
     "device gpu": ({"device": "gpu"}, "device = 'gpu' is not known. Did you mean 'cuda'?"),
     "option beside": ({"clip": "batch"}, "'clip' is an option of 'aep': estimator_options={'clip': ...}"),
     "device index": ({"device": "cpu:99"}, "device = 'cpu:99' is not known; expected: auto, cpu, cuda or cuda:0"),

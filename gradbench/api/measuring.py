@@ -199,7 +199,14 @@ def _asked(argument: str, item: object, options: Mapping[str, Any]) -> tuple[Any
         raise UserError(f"{argument}: got {article(item)}, expected a name: {', '.join(known())}{hint}")
     named = registry.meant(f"{argument}s", item, options.get(registry.DIGEST))
     if named is None:
-        raise UserError(f"{argument} = {str.__str__(item)!r} is not registered{near_miss(item, known())}")
+        told = f"{argument} = {str.__str__(item)!r}"
+        first, *more = item.split()[:2] or [""]
+        if more and first in known():
+            raise UserError(f"{told} is no name; the options of {first!r} go into {argument}_options={{...}}")
+        for kind, (_, others) in _KINDS.items():
+            if kind != argument and item in others():
+                raise UserError(f"{told}: {item!r} is a name of the other kind; the system comes first")
+        raise UserError(f"{told} is not registered{near_miss(item, known())}")
     return named, {}
 
 
