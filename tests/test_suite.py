@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import gradbench
 from gradbench.errors import UserError
 from gradbench.estimators.control import Control, Kind
 from gradbench.planning import files, suites, values
@@ -507,3 +508,15 @@ def test_a_key_after_a_comma_is_a_setting(text: str, read: dict) -> None:
 def test_settings_name_the_pair_that_is_none(pairs: list[str], message: str) -> None:
     with pytest.raises(UserError, match=f"--set '{pairs[-1]}': {message}"):
         values.settings(pairs, "--set")
+
+
+@pytest.mark.parametrize(
+    ("grid", "told"),
+    [
+        ("smoke", r"got a str, .*; gradbench\.run takes a suite by its name"),
+        (3, "got an int, expected a table of lists"),
+    ],
+)
+def test_a_suite_is_made_of_a_table(grid: Any, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        gradbench.suite(grid)

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradbench.commands import running
-from gradbench.data.given import table
+from gradbench.data.given import article, table
+from gradbench.errors import UserError
 from gradbench.planning import registry, suites
 from gradbench.planning.overrides import ITEMS
 from gradbench.planning.suites import Suite
@@ -39,6 +40,9 @@ def suite(
     `gradbench.estimator` made. A knob of a system is a key of its grid. Raises UserError for what is not known, with
     the key.
     """
+    if not isinstance(grid, Mapping | list | tuple):
+        hint = "; gradbench.run takes a suite by its name or path" if isinstance(grid, str) else ""
+        raise UserError(f"suite: got {article(grid)}, expected a table of lists by name, or a list of tables{hint}")
     grids = [grid] if isinstance(grid, Mapping) else list(grid)
     content = {
         "name": name,
