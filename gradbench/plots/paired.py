@@ -37,7 +37,8 @@ def draw_comparison(pairs: DataFrame, sentences: Sequence[str]) -> Figure | None
     groups = pairs.groupby(["system_label", "estimator_label"], sort=False)
     height = max(4.0, 0.34 * len(groups) + 1.6)
     figure = Figure(figsize=(look.WIDTH, height), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(1, 1.1))
+    apart = {"wspace": 0.08}  # the names at the map keep clear of the frame on their left
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.1), gridspec_kw=apart)
     _scatter(left, shown, metric)
     _changes(figure, right, pairs, metrics)
     rules = look.in_order({str(label) for label in shown["estimator_label"]})
