@@ -150,11 +150,16 @@ def show(name: str, plugin: Plugins = None, as_json: Json = False) -> None:
     from dataclasses import fields
 
     from gradbench.errors import near_miss
-    from gradbench.planning import registry
+    from gradbench.planning import files, registry
     from gradbench.tables.text import wrapped
 
     known: dict[str, Any] = {**registry.known_systems(), **registry.known_estimators()}
     if name not in known:
+        first = name.split()[:1]
+        if first and first[0] in known:
+            raise UserError(f"{name!r}: show takes a name without options: gradbench show {first[0]}")
+        if name in files.shipped(files.SUITES):
+            raise UserError(f"{name!r} is a suite; what it would do: gradbench plan {name}")
         raise UserError(f"{name!r} is neither a system nor an estimator{near_miss(name, known)}")
     cls = known[name]
     options = {f.name: f.default for f in fields(cls)}
@@ -367,6 +372,10 @@ def _demand(
         told = " or ".join(map(str, places))
         if baseline is None and tolerance is None and not floors:
             return None, f"no baseline at {told}"
+        if baseline is not None:
+            raise UserError(
+                f"--baseline {told}: there is no such file; expected the file of a baseline, or the word none"
+            )
         raise UserError(f"there is no baseline {told}; make one with: gradbench baseline set {_argument(run.folder)}")
     held = _numbers(floors, "--floor")
     named = {"tolerance": TOLERANCE} if tolerance is None else _numbers([f"tolerance={tolerance}"], "--tolerance")
@@ -383,7 +392,7 @@ def _numbers(pairs: list[str] | None, option: str) -> dict[str, float]:
         try:
             numbers[name] = number(value)
         except ValueError as error:
-            raise UserError(f"{name} = {error}") from None
+            raise UserError(f"{option} {'' if option == f'--{name}' else f'{name} = '}{error}") from None
     return numbers
 
 

@@ -383,8 +383,8 @@ def test_a_baseline_refuses_what_it_should_not_be_made_of_unless_told(
     ("arguments", "message"),
     [
         (["--floor", "cosin=0.9"], "floor 'cosin': is no metric with a direction. Did you mean 'cosine'?"),
-        (["--floor", "cosine=high"], "cosine = 'high' is not a number"),
-        (["--tolerance", "nan"], "tolerance = nan is not finite"),
+        (["--floor", "cosine=high"], "--floor cosine = 'high' is not a number"),
+        (["--tolerance", "nan"], "--tolerance nan is not finite"),
         (["--tolerance", "3"], "tolerance = 3.0: expected a number from 0 to below 1"),
         (["--floor", "tolerance=0.5"], "floor 'tolerance': is no metric with a direction"),
         (["--tolerance", "0.1,cosine=0.2"], "--tolerance 0.1,cosine=0.2: expected one number"),
@@ -395,7 +395,7 @@ def test_a_baseline_refuses_what_it_should_not_be_made_of_unless_told(
         (["--tolerance=-1"], "tolerance = -1.0: expected a number from 0 to below 1"),
         (
             ["--baseline", "nowhere.parquet"],
-            "there is no baseline nowhere.parquet; make one with: gradbench baseline set",
+            "--baseline nowhere.parquet: there is no such file; expected the file of a baseline, or the word none",
         ),
     ],
 )

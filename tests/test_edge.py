@@ -594,9 +594,13 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "option half": ({"system_options": {"D": np.float64(4.5)}}, "system_options['D'] = 4.5 is a float; expected: int"),
     "option bool": ({"system_options": {"D": np.bool_(1)}}, "system_options['D'] = True is a bool; expected: int"),
     "option NaN": ({"system_options": {"drive_std": float("nan")}}, "system_options['drive_std'] = nan is not finite"),
+    "option close to 0": (
+        {"system_options": {"drive_std": np.float32(1e-40)}},
+        "is too small for float32, in which numbers below 1.2e-38 count as 0",
+    ),
     "option list": ({"system_options": {"D": [4, 8]}}, "system_options['D'] = [4, 8] is a list; expected: int"),
     "options": ({"system_options": 3}, "system_options: got an int, expected a table of options"),
-    "options JSON": ({"system_options": "D=4"}, "system_options: got 'D=4', expected a table or its JSON"),
+    "options JSON": ({"system_options": "D=4"}, "got 'D=4', expected a table, as in system_options={NAME: VALUE}"),
     "options JSON list": ({"system_options": "[1]"}, "system_options: got a list, expected a table"),
     "choice": ({"estimator_options": {"nudge": "centered"}}, "Did you mean 'centred'"),
     "choice object": ({"estimator_options": {"nudge": X0}}, "is not a choice"),
@@ -624,6 +628,47 @@ def test_a_mistake_names_the_argument_and_what_is_expected(mistake: str) -> None
     assert message in str(error.value)
     assert "grid[" not in str(error.value)
     assert "Input should" not in str(error.value)
+
+
+CALLS: dict[str, tuple[Callable[[], object], str]] = {
+    "run": (lambda: gb.run("smoke", devices="cpu"), "run: there is no argument 'devices'. Did you mean 'device'?"),
+    "run coordinate": (lambda: gb.run("smoke", T2=3), "run: 'T2' goes into overrides={'T2': ...}"),
+    "run without": (lambda: gb.run(), "run: missing: suite"),
+    "run positions": (lambda: gb.run("smoke", "out"), "run: 2 given without a name; taken without a name: suite"),
+    "run twice": (lambda: gb.run("smoke", suite="aep"), "run: suite is given twice"),
+    "suite": (lambda: gb.suite(T2=3), "suite: 'T2' is a key of a grid: suite({'T2': ...})"),
+    "suite word": (lambda: gb.suite({}, checks=[]), "suite: there is no argument 'checks'. Did you mean 'check'?"),
+    "tune": (lambda: gb.tune("toy_cons", "ep", cosine_min=0.9), "tune: the wanted cosine_min is the argument want"),
+    "tune without": (lambda: gb.tune("toy_cons"), "tune: missing: estimator, want"),
+    "train": (lambda: gb.train("quick", lr=0.1), "train: 'lr' goes into overrides={'optimiser': {'lr': ...}}"),
+    "train key": (lambda: gb.train("quick", steps=1), "train: 'steps' goes into overrides={'steps': ...}"),
+    "compare": (lambda: gb.compare("a", "b", metric="cosine"), "there is no argument 'metric'. Did you mean 'metrics'"),
+    "system": (lambda: gb.system(steps=1), "system: there is no argument 'steps'. Did you mean 'step'?"),
+    "system position": (lambda: gb.system(1), "system: 1 given without a name; taken without a name: none"),
+    "estimator": (lambda: gb.estimator(sources="x"), "there is no argument 'sources'. Did you mean 'source'?"),
+    "conform": (lambda: gb.conform("ep", batches=3), "there is no argument 'batches'. Did you mean 'batch'?"),
+    "register": (lambda: gb.register(1, 2, 3), "register: 3 given without a name; taken without a name: item, name"),
+    "explain": (lambda: gb.explain("toy_cons"), "explain: missing: estimator"),
+    "measure": (lambda: gb.measure("toy_cons"), "measure: missing: estimator"),
+    "short": (lambda: measure(T3=2), "measure: there is no argument 'T3'. Did you mean 'T1' or 'T2'?"),
+}
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("call", CALLS)
+def test_an_argument_that_a_function_does_not_have_is_named(call: str) -> None:
+    made, message = CALLS[call]
+    with pytest.raises(gb.UserError) as error:
+        made()
+    assert message in str(error.value)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("name", sorted(set(gb.__all__) - {"Estimate", "UserError", "systems", "estimators"}))
+def test_every_public_function_tells_an_argument_that_it_does_not_have(name: str) -> None:
+    cell = {"system": "toy_cons", "estimator": "ep"} if name in ("measure", "explain") else {}
+    with pytest.raises(gb.UserError, match="there is no argument 'no_such_word'"):
+        getattr(gb, name)(**cell, no_such_word=1)
 
 
 LABELS: dict[str, tuple[Any, str | None]] = {

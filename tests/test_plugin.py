@@ -183,7 +183,8 @@ def test_tune_takes_a_name_with_a_space_and_options(folder: Path, command: Calla
         ("p.toml", "x = 1\n", "plugin p.toml: expected a Python file, NAME.py, or the name of a module"),
         ("rulee.py", None, "plugin rulee.py does not exist. Did you mean 'rule.py'?"),
         ("rule_of_nobody", None, "plugin 'rule_of_nobody': there is no such module"),
-        ("jsn", None, "plugin 'jsn': there is no such module. Did you mean 'json'?"),
+        ("rul", None, "plugin 'rul': there is no such module. Did you mean 'rule.py'?"),
+        ("jsn", None, "plugin 'jsn': there is no such module. Nothing was run."),
         ("a b", None, "plugin 'a b' is neither a file, NAME.py, nor the name of a module"),
     ],
 )

@@ -10,7 +10,7 @@ from gradbench.conformance import rule_checks, system_checks
 from gradbench.conformance.findings import Conformance, raised
 from gradbench.data.given import article
 from gradbench.engine.precision import isolated
-from gradbench.errors import UserError, near_miss
+from gradbench.errors import UserError, near_miss, public
 from gradbench.estimators.base import AbstractEstimator
 from gradbench.planning import registry, values
 from gradbench.systems.base import AbstractSystem
@@ -19,6 +19,7 @@ from gradbench.systems.functions import AbstractFunctionSystem
 Item = AbstractSystem | AbstractEstimator
 
 
+@public()
 def conform(item: object, *, batch: int = 4, seed: int = 0) -> Conformance:
     """Try a system or a rule as everything that ships is tried.
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradbench.data.fingerprints import fingerprint, uncompiled, undigested
 from gradbench.data.given import article, table, tensors
-from gradbench.errors import UserError, near_miss
+from gradbench.errors import UserError, near_miss, public
 from gradbench.planning import registry, values
 from gradbench.vocabulary.coordinates import COORDINATES, Knobs
 
@@ -30,6 +30,7 @@ WAYS = ({"step"}, {"force"}, {"energy"}, {"energy", "swirl"})  # functions that 
 MEANS = ("sum", "mean")
 
 
+@public()
 def system(
     *,
     cost: Function,

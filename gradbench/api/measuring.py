@@ -20,7 +20,7 @@ from gradbench.engine.draws import build
 from gradbench.engine.packs import refused_where_too_large, states_at_once
 from gradbench.engine.precision import isolated
 from gradbench.engine.solving import solve
-from gradbench.errors import RuleFaultError, UserError, near_miss
+from gradbench.errors import RuleFaultError, UserError, near_miss, public
 from gradbench.estimators.base import AbstractEstimator
 from gradbench.planning import registry, values
 from gradbench.planning.cells import PARAMS_FROM, trained
@@ -102,6 +102,7 @@ def _text(value: object) -> str:
     return f"{value:.6f}" if isinstance(value, float) else str(value or "none")
 
 
+@public()
 def measure(
     system: str | AbstractSystem,
     estimator: str | AbstractEstimator,
@@ -134,8 +135,8 @@ def measure(
                     raise UserError(f"measure: {name!r} is an option of {item.name!r}: {place}={{{name!r}: ...}}")
             known = [*kind.knobs, *(p.name for p in signature(measure).parameters.values())]
             raise UserError(f"measure: there is no argument {name!r}{near_miss(name, known)}")
-    knobs = {name: coordinates.pop(name) for name in kind.knobs if name in coordinates}
     # before numbers close to 0 count as 0
+    knobs = {name: values.scalar(coordinates.pop(name)) for name in kind.knobs if name in coordinates}
     plain = {name: values.scalar(value) for name, value in coordinates.items()}
     with isolated():
         theta, x = tensors(params, "params"), tensors(data, "data")
@@ -162,6 +163,7 @@ def measure(
         return _measurement(outcome, lambda: build(problem, "cpu", theta, x))
 
 
+@public()
 def explain(system: str | AbstractSystem, estimator: str | AbstractEstimator, **named: Any) -> Explained:
     """Measure one cell, and take its error apart. The arguments and the exceptions are those of `measure`."""
     return measure(system, estimator, **named).explain()
@@ -217,13 +219,15 @@ _KINDS: dict[str, tuple[type, Callable[[], Mapping[str, object]]]] = {
 
 
 def _options(argument: str, given: object) -> dict[str, Any]:
-    """Options as a table: given as one, or as the JSON of a table of a run."""
+    """Options as a table of Python values: given as one, or as the JSON of a table of a run."""
     if isinstance(given, str):
         try:
             given = json.loads(given, object_pairs_hook=_once)
-        except ValueError as error:
-            raise UserError(f"{argument}: got {given!r}, expected a table or its JSON ({error})") from None
-    return table(given, argument, "a table of options by name")
+        except json.JSONDecodeError:
+            raise UserError(f"{argument}: got {given!r}, expected a table, as in {argument}={{NAME: VALUE}}") from None
+        except ValueError as error:  # a name stands there twice
+            raise UserError(f"{argument}: got {given!r}: {error}") from None
+    return {name: values.scalar(v) for name, v in table(given, argument, "a table of options by name").items()}
 
 
 def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:

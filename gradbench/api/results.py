@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from gradbench.commands import running
 from gradbench.data.given import article, table
-from gradbench.errors import UserError
+from gradbench.errors import UserError, public
 from gradbench.planning import registry, suites
-from gradbench.planning.overrides import ITEMS
+from gradbench.planning.overrides import ITEMS, of_overrides
 from gradbench.planning.suites import Suite
 from gradbench.tables.store import Run
+from gradbench.vocabulary.coordinates import COORDINATES
 from gradbench.vocabulary.status import Status
 
 if TYPE_CHECKING:
@@ -25,6 +26,12 @@ if TYPE_CHECKING:
     from gradbench.tables.verdict import Verdict
 
 
+def _of_grid(name: str) -> str:
+    """Where a key of a grid belongs in a call of `suite`."""
+    return f"{name!r} is a key of a grid: suite({{{name!r}: ...}})" if name in (*ITEMS, *COORDINATES) else ""
+
+
+@public(_of_grid)
 def suite(
     grid: Mapping[str, object] | Sequence[Mapping[str, object]],
     *,
@@ -69,6 +76,7 @@ class Results(Run):
         """The run without figures and checks."""
         return Run(self.folder)
 
+    @public()
     def plot(self, *names: str, folder: str | Path | None = None) -> dict[str, Figure]:
         """Figures by name, all of them where none is named; a figure with nothing to show is left out.
 
@@ -123,6 +131,7 @@ class Results(Run):
         return f"{self.folder}: {len(self.cells):,} cells, {statuses}"
 
 
+@public(of_overrides)
 def run(
     suite: str | Path | Suite,
     *,

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gradbench.errors import UserError
+from gradbench.errors import UserError, public
 from gradbench.tables import runs
 from gradbench.tables.comparing import Comparison, compared
 from gradbench.tables.store import Run
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
+@public()
 def compare(
     a: Run | str | Path,
     b: Run | str | Path,

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from string import hexdigits
 from typing import TYPE_CHECKING, Any, get_args
 
 from gradbench.diagnostics.arbiter import Slope, arbitrate
@@ -69,7 +70,13 @@ def choose(run: Run, cell: str | None, where: Mapping[str, Any], worst: int | No
     if cell is not None:
         rows = [row for row in rows if row["cell"].startswith(cell)]
         if not rows:
-            raise UserError(f"cell {cell!r} is not among the measured cells of {run.id}")
+            told = f"cell {cell!r} is not among the measured cells of {run.id}"
+            way = (
+                ""
+                if set(cell) <= set(hexdigits)
+                else "; a cell is named by the first digits of its key, or by --where or --worst"
+            )
+            raise UserError(told + way)
     for key in where:
         if rows and key not in (names := set().union(*map(keys, rows))):
             raise UserError(f"--where {key}: is neither a column nor an option{near_miss(key, names)}")

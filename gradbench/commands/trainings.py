@@ -16,12 +16,13 @@ import pyarrow as pa
 
 from gradbench.commands.environment import Environment, describe_environment, warn_of_undigested
 from gradbench.commands.progress import StepProgress, StepWatch, watching
+from gradbench.errors import public
 from gradbench.planning.plugins import Names
 from gradbench.planning.plugins import load as load_plugins
 from gradbench.planning.values import check_truth
 from gradbench.tables import runs
 from gradbench.tables.store import read_json, read_table, write_json, write_table
-from gradbench.training.config import Config, load
+from gradbench.training.config import Config, Optimiser, load
 from gradbench.training.log import LOG, rows
 
 if TYPE_CHECKING:
@@ -64,6 +65,14 @@ class Training:
         return plots.save(draw_curve(self.log, config, env), self.folder / "curve")
 
 
+def _of_file(name: str) -> str:
+    """Where a key of a training file belongs in a call of `train`."""
+    if name in Optimiser.model_fields:
+        return f"{name!r} goes into overrides={{'optimiser': {{{name!r}: ...}}}}"
+    return f"{name!r} goes into overrides={{{name!r}: ...}}" if name in Config.model_fields else ""
+
+
+@public(_of_file)
 def train(
     config: str | Path,
     *,

@@ -13,10 +13,10 @@ from gradbench.commands.progress import CellProgress, CellWatch, watching
 from gradbench.data.given import article
 from gradbench.engine.device import resolve
 from gradbench.engine.packs import available, refused_where_too_large
-from gradbench.errors import RuleFaultError, UserError
+from gradbench.errors import RuleFaultError, UserError, public
 from gradbench.estimators.reference import REFERENCE
 from gradbench.planning import registry, values
-from gradbench.planning.overrides import Overrides
+from gradbench.planning.overrides import Overrides, of_overrides
 from gradbench.planning.plans import Plan, plan
 from gradbench.planning.plugins import Kind, Names, load
 from gradbench.planning.suites import parse
@@ -66,6 +66,12 @@ class Tuned:
         return {"chosen": chosen, "front": [asdict(p) for p in self.front], "unsettled": list(self.unsettled)}
 
 
+def _elsewhere(name: str) -> str:
+    """What an argument is called that `tune` does not have."""
+    return "the wanted cosine_min is the argument want" if "cosine" in name else of_overrides(name)
+
+
+@public(_elsewhere)
 def tune(
     system: str | AbstractSystem | type[AbstractSystem],
     estimator: str | AbstractEstimator | type[AbstractEstimator],

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 from gradbench.data.fingerprints import fingerprint, undigested
 from gradbench.data.given import article
 from gradbench.data.streams import Streams
-from gradbench.errors import RuleFaultError, UserError, near_miss
+from gradbench.errors import RuleFaultError, UserError, near_miss, public
 from gradbench.estimators.base import AbstractEstimator, AbstractPhase, Claim, Count, Exact, Reading, Snapshot, along
 from gradbench.vocabulary.coordinates import COORDINATES
 
@@ -488,6 +488,7 @@ class AbstractFunctionRule(AbstractEstimator):
             raise RuleFaultError(f"{self.name}: raised {type(error).__name__}: {told}") from error
 
 
+@public()
 def estimator(
     function: object = None,
     /,

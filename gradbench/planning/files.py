@@ -16,7 +16,8 @@ from gradbench.errors import UserError
 # folders of shipped files, each in the working folder and in the package; a file of the working folder wins
 SUITES = Path("suites")
 CONFIGS = Path("configs")  # of trainings
-OTHER = {SUITES: ("suite", "run"), CONFIGS: ("training", "train")}  # what a folder holds, and the verb that takes it
+# by folder: what it holds, the verb that takes it, and a key that the other kind has not
+OTHER = {SUITES: ("suite", "run", "grid"), CONFIGS: ("training", "train", "optimiser")}
 PACKAGED = Path(__file__).parent / "shipped"  # in a checkout these are links to its own folders
 
 SHOWN = 80  # letters of a line that a message repeats
@@ -43,7 +44,7 @@ def find(name: object, folder: Path, kind: str) -> Path:
         return known[name]
     if os.path.lexists(name):
         raise UserError(f"{kind} {name!r}: expected a TOML file, and this is {_nature(name)}")
-    for place, (other, verb) in OTHER.items():
+    for place, (other, verb, _) in OTHER.items():
         if place != folder and name in shipped(place):
             raise UserError(f"{kind} {name!r} does not exist, but a {other} of this name does: gradbench {verb} {name}")
     raise UserError(f"{kind} {name!r} does not exist{_nearest(path, known)}")
@@ -76,6 +77,15 @@ def about(path: Path) -> str:
         return str(read(path).get("about", ""))
     except UserError as error:
         return f"unreadable: {str(error).removeprefix(f'{path}: ')}"
+
+
+def read_kind(path: Path, folder: Path) -> dict[str, object]:
+    """The content of a file of the kind that a folder holds. Raises UserError for a file of the other kind."""
+    content = read(path)
+    for place, (other, verb, key) in OTHER.items():
+        if place != folder and key in content and OTHER[folder][2] not in content:
+            raise UserError(f"{path} is a {other}, and no {OTHER[folder][0]}: gradbench {verb} {path}")
+    return content
 
 
 def read(path: Path) -> dict[str, object]:

@@ -53,6 +53,11 @@ def _written(key: str, value: object) -> object:
         return registry.written(value)
 
 
+def of_overrides(name: str) -> str:
+    """Where a key of a grid belongs in a call that has `overrides`."""
+    return f"{name!r} goes into overrides={{{name!r}: ...}}" if name in (*ITEMS, *COORDINATES) else ""
+
+
 def wrong_value(place: str, key: str, value: object, reason: str) -> str:
     """What a message says of a value of a grid: what it is, what is expected, and why it is none of that."""
     coordinate = COORDINATES.get(key)

@@ -30,7 +30,7 @@ from typing import Any, Literal, TypedDict, TypeVar
 from gradbench.data import origins
 from gradbench.data.fingerprints import fingerprint, undigested
 from gradbench.data.given import article
-from gradbench.errors import UserError, near_miss
+from gradbench.errors import UserError, near_miss, public
 from gradbench.estimators.base import AbstractEstimator
 from gradbench.planning import registry
 from gradbench.planning.registry import Base
@@ -103,6 +103,7 @@ def title(kind: Kind, name: str) -> str:
     return f"{kind} {name!r}"
 
 
+@public()
 def register(item: Item, name: str | None = None) -> Item:
     """Give a system or a rule a name that suites, `gradbench.measure` and the command line know; the item itself.
 
@@ -434,9 +435,9 @@ def _code(cls: type) -> str | bytes:
 
 
 def _near_module(name: str) -> str:
-    """A hint where a file of that name lies in the working folder, or where a module is called nearly so."""
+    """A hint where a file or a module of the working folder is called so, or nearly so."""
     file = f"{name.replace('.', '/')}.py"
     if os.path.isfile(file):
         return f". Did you mean {file!r}?"
-    there = sorted({module.name for module in pkgutil.iter_modules() if not module.name.startswith("_")})
+    there = [f"{m.name}{'' if m.ispkg else '.py'}" for m in pkgutil.iter_modules([os.getcwd()])]
     return near_miss(name, there) if difflib.get_close_matches(name, there, 1) else ""

@@ -239,7 +239,7 @@ def _threshold(key: str, value: Any, default: Any) -> Any:
 
 def load(path: Path, overrides: Mapping[str, object] | None = None) -> Suite:
     """Read and check a suite file, with some keys of every grid replaced."""
-    content, replaced = files.read(path), Overrides.of(overrides)
+    content, replaced = files.read_kind(path, files.SUITES), Overrides.of(overrides)
     grids = content.get("grid")
     if replaced and isinstance(grids, list):
         content["grid"] = [grid | replaced if isinstance(grid, dict) else grid for grid in grids]

@@ -139,7 +139,7 @@ else:
 def load(name: str | Path, overrides: Mapping[str, object] | None = None) -> Config:
     """Read and check a training file given as a path or as the name of a shipped one, with some keys replaced."""
     path, replaced = files.find(name, files.CONFIGS, "training"), Overrides.of(overrides)
-    content = {"name": path.stem} | files.read(path) | replaced
+    content = {"name": path.stem} | files.read_kind(path, files.CONFIGS) | replaced
     if {"steps", "epochs"} & set(replaced):  # an override of one replaces the other, too
         content = {k: v for k, v in content.items() if k not in ("steps", "epochs") or k in replaced}
     return parse(content, str(path), replaced.places)
@@ -168,6 +168,8 @@ def _mistake(error: ErrorDetails, where: str, places: Mapping[str, str]) -> str:
     """What a message says of an error, with its place."""
     line = suites.error_line(error, Config, {"optimiser": Optimiser}).removeprefix(": ")
     key = str((*error["loc"], "")[0])
+    if key in places and key in Optimiser.model_fields:
+        return f"{places[key]}: it is a key of optimiser, which is set whole: optimiser={{{key} = ..., ...}}"
     return f"{places[key]}{line.removeprefix(key)}" if key in places else f"{where}: {line}"
 
 
