@@ -334,14 +334,14 @@ def test_register_gives_a_name_to_what_the_session_made(folder: Path) -> None:
         gb.tune(deq, 3, 0.5)
 
 
-def test_a_training_takes_a_rule_of_a_plugin_and_says_why_it_takes_no_system_from_functions(folder: Path) -> None:
+def test_a_training_takes_a_rule_and_a_system_of_a_plugin(folder: Path) -> None:
     short = {"steps": 1, "seeds": 0, "eval_every": 100, "fidelity_every": 100, "T1": 2, "T2": 1}
     trained = gb.train("quick", overrides=short | {"estimator": "mine"}, plugins=["rule.py"], device="cpu")
     env = json.loads((trained.folder / "env.json").read_text())
     assert [list(plugin["items"]) for plugin in env["plugins"]] == [["estimator 'mine'"]]
-    told = r"my deq is made from functions and has the same data in every step: there is nothing to train on"
-    with pytest.raises(UserError, match=told):
-        gb.train("quick", overrides={"system": "my deq"}, plugins=["deq.py"], device="cpu")
+    given = short | {"system": "my deq", "estimator": "ep", "optimiser": {"lr": 0.1}}
+    trained = gb.train(given, plugins=["deq.py"], device="cpu")
+    assert trained.log["score"].tolist() == ["cost", "cost"]
 
 
 def test_the_blocks_of_the_docs_run(

@@ -74,7 +74,7 @@ def _of_file(name: str) -> str:
 
 @public(_of_file)
 def train(
-    config: str | Path,
+    config: str | Path | Mapping[str, Any],
     *,
     out: str | Path = "results",
     device: str = "auto",
@@ -85,9 +85,11 @@ def train(
 ) -> Training:
     """Train what a file says, or resume a training of it that was cut off; the folder of the training.
 
-    `config` is a path or the name of a shipped file; `overrides` replaces keys of the file, and may hold systems and
-    rules of the session. `plugins` are files and modules whose systems and rules get their names first. `watch` is
-    called with the progress after every step. Raises UserError before anything is trained, StoreError where the results
+    `config` is a path, the name of a shipped file, or a table of what a file holds; its name is "session" by default.
+    `overrides` replaces keys. Both may hold systems and rules of the session. A system that `gradbench.system` made is
+    trained on its own data from its own parameters, so that seeds differ in the order of the examples alone. `plugins`
+    are files and modules whose systems and rules get their names first. `watch` is called with the progress after every
+    step. Raises UserError before anything is trained, StoreError where the results
     cannot be read or written.
     """
     watch, results = watching(watch), runs.results_folder(out)

@@ -24,20 +24,21 @@ ITEMS = ("system", "estimator")  # keys that take what the session made
 class Overrides(dict[str, Any]):
     """The values that replace those of a file, by key. `called` says how a message calls a key."""
 
-    def __init__(self, given: Mapping[str, Any], called: str = "overrides[{key!r}]") -> None:
+    def __init__(self, given: Mapping[str, Any], called: str) -> None:
         super().__init__(given)
         self._called = called
 
     @classmethod
-    def of(cls, given: object) -> Overrides:
+    def of(cls, given: object, argument: str = "overrides") -> Overrides:
         """What a caller hands over: a table, or None for none. Raises UserError for anything else."""
         if isinstance(given, Overrides):
             return given
-        by_key = table(given, "overrides", "a table of values by key")
+        by_key = table(given, argument, "a table of values by key")
         for key in by_key:
             if not isinstance(key, str):
-                raise UserError(f"overrides: got the key {key!r}, expected a name")
-        return cls({str(key): _written(str(key), value) for key, value in by_key.items()})
+                raise UserError(f"{argument}: got the key {key!r}, expected a name")
+        written = {str(key): _written(argument, str(key), value) for key, value in by_key.items()}
+        return cls(written, f"{argument}[{{key!r}}]")
 
     @property
     def places(self) -> dict[str, str]:
@@ -45,11 +46,11 @@ class Overrides(dict[str, Any]):
         return {key: self._called.format(key=key) for key in self}
 
 
-def _written(key: str, value: object) -> object:
+def _written(argument: str, key: str, value: object) -> object:
     """A value as a file has it: a system or a rule of the session stands there by its name and options."""
     if key not in ITEMS:
         return value
-    with placed(f"overrides[{key!r}]"):
+    with placed(f"{argument}[{key!r}]"):
         return registry.written(value)
 
 

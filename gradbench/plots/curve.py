@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 ESCAPE = 100  # largest over smallest score from which on the axis is logarithmic; a linear one shows the largest alone
-SCORES = {"masked_mse": "masked MSE", "accuracy": "accuracy"}
+SCORES = {"masked_mse": "masked MSE", "accuracy": "accuracy", "cost": "mean cost of an example"}
 
 
 @look.themed
@@ -27,18 +27,18 @@ def draw_curve(log: DataFrame, config: dict[str, Any], env: dict[str, Any]) -> F
     figure = Figure(figsize=(look.WIDTH, 3.4), layout="constrained")
     left, *right = figure.subplots(1, 2 if faithful else 1, squeeze=False)[0]
     colour = look.colour(config["estimator"][0])
-    _lines(left, log, "train", look.GREY, "--")
-    _lines(left, log, "test", colour, "-")
+    looks: dict[str, tuple[str, Any]] = {"train": (look.GREY, "--"), "test": (colour, "-")}
+    if log["test"].isna().all():  # a system that holds its examples, all of them to train on
+        looks = {"train": (colour, "-")}
+    for column, (shade, dashes) in looks.items():
+        _lines(left, log, column, shade, dashes)
     left.set(xlabel="step", ylabel=SCORES[score])
-    entries = [
-        Line2D([], [], color=look.GREY, linestyle="--", linewidth=2, label="train"),
-        Line2D([], [], color=colour, linewidth=2, label="test"),
-    ]
-    if score == "masked_mse":
-        values = log[["train", "test"]].stack()
-        if values.max() > ESCAPE * values.min():  # a seed that diverged
+    entries = [Line2D([], [], color=c, linestyle=dashes, linewidth=2, label=n) for n, (c, dashes) in looks.items()]
+    if score != "accuracy":
+        values = log[list(looks)].stack()
+        if values.max() > ESCAPE * values.min() > 0:  # a seed that diverged
             left.set_yscale("log")
-        else:
+        elif values.min() >= 0:
             left.set_ylim(bottom=0)
     for ax in right:
         shown = log[log["status"].notna()]

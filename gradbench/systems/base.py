@@ -67,6 +67,11 @@ class AbstractSystem(ABC):
         """Data that are whole numbers from 0, such as labels: how many different ones there may be, by name."""
         return {}
 
+    @property
+    def held(self) -> int | None:
+        """The number of examples that come with the system; None where `sample` draws them."""
+        return None
+
     @classmethod
     @abstractmethod
     def sizes(cls, params: Params, given: Data) -> dict[str, Any]:

@@ -193,6 +193,10 @@ class AbstractFunctionSystem(ClosedForms, AbstractSystem):
         made = self.definition()
         return {name: tuple(v.shape) if name in made.shared else (batch, *v.shape[1:]) for name, v in made.data.items()}
 
+    @property
+    def held(self) -> int:
+        return self.definition().batch
+
     @classmethod
     def sizes(cls, params: Params, given: Data) -> dict[str, Any]:
         return {}

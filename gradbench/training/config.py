@@ -77,7 +77,7 @@ class AbstractConfig(Strict):
     system: Choice
     estimator: Choice
     steps: Count | None = None
-    epochs: Count | None = None  # passes over the training images, instead of steps
+    epochs: Count | None = None  # passes over the examples to train on, instead of steps
     # trained together; no two share parameters, batches or masks
     seeds: Annotated[tuple[int, ...], BeforeValidator(partial(values.many, SEED))] = (0,)
     random_targets: StrictBool = False  # labels drawn anew in every step: a control, with nothing to learn
@@ -106,6 +106,12 @@ class AbstractConfig(Strict):
         return str(getattr(self.build_system(), "dataset", ""))
 
     @cached_property
+    def parts(self) -> tuple[int, int]:
+        """The number of examples to train on, and to test on: of a system that holds its examples none."""
+        held = self.build_system().held
+        return datasets.PARTS[self.dataset] if held is None else (held, 0)
+
+    @cached_property
     def point(self) -> Point:
         """The coordinates of the training, at its first seed."""
         held: dict[str, Any] = {c.attribute: getattr(self, name) for name, c in HELD.items()}
@@ -113,13 +119,13 @@ class AbstractConfig(Strict):
 
     @property
     def length(self) -> int:
-        """Number of all steps. An epoch has as many steps as the training images make whole batches."""
-        return self.steps or (self.epochs or 0) * (datasets.PARTS[self.dataset][0] // self.point.batch)
+        """Number of all steps. An epoch has as many steps as the examples to train on make whole batches."""
+        return self.steps or (self.epochs or 0) * (self.parts[0] // self.point.batch)
 
     @property
     def test_batches(self) -> int:
         """Batches of an evaluation: `eval_batches`, or fewer where the test images make fewer whole batches."""
-        return min(self.eval_batches, datasets.PARTS[self.dataset][1] // self.point.batch)
+        return min(self.eval_batches, self.parts[1] // self.point.batch)
 
     def build_system(self, where: str = "system") -> AbstractSystem:
         """The system with its options."""
@@ -136,13 +142,20 @@ else:
     Config = create_model("Config", __base__=AbstractConfig, **{name: _held(c) for name, c in HELD.items()})
 
 
-def load(name: str | Path, overrides: Mapping[str, object] | None = None) -> Config:
-    """Read and check a training file given as a path or as the name of a shipped one, with some keys replaced."""
-    path, replaced = files.find(name, files.CONFIGS, "training"), Overrides.of(overrides)
-    content = {"name": path.stem} | files.read_kind(path, files.CONFIGS) | replaced
+def load(config: str | Path | Mapping[str, object], overrides: Mapping[str, object] | None = None) -> Config:
+    """Read and check a training, with some keys replaced.
+
+    It is given as the path of a file, as the name of a shipped file, or as a table of what a file would hold.
+    """
+    replaced = Overrides.of(overrides)
+    if isinstance(config, Mapping):
+        where, content = "config", {"name": "session", "about": ""} | dict(Overrides.of(config, "config"))
+    else:
+        path = files.find(config, files.CONFIGS, "training")
+        where, content = str(path), {"name": path.stem} | files.read_kind(path, files.CONFIGS)
     if {"steps", "epochs"} & set(replaced):  # an override of one replaces the other, too
-        content = {k: v for k, v in content.items() if k not in ("steps", "epochs") or k in replaced}
-    return parse(content, str(path), replaced.places)
+        content = {k: v for k, v in content.items() if k not in ("steps", "epochs")}
+    return parse(content | replaced, where, replaced.places)
 
 
 def parse(content: Mapping[str, object], where: str, places: Mapping[str, str] = MappingProxyType({})) -> Config:
@@ -177,16 +190,16 @@ def _check(config: Config, system: AbstractSystem, rule: AbstractEstimator) -> N
     """Raise UserError for keys that do not go together."""
     point = config.point
     shapes = system.data_shapes(point.batch)
-    if config.dataset not in datasets.PARTS:
+    if system.held is None and config.dataset not in datasets.PARTS:
         known = ", ".join(datasets.PARTS)
         what = f"dataset = {config.dataset!r}" if config.dataset else f"{system.name} looks at no images"
-        if registry.digest_of(type(system)) is not None:
-            what = f"{system.name} is made from functions and has the same data in every step"
         raise UserError(f"system: {what}: there is nothing to train on; data sets with a training part: {known}")
     with placed("system"):
         system.check(point.batch)
-    if point.batch > (least := min(datasets.PARTS[config.dataset])):
+    if system.held is None and point.batch > (least := min(config.parts)):
         raise UserError(f"batch = {point.batch}: a part of {config.dataset!r} has {least} images only")
+    if config.random_targets and system.held is not None:
+        raise UserError(f"random_targets: {system.name} holds its data, and gradbench draws no labels for it")
     if config.random_targets and "label" not in shapes:
         raise UserError(f"random_targets: {system.name} has no labels")
     for name in config.norm_cap:

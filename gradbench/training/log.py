@@ -20,10 +20,10 @@ LOG = pa.schema(
         "seed": _I,
         "lr": _F,  # of the next step
         "skipped": _I,  # steps so far whose gradient was not finite
-        "score": _S,  # of train and test: masked_mse or accuracy
+        "score": _S,  # of train and test: masked_mse, accuracy or cost
         "train": _F,  # mean over the batches since the last row with a value, before each step; NaN if all were skipped
         "grad_norm": _F,  # mean over the same steps, before the clip
-        "test": _F,  # on the test images
+        "test": _F,  # on the examples to test on; null where there are none
         "status": _S,  # of a cell: the rule on the fixed batch
         "residual": _F,
         "rho": _F,
@@ -52,7 +52,7 @@ def rows(trainer: Trainer, step: int) -> list[dict[str, Any]]:
     if not any(wanted.values()):
         return []
     measured: list[dict[str, Any]] = [
-        {"step": step, "seed": seed, "lr": trainer.lr(step), "skipped": skipped, "score": trainer.score}
+        {"step": step, "seed": seed, "lr": trainer.lr(step), "skipped": skipped, "score": trainer.batches.scored}
         for seed, skipped in zip(config.seeds, state.skipped.tolist(), strict=True)
     ]
     if wanted["log"] and step > 0:
@@ -60,7 +60,7 @@ def rows(trainer: Trainer, step: int) -> list[dict[str, Any]]:
         state.clear()
         for row, t, n in zip(measured, train, norm, strict=True):
             row |= {"train": t, "grad_norm": n}
-    if wanted["eval"]:
+    if wanted["eval"] and config.test_batches:
         for row, score in zip(measured, trainer.test(), strict=True):
             row["test"] = score
     if wanted["fidelity"]:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from gradbench.data.streams import Streams
-from gradbench.dynamics.stack import Plain, Stack
+from gradbench.dynamics.stack import Looped, Plain, Stack
 from gradbench.dynamics.trajectory import relax
 from gradbench.engine.solving import solve
 from gradbench.planning.plans import plan
 from gradbench.planning.suites import parse
-from gradbench.training.batches import Batches, Drawn
+from gradbench.training.batches import Drawn, batches_of
 from gradbench.training.config import HELD
 from gradbench.training.state import State, descend, gradient, recorded
 from gradbench.vocabulary.coordinates import Knobs
@@ -22,10 +21,9 @@ from gradbench.vocabulary.coordinates import Knobs
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from jaxtyping import Float
     from torch import Tensor
 
-    from gradbench.dynamics.field import Field, Step
+    from gradbench.dynamics.field import Step
     from gradbench.engine.outcome import Outcome
     from gradbench.training.config import Config
 
@@ -36,7 +34,7 @@ class Trainer:
     def __init__(self, config: Config, device: str) -> None:
         self.config, self.device = config, device
         self.system, self.rule = config.build_system(), config.build_rule()
-        self.batches = Batches(config, device)
+        self.batches = batches_of(config, device)
         drawn = [self.system.init_params(Streams(seed)["params"]) for seed in config.seeds]
         dtype = getattr(torch, config.point.dtype)
         theta = {n: torch.stack([d[n] for d in drawn]).to(device, dtype) for n in drawn[0]}
@@ -47,11 +45,6 @@ class Trainer:
         self.knobs = Knobs(*(v.to(device) for v in knobs))
         self.betas = torch.full((1, len(drawn)), self.point.beta or 0.0, dtype=dtype, device=device)
         self._recorded: dict[str, Step] = {}
-
-    @property
-    def score(self) -> str:
-        """`accuracy`, the share of right labels, or `masked_mse`, the squared error of a masked pixel in [-1, 1]."""
-        return "accuracy" if "label" in self.batches.shapes else "masked_mse"
 
     def lr(self, step: int) -> float:
         """Learning rate of a step, on half a cosine from lr to lr_min over the whole training."""
@@ -69,14 +62,14 @@ class Trainer:
         estimate = gradient(self.rule, free, self.point.T2 or 1, self.betas)
         with torch.no_grad():
             taken = self.state.taken.clone()
-            score = self._score(field, free.ends[0])
+            score = self.batches.score(field, free.ends[0])
             descend(self.state, estimate, lr, self.config.optimiser, self.caps)
             self.state.score += score.masked_fill(self.state.taken == taken, 0.0)
         return ()
 
     @torch.no_grad()
     def test(self) -> list[float]:
-        """The score of every seed on the test images; NaN where the free phase diverges."""
+        """The score of every seed on the examples to test on; NaN where the free phase diverges."""
         scores = []
         for i in range(self.config.test_batches):
             (score,) = self._run("test", self._test, self.batches.test(i))
@@ -85,7 +78,7 @@ class Trainer:
 
     def _test(self, drawn: Drawn) -> tuple[Tensor, ...]:
         field = self._field(Plain, drawn, train=False)
-        return (self._score(field, relax(field, (self.point.T1 or 0,)).ends[0]),)
+        return (self.batches.score(field, relax(field, (self.point.T1 or 0,)).ends[0]),)
 
     def fidelity(self) -> list[Outcome]:
         """The rule against backpropagation through time on one fixed batch of every seed, with its status."""
@@ -101,23 +94,13 @@ class Trainer:
         return solve(planned.problems, field, planned.thresholds)
 
     def _field(self, kind: type[Stack], drawn: Drawn, train: bool) -> Stack:
+        kind = kind if self.system.lifted else Looped
         return kind(self.system, self.state.theta, self.batches.shown(drawn, train), self.knobs)
-
-    def _score(self, field: Field, s: Float[Tensor, "c b n"]) -> Float[Tensor, "c"]:
-        """The score of a batch. The label that the system gives to an example is the label of least cost."""
-        if self.score == "masked_mse":
-            return 2 * field.cost(s).double().sum(-1) / field.x["mask"].double().sum((-4, -3, -2, -1))
-        label = field.x["label"]
-        costs = [
-            replace(field, x=field.x | {"label": torch.full_like(label, k)}).cost(s)
-            for k in range(self.batches.classes)
-        ]
-        return (torch.stack(costs).argmin(0) == label).double().mean(-1)
 
     def _run(
         self, name: str, function: Callable[..., tuple[Tensor, ...]], drawn: Drawn, *more: Tensor
     ) -> tuple[Tensor, ...]:
-        """Call a function of a batch: on CUDA as a recorded graph where the rule allows it, stored by `name`."""
+        """Call a function of a batch: on CUDA as a recorded graph where rule and system allow it, stored by `name`."""
         names = tuple(drawn)
 
         def flat(*values: Tensor) -> tuple[Tensor, ...]:
@@ -125,5 +108,6 @@ class Trainer:
 
         values = (*drawn.values(), *more)
         if name not in self._recorded:
-            self._recorded[name] = recorded(flat, self.state, *values) if self.rule.phase.recordable else flat
+            allowed = self.rule.phase.recordable and self.system.lifted
+            self._recorded[name] = recorded(flat, self.state, *values) if allowed else flat
         return self._recorded[name](*values)

@@ -41,3 +41,24 @@ def test_a_run_on_a_gpu_has_the_cells_of_a_cpu(tmp_path: Path) -> None:
     there, here = (gb.run(suite, out=tmp_path / d, device=d).cells for d in ("cuda", "cpu"))
     assert list(there["status"]) == list(here["status"])
     assert (there["cosine_min"] - here["cosine_min"]).abs().max() < 1e-8
+
+
+@pytest.mark.parametrize("function", WRITTEN, ids=lambda f: f.__name__)
+def test_a_training_on_a_gpu_is_that_of_a_cpu(function: Callable[[], dict[str, Any]], tmp_path: Path) -> None:
+    mine = gb.system(**function(), name=f"my {function.__name__}")
+    asked = {
+        "system": mine,
+        "estimator": "aep",
+        "T1": 40,
+        "T2": 10,
+        "beta": 0.01,
+        "batch": 2,
+        "steps": 4,
+        "seeds": [0, 1],
+        "dtype": "float64",
+        "log_every": 1,
+        "optimiser": {"lr": 1e-3},
+    }
+    there, here = (gb.train(asked, out=tmp_path / d, device=d).log for d in ("cuda", "cpu"))
+    assert there["train"].tolist() == pytest.approx(here["train"].tolist(), rel=1e-7, nan_ok=True)
+    assert there["grad_norm"].tolist() == pytest.approx(here["grad_norm"].tolist(), rel=1e-6, nan_ok=True)

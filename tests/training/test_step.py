@@ -153,7 +153,7 @@ def test_the_score_is_the_squared_error_of_a_masked_pixel(tiny: Make) -> None:
     field = trainer._field(Plain, trainer.batches.train(0), train=True)
     s = relax(field, (12,)).ends[0]
     y = trainer.system.split(s)["y"]
-    for c, score in enumerate(trainer._score(field, s).tolist()):
+    for c, score in enumerate(trainer.batches.score(field, s).tolist()):
         hidden = field.x["mask"][c].bool()
         assert score == pytest.approx(float((y[c] - field.x["x"][c])[hidden].square().mean()))
 
@@ -201,7 +201,7 @@ def test_labels_are_learnt_and_the_score_is_the_share_of_right_ones(tiny: Make) 
     field = trainer._field(Plain, trainer.batches.test(0), train=False)
     s = relax(field, (20,)).ends[0]
     right = (s @ trainer.state.theta["V"]).argmax(-1) == field.x["label"]
-    assert trainer._score(field, s).tolist() == pytest.approx(right.double().mean(-1).tolist())
+    assert trainer.batches.score(field, s).tolist() == pytest.approx(right.double().mean(-1).tolist())
 
 
 @pytest.mark.usefixtures("labelled")
