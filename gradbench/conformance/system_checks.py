@@ -354,6 +354,12 @@ def _rows(t: Subject) -> Number:
     grads = t.field.cost_grads(rows)
     for name, g in t.field.cost_grads(rows[1, 2]).items():
         differences[f"dC/d{name}"] = apart(grads[name][1, 2], g)
+    credits = t.noise("credits", rows)  # of every T1 and beta, at a state of every T1
+    back, pulled = t.field.backward(rows[:, :1], credits)
+    for i, j in ((0, 1), (1, 0), (1, 2)):
+        one, of_theta = t.field.backward(rows[i, 0], credits[i, j])
+        differences[f"J^T a at row {i}, column {j}"] = apart(back[i, j], one)
+        differences |= {f"the pull of {n} at {i}, {j}": apart(pulled[n][i, j], g) for n, g in of_theta.items()}
     name, number = worst(differences.items())
     advice = "states come as (*, b, n) with any number of axes in front, and data broadcast from the right"
     return Number(number, EXACT, f"{name} of several rows is not that of each row: {advice}")

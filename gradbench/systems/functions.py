@@ -116,20 +116,19 @@ class Recording(Saved):
         import torch
 
         base = self["s"]
-        a = a.expand(torch.broadcast_shapes(a.shape, base.shape))
-        states, over = base.reshape(-1, *base.shape[-2:]), a.reshape(-1, math.prod(base.shape[:-2]), *a.shape[-2:])
-        back, grads = (
-            torch.empty_like(over),
-            {n: p.new_empty((*over.shape[:2], *p.shape)) for n, p in self._theta.items()},
-        )
-        for i, state in enumerate(states):
-            s, f, leaves = self._row(i, state)
-            for k, credit in enumerate(over[:, i]):
-                back[k, i], *of_theta = self._graded(f, [s, *leaves.values()], credit)
-                for name, g in zip(leaves, of_theta, strict=True):
-                    grads[name][k, i] = g
-        rows = a.shape[:-2]
-        return back.reshape(a.shape), {n: g.reshape(*rows, *g.shape[2:]) for n, g in grads.items()}
+        shape = torch.broadcast_shapes(a.shape, base.shape)
+        states, credits = base.reshape(-1, *base.shape[-2:]), a.expand(shape).reshape(-1, *shape[-2:])
+        # which state a credit belongs to: rows align as in any broadcast, also where a state has an axis of 1
+        places = torch.arange(len(states)).reshape(base.shape[:-2]).expand(shape[:-2]).flatten()
+        back = torch.empty_like(credits)
+        grads = {n: p.new_empty((len(credits), *p.shape)) for n, p in self._theta.items()}
+        for k, (i, credit) in enumerate(zip(places.tolist(), credits, strict=True)):
+            s, f, leaves = self._row(i, states[i])
+            back[k], *of_theta = self._graded(f, [s, *leaves.values()], credit)
+            for name, g in zip(leaves, of_theta, strict=True):
+                grads[name][k] = g
+        rows = shape[:-2]
+        return back.reshape(shape), {n: g.reshape(*rows, *g.shape[1:]) for n, g in grads.items()}
 
     def _over(self, what: str, like: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
         """s and F(s), recorded over all rows of `like`, and what `jvp` keeps beside them."""

@@ -135,6 +135,21 @@ def test_batched_and_eager_agree(function: Callable[[], dict[str, Any]]) -> None
         assert [row[n] for n in ("status", "cause")] == [batched[cell][n] for n in ("status", "cause")]
 
 
+@pytest.mark.parametrize("function", WRITTEN, ids=lambda f: f.__name__)
+def test_a_cell_of_a_run_over_T1_T2_and_beta_is_that_cell_measured_alone(
+    function: Callable[[], dict[str, Any]], tmp_path: Path
+) -> None:
+    mine = gb.system(**function(), name=f"my {function.__name__}")
+    grid = {"estimator": ["ep", "aep", "adjoint"], "T1": [6, 40], "T2": [3, 9], "beta": [0.01, 0.2]}
+    cells = gb.run(gb.suite(grid | {"system": mine, "dtype": "float64"}), out=tmp_path, device="cpu").cells
+    for row in cells.to_dict("records"):
+        at = {k: row[k] for k in ("T1", "T2", "beta") if row[k] == row[k]}
+        alone = gb.measure(mine, row["estimator"], **at, dtype="float64")
+        assert alone.row["rel_error"] == pytest.approx(row["rel_error"], rel=1e-8, abs=1e-12)
+        assert alone.cosine == pytest.approx(row["cosine"], abs=1e-10)
+        assert alone.row["reference_norm"] == pytest.approx(row["reference_norm"], rel=1e-9)
+
+
 def test_a_knob_is_a_key_of_a_grid_an_argument_and_a_column(tmp_path: Path) -> None:
     mine = written(hopfield)
     suite = gb.suite({"system": [mine, "toy_cons"], "estimator": "adjoint", "T1": 60, "T2": 60, "gain": [0.4, 0.8]})
