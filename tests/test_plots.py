@@ -249,8 +249,40 @@ def test_an_undefined_parameter_is_named(cells: pd.DataFrame, rows: list[dict]) 
     parameters = [p for row in rows for p in _params({"W": 0.9, "b": float("nan")}, row)]
     figure = draw_params(cells, pd.DataFrame(parameters))
     assert figure is not None
-    assert [t.get_text() for t in figure.axes[0].texts] == ["undefined"] * 2  # ep, aep
+    assert [t.get_text() for t in figure.axes[0].texts] == ["undefined"] * 3  # ep, aep, aep with an option
     assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["W", "b"]
+
+
+def test_long_names_of_parameters_stand_upright_and_touch_no_other_name(cells: pd.DataFrame, rows: list[dict]) -> None:
+    for names, rotation in (([f"encoder.layer{i}.attention.weight" for i in range(14)], 90), (["W", "b"], 0)):
+        parameters = pd.DataFrame([p for row in rows for p in _params(dict.fromkeys(names, 0.9), row)])
+        figure = draw_params(cells, parameters)
+        assert figure is not None
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        labels = figure.axes[0].get_xticklabels()
+        assert {label.get_rotation() for label in labels} == {rotation}
+        boxes = [label.get_window_extent() for label in labels]
+        assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
+        assert figure.axes[0].get_window_extent().height > 60
+
+
+@pytest.mark.fast
+def test_rules_with_options_are_drawn_while_few_and_named_where_they_are_not(cells: pd.DataFrame) -> None:
+    some, nothing = hold.main_forms(cells)
+    assert some is cells
+    assert not nothing
+    many = pd.concat([cells, *(cells.assign(estimator="aep", estimator_label=f"aep gain={i}") for i in range(7))])
+    shown, told = hold.main_forms(many)
+    assert set(shown["estimator_label"]) == {"ep", "aep"} & set(cells["estimator_label"])
+    assert told[0].startswith("Not drawn: aep")
+    assert "aep gain=6" in told[0]
+
+
+@pytest.mark.fast
+def test_a_title_names_the_point_without_an_empty_word(cells: pd.DataFrame) -> None:
+    (title,) = hold.by_system(cells.assign(T1=None, T2=None, beta=None, s=None, damp=None), ("T1", "T2", "beta"))
+    assert title.endswith("at float32")
 
 
 LONG = "cet_real D=32 ch=3 dataset=cifar10 dh=32 heads=2 img=32 mem=32 patch=8 params_from=quick@8759bb5e"
@@ -355,7 +387,7 @@ def test_a_bar_of_a_budget_is_the_error_divided_as_its_steps_are(cells: pd.DataF
     for height, cause in ((0.1, "truncation"), (0.3, "asymmetry")):
         drawn = [h for h, face in bars if face == to_rgb(COLOURS[cause])]
         assert drawn == pytest.approx([height] * 2)  # at both beta, of ep alone
-    assert [h for h, face in bars if face == to_rgb(FACES["faithful"])] == pytest.approx([LEAST] * 2)  # aep
+    assert [h for h, face in bars if face == to_rgb(FACES["faithful"])] == pytest.approx([LEAST] * 4)  # aep
 
 
 def test_every_bar_of_a_budget_is_the_error_of_the_worst_parameter_whatever_its_cause_is_of(

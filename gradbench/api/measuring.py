@@ -74,11 +74,15 @@ class Measurement:
 
         return Explained.of(self.row, self.field())
 
-    def plot(self, *names: str) -> dict[str, Figure]:
-        """Figures of a run by name, of this cell alone; `params` where none is named."""
-        from gradbench.plots import of_cell
+    @public()
+    def plot(self, *names: str, folder: str | Path | None = None) -> dict[str, Figure]:
+        """Figures of a run by name, of this cell alone; `params` where none is named.
 
-        return of_cell(self.row, self.nested, names or ("params",))
+        They are written as SVG and PNG where a folder is named. Raises UserError for a name that no figure has.
+        """
+        from gradbench.plots import of_cell, written
+
+        return written(of_cell(self.row, self.nested, names or ("params",)), folder)
 
     def _evidence(self) -> dict[str, str]:
         """The columns that say what a cosine is worth, as text."""

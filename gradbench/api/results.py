@@ -82,12 +82,9 @@ class Results(Run):
 
         They are written as SVG and PNG where a folder is named. Raises UserError for a name that no figure has.
         """
-        from gradbench.plots import drawn, save
+        from gradbench.plots import drawn, written
 
-        figures = dict(drawn(self, names))
-        for name, figure in figures.items() if folder is not None else ():
-            save(figure, Path(str(folder)) / name)
-        return figures
+        return written(drawn(self, names), folder)
 
     def check(self, **claim: Any) -> Verdict | Finding:
         """The verdict of the suite; or the finding of one check, with the keys that a check of a suite file has.

@@ -98,9 +98,13 @@ def _calmer(case: Case) -> str | None:
     rightmost = largest(wide.at(s), torch.real)
     if rightmost < 0:
         for factor in SHORTER:
-            shorter = replace(wide, knobs=wide.knobs._replace(eps=wide.knobs.eps / factor))
-            if (rho := largest(shorter.step_at(s), torch.abs)) < 1:
-                return f"eps = {float(shorter.knobs.eps):.3g} makes this state stable, rho = {rho:.4f}: its flow is"
+            shorter = replace(field, knobs=field.knobs._replace(eps=field.knobs.eps / factor))
+            if (rho := largest(shorter.wide.step_at(s), torch.abs)) < 1:
+                what = f"eps = {float(shorter.knobs.eps):.3g} with T1 = {(T1 := case.relaxed.T1 * factor)}"
+                if calmer := case.again(shorter, T1):
+                    left = calmer.whole.whole.rel_error
+                    return f"{what} settles and stabilises; the error there is {left:.2g}"
+                return f"{what} is not at rest yet, but stable where this state is, rho = {rho:.4f}: its flow is stable"
     if "damp" in field.system.uses:
         for more in MORE_DAMP:
             damped = replace(field, knobs=field.knobs._replace(damp=field.knobs.damp + more))

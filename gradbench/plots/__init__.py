@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,9 +37,17 @@ def drawn(run: Run, names: Collection[str] = ()) -> Iterator[tuple[str, Figure]]
     yield from _of_tables(Tables.of(run), names)
 
 
+def written(figures: Iterable[tuple[str, Figure]], folder: str | Path | None) -> dict[str, Figure]:
+    """The figures by name, which are written into a folder as SVG and PNG where one is named."""
+    named = dict(figures)
+    for name, figure in named.items() if folder is not None else ():
+        save(figure, Path(str(folder)) / name)
+    return named
+
+
 def of_cell(
     row: Mapping[str, Any], nested: Mapping[str, list[dict[str, Any]]], names: Collection[str]
-) -> dict[str, Figure]:
+) -> Iterator[tuple[str, Figure]]:
     """Figures by name of one cell: its row of the table `cells`, and its rows of the other tables.
 
     A figure with nothing to show is left out. Raises UserError for a name that no figure has.
@@ -56,11 +64,8 @@ def of_cell(
     }
     cells = DataFrame([row], columns=[*CELLS.names, *(n for n in row if n not in CELLS.names)])
     limits = Thresholds().residual, Thresholds().faithful
-    return dict(
-        _of_tables(
-            Tables(cells, frames["params"], frames["blocks"], frames["budget"], *limits, "One measurement"), names
-        )
-    )
+    tables = Tables(cells, frames["params"], frames["blocks"], frames["budget"], *limits, "One measurement")
+    yield from _of_tables(tables, names)
 
 
 def _of_tables(tables: Tables, names: Collection[str]) -> Iterator[tuple[str, Figure]]:

@@ -21,6 +21,7 @@ HELD = tuple(name for name, c in COORDINATES.items() if c.type is not str and na
 ALWAYS = tuple(name for name in HELD if COORDINATES[name].optional)  # every title tells these
 FREQUENT = ("damp", *(name for name in HELD if name not in ALWAYS))  # held where most cells are; `point` says the rest
 USUAL_S, USUAL_BETA = 1.0, 0.02
+FORMS = 6  # rules with their options that fit beside each other
 ONE_LINE = 40  # characters of a system that leave room for its point in the same line
 LINE = 100  # characters of a line
 
@@ -30,10 +31,18 @@ def estimates(cells: DataFrame) -> DataFrame:
     return cells[(cells["estimator"].map(registry.role) == Role.RULE) & (cells["status"] != Status.SKIPPED)]
 
 
-def main_forms(cells: DataFrame) -> DataFrame:
-    """The cells of each rule in its default form; where the run has a rule with options only, in all its forms."""
+def main_forms(cells: DataFrame) -> tuple[DataFrame, list[str]]:
+    """The cells that a figure with room for few rules shows, and a sentence that names the rules that it leaves out.
+
+    Where there are more than `FORMS` labels, these are the cells of each rule in its default form, and of a rule that
+    the run has with options only in all its forms.
+    """
     default = cells["estimator_label"] == cells["estimator"]
-    return cells[default | ~cells["estimator"].isin(cells[default]["estimator"])]
+    if cells["estimator_label"].nunique() <= FORMS:
+        return cells, []
+    shown = cells[default | ~cells["estimator"].isin(cells[default]["estimator"])]
+    others = sorted(set(cells["estimator_label"]) - set(shown["estimator_label"]))
+    return shown, [f"Not drawn: {', '.join(others)}."] if others else []
 
 
 def one_dtype(cells: DataFrame) -> DataFrame:
@@ -86,8 +95,8 @@ def by_system(cells: DataFrame, free: tuple[str, ...] = (), dtypes: bool = False
         where = point(rows, free)
         here = at(rows, where)
         between = "   " if len(system) <= ONE_LINE else "\n"
-        words = f"at {_words(where, rows)}, {', '.join(sorted(here['dtype'].unique()))}"
-        held[f"{lines(system, LINE)}{between}{words}"] = here
+        words = ", ".join([*_words(where, rows), *sorted(here["dtype"].unique())])
+        held[f"{lines(system, LINE)}{between}at {words}"] = here
     return held
 
 
@@ -96,10 +105,10 @@ def lines(system: str, width: int) -> str:
     return textwrap.fill(system, width, break_long_words=False, break_on_hyphens=False)
 
 
-def _words(point: dict[str, float], cells: DataFrame) -> str:
+def _words(point: dict[str, float], cells: DataFrame) -> list[str]:
     """A point as a title says it. A coordinate that every system has is said only where the cells differ in it."""
     said = [key for key in point if key in ALWAYS or cells[key].nunique() > 1]
-    return ", ".join(f"{COORDINATES[key].symbol or key}$\\,=\\,${number(point[key])}" for key in said)
+    return [f"{COORDINATES[key].symbol or key}$\\,=\\,${number(point[key])}" for key in said]
 
 
 def number(value: float) -> str:

@@ -25,7 +25,7 @@ def draw_antisymmetry_vs_error(cells: DataFrame) -> Figure | None:
     """Naive EP agrees with BPTT at the left edge only; a rule that corrects for asymmetry stays low everywhere."""
     cells = hold.estimates(cells)
     styles = look.styles(cells)
-    cells = hold.main_forms(cells)
+    cells, left_out = hold.main_forms(cells)
     cells = pd.concat(
         [_deep(hold.one_dtype(rows)) for _, rows in cells.groupby(["system_label", "s", "damp"])] or [cells]
     )
@@ -49,6 +49,7 @@ def draw_antisymmetry_vs_error(cells: DataFrame) -> Figure | None:
             f"deepest T2 and the nudge nearest {hold.USUAL_BETA}, any T1. Errors below {FLOOR:g} are drawn there.",
             *look.without(cells[absent]),
             f"Median antisymmetry: {', '.join(f'{system} {value:.2g}' for system, value in middle.items())}.",
+            *left_out,
         ],
     )
     return figure

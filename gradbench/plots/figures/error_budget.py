@@ -57,7 +57,7 @@ NO_REFERENCE = "the reference"  # how a reason begins that lies in the reference
 @look.themed
 def draw_error_budget(cells: DataFrame, params: DataFrame, budget: DataFrame, faithful: float) -> Figure | None:
     """A bar for each rule and value: its height is the error, its parts are proportional to the steps of the ladder."""
-    shown = hold.main_forms(hold.estimates(cells))
+    shown, left_out = hold.main_forms(hold.estimates(cells))
     shown = _with_parts(shown[~shown["status"].isin(WITHOUT)], params, budget, faithful)
     panels: dict[str, list[Panel]] = {}
     for knob in KNOBS:
@@ -68,7 +68,8 @@ def draw_error_budget(cells: DataFrame, params: DataFrame, budget: DataFrame, fa
                 panels.setdefault(" ".join(system.split()), []).append((knob, point, here))
     if not panels:
         return None
-    across = _across([here.groupby(knob)["estimator_label"].nunique() for p in panels.values() for knob, _, here in p])
+    bars = [here.groupby(knob)["estimator_label"].nunique() for p in panels.values() for knob, _, here in p]
+    across = min(_across(bars), len(bars))
     lines = _packed(panels, across)
     names = [max(_room(here, knob, across) for _, (knob, _, here) in line) / 72 for line in lines]
     figure = Figure(figsize=(look.WIDTH, 1.0 + 2.3 * len(lines) + sum(names)), layout="constrained")
@@ -90,6 +91,7 @@ def draw_error_budget(cells: DataFrame, params: DataFrame, budget: DataFrame, fa
             "The error of the parameter that a rule gets most wrong, of its reference's norm, in the median seed.",
             f"Parts are the steps of the ladder for this parameter, in proportion. A bar longer than {TOP:g} is cut",
             "there, and its error stands above it; ∞: not finite. No bar: no cell, or one that diverged or collapsed.",
+            *left_out,
         ],
     )
     return figure

@@ -41,7 +41,7 @@ SHORT = {Status.NUDGE_DIVERGED: "nudge\ndiverged"}
 def draw_map_s_damp(cells: DataFrame) -> Figure | None:
     """Status and smallest cosine over s and damp. A number on a hatch is no evidence, since nothing settled there."""
     cells = hold.estimates(cells)
-    cells = hold.main_forms(cells)
+    cells, left_out = hold.main_forms(cells)
     rows = hold.by_system(cells, free=("s", "damp"))
     rows = {title: here for title, here in rows.items() if here["s"].nunique() > 1 and here["damp"].nunique() > 1}
     if not rows:
@@ -72,6 +72,7 @@ def draw_map_s_damp(cells: DataFrame) -> Figure | None:
         [
             f"Status and smallest cosine over parameters: {count} cells, the worst status and the median over seeds.",
             "Hatched, in grey: not settled, so the number says nothing about the estimator. Dash: no cosine.",
+            *left_out,
         ],
     )
     return figure

@@ -22,13 +22,15 @@ if TYPE_CHECKING:
 
     from gradbench.plots.sources import Tables
 
+WIDE = 530.0  # points of a panel's width, where the names of parameters stand
+
 
 @look.themed
 def draw_params(cells: DataFrame, params: DataFrame) -> Figure | None:
     """Settled cells at one point a system: bars at the median of seeds, whiskers from the smallest to the largest."""
     cells = hold.estimates(cells)
     styles = look.styles(cells)
-    cells = hold.main_forms(cells)
+    cells, left_out = hold.main_forms(cells)
     rows = {}
     for title, here in hold.by_system(cells).items():
         here = here[here["status"] == Status.SETTLED]
@@ -46,10 +48,14 @@ def draw_params(cells: DataFrame, params: DataFrame) -> Figure | None:
     slots = max(
         here["param"].nunique() for here in rows.values()
     )  # every row has this many places, so that bars are equally wide
-    figure = Figure(figsize=(look.WIDTH, 0.6 + 1.75 * len(rows)), layout="constrained")
+    longest = {title: max(look.length(name, look.VALUE) for name in here["param"]) for title, here in rows.items()}
+    upright = {title: name for title, name in longest.items() if name + look.VALUE > WIDE / slots}
+    height = 0.6 + 1.75 * len(rows) + sum(upright.values()) / 72
+    figure = Figure(figsize=(look.WIDTH, height), layout="constrained")
     axes = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
     for ax, (title, here) in zip(axes, rows.items(), strict=True):
         _panel(ax, here, styles)
+        ax.tick_params(axis="x", rotation=90 if title in upright else 0)
         ax.set_xlim(-0.5, slots - 0.5)
         ax.set_title(title, loc="left", weight="bold", size=9.5)
     show_cosines(list(axes), np.concatenate([here["cosine"].to_numpy(float) for here in rows.values()]))
@@ -66,6 +72,7 @@ def draw_params(cells: DataFrame, params: DataFrame) -> Figure | None:
             *([f"Nothing settled there: {', '.join(unsettled)}."] if unsettled else []),
             "Undefined in every seed: the reference is zero, not finite or below the floor of liveness, or the",
             f"estimate is not finite. An estimate of zero has cosine 0. {FLOOR_WORDS.capitalize()}.",
+            *left_out,
         ],
     )
     return figure
