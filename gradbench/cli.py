@@ -608,6 +608,7 @@ def tune(
 @app.command()
 def conform(
     name: Annotated[str, typer.Argument(metavar="NAME", help='System or estimator, options too: "aep clip=batch".')],
+    on: Annotated[str | None, typer.Option(metavar="SYSTEM", help="Try an estimator on this system.")] = None,
     batch: Annotated[int, typer.Option(help="Examples on which it is tried.")] = 4,
     seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
     plugin: Plugins = None,
@@ -617,7 +618,7 @@ def conform(
     from gradbench.api.conforming import conform as try_item
     from gradbench.conformance.findings import measured
 
-    tried = try_item(name, batch=batch, seed=seed)
+    tried = try_item(name, on=on, batch=batch, seed=seed)
     if as_json:
         _put(json.dumps(tried.to_json(), indent=1))
     else:

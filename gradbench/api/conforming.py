@@ -14,35 +14,39 @@ from gradbench.errors import UserError, near_miss, public
 from gradbench.estimators.base import AbstractEstimator
 from gradbench.planning import registry, values
 from gradbench.systems.base import AbstractSystem
-from gradbench.systems.functions import AbstractFunctionSystem
 
 Item = AbstractSystem | AbstractEstimator
 
 
 @public()
-def conform(item: object, *, batch: int = 4, seed: int = 0) -> Conformance:
+def conform(item: object, *, on: object = None, batch: int = 4, seed: int = 0) -> Conformance:
     """Try a system or a rule as everything that ships is tried.
 
     `item` is a name, a name with options ("aep clip=batch"), a table of name and options, a class derived from
     `AbstractSystem` or `AbstractEstimator`, or what `gradbench.system` and `gradbench.estimator` made. A system is
     tried in float64 at its default coordinates, on `batch` examples drawn from `seed`; a rule on linear systems whose
-    gradient is known, and on the two toys. A fault of the item is a finding, whatever it raises. Raises UserError for
-    an item that is not known, and for a batch or a seed that is no number.
+    gradient is known and on the two toys, or `on` a system of the caller, as a rule needs that is written for states of
+    several tensors. A fault of the item is a finding, whatever it raises. Raises UserError for an item that is not
+    known, for a batch or a seed that is no number, and for a system that comes to no rest.
     """
     for argument, value, least in (("batch", batch, 1), ("seed", seed, 0)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise UserError(f"{argument} = {value!r}: expected a whole number, {least} or more")
     made = _made(item)
+    place = None if on is None else _made(on)
+    if place is not None and not (isinstance(made, AbstractEstimator) and isinstance(place, AbstractSystem)):
+        raise UserError("conform: on: a rule is tried on a system; expected conform(RULE, on=SYSTEM)")
     name = str(getattr(made, "name", type(made).__name__))
     with isolated():
         import torch
 
         with torch.random.fork_rng(devices=[]):
             if isinstance(made, AbstractSystem):
-                examples = min(batch, made.definition().batch) if isinstance(made, AbstractFunctionSystem) else batch
-                findings = tuple(system_checks.system_findings(made, examples, seed))
+                findings = tuple(system_checks.system_findings(made, min(batch, made.held or batch), seed))
                 return Conformance(name, "system", findings)
             places = rule_checks.places(batch, seed)
+            if isinstance(place, AbstractSystem):
+                places = [rule_checks.place_of(place, min(batch, place.held or batch), seed)]
             return Conformance(name, "estimator", tuple(rule_checks.rule_findings(made, places)))
 
 

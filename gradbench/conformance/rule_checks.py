@@ -17,6 +17,7 @@ from gradbench.conformance.system_checks import drawn
 from gradbench.diagnostics.ladder import estimate as estimate_of
 from gradbench.dynamics.stack import Stack
 from gradbench.dynamics.trajectory import Trajectory, relax
+from gradbench.errors import UserError
 from gradbench.estimators.adjoint import Adjoint
 from gradbench.estimators.base import Exact, Role
 from gradbench.estimators.reverse import Bptt
@@ -25,7 +26,7 @@ from gradbench.systems.toy import ToyCons, ToyNoncons
 if TYPE_CHECKING:
     from gradbench.dynamics.field import Field
     from gradbench.estimators.base import AbstractEstimator, Reading
-    from gradbench.systems.base import Params
+    from gradbench.systems.base import AbstractSystem, Params
 
 SETTLED, TRANSIENT = 200, 12  # free steps: to a fixed point, and far from one
 DEEP = 200  # steps of a second phase to its end
@@ -36,6 +37,8 @@ INSIDE = 1e-4  # relative: of a rule that claims to be exact at a fixed point
 ORDER = 0.15  # how far the order in beta may be off
 SAME = 1e-9  # relative: rows, cells and examples at once and one at a time
 MODEST = 1e-3  # relative: a rule that is closer where it claims nothing could claim more
+STILL = 1e-8  # relative change of a step from which on a system of the caller is at rest
+LONGER = 4  # times its T1, to get there
 MIXED = 1e-3  # relative: up to which an estimate is a mixture of known gradients
 
 
@@ -81,6 +84,17 @@ class Place:
     def conservative(self) -> bool:
         """Whether the Jacobian is symmetric."""
         return self.field.system.conservative
+
+
+def place_of(system: AbstractSystem, batch: int, seed: int) -> Place:
+    """A system of the caller, at rest: backpropagation gives the answer. Raises UserError where it never rests."""
+    place = Place(system.name, drawn(system, batch, seed), max(SETTLED, LONGER * int(system.defaults.get("T1") or 0)))
+    s = place.settled.ends[0]
+    residual = float((place.field.step(s) - s).norm() / s.norm().clamp(min=1e-300))
+    if not residual <= STILL:
+        told = f"after {place.steps} steps {system.name!r} still moves by {residual:.1e} a step"
+        raise UserError(f"conform: on: {told}: no claim at a fixed point can be tried there")
+    return place
 
 
 def places(batch: int, seed: int) -> list[Place]:

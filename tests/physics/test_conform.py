@@ -13,7 +13,7 @@ import pytest
 import torch
 from live import ESTIMATORS
 from torch import Tensor
-from written import hopfield
+from written import WRITTEN, hopfield
 
 import gradbench as gb
 from gradbench.cli import app
@@ -403,6 +403,34 @@ def test_a_system_from_functions_conforms_with_the_examples_that_it_has() -> Non
     assert tried.passed, tried
     assert gb.conform(deq(cost=lambda net, x, z: z.square().sum(-1).mean(), cost_of="mean")).passed
     assert gb.conform(gb.system(**hopfield(), name="my hopfield"), batch=3).passed
+
+
+@pytest.mark.parametrize("function", WRITTEN, ids=lambda f: f.__name__)
+def test_a_rule_is_tried_on_a_system_of_the_caller(function: Callable[[], dict[str, Any]]) -> None:
+    mine = gb.system(**function(), name="mine", defaults={"T1": 400})
+    for rule in ("adjoint", "ep", "aep"):
+        tried = gb.conform(rule, on=mine)
+        assert tried.passed, tried
+        assert any(finding.name.endswith("on mine") for finding in tried.findings)
+
+
+def test_a_rule_that_is_written_for_a_state_of_several_tensors_is_tried_on_a_system_that_has_one() -> None:
+    @gb.estimator(source="the adjoint series", terms="T2", exact="fixed point")
+    def series(free: Any, T2: int) -> Any:
+        total = a = free.cost_slope
+        for _ in range(T2 - 1):
+            a = free.step_vjp(a)
+            total = {name: total[name] + a[name] for name in total}
+        return free.back(total)
+
+    mine = gb.system(**hopfield(), name="mine")
+    assert not gb.conform(series).passed
+    assert gb.conform(series, on=mine).passed
+    with pytest.raises(UserError, match=r"on: after 200 steps 'restless' still moves by \S+ a step"):
+        gb.conform(series, on=gb.system(**hopfield() | {"eps": 2.5}, name="restless"))
+    for item, on in ((mine, mine), (series, series)):
+        with pytest.raises(UserError, match=r"on: a rule is tried on a system; expected conform\(RULE, on=SYSTEM\)"):
+            gb.conform(item, on=on)
 
 
 def test_names_classes_and_items_are_taken_and_a_wrong_call_is_told() -> None:
