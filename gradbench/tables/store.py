@@ -110,7 +110,8 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
     """
     content = _whole(path)
     try:
-        table = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True).read()
+        file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
+        table = file.read(use_threads=False)  # a thread that lets go of `content` while Python ends aborts the process
     except (pa.ArrowException, OSError) as error:
         raise StoreError(f"{path}: damaged: {error}") from None
     wanted = schema.metadata[SCHEMA].decode()
