@@ -17,7 +17,6 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 from gradbench import plots
-from gradbench.diagnostics.metrics import REFERENCE
 from gradbench.errors import StoreError
 from gradbench.plots import gallery, hold, look
 from gradbench.plots.explained import draw_explanation
@@ -25,7 +24,7 @@ from gradbench.plots.figures import error_budget
 from gradbench.plots.figures.antisymmetry_vs_error import draw_antisymmetry_vs_error
 from gradbench.plots.figures.cosine_sweeps import draw_cosine_sweep
 from gradbench.plots.figures.credit_by_layer import draw_credit_by_layer
-from gradbench.plots.figures.error_budget import COLOURS, FACES, LEAST, NO_REFERENCE, TOP, draw_error_budget
+from gradbench.plots.figures.error_budget import COLOURS, FACES, LEAST, TOP, draw_error_budget
 from gradbench.plots.figures.error_vs_beta import draw_error_vs_beta
 from gradbench.plots.figures.error_vs_cost import _front, _settings, draw_error_vs_cost
 from gradbench.plots.figures.map_s_damp import draw_map_s_damp
@@ -35,6 +34,7 @@ from gradbench.plots.scale import SPACED, cosine_at, nines
 from gradbench.plots.sources import Tables
 from gradbench.tables.schema import BUDGETS, CELLS, PARAMS
 from gradbench.tables.store import Run, read_json, write_json
+from gradbench.vocabulary.reason import REFERENCE
 from gradbench.vocabulary.status import Status
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -403,7 +403,6 @@ def test_every_bar_of_a_budget_is_the_error_of_the_worst_parameter_whatever_its_
 
 
 def test_a_parameter_without_a_reference_has_no_error_to_draw(cells: pd.DataFrame) -> None:
-    assert NO_REFERENCE == REFERENCE
     params, budget = _tables(cells)
     dead = params["param"] == "b"
     params.loc[dead, "rel_error"] = 1.4

@@ -11,16 +11,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
+from gradbench.vocabulary.notation import ATTENTION
+from gradbench.vocabulary.reason import NOT_FINITE, REFERENCE, ZERO
+
 if TYPE_CHECKING:
     from jaxtyping import Float64
     from torch import Tensor
 
     from gradbench.systems.base import Params
-
-ZERO = "the estimate is zero"  # the reason of a cosine that is 0 by convention, as that of a credit of zero is
-NOT_FINITE = "the estimate is not finite"  # the reason of a cosine that is NaN, and makes the summaries NaN
-REFERENCE = "the reference"  # begins every reason that lies in the reference
-ATTENTION = ("WQ", "WK", "WV", "WO")  # the group of `cosine_attn`
 
 
 class Similarity(NamedTuple):

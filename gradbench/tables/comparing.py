@@ -19,7 +19,7 @@ from gradbench.tables.schema import BETTER
 from gradbench.tables.selecting import selected
 from gradbench.tables.verifying import POINT
 from gradbench.vocabulary.coordinates import COORDINATES
-from gradbench.vocabulary.exit import Exit
+from gradbench.vocabulary.exit import Ended, Exit
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -38,8 +38,8 @@ Across = tuple[str, Any, Any]  # a column or an option, its value in the first r
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Two runs, cell by cell. The second one is judged by the first."""
+class Comparison(Ended):
+    """Two runs, cell by cell. The second one is judged by the first, and passed where nothing is worse than noise."""
 
     table: DataFrame  # a row a metric: cells, median change, worst change with what is noise there, and its cell
     # 0: nothing is worse than noise; 1: something is, or is missing; 3: the second is unfinished; 4: no common cell
@@ -50,15 +50,6 @@ class Comparison:
     environment: dict[str, tuple[Any, Any]]  # what differs
     findings: tuple[Finding, ...]
     pairs: DataFrame = field(repr=False)  # a row a cell and metric: a, b, change, allowed
-
-    @property
-    def passed(self) -> bool:
-        """Whether nothing is worse than noise."""
-        return self.code is Exit.OK
-
-    def __bool__(self) -> bool:
-        """As `passed`."""
-        return self.passed
 
     @property
     def line(self) -> str:

@@ -15,6 +15,8 @@ import pyarrow.compute as pc
 from gradbench.tables.findings import counted
 from gradbench.tables.schema import COLUMNS, NESTED, OUTCOME
 from gradbench.vocabulary.cause import Cause
+from gradbench.vocabulary.notation import ATTENTION
+from gradbench.vocabulary.reason import ESTIMATE, NOT_FINITE, REFERENCE, ZERO
 from gradbench.vocabulary.status import Status, Thresholds
 
 if TYPE_CHECKING:
@@ -25,11 +27,7 @@ RANGE_ERROR = 1e-5  # of a number against an end of its range: some cosines are 
 SUM_ERROR = 1e-9  # of means and sums of squares over parameters, relative
 READING_ERROR = 1e-11  # of sums over entries in float64, relative; 1e-15 on a CPU
 RESIDUAL_ERROR = 1e-2  # relative, of a norm in the dtype of the cell
-NOT_FINITE = "the estimate is not finite"  # the reason of a cosine that is NaN, and makes the summaries NaN
-ZERO = "the estimate is zero"  # the reason of a cosine that is 0 by convention
-REFERENCE, ESTIMATE = "the reference", "the estimate"  # begin the reasons that lie in one of them
 OF_A_STATE = ("residual", "settled_share", "rho", "state_norm", "reference_norm")  # equal for all rules there
-ATTENTION = ("WQ", "WK", "WV", "WO")  # the group of `cosine_attn`
 Fault = tuple[str, str, str]  # table, rule, and what breaks it
 
 

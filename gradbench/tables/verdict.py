@@ -14,7 +14,7 @@ from gradbench.tables.findings import Finding, Kind, Result
 from gradbench.tables.snapshots import Snapshot
 from gradbench.tables.store import Run, guarded, write_json
 from gradbench.tables.verifying import verify
-from gradbench.vocabulary.exit import PRECEDENCE, Exit
+from gradbench.vocabulary.exit import PRECEDENCE, Ended, Exit
 from gradbench.vocabulary.status import Status
 
 _WORDS = {
@@ -27,8 +27,8 @@ _WORDS = {
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """The result of all checks of a run."""
+class Verdict(Ended):
+    """The result of all checks of a run: it passed where the run is whole and all that is claimed of it holds."""
 
     run: str
     code: Exit
@@ -38,15 +38,6 @@ class Verdict:
     findings: tuple[Finding, ...]  # of a damaged run all that is wrong with it, and no check
     snapshot: Snapshot | None = field(repr=False)  # what was judged; None: a file cannot be read
     unheld: str = ""  # where a baseline was sought in vain
-
-    @property
-    def passed(self) -> bool:
-        """Whether the run is whole and all that is claimed of it holds."""
-        return self.code is Exit.OK
-
-    def __bool__(self) -> bool:
-        """As `passed`."""
-        return self.passed
 
     @property
     def line(self) -> str:

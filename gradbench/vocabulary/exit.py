@@ -16,3 +16,18 @@ class Exit(IntEnum):
 
 
 PRECEDENCE = (Exit.STORE, Exit.USAGE, Exit.INCOMPLETE, Exit.CHECK_FAILED, Exit.NOTHING)
+
+
+class Ended:
+    """What ended in an exit code: it passed where that is 0, and `if` and `assert` of it ask this."""
+
+    code: Exit
+
+    @property
+    def passed(self) -> bool:
+        """Whether the exit code is 0."""
+        return self.code is Exit.OK
+
+    def __bool__(self) -> bool:
+        """As `passed`."""
+        return self.passed

@@ -21,6 +21,7 @@ class Word:
         return f"{self.words}{symbol} ({self.unit})" if self.unit else f"{self.words}{symbol}"
 
 
+ATTENTION = ("WQ", "WK", "WV", "WO")  # the parameters of `cosine_attn`
 METRICS = {
     "cosine": Word(r"$\cos$", "global cosine to BPTT"),
     "cosine_mean": Word(r"$\overline{\cos}$", "mean cosine over parameters"),

@@ -18,6 +18,7 @@ from matplotlib.patches import Patch
 from gradbench.plots import hold, look
 from gradbench.vocabulary.cause import CAUSES, column
 from gradbench.vocabulary.coordinates import COORDINATES
+from gradbench.vocabulary.reason import REFERENCE
 from gradbench.vocabulary.status import Status
 
 if TYPE_CHECKING:
@@ -51,7 +52,6 @@ FAITHFUL, OPEN = "faithful", "without a cause"  # what an error is that has none
 FACES = {**COLOURS, FAITHFUL: "0.8", OPEN: "0.6"}
 HATCH = "////"
 PART = "part: {}"  # the column that holds the share of a cause in the error of a cell
-NO_REFERENCE = "the reference"  # how a reason begins that lies in the reference, so that there is no error
 
 
 @look.themed
@@ -99,7 +99,7 @@ def draw_error_budget(cells: DataFrame, params: DataFrame, budget: DataFrame, fa
 
 def _with_parts(cells: DataFrame, params: DataFrame, budget: DataFrame, faithful: float) -> DataFrame:
     """The cells with the error of their worst parameter, and a column for every cause: its share of that error."""
-    compared = params[~params["reason"].fillna("").str.startswith(NO_REFERENCE)]
+    compared = params[~params["reason"].fillna("").str.startswith(REFERENCE)]
     compared = compared.assign(error=compared["rel_error"].astype(float).fillna(np.inf))
     worst = compared.sort_values("error", kind="stable").drop_duplicates("cell", keep="last")
     cells = cells.merge(worst[["cell", "param", "error"]], on="cell", how="left")
