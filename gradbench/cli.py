@@ -402,7 +402,10 @@ def _print_cells(run: Snapshot, width: int | None) -> None:
     from gradbench.tables.text import show_causes, show_table
 
     if not run.finished:
-        say(f"{run.folder}: judged by its records: it goes on, was cut off, or was made before tables had digests")
+        before = "" if run.binds else ", or was made before tables had digests"
+        say(f"{run.folder}: judged by its records: it goes on or was cut off{before}")
+    if not run.binds:
+        say(f"{run.folder}: was made before records and checks said of which run they are: they are taken as its own")
     for table in run.claims.get("table", ()):
         _put(f"{show_table(Table(**table), run.cells, width)}\n")
     if causes := show_causes(run.cells, width):

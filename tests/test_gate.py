@@ -445,6 +445,7 @@ def no_parquet(run: Run) -> None:
 
 
 MADE = "tables are made of the records"
+CLAIMED = "the checks are those of this run"
 FROZEN = "the plan is as it was frozen"
 READ = "every file can be read"
 FILES: dict[str, tuple[Callable[[Run], object], str, str]] = {
@@ -486,7 +487,7 @@ FILES: dict[str, tuple[Callable[[Run], object], str, str]] = {
     "a plan that is a list": (
         lambda r: (r.folder / "plan.json").write_text("[]"),
         READ,
-        "plan.json, env.json or checks.json holds no object",
+        "plan.json: damaged: it holds no object",
     ),
     "a plan of cells without coordinates, of a run that goes on": (
         lambda r: ((r.folder / DIGESTS).unlink(), edit(r, "plan.json", lambda p: p["skipped"][0].pop("system"))),
@@ -541,10 +542,79 @@ FILES: dict[str, tuple[Callable[[Run], object], str, str]] = {
         "a check needs a metric with min or max, or a status",
     ),
     "torn digests": (lambda r: cut(r.folder / DIGESTS), READ, "tables.json: damaged"),
-    "emptied digests": (
-        lambda r: write_json(r.folder / DIGESTS, {}),
+    **{
+        f"digests that are {content[:40]}": (
+            lambda r, content=content: (r.folder / DIGESTS).write_text(content),
+            READ,
+            "tables.json: damaged: it holds no digests",
+        )
+        for content in ("null", "{}", "[]", "0", '""', "false", '{"tables": {}}')
+    },
+    "digests that are words": (
+        lambda r: edit(r, DIGESTS, lambda d: d["tables"].update(cells="sha256:0")),
         READ,
-        "tables.json: damaged: it holds no digests",
+        "tables.json: damaged: tables holds what is no digest",
+    ),
+    "digests of records that are numbers": (
+        lambda r: edit(r, DIGESTS, lambda d: d["records"].update(dict.fromkeys(d["records"], 1))),
+        READ,
+        "tables.json: damaged: records holds what is no digest",
+    ),
+    "digests of records that are a list": (
+        lambda r: edit(r, DIGESTS, lambda d: d.update(records=[])),
+        READ,
+        "tables.json: damaged: records holds what is no digest",
+    ),
+    "digests without a table": (
+        lambda r: edit(r, DIGESTS, lambda d: d["tables"].pop("budget")),
+        READ,
+        "tables.json: damaged: it has digests of .'blocks', 'cells', 'params'., expected ",
+    ),
+    "a number of missing cells that is none": (
+        lambda r: edit(r, DIGESTS, lambda d: d.update(missing=True)),
+        READ,
+        "tables.json: damaged: missing = True is no number of cells",
+    ),
+    "digests that are a folder": (
+        lambda r: ((r.folder / DIGESTS).unlink(), (r.folder / DIGESTS).mkdir()),
+        READ,
+        "tables.json: Is a directory",
+    ),
+    "digests that are a broken link": (
+        lambda r: ((r.folder / DIGESTS).unlink(), (r.folder / DIGESTS).symlink_to("nowhere")),
+        READ,
+        "tables.json: No such file",
+    ),
+    "a looser bound of a check": (
+        lambda r: edit(r, "checks.json", lambda c: c["check"][0].update(min=-1.0)),
+        CLAIMED,
+        "checks.json: was edited, or is of another run; gradbench run gated writes",
+    ),
+    "no check": (lambda r: edit(r, "checks.json", lambda c: c.update(check=[])), CLAIMED, "checks.json: was edited"),
+    "checks that do not say of which run they are": (
+        lambda r: edit(r, "checks.json", lambda c: c.pop("bound_to")),
+        CLAIMED,
+        "checks.json: was edited",
+    ),
+    "cells that may be missing": (
+        lambda r: edit(r, "checks.json", lambda c: c.update(allow_incomplete=True)),
+        CLAIMED,
+        "checks.json: was edited",
+    ),
+    "the environment of another run, before there are tables": (
+        lambda r: ((r.folder / DIGESTS).unlink(), edit(r, "env.json", lambda e: e.update(processor="NVIDIA H100"))),
+        READ,
+        "is no record of this run: the environment .*: processor '.*' in place of 'NVIDIA H100'$",
+    ),
+    "an environment without the name of its run, before there are tables": (
+        lambda r: ((r.folder / DIGESTS).unlink(), edit(r, "env.json", lambda e: e.pop("run"))),
+        READ,
+        "is no record of this run: the environment .*: run '.*' in place of None$",
+    ),
+    "an environment that is a list": (
+        lambda r: (r.folder / "env.json").write_text("[]"),
+        READ,
+        "env.json: damaged: it holds no object",
     ),
     "a record that is gone": (lambda r: record(r).unlink(), MADE, "1 records of which tables were made are gone"),
     "a record measured anew": (remeasured, MADE, "1 records changed after the tables"),
@@ -580,8 +650,8 @@ def test_a_mutated_file_is_caught_and_named(gated: Run, name: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def failing(finished: Path) -> Path:
-    """The folder of a run of the same suite, whose weights are so small that its check fails."""
+def another(finished: Path) -> Path:
+    """The folder of a run of the same suite at another beta."""
     suite = finished.parents[2] / "gated.toml"
     done = gradbench.run(str(suite), out=finished.parents[2] / "other", device="cpu", overrides={"beta": 0.9})
     return done.folder
@@ -600,8 +670,8 @@ def test_a_run_in_which_nothing_settles_passes_no_check_of_a_metric(finished: Pa
 
 
 @pytest.mark.parametrize("digests", [False, True])
-def test_the_tables_of_another_run_do_not_pass_for_its_own(gated: Run, failing: Path, digests: bool) -> None:
-    target = Run(Path(shutil.copytree(failing, gated.folder.parent / "failing")))
+def test_the_tables_of_another_run_do_not_pass_for_its_own(gated: Run, another: Path, digests: bool) -> None:
+    target = Run(Path(shutil.copytree(another, gated.folder.parent / "another")))
     for name in (*(f"{name}.parquet" for name in TABLES), *([DIGESTS] if digests else [])):
         shutil.copy(gated.folder / name, target.folder / name)
     verdict = judge(target)
@@ -609,6 +679,18 @@ def test_the_tables_of_another_run_do_not_pass_for_its_own(gated: Run, failing: 
     names = {f.name for f in verdict.findings}
     assert {"tables are of this run", "no cell that is not planned", "every planned cell"} <= names
     assert ("tables are made of the records" if digests else "tables are as they were made") in names
+
+
+def test_the_checks_of_another_run_do_not_pass_for_its_own(gated: Run, another: Path) -> None:
+    target = Run(Path(shutil.copytree(another, gated.folder.parent / "another")))
+    strict = target.claims | {"check": [target.claims["check"][0] | {"min": 1.0}]}
+    target.claim(strict)
+    assert judge(target).code is Exit.CHECK_FAILED
+    shutil.copy(gated.folder / "checks.json", target.folder)
+    (finding,) = judge(target).findings
+    assert (finding.name, finding.kind) == (CLAIMED, "store")
+    target.claim(strict)  # as a start of that run does
+    assert judge(target).code is Exit.CHECK_FAILED
 
 
 def test_a_run_that_goes_on_is_judged_by_its_records_and_nothing_of_it_is_written(gated: Run) -> None:

@@ -33,8 +33,7 @@ def cut_off(run: Run) -> Run:
 
 
 def without_checks(run: Run) -> Run:
-    path = run.folder / "checks.json"
-    path.write_text(re.sub(r'"check": \[.*?\](?=,\n)', '"check": []', path.read_text(), flags=re.DOTALL))
+    run.claim(run.claims | {"check": []})
     return run
 
 

@@ -6,10 +6,13 @@ import errno
 import gzip
 import json
 import platform
+import re
+import shutil
 import signal
 import threading
 import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +22,18 @@ import torch
 import warm
 
 import gradbench
+from gradbench.cli import _code
 from gradbench.commands import environment, profiling, running
 from gradbench.commands.progress import CellProgress
-from gradbench.engine import packs
+from gradbench.engine import device, packs
 from gradbench.engine.device import resolve
 from gradbench.engine.packs import available
 from gradbench.errors import StoreError, UserError
 from gradbench.tables import runs
-from gradbench.tables.store import Run, read_json
+from gradbench.tables.schema import METADATA, RECORD
+from gradbench.tables.store import Run, read_json, read_table, write_json, write_table
+from gradbench.tables.verdict import judge
+from gradbench.vocabulary.exit import Exit
 
 COST_OF_TIME = ["seconds", "peak_memory"]
 PROBLEMS = 6  # of the tiny suite
@@ -202,8 +209,6 @@ def test_other_source_is_another_run(write_suite: Any, monkeypatch: pytest.Monke
 
 
 def test_another_processor_is_another_run(write_suite: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gradbench.engine import device
-
     suite = write_suite()
     first = run(suite)
     monkeypatch.setattr(device, "describe", lambda name: "CPU of somebody else")
@@ -211,8 +216,6 @@ def test_another_processor_is_another_run(write_suite: Any, monkeypatch: pytest.
 
 
 def test_a_cpu_is_named_by_its_model_or_by_its_kind_where_nobody_tells(tmp_path: Path) -> None:
-    from gradbench.engine import device
-
     told, silent = tmp_path / "told", tmp_path / "silent"
     told.write_text("".join(f"processor\t: {i}\nmodel name\t: Some CPU @ 2.1GHz\n\n" for i in range(2)))
     silent.write_text("processor\t: 0\nBogoMIPS\t: 50.00\n")
@@ -322,8 +325,106 @@ def test_a_damaged_record_is_set_aside_said_and_measured_again(
     again = run(suite)
     assert solved[PROBLEMS:] == [path.stem]
     pd.testing.assert_frame_equal(before.drop(columns=COST_OF_TIME), again.cells.drop(columns=COST_OF_TIME))
-    assert path.with_suffix(".damaged").read_bytes() == bad.get(damage, other.read_bytes())
-    assert path.with_suffix(".damaged").name in capsys.readouterr().err
+    assert path.with_suffix(".aside").read_bytes() == bad.get(damage, other.read_bytes())
+    assert path.with_suffix(".aside").name in capsys.readouterr().err
+
+
+def unsigned(path: Path) -> None:
+    """The record as it was stored before records said of which run they are."""
+    write_table(path, read_table(path, RECORD).replace_schema_metadata(METADATA))
+
+
+FOREIGN: dict[str, tuple[Callable[[Path, pytest.MonkeyPatch], object], dict[str, Any], str]] = {
+    "another processor": (
+        lambda suite, patch: patch.setattr(device, "describe", lambda name: "NVIDIA H100"),
+        {},
+        r"identity .*, processor 'NVIDIA H100' in place of '.*threads?'",
+    ),
+    "another code": (
+        lambda suite, patch: patch.setattr(environment, "source_digest", lambda: "another"),
+        {},
+        r"source 'another' in place of '\w{16}'",
+    ),
+    "other thresholds": (
+        lambda suite, patch: suite.write_text(f"{suite.read_text()}\n[thresholds]\nresidual = 0.5\n"),
+        {},
+        r"the environment that measured it is not that of env\.json: run '.*', identity",
+    ),
+    "the same, measured again": (lambda suite, patch: None, {"fresh": True}, r"run '.*-2' in place of "),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_a_record_of_another_run_is_damage_and_is_measured_again(
+    write_suite: Any, solved: list[str], capsys: Any, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    suite = write_suite()
+    content = suite.read_text()
+    with pytest.raises(KeyboardInterrupt):
+        run(suite, watch=interrupt_after(2))
+    (first,) = (Run(path.parent) for path in suite.parent.glob("results/runs/tiny/*/env.json"))
+    kept = {path.name: path.read_bytes() for path in (first.folder / "records").iterdir()}
+    change, more, message = FOREIGN[kind]
+    with monkeypatch.context() as patch:
+        change(suite, patch)
+        patch.setattr("gradbench.tables.runs.datetime", Noon)
+        other = run(suite, out=suite.parent / "other", **more)
+        if more:  # the same in all but the name of its folder
+            other = run(suite, out=suite.parent / "other", **more)
+    suite.write_text(content)
+    (path,) = [p for p in sorted((other.folder / "records").iterdir()) if p.name not in kept][:1]
+    shutil.copy(path, first.folder / "records")
+    verdict = judge(first)
+    assert (verdict.code, len(verdict.findings)) == (Exit.STORE, 1)
+    detail = verdict.findings[0].detail
+    assert detail.startswith(f"{first.folder / 'records' / path.name}: is no record of this run: ")
+    assert re.search(message, detail), detail
+    done, before = run(suite), len(solved)
+    assert done.folder == first.folder
+    assert solved[-4:].count(path.stem) == 1  # the two that were kept are not measured again
+    assert len(set(solved[-4:])) == 4
+    assert (done.folder / "records" / f"{path.stem}.aside").read_bytes() == path.read_bytes()
+    assert f"{path.name}: is no record of this run" in capsys.readouterr().err
+    assert {name: (done.folder / "records" / name).read_bytes() for name in kept} == kept
+    assert judge(run(suite)).code is Exit.NOTHING  # whole, and nothing is claimed
+    assert len(solved) == before
+
+
+class Noon(datetime):
+    """A clock that stands, so that two runs have one name."""
+
+    @classmethod
+    def now(cls, tz: Any = None) -> datetime:
+        return cls(2026, 1, 1, 12, tzinfo=tz)
+
+
+def test_a_run_that_was_made_before_records_said_whose_they_are_is_read_and_gone_on_with(
+    write_suite: Any, solved: list[str], capsys: Any
+) -> None:
+    suite = write_suite()
+    with pytest.raises(KeyboardInterrupt):
+        run(suite, watch=interrupt_after(2))
+    (first,) = (Run(path.parent) for path in suite.parent.glob("results/runs/tiny/*/env.json"))
+    write_json(first.folder / "env.json", {k: v for k, v in first.env.items() if k != "run"})
+    assert "does not say" not in str(judge(first).findings)  # its records name a run, and env.json has none
+    assert judge(first).code is Exit.STORE
+    for path in (first.folder / "records").iterdir():
+        unsigned(path)
+    write_json(first.folder / "checks.json", {k: v for k, v in first.claims.items() if k != "bound_to"})
+    assert judge(first).code is Exit.INCOMPLETE
+    done = run(suite)
+    assert (done.folder, len(solved)) == (first.folder, PROBLEMS)
+    assert _code(["check", str(done.folder), "--baseline", "none"]) == Exit.NOTHING
+    assert "was made before records and checks said of which run they are" in capsys.readouterr().err
+
+
+def test_a_record_that_does_not_say_whose_it_is_is_none_of_a_run_whose_records_do(write_suite: Any) -> None:
+    done = run(write_suite())
+    path = sorted((done.folder / "records").iterdir())[0]
+    unsigned(path)
+    (done.folder / "tables.json").unlink()
+    (fault,) = judge(done).findings
+    assert fault.detail == f"{path}: is no record of this run: it does not say which run measured it"
 
 
 def test_a_run_folder_that_is_deleted_halfway_is_a_store_error_and_the_next_run_begins_anew(write_suite: Any) -> None:

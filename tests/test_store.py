@@ -243,9 +243,12 @@ def test_what_is_left_of_a_killed_write_is_no_record(run: Run) -> None:
 
 
 def test_a_record_that_is_set_aside_is_kept_and_not_done(run: Run) -> None:
-    damaged = run.set_aside("p1")
-    assert damaged.is_file()
+    aside = run.set_aside("p1")
+    content = aside.read_bytes()
     assert run.done() == {"p2"}
+    run.keep("p1", [row("c1", "p1", 0.2)])
+    assert run.set_aside("p1") != aside
+    assert aside.read_bytes() == content
 
 
 def test_every_metric_and_coordinate_has_a_column() -> None:

@@ -74,7 +74,7 @@ def run(
     with target.alone():
         target.claim(loaded.model_dump(mode="json", include={"check", "table", "allow_incomplete"}))
         runs.point(folder, target)
-        if profile and len(_finished(target)) == len(planned.problems):
+        if profile and len(_finished(target, planned)) == len(planned.problems):
             raise UserError(f"{target.folder}: nothing is left to measure, and so to profile; use --fresh")
         from gradbench.commands.profiling import profiled
 
@@ -136,7 +136,7 @@ def _folder(folder: Path, planned: Plan, env: Environment, fresh: bool) -> Run:
 
 def execute(target: Run, planned: Plan, setup: Setup, watch: CellWatch) -> None:
     """Measure the problems that have no record yet, then write the tables."""
-    finished = _finished(target)
+    finished = _finished(target, planned)
     waiting = [p for p in planned.problems if p.key not in finished]
     progress = CellProgress.of(waiting, (status for statuses in finished.values() for status in statuses))
     watch(progress)
@@ -182,10 +182,13 @@ def _frozen_heap() -> Iterator[None]:
         gc.unfreeze()
 
 
-def _finished(target: Run) -> dict[str, list[str]]:
-    """Statuses of the problems that need no measurement, by key. Damaged records are set aside, and stderr says so."""
+def _finished(target: Run, planned: Plan) -> dict[str, list[str]]:
+    """Statuses of the problems that need no measurement, by key.
+
+    Records that are damaged or of another run are set aside, and stderr says so.
+    """
     finished: dict[str, list[str]] = {}
-    for key in sorted(target.done()):
+    for key in sorted(target.done() & {problem.key for problem in planned.problems}):
         try:
             statuses = target.record(key)["status"].to_pylist()
         except StoreError as error:

@@ -28,7 +28,7 @@ from gradbench.tables.checks import evaluate, where_is
 from gradbench.tables.consistency import RANGE_ERROR
 from gradbench.tables.findings import Finding
 from gradbench.tables.schema import BETTER, IDENTITY, OUTCOME
-from gradbench.tables.store import SCHEMA, read_table, write_table
+from gradbench.tables.store import BEGAN, SCHEMA, read_table, write_table
 from gradbench.tables.verifying import PLAN, POINT, verify
 from gradbench.vocabulary.status import Status
 
@@ -136,7 +136,8 @@ def set_baseline(runs: Sequence[Run], out: Path, allow: Collection[str] = ()) ->
         if snapshot is None or any(fault.name == PLAN for fault in faults):  # nothing says what it is a run of
             raise StoreError("\n".join(fault.detail for fault in faults))
         for other in snapshots:
-            if snapshot.digests is not None and snapshot.digests == other.digests:
+            marks = ((s.env.get(BEGAN), s.digests) for s in (snapshot, other))
+            if any(mine is not None and mine == that for mine, that in zip(*marks, strict=True)):
                 raise UserError(f"{run.folder}: is a copy of {other.folder}; a run has no spread against itself")
         snapshots.append(snapshot)
         refused = _refusals(snapshot, snapshots[0], faults, path_of(str(snapshots[0].plan["suite"]), out))

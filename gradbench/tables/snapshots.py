@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from gradbench.errors import StoreError
 from gradbench.tables.placeholders import skipped_rows
 from gradbench.tables.schema import TABLES
-from gradbench.tables.store import Run
+from gradbench.tables.store import Digests, Run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,8 +27,6 @@ class Snapshot(Run):
         super().__init__(folder)
         self._digests = super().digests
         self._plan, self._env, self._claims = super().plan, super().env, super().claims
-        if not all(isinstance(content, dict) for content in (self._plan, self._env, self._claims)):
-            raise StoreError(f"{folder}: damaged: plan.json, env.json or checks.json holds no object")
         self.tables = {name: super(Snapshot, self).table(name) for name in TABLES} if self.finished else self._made()
 
     def _made(self) -> dict[str, pa.Table]:
@@ -44,7 +42,7 @@ class Snapshot(Run):
         return self._digests is not None
 
     @property
-    def digests(self) -> dict[str, Any] | None:
+    def digests(self) -> Digests | None:
         """The digests as they were read."""
         return self._digests
 

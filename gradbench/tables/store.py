@@ -9,11 +9,14 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import io
+import itertools
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
@@ -22,6 +25,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gradbench.errors import StoreError, UserError
+from gradbench.planning.cells import digest
 from gradbench.tables.schema import CELLS, METADATA, NESTED, RECORD, TABLES
 
 if TYPE_CHECKING:
@@ -29,8 +33,15 @@ if TYPE_CHECKING:
 
 # The checksums of parquet cover its pages, and a flipped bit in an offset reads another column: this one covers all.
 BLANK = b"sha256:" + b"0" * 64
-SEAL, SCHEMA, MADE_BY = b"gradbench.seal", b"gradbench.schema", b"gradbench.env"  # keys of the metadata of a table
+# Keys of the metadata of a table. A record says which environment measured it, and for the plan with which key; a table
+# says which environment made it.
+SEAL, SCHEMA, MADE_BY, PLANNED = b"gradbench.seal", b"gradbench.schema", b"gradbench.env", b"gradbench.plan"
 DIGESTS = "tables.json"  # of the tables and of the records that they were made from
+# A key of env.json: the id under which the run began. Where it is, all records and the checks say that they are of this
+# run; a run without it was made before they did.
+BEGAN = "run"
+BOUND = "bound_to"  # a key of checks.json: the digest of its content and of the run that it is of
+TOLD = 3  # entries of an environment that a message names
 # for a few hundred rows: a third of the time of zstd with dictionaries, to write and to read, and no more bytes
 SHORT = {"compression": "lz4", "use_dictionary": False, "write_statistics": False}
 LONG = {"compression": "zstd"}
@@ -88,6 +99,13 @@ def read_json(path: Path) -> Any:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
         raise StoreError(f"{path}: damaged: {error}") from None
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise StoreError(f"{path}: damaged: it holds no object")
+    return content
 
 
 def write_table(path: Path, table: pa.Table, form: Mapping[str, Any] = LONG) -> str:
@@ -157,6 +175,42 @@ def _sealed(content: bytes) -> bytes:
     return content.replace(BLANK, BLANK[:7] + hashlib.sha256(content).hexdigest().encode())
 
 
+def differing(env: Mapping[str, Any], other: Any) -> str:
+    """What differs between the environment of a run and another one, in words."""
+    if not isinstance(other, Mapping):
+        return "no environment"
+    keys = [key for key in dict.fromkeys((*env, *other)) if env.get(key) != other.get(key)]
+    told = [f"{key} {other.get(key)!r} in place of {env.get(key)!r}" for key in keys[:TOLD]]
+    return ", ".join([*told, *([f"{len(keys) - TOLD} more"] if len(keys) > TOLD else [])])
+
+
+class Digests(NamedTuple):
+    """The content of tables.json."""
+
+    missing: int  # planned cells without a row
+    tables: dict[str, str]  # the seal of every table
+    records: dict[str, str]  # the seal of every record that they were made from
+
+    @classmethod
+    def of(cls, content: Any, path: Path) -> Digests:
+        """The content of a file. Raises StoreError where it is not what `compact` writes."""
+        if not isinstance(content, dict) or content.keys() != set(cls._fields):
+            raise StoreError(f"{path}: damaged: it holds no digests: expected an object with {', '.join(cls._fields)}")
+        missing, tables, records = (content[name] for name in cls._fields)
+        if type(missing) is not int or missing < 0:
+            raise StoreError(f"{path}: damaged: missing = {missing!r} is no number of cells")
+        for name, seals in (("tables", tables), ("records", records)):
+            if not isinstance(seals, dict) or not all(_is_seal(seal) for seal in seals.values()):
+                raise StoreError(f"{path}: damaged: {name} holds what is no digest")
+        if tables.keys() != TABLES.keys():
+            raise StoreError(f"{path}: damaged: it has digests of {sorted(tables)}, expected {sorted(TABLES)}")
+        return cls(missing, tables, records)
+
+
+def _is_seal(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch("sha256:[0-9a-f]{64}", value) is not None
+
+
 class Compaction(NamedTuple):
     """The tables of a run, made from its records."""
 
@@ -179,32 +233,42 @@ class Run:
     @property
     def plan(self) -> dict[str, Any]:
         """The plan as it was frozen."""
-        content: dict[str, Any] = read_json(self.folder / "plan.json")
-        return content
+        return _read_object(self.folder / "plan.json")
 
     @property
     def env(self) -> dict[str, Any]:
         """Device, versions and code of the run."""
-        content: dict[str, Any] = read_json(self.folder / "env.json")
-        return content
+        return _read_object(self.folder / "env.json")
 
     @property
     def claims(self) -> dict[str, Any]:
         """Checks and printed tables of the suite, from the last time that the run was worked on."""
-        content: dict[str, Any] = read_json(self.folder / "checks.json")
-        return content
+        return _read_object(self.folder / "checks.json")
 
     @property
-    def digests(self) -> dict[str, Any] | None:
-        """The seals of the finished tables and of the records that they were made from; None: there are no such tables.
+    def digests(self) -> Digests | None:
+        """The seals of the finished tables and of the records that they were made from; None: there is no such file.
 
-        A run that was cut off, or that goes on, has none, and nor has one that was made before they were stored.
+        A run that was cut off, or that goes on, has none, and nor has one that was made before they were stored. Raises
+        StoreError for a file that holds anything else.
         """
         path = self.folder / DIGESTS
-        if not path.is_file():
-            return None
-        content: dict[str, Any] = read_json(path)
-        return content
+        return Digests.of(read_json(path), path) if os.path.lexists(path) else None
+
+    @cached_property
+    def origin(self) -> dict[bytes, bytes]:
+        """What a record of this run says of where it is from: metadata of its table."""
+        return {MADE_BY: json.dumps(self.env).encode(), PLANNED: str(self.plan.get("key")).encode()}
+
+    @property
+    def binds(self) -> bool:
+        """Whether records and checks of this run say that they are its own. Runs made before do not."""
+        return BEGAN in self.env
+
+    def bound(self, claims: Mapping[str, Any]) -> str:
+        """The digest of checks and printed tables, and of the run that they are of."""
+        content = {key: value for key, value in claims.items() if key != BOUND}
+        return digest([content, *(part.decode() for part in self.origin.values())])
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -225,12 +289,12 @@ class Run:
 
     def claim(self, claims: dict[str, Any]) -> None:
         """Set checks and printed tables. They may change between two starts, since they change no measurement."""
-        write_json(self.folder / "checks.json", claims)
+        write_json(self.folder / "checks.json", {**claims, BOUND: self.bound(claims)})
 
     def start(self, plan: Mapping[str, Any], env: Mapping[str, Any]) -> None:
         """Write plan and environment, once. The environment comes last: a folder without it never started."""
         write_json(self.folder / "plan.json", plan)
-        write_json(self.folder / "env.json", env)
+        write_json(self.folder / "env.json", {BEGAN: self.id, **env})
 
     def _record(self, problem: str) -> Path:
         return self.folder / "records" / f"{problem}.parquet"
@@ -245,29 +309,45 @@ class Run:
             (self.folder / DIGESTS).unlink(missing_ok=True)
 
     def keep(self, problem: str, rows: list[dict[str, Any]]) -> None:
-        """Store the record of a problem."""
+        """Store the record of a problem, which says of which run it is."""
         self._outdate()
-        write_table(self._record(problem), pa.Table.from_pylist(rows, schema=RECORD), SHORT)
+        table = pa.Table.from_pylist(rows, schema=RECORD)
+        write_table(self._record(problem), table.replace_schema_metadata({**METADATA, **self.origin}), SHORT)
 
     def set_aside(self, problem: str) -> Path:
-        """Rename a damaged record, so that its problem is measured again; the new path."""
+        """Rename a record that cannot be used, so that its problem is measured again; the new path, which was free."""
         path = self._record(problem)
         self._outdate()
         with guarded(path):
-            return path.replace(path.with_suffix(".damaged"))
+            numbered = (path.with_suffix(f".aside{i or ''}") for i in itertools.count())
+            return path.replace(next(free for free in numbered if not os.path.lexists(free)))
 
     def seal(self, problem: str) -> str:
         """The seal of a record. Raises StoreError where the record is damaged."""
         return read_seal(self._record(problem))
 
     def record(self, problem: str) -> pa.Table:
-        """The record of a problem. Raises StoreError where it is damaged, or is the record of another problem."""
+        """The record of a problem. Raises StoreError where it is damaged, or that of another problem or another run."""
         table = read_table(self._record(problem), RECORD)
+        if foreign := self._foreign(table.schema.metadata):
+            raise StoreError(f"{self._record(problem)}: is no record of this run: {foreign}")
         if set(table["problem"].to_pylist()) != {problem}:
             raise StoreError(f"{self._record(problem)}: damaged: it is not the record of problem {problem}")
         if len(set(table["cell"].to_pylist())) < len(table):
             raise StoreError(f"{self._record(problem)}: damaged: a cell has two rows")
         return table
+
+    def _foreign(self, metadata: Mapping[bytes, bytes]) -> str:
+        """Why a record with this metadata is not of this run; empty where it is."""
+        origin = {key: metadata.get(key) for key in self.origin}
+        if origin == self.origin:
+            return ""
+        if None in origin.values():  # a run that was made before, and goes on, has records of both kinds
+            return "it does not say which run measured it" if self.binds or any(origin.values()) else ""
+        if origin[MADE_BY] != self.origin[MADE_BY]:
+            told = differing(self.env, json.loads(origin[MADE_BY] or b"null"))
+            return f"the environment that measured it is not that of env.json: {told}"
+        return f"it was measured for the plan {(origin[PLANNED] or b'').decode()}, and this one is {self.plan['key']}"
 
     def compact(self, extra: Iterable[dict[str, Any]]) -> int:
         """Write the tables from all records and the `extra` rows; the number of planned cells without a row.

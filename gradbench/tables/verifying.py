@@ -21,7 +21,7 @@ from gradbench.tables import consistency
 from gradbench.tables.findings import Finding, counted
 from gradbench.tables.placeholders import skipped_rows
 from gradbench.tables.snapshots import Snapshot
-from gradbench.tables.store import DIGESTS, MADE_BY, SEAL, Run
+from gradbench.tables.store import BOUND, DIGESTS, MADE_BY, SEAL, Run, differing
 from gradbench.vocabulary.coordinates import COORDINATES
 from gradbench.vocabulary.status import Status, Thresholds
 
@@ -89,6 +89,9 @@ def _faults(run: Snapshot, deep: bool) -> Iterator[Fault]:
             raise TypeError("allow_incomplete is neither true nor false")
     except (LookupError, TypeError, ValueError) as error:
         yield "the checks can be read", f"{run.folder / 'checks.json'}: damaged: {type(error).__name__}: {error}"
+    if (run.binds or BOUND in run.claims) and run.claims.get(BOUND) != run.bound(run.claims):
+        told = f"was edited, or is of another run; gradbench run {planned.suite} writes the checks of its suite anew"
+        yield "the checks are those of this run", f"{run.folder / 'checks.json'}: {told}"
     for rule, detail in planned.faults():
         yield rule, f"{path}: {detail}"
     yield from _digest_faults(run)
@@ -144,18 +147,16 @@ def _digest_faults(run: Snapshot) -> Iterator[Fault]:
     """Whether finished tables are those that were made from the records of this run."""
     if run.digests is None:
         return
-    try:
-        tables, records = dict(run.digests["tables"]), dict(run.digests["records"])
-    except (KeyError, TypeError, ValueError):
-        yield "every file can be read", f"{run.folder / DIGESTS}: damaged: it holds no digests"
-        return
+    _, tables, records = run.digests
     for name, table in run.tables.items():
         path = run.folder / f"{name}.parquet"
         metadata = table.schema.metadata
-        if metadata[SEAL].decode() != tables.get(name):
+        if metadata[SEAL].decode() != tables[name]:
             yield "tables are as they were made", f"{path}: is another table than the one that the records made"
-        if json.loads(metadata.get(MADE_BY, b"null")) != run.env:
-            yield "tables are of this run", f"{path}: the environment that made it is not that of env.json"
+        made_by = json.loads(metadata.get(MADE_BY, b"null"))
+        if made_by != run.env:
+            told = f"the environment that made it is not that of env.json: {differing(run.env, made_by)}"
+            yield "tables are of this run", f"{path}: {told}"
     folder, there = run.folder / "records", run.done()
     remade = "gradbench run measures what is missing, and makes the tables again"
     for keys, words in (
@@ -178,7 +179,7 @@ def _row_faults(run: Snapshot, planned: _Planned) -> Iterator[Fault]:
     if foreign := [key for key in dict.fromkeys(keys) if key not in planned.points]:
         yield "no cell that is not planned", counted(foreign, "are not in the plan")
     missing = [key for key in planned.keys if key not in there]
-    if missing and run.digests is not None and len(missing) != run.digests.get("missing"):
+    if missing and run.digests is not None and len(missing) != run.digests.missing:
         yield "every planned cell", counted(missing, "of the plan have no row")
     if not (twice or foreign) and keys != [key for key in planned.keys if key in there]:
         yield "rows in the order of the plan", "its rows stand in another order"
