@@ -23,7 +23,6 @@ from gradbench.vocabulary.status import Status
 if TYPE_CHECKING:
     from gradbench.commands.explaining import Explanation
     from gradbench.planning.overrides import Overrides
-    from gradbench.tables.baselines import Demand
     from gradbench.tables.comparing import Comparison
     from gradbench.tables.snapshots import Snapshot
     from gradbench.tables.store import Run
@@ -278,13 +277,14 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Verify a run, print its tables, evaluate checks, compare with a baseline; the last line is the verdict."""
+    from gradbench.tables.baselines import demanded
     from gradbench.tables.junit import verdict_junit
     from gradbench.tables.markdown import verdict_markdown
     from gradbench.tables.verdict import judge
 
     _one_on_stdout(markdown, as_json)
     target, width = _target(run, out), _width()
-    demand, unheld = _demand(target, out, baseline, tolerance, floor)
+    demand, unheld = demanded(target, baseline, **_bounds(tolerance, floor), out=out, told="--{}")
     verdict = judge(target, deep=deep, demand=demand, unheld=unheld)
     if junit is not None:
         _write(junit, verdict_junit(verdict))
@@ -350,38 +350,12 @@ def set_baseline(
     _put(store([_target(run, out) for run in runs], out, allow or ()))
 
 
-def _demand(
-    run: Run, out: Path, baseline: str | None, tolerance: str | None, floors: list[str] | None
-) -> tuple[Demand | None, str]:
-    """What a run is held to, None where its suite has no baseline, and where one was sought.
-
-    Raises UserError for what needs a baseline.
-    """
-    from gradbench.tables.baselines import TOLERANCE, Demand, places_of
-
-    if baseline == "none":
-        if floors or tolerance is not None:
-            raise UserError("--baseline none: --floor and --tolerance are those of a baseline")
-        return None, ""
-    try:
-        places = places_of(run, out) if baseline is None else [Path(baseline)]
-    except StoreError:
-        return None, ""  # the plan is damaged, as the verdict tells
-    path = next((p for p in places if os.path.lexists(p)), None)  # what is there and no file is damage, as judge tells
-    if path is None:
-        told = " or ".join(map(str, places))
-        if baseline is None and tolerance is None and not floors:
-            return None, f"no baseline at {told}"
-        if baseline is not None:
-            raise UserError(
-                f"--baseline {told}: there is no such file; expected the file of a baseline, or the word none"
-            )
-        raise UserError(f"there is no baseline {told}; make one with: gradbench baseline set {_argument(run.folder)}")
-    held = _numbers(floors, "--floor")
-    named = {"tolerance": TOLERANCE} if tolerance is None else _numbers([f"tolerance={tolerance}"], "--tolerance")
+def _bounds(tolerance: str | None, floors: list[str] | None) -> dict[str, Any]:
+    """What --tolerance and --floor say, in numbers. Raises UserError for what is none."""
+    named = {} if tolerance is None else _numbers([f"tolerance={tolerance}"], "--tolerance")
     if len(named) > 1:
         raise UserError(f"--tolerance {tolerance}: expected one number")
-    return Demand(path, named["tolerance"], held), ""
+    return {**named, "floors": _numbers(floors, "--floor")}
 
 
 def _numbers(pairs: list[str] | None, option: str) -> dict[str, float]:

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import gradbench
+from gradbench.api.results import Results
 from gradbench.cli import _code
 from gradbench.commands.running import prepare
 from gradbench.errors import StoreError, UserError
@@ -397,8 +398,8 @@ def test_a_baseline_refuses_what_it_should_not_be_made_of_unless_told(
         (["--tolerance", "0.1,cosine=0.2"], "--tolerance 0.1,cosine=0.2: expected one number"),
         (["--floor", "cosine=1.5"], "floor cosine = 1.5: expected a number from -1 to 1"),
         (["--floor", "rel_error=-1"], "floor rel_error = -1: expected a number from 0 to inf"),
-        (["--baseline", "none", "--floor", "cosine=0.9"], "--floor and --tolerance are those of a baseline"),
-        (["--baseline", "none", "--tolerance", "0.1"], "--floor and --tolerance are those of a baseline"),
+        (["--baseline", "none", "--floor", "cosine=0.9"], "--baseline none: there is no baseline for --floor"),
+        (["--baseline", "none", "--tolerance", "0.1"], "--baseline none: there is no baseline for --tolerance"),
         (["--tolerance=-1"], "tolerance = -1.0: expected a number from 0 to below 1"),
         (
             ["--baseline", "nowhere.parquet"],
@@ -423,7 +424,68 @@ def test_check_takes_the_baseline_of_the_suite_where_there_is_one(gated: Run, de
     assert _code(command) == Exit.CHECK_FAILED
     demand.path.unlink()
     assert _code([*command, "--floor", "cosine=0.9"]) == Exit.USAGE
-    assert "there is no baseline" in capsys.readouterr().err
+    assert "--floor: there is no baseline at" in capsys.readouterr().err
+
+
+def test_results_are_compared_as_the_command_compares_them(gated: Run, tmp_path: Path, capsys: Any) -> None:
+    results = Results(tmp_path / "here" / "runs" / "gated" / "one")
+    shutil.copytree(gated.folder, results.folder)
+    assert results.check().unheld.startswith("no baseline at ")
+    remeasured(results, at(HERE, lambda row: reading(row, 0.99)))
+    path = set_baseline([results], tmp_path / "here", ["dirty"])
+    elsewhere = shutil.copy(path, tmp_path / "mine.parquet")
+    remeasured(results, at(HERE, lambda row: reading(row, 0.98)))
+    for named, options in (
+        ({}, []),
+        ({"baseline": "none"}, ["--baseline", "none"]),
+        ({"baseline": elsewhere}, ["--baseline", str(elsewhere)]),
+        ({"tolerance": 0.2}, ["--tolerance", "0.2"]),
+        ({"tolerance": 0.2, "floor": {"cosine_min": 0.985}}, ["--tolerance", "0.2", "--floor", "cosine_min=0.985"]),
+    ):
+        verdict = results.check(**named)
+        assert verdict.code is (Exit.OK if options[1:] in (["none"], ["0.2"]) else Exit.CHECK_FAILED), named
+        command = ["check", str(results.folder), "--out", str(tmp_path / "here"), "--json", *options]
+        assert _code(command) == verdict.code
+        assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(verdict.to_json()))
+    path.unlink()
+    assert results.check().passed
+
+
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        ({"tolerance": "low"}, "tolerance = 'low' is not a number"),
+        ({"tolerance": math.nan}, "tolerance = nan is not finite"),
+        ({"tolerance": 1.0}, "tolerance = 1.0: expected a number from 0 to below 1"),
+        ({"tolerance": True}, "tolerance = True is not a number"),
+        ({"floor": 0.9}, "floor: got a float, expected a table of numbers by metric"),
+        ({"floor": {"cosin": 0.9}}, "floor 'cosin': is no metric with a direction. Did you mean 'cosine'?"),
+        ({"floor": {"cosine": None}}, "floor cosine = None is not a number"),
+        ({"floor": {"cosine": 7}}, "floor cosine = 7: expected a number from -1 to 1"),
+        ({"baseline": 3}, "baseline: got an int, expected the path of a baseline, or the word none"),
+        ({"baseline": "nowhere.parquet"}, "baseline nowhere.parquet: there is no such file; expected the file of a"),
+        ({"baseline": "none", "floor": {"cosine": 0.9}}, "baseline none: there is no baseline for floor"),
+        ({"tolerance": 0.1, "metric": "cosine", "min": 0}, "check: tolerance is of the verdict; 'metric' asks for one"),
+        (
+            {"tolerence": 0.1},
+            "check: 'tolerence' is no key of a check, and no metric is named. Did you mean 'tolerance'?",
+        ),
+    ],
+)
+def test_a_mistake_in_a_check_of_results_names_the_argument(
+    gated: Run, demand: Demand, named: dict[str, Any], message: str
+) -> None:
+    given = {"baseline": demand.path, **named} if "metric" not in named else named
+    with pytest.raises(UserError) as raised:
+        Results(gated.folder).check(**given)
+    assert message in str(raised.value)
+
+
+def test_a_floor_of_results_needs_a_baseline(gated: Run) -> None:
+    with pytest.raises(
+        UserError, match=r"^tolerance and floor: there is no baseline: .* in no folder of results; make"
+    ):
+        Results(gated.folder.parent / gated.folder.name).check(tolerance=0.1, floor={"cosine": 0.9})
 
 
 def test_a_part_of_a_shipped_suite_is_no_baseline_of_it(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from gradbench.commands import running
 from gradbench.data.given import article, table
-from gradbench.errors import UserError, public
-from gradbench.planning import registry, suites
+from gradbench.errors import UserError, near_miss, public
+from gradbench.planning import registry, suites, values
 from gradbench.planning.overrides import ITEMS, of_overrides
 from gradbench.planning.suites import Suite
 from gradbench.tables.store import Run
@@ -86,23 +86,45 @@ class Results(Run):
 
         return written(drawn(self, names), folder)
 
-    def check(self, **claim: Any) -> Verdict | Finding:
+    def check(
+        self,
+        *,
+        baseline: str | Path | None = None,
+        tolerance: float | None = None,
+        floor: Mapping[str, float] | None = None,
+        **claim: Any,
+    ) -> Verdict | Finding:
         """The verdict of the suite; or the finding of one check, with the keys that a check of a suite file has.
 
-        check(metric=, min=, max=, at=, reduce=, against=, status=, where=, **where): every other key is one of `where`.
-        Raises UserError for a key or a value that no cell has, and StoreError for a damaged run.
+        The verdict is that of `gradbench check`: it compares with the baseline of the suite where there is one.
+        `baseline` is the file of another one, or "none". `tolerance` is what a number may lose against it, 1e-3 where
+        its noise is not more; of numbers above 1 it is a share. `floor` is what no settled cell may cross, by metric,
+        unless it did in the baseline, as in `{"cosine_min": 0.9}`.
+
+        check(metric=, min=, max=, at=, reduce=, against=, status=, where=, **where) is one check, of this run alone:
+        every other key is one of `where`. Raises UserError for a key or a value that no cell has, for a baseline that
+        is not there and for a bound that is none. A verdict says that a run is damaged; one check raises StoreError.
         """
         from gradbench.planning.plans import verify_items
+        from gradbench.tables.baselines import demanded
         from gradbench.tables.checks import evaluate
         from gradbench.tables.verdict import judge
         from gradbench.tables.verifying import trusted
 
+        held = {"baseline": baseline, "tolerance": tolerance, "floor": floor}
+        named = [name for name, value in held.items() if value is not None]
         if not claim:
-            return judge(self)
+            demand, unheld = demanded(self, _path(baseline), *_bounds(tolerance, floor))
+            return judge(self, demand=demand, unheld=unheld)
         keys = suites.Check.model_fields
+        if not claim.keys() & keys:
+            first, known = next(iter(claim)), {*held, *keys} - {"name"}
+            raise UserError(f"check: {first!r} is no key of a check, and no metric is named{near_miss(first, known)}")
+        if named:
+            raise UserError(f"check: {named[0]} is of the verdict; {next(iter(claim))!r} asks for one check alone")
         where = dict(claim.get("where") or {}) | {k: v for k, v in claim.items() if k not in keys}
-        named = {k: v for k, v in claim.items() if k in keys} | {"name": "check", "where": where}
-        content = suites.parse_check(named, "check")
+        asked = {k: v for k, v in claim.items() if k in keys} | {"name": "check", "where": where}
+        content = suites.parse_check(asked, "check")
         cells = trusted(self).cells
         planned = cells[cells["status"] != Status.SKIPPED]
         verify_items(planned.to_dict("records"), "planned", [content], "check")
@@ -126,6 +148,26 @@ class Results(Run):
     def __repr__(self) -> str:
         statuses = ", ".join(f"{n} {status}" for status, n in self.cells["status"].value_counts().items())
         return f"{self.folder}: {len(self.cells):,} cells, {statuses}"
+
+
+def _path(baseline: object) -> str | Path | None:
+    """The file that `baseline` names. Raises UserError for what is no path."""
+    if baseline is None or (isinstance(baseline, str | Path) and "\0" not in str(baseline)):
+        return baseline
+    raise UserError(f"baseline: got {article(baseline)}, expected the path of a baseline, or the word none")
+
+
+def _bounds(tolerance: object, floor: object) -> tuple[float | None, dict[str, float]]:
+    """The tolerance, None where none is given, and floors by metric. Raises UserError for what is no number."""
+    floors = table(floor, "floor", "a table of numbers by metric")
+    given = {"tolerance": tolerance} if tolerance is not None else {}
+    numbers: dict[str, float] = {}
+    for name, value in (given | {f"floor {metric}": v for metric, v in floors.items()}).items():
+        try:
+            numbers[name] = values.number(value)
+        except ValueError as error:
+            raise UserError(f"{name} = {error}") from None
+    return numbers.get("tolerance"), {str(metric): numbers[f"floor {metric}"] for metric in floors}
 
 
 @public(of_overrides)

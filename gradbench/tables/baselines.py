@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,13 +36,12 @@ from gradbench.tables.verifying import PLAN, POINT, verify
 from gradbench.vocabulary.status import Status
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from pandas import DataFrame, Series
 
     from gradbench.tables.snapshots import Snapshot
     from gradbench.tables.store import Run
 
+NO_BASELINE = "none"  # in place of the file of a baseline: the run is compared with none
 TOLERANCE = 1e-3  # what a number may lose without noise
 FACTOR = 3  # of the noise
 NOISE = {"float32": 1e-4, "float64": 1e-8}  # least of a cosine that was measured once, by the dtype of its cell
@@ -85,7 +87,46 @@ def path_of(suite: str, out: Path) -> Path:
     return out / "baselines" / f"{suite}.parquet"
 
 
-def places_of(run: Run, out: Path) -> list[Path]:
+def demanded(
+    run: Run,
+    baseline: str | os.PathLike[str] | None = None,
+    tolerance: float | None = None,
+    floors: Mapping[str, float] | None = None,
+    *,
+    out: Path | None = None,
+    told: str = "{}",
+) -> tuple[Demand | None, str]:
+    """What a run is held to, None where its suite has no baseline, and then where one was sought.
+
+    `baseline` is the file of one, or `NO_BASELINE`; None is that of the suite, which is also looked for in the results
+    `out`. `told` is how a message names an argument. Raises UserError for a file that is not there, and for a tolerance
+    or a floor where there is no baseline.
+    """
+    bounds = {"tolerance": tolerance, "floor": floors or None}
+    held = [told.format(name) for name, value in bounds.items() if value is not None]
+    if baseline == NO_BASELINE:
+        if held:
+            raise UserError(f"{told.format('baseline')} none: there is no baseline for {' and '.join(held)}")
+        return None, ""
+    try:
+        places = places_of(run, out) if baseline is None else [Path(baseline)]
+    except StoreError:
+        return None, ""  # the plan is damaged, as the verdict tells
+    path = next((p for p in places if os.path.lexists(p)), None)  # what is there and no file is damage, as judge tells
+    if path is not None:
+        return Demand(path, TOLERANCE if tolerance is None else tolerance, floors or {}), ""
+    sought = " or ".join(map(str, places))
+    if baseline is not None:
+        expected = f"expected the file of a baseline, or the word {NO_BASELINE}"
+        raise UserError(f"{told.format('baseline')} {sought}: there is no such file; {expected}")
+    none = f"no baseline at {sought}" if places else f"no baseline: {run.folder} is in no folder of results"
+    if held:
+        way_on = f"make one with: gradbench baseline set {shlex.quote(str(run.folder))}"
+        raise UserError(f"{' and '.join(held)}: there is {none}; {way_on}")
+    return None, none
+
+
+def places_of(run: Run, out: Path | None) -> list[Path]:
     """Where the baseline of a run is looked for: in the folder of results, in that of the run, and in the package.
 
     Raises StoreError for a plan that does not name its suite.
@@ -95,7 +136,8 @@ def places_of(run: Run, out: Path) -> list[Path]:
         raise StoreError(f"{run.folder / 'plan.json'}: damaged: it does not name its suite")
     folder = run.folder.absolute()
     near = [folder.parents[2]] if len(folder.parents) > 2 and folder.parents[1].name == "runs" else []
-    places = {path_of(suite, place).absolute(): path_of(suite, place) for place in (out, *near)}
+    folders = [*([] if out is None else [out]), *near]
+    places = {path_of(suite, place).absolute(): path_of(suite, place) for place in folders}
     shipped = shipped_baseline(run.plan)
     return [*places.values(), *([] if shipped is None else [shipped])]
 
