@@ -20,6 +20,7 @@ from gradbench.cli import _code
 from gradbench.commands.running import prepare
 from gradbench.errors import StoreError, UserError
 from gradbench.tables.baselines import (
+    MOST_NOISE,
     SCHEMA_OF_BASELINE,
     SUITE,
     THRESHOLDS,
@@ -329,6 +330,32 @@ def test_the_noise_of_one_run_is_that_of_its_dtype(finished: Path, tmp_path: Pat
     assert set(table["cosine_noise"].dropna()) == {noise}
     assert np.allclose(table["rel_error_noise"].dropna(), math.sqrt(2 * noise))
     assert list(table.columns) == SCHEMA_OF_BASELINE.names
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_a_cell_that_is_all_round_off_may_not_hide_a_loss(finished: Path, tmp_path: Path, dtype: str) -> None:
+    """The largest noise_floor that a row may have: its noise is bounded, and told."""
+
+    def read(cosine: float) -> Any:
+        return at(HERE, lambda row: (reading(row, cosine), row.update(noise_floor=math.inf)))
+
+    suite = str(finished.parents[2] / "gated.toml")
+    run = gradbench.run(suite, out=tmp_path, device="cpu", overrides={"seed": 3, "dtype": dtype})
+    demand = Demand(set_baseline([remeasured(run, read(0.99))], tmp_path, ["dirty"]))
+    assert read_baseline(demand.path, "gated").to_pandas()["cosine_noise"].max() == MOST_NOISE
+    for cosine, result in ((0.985, "pass"), (0.98, "fail"), (0.90, "fail")):
+        findings = compared(remeasured(run, read(cosine)), demand)[1]
+        for metric in ("cosine", "cosine_min", "cosine_mean"):
+            finding = findings[f"{metric} is no worse"]
+            assert finding.result == result
+            assert "; the noise of 1 is above that of their dtype, at most 0.0025" in finding.detail
+    turned = remeasured(run, at(HERE, lambda row: reading(row, 0.99, 1.3)))
+    assert compared(turned, demand)[1]["norm_ratio is no worse"].result == "fail"
+    assert "above that of" not in compared(run, demand)[1]["residual is no worse"].detail
+    table = pq.read_table(demand.path)
+    write_table(demand.path, changed(table, "cosine_noise", 0.3))
+    with pytest.raises(StoreError, match=r"damaged: cosine of .* or its noise is no number that can be"):
+        read_baseline(demand.path, "gated")
 
 
 def env_of(run: Run, **changes: Any) -> None:

@@ -45,6 +45,9 @@ NO_BASELINE = "none"  # in place of the file of a baseline: the run is compared 
 TOLERANCE = 1e-3  # what a number may lose without noise
 FACTOR = 3  # of the noise
 NOISE = {"float32": 1e-4, "float64": 1e-8}  # least of a cosine that was measured once, by the dtype of its cell
+# Most of a cosine that was measured once, however much of a signal is round-off: 5 % of it turn an estimate by about
+# 0.05, and its cosine by 0.0025. By its noise a cosine may thus lose 0.0075, and an error or a norm ratio 0.21.
+MOST_NOISE = 2.5e-3
 GROWTH = 10  # of a residual, which is not compared by its noise
 ROUND_OFF = {"float32": 16 * 2.0**-23, "float64": 16 * 2.0**-52}  # least residual that is told from 0, by dtype
 # what a run may not be, unless it is allowed
@@ -271,18 +274,24 @@ def merged(runs: Sequence[Snapshot]) -> DataFrame:
     merged["cause"] = merged["cause"].where(causes == 1, None)  # runs that disagree have none
     # where rounding s* is a share f of the signal of a nudge, it turns the estimate by about f, and cosines move by f^2
     floor = grouped["noise_floor"].max().reindex(merged["cell"]).to_numpy()
-    single = np.fmax(merged["dtype"].map(NOISE).to_numpy(), np.minimum(floor, 1) ** 2)
-    for metric, better in BETTER.items():
+    single = np.fmax(merged["dtype"].map(NOISE).to_numpy(), np.minimum(floor**2, MOST_NOISE))
+    for metric in BETTER:
         values = grouped[metric]
         whole = (values.count() == values.size()).reindex(merged["cell"]).to_numpy()
         middle, low, high = (values.agg(how).reindex(merged["cell"]).to_numpy() for how in ("median", "min", "max"))
         merged[metric] = np.where(whole, middle, np.nan)
-        # two gradients whose cosine is 1 - x differ by sqrt(2 x) of their length
-        once = single if better == "up" or metric == "residual" else np.sqrt(2 * single)
         with np.errstate(invalid="ignore"):
             spread = (high - low) / np.maximum(1, np.abs(middle))  # of numbers above 1 a share, as what they may lose
-            merged[f"{metric}_noise"] = np.where(whole, spread if len(runs) > 1 else once, np.nan)
+            merged[f"{metric}_noise"] = np.where(whole, spread if len(runs) > 1 else noise_of(metric, single), np.nan)
     return merged
+
+
+def noise_of(metric: str, cosine: Any) -> Any:
+    """The noise of a metric where that of a cosine is this.
+
+    Two gradients whose cosine is 1 - x differ by sqrt(2 x) of their length.
+    """
+    return cosine if BETTER[metric] == "up" or metric == "residual" else np.sqrt(2 * cosine)
 
 
 def read_baseline(path: Path, suite: str) -> pa.Table:
@@ -300,12 +309,14 @@ def read_baseline(path: Path, suite: str) -> pa.Table:
             raise StoreError(f"{path}: damaged: {key} is not the digest of its coordinates")
     if unknown := sorted(set(table["status"].to_pylist()) - set(Status)):
         raise StoreError(f"{path}: damaged: {unknown[0]!r} is not a status")
+    once = len(json.loads(table.schema.metadata.get(RUNS, b"[]"))) == 1
     settled = np.array([status == Status.SETTLED for status in table["status"].to_pylist()], bool)
     for metric in BETTER:
         value, noise = (table[n].to_numpy() for n in (metric, f"{metric}_noise"))
         ends = _ends(metric)
         beyond = (value < ends[0] - RANGE_ERROR) | (value > ends[1] + RANGE_ERROR)
-        unknown_noise = np.isfinite(value) & ~(np.isfinite(noise) & (noise >= 0))
+        most = noise_of(metric, MOST_NOISE) * (1 + RANGE_ERROR) if once else np.inf
+        unknown_noise = np.isfinite(value) & ~(np.isfinite(noise) & (noise >= 0) & (noise <= most))
         if (settled & (beyond | unknown_noise)).any():
             key = keys[int(np.flatnonzero(settled & (beyond | unknown_noise))[0])]
             raise StoreError(f"{path}: damaged: {metric} of {key} or its noise is no number that can be")
@@ -446,6 +457,7 @@ def _loss(metric: str, base: DataFrame, now: DataFrame, tolerance: float) -> Fin
     beyond = loss > allowed
     key = (loss - allowed).idxmax()
     told = f"{value[key]:.6g} -> {became[key]:.6g} at {_at(now.loc[key])}, allowed {allowed[key]:.3g}"
+    told += _noisy(metric, base)
     if beyond.any():
         return _finding(
             f"{metric} is no worse",
@@ -456,6 +468,15 @@ def _loss(metric: str, base: DataFrame, now: DataFrame, tolerance: float) -> Fin
         )
     widest = f"; the widest allowance is {allowed.max():.3g}"
     return _finding(f"{metric} is no worse", "pass", len(base), f"nearest to a loss {told}{widest}")
+
+
+def _noisy(metric: str, base: DataFrame) -> str:
+    """How many cells may lose more than what their dtype makes of one measurement; empty where none may."""
+    noise = base[f"{metric}_noise"]
+    wide = noise > noise_of(metric, base["dtype"].map(NOISE)) * (1 + RANGE_ERROR)
+    if metric == "residual" or not wide.any():
+        return ""
+    return f"; the noise of {int(wide.sum())} is above that of their dtype, at most {noise.max():.3g}"
 
 
 def _floored(metric: str, floor: float, base: DataFrame, now: DataFrame) -> Finding:
