@@ -501,8 +501,8 @@ def _draw_comparison(comparison: Comparison, runs: tuple[Run, Run], path: Path) 
     from gradbench.plots import save
     from gradbench.plots.paired import draw_comparison
 
-    first, second = (f"{run.folder.parent.name}/{run.id}" for run in runs)
-    drawn = draw_comparison(comparison.pairs, [f"{first} against {second}.", f"{comparison.line}."])
+    named = dict.fromkeys(f"{run.folder.parent.name}/{run.id}" for run in runs)
+    drawn = draw_comparison(comparison.pairs, comparison.sides, [f"{' and '.join(named)}.", f"{comparison.line}."])
     if drawn is None:
         say("gradbench: no figure, since no cell is settled in both")
         return

@@ -13,10 +13,12 @@ from test_baselines import HERE, STATE, at, reading, remeasured, undefined, unse
 import gradbench as gb
 from gradbench.cli import _code
 from gradbench.errors import StoreError, UserError
+from gradbench.plots.paired import WORDS, _row_names, draw_comparison
 from gradbench.tables.baselines import Demand, set_baseline
 from gradbench.tables.store import Run
 from gradbench.tables.verdict import judge
 from gradbench.vocabulary.exit import Exit
+from gradbench.vocabulary.notation import METRICS
 
 
 @pytest.fixture
@@ -155,6 +157,36 @@ def test_across_pairs_two_rules_two_systems_and_two_dtypes(gated: Run, finished:
         gb.compare(gated, gated, across={"estimator": ["app", "ep"]})
     with pytest.raises(UserError, match="across seed: got 3, expected two values"):
         gb.compare(gated, gated, across={"seed": 3})
+
+
+def test_a_figure_says_what_its_axes_and_rows_are(gated: Run, other: Run) -> None:
+    remeasured(other, at(HERE, lambda row: reading(row, 0.1)))
+    runs = tuple(f"{run.folder.parent.name}/{run.id}" for run in (gated, other))
+    for across, b, sides, rules, rows in (
+        ({"estimator": ["ep", "aep"]}, gated, ("estimator = ep", "estimator = aep"), 0, "toy_noncons / aep"),
+        ({"T1": [20, 200]}, other, (f"T1 = 20, {runs[0]}", f"T1 = 200, {runs[1]}"), 4, "toy_cons / tbptt"),
+        (None, other, runs, 4, "toy_cons / ep"),
+    ):
+        comparison = gb.compare(gated, b, across=across)
+        assert comparison.sides == sides
+        figure = draw_comparison(comparison.pairs, comparison.sides, [])
+        assert figure is not None
+        scatter, changes = figure.axes[:2]
+        words = METRICS["cosine_min"].axis
+        assert (scatter.get_xlabel(), scatter.get_ylabel()) == (f"{words}\n{sides[0]}", f"{sides[1]}\n{words}")
+        assert scatter.get_title() == "Cell by cell (line: no change)"
+        assert sum(len(legend.get_texts()) for legend in figure.legends) == rules
+        assert rows in [label.get_text() for label in changes.get_yticklabels()]
+        assert figure.texts[-1].get_text() == "White, crossed: no number to compare."  # toy_cons has no attention
+    failed = sum(not finding.passed for finding in comparison.findings)
+    assert f"  {failed} of {len(comparison.findings)} comparisons failed  " in comparison.line
+
+
+def test_the_rule_of_a_row_is_told_however_long_its_system_is() -> None:
+    systems = ["a x=1 y=2", "a x=1 y=3", "b " + " ".join(f"option{i}=1" for i in range(9)), "b option0=2"]
+    told = _row_names([(system, "aep clip=batch") for system in systems])
+    assert told[:2] == ["a y=2 / aep", "a y=3 / aep"]
+    assert [len(name) <= WORDS and name.endswith("... / aep") for name in told[2:]] == [True, False]
 
 
 def test_the_command_says_what_the_function_says(gated: Run, other: Run, capsys: Any) -> None:

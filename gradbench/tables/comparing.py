@@ -50,12 +50,13 @@ class Comparison(Ended):
     environment: dict[str, tuple[Any, Any]]  # what differs
     findings: tuple[Finding, ...]
     pairs: DataFrame = field(repr=False)  # a row a cell and metric: a, b, change, allowed
+    sides: tuple[str, str]  # what tells the two apart: the values of `across`, the runs where these are two
 
     @property
     def line(self) -> str:
         """The comparison in one line."""
         failed = sum(not f.passed for f in self.findings)
-        more = f"  {failed} of {len(self.findings)} comparisons" if failed else ""
+        more = f"  {failed} of {len(self.findings)} comparisons failed" if failed else ""
         return (
             f"COMPARED {_WORDS[self.code]} ({self.code.value}){more}  {self.common} cells in both, "
             f"{self.only_a} only in the first, {self.only_b} only in the second"
@@ -108,7 +109,14 @@ def compared(
     if len(common) and len(b.cells) < len(b.plan["cells"]) + len(b.plan["skipped"]):
         code = Exit.INCOMPLETE
     only = len(before) - len(common), len(after) - len(common)
-    return Comparison(_by_metric(pairs, asked), code, len(common), *only, differ, findings, pairs)
+    sides = _side(a, across, 1, alone=a.folder == b.folder), _side(b, across, 2, alone=a.folder == b.folder)
+    return Comparison(_by_metric(pairs, asked), code, len(common), *only, differ, findings, pairs, sides)
+
+
+def _side(run: Snapshot, across: Across | None, place: int, *, alone: bool) -> str:
+    """What one of the two is called; `alone`: both are of one run, so that its name says nothing."""
+    value = [] if across is None else [f"{across[0]} = {across[place]}"]
+    return ", ".join([*value, *([] if alone else [f"{run.folder.parent.name}/{run.id}"])])
 
 
 def _missing(before: DataFrame, after: DataFrame) -> Finding:
