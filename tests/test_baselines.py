@@ -21,6 +21,7 @@ from gradbench.commands.running import prepare
 from gradbench.errors import StoreError, UserError
 from gradbench.tables.baselines import (
     MOST_NOISE,
+    RUNS,
     SCHEMA_OF_BASELINE,
     SUITE,
     THRESHOLDS,
@@ -243,6 +244,12 @@ def changed(table: pa.Table, name: str, value: Any) -> pa.Table:
     return table.set_column(table.column_names.index(name), name, pa.array(values, table[name].type))
 
 
+def with_metadata(table: pa.Table, key: bytes, value: bytes | None) -> pa.Table:
+    """The table with another entry of its metadata, or without it."""
+    others = {k: v for k, v in table.schema.metadata.items() if k != key}
+    return table.replace_schema_metadata(others if value is None else {**others, key: value})
+
+
 DAMAGE: dict[str, tuple[Callable[[pa.Table], pa.Table], str]] = {
     "a renamed key": (lambda t: changed(t, "cell", "0" * 16), "0000 is not the digest of its coordinates"),
     "a renamed estimator": (lambda t: changed(t, "estimator", "app"), "is not the digest of its coordinates"),
@@ -257,6 +264,17 @@ DAMAGE: dict[str, tuple[Callable[[pa.Table], pa.Table], str]] = {
         "schema version baseline 0, this gradbench reads baseline 1",
     ),
     "other columns": (lambda t: t.drop(["cosine"]), "its columns are not those of schema version baseline 1"),
+    "a noise that no cosines have": (
+        lambda t: with_metadata(changed(t, "cosine_noise", 2.1), RUNS, b"[{}, {}]"),
+        "cosine of .* or its noise is no number",
+    ),
+    "no runs": (lambda t: with_metadata(t, RUNS, b"[]"), "it names no runs"),
+    "runs that are a number": (lambda t: with_metadata(t, RUNS, b"3"), "it names no runs"),
+    "torn runs": (lambda t: with_metadata(t, RUNS, b"[{"), "its runs or its thresholds: JSONDecodeError"),
+    "no thresholds": (lambda t: with_metadata(t, THRESHOLDS, None), "its runs or its thresholds: KeyError"),
+    "thresholds that are a list": (lambda t: with_metadata(t, THRESHOLDS, b"[]"), "it holds no thresholds"),
+    "a suite that is no text": (lambda t: with_metadata(t, SUITE, b"\xff"), "is the baseline of the suite '\ufffd'"),
+    "no key": (lambda t: changed(t, "cell", None), "None is not the digest of its coordinates"),
     "another suite": (
         lambda t: t.replace_schema_metadata({**t.schema.metadata, SUITE: b"toy"}),
         "is the baseline of the suite 'toy', and the run is of 'gated'",
@@ -275,6 +293,20 @@ def test_a_damaged_baseline_is_exit_5_and_named(gated: Run, demand: Demand, name
     with pytest.raises(StoreError, match=message) as raised:
         read_baseline(demand.path, "gated")
     assert fault.detail == str(raised.value)
+
+
+def test_a_number_that_the_baseline_lacks_is_told_and_a_metric_without_any_has_no_verdict(
+    gated: Run, demand: Demand
+) -> None:
+    table = pq.read_table(demand.path)
+    write_table(demand.path, changed(table, "cosine", math.nan))
+    detail = compared(gated, demand)[1]["cosine is no worse"].detail
+    assert "; 1 have a number now, and had none" in detail
+    nothing = pa.array([math.nan] * len(table), pa.float64())
+    write_table(demand.path, table.set_column(table.column_names.index("cosine"), "cosine", nothing))
+    verdict, findings = compared(gated, demand)
+    assert (verdict.code, findings["cosine is no worse"].result) == (Exit.CHECK_FAILED, "none")
+    assert findings["cosine is no worse"].detail == "no number was compared: 98 have a number now, and had none"
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.99])

@@ -118,6 +118,9 @@ def test_what_compares_nothing_is_a_mistake(gated: Run, capsys: Any) -> None:
     link.symlink_to(gated.folder)
     with pytest.raises(UserError, match="is compared with itself"):
         gb.compare(gated, link)
+    copy = shutil.copytree(gated.folder, gated.folder.parent / "copy")
+    with pytest.raises(UserError, match="copy: is a copy of "):
+        gb.compare(gated, copy)
     for across, message in (
         ({"estimator": ["aep", "aep"]}, "its two values are equal: 'aep'"),
         ({"cause": ["clip", "rest"]}, "--across cause: is neither a coordinate nor an option"),

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pytest
 
 import gradbench
+from gradbench.cli import _code
 from gradbench.errors import StoreError, UserError
 from gradbench.planning.cells import digest
 from gradbench.tables.runs import find
@@ -341,6 +342,54 @@ TABLE |= {
 }
 
 
+TABLE |= {
+    "a norm of a parameter that is NaN": (
+        column("reference_norm", first(np.nan), "params"),
+        "what is undefined has a reason",
+        "params.parquet: 1 cell have a number that is undefined, and no reason",
+    ),
+    "an error of a parameter that is NaN": (
+        column("rel_error", first(np.nan), "params"),
+        "what is undefined has a reason",
+        "params.parquet: 1 cell have",
+    ),
+    "a norm of a cell that is NaN": (
+        column("reference_norm", every(np.nan), **SETTLED),
+        "what is undefined has a reason",
+        "cells.parquet: 30 cells have",
+    ),
+    "a row without a key": (
+        column("cell", first(None)),
+        "every row is of a cell",
+        "cells.parquet: 1 rows name no cell",
+    ),
+    "parameters without a key": (
+        column("cell", every(None), "params"),
+        "every row is of a cell",
+        "params.parquet: .* rows name no cell",
+    ),
+    "a parameter without a name": (column("param", first(None), "params"), "worst is that of params", "name as worst"),
+    "a parameter that is said to have no reference": (
+        column("reason", first("the reference of S is zero"), "params"),
+        "params_live is that of params",
+        "1 cell have a params_live",
+    ),
+    "no parameters": (
+        {"params": lambda t: t.slice(0, 0)},
+        "params_live is that of params",
+        "104 cells have a params_live",
+    ),
+    "no status": (
+        column("status", every(None), **SETTLED),
+        "a status is a word of the list",
+        "have a status that is none",
+    ),
+    "residuals that are NaN": (column("residual", every(np.nan), **SETTLED), STATUS, "with a residual above 0.0001"),
+    "no growth of perturbations": (column("rho", every(None), **SETTLED), STATUS, "and perturbations grow"),
+    "no share of samples": (column("settled_share", every(None), **SETTLED), STATUS, "have no evidence of it"),
+}
+
+
 def perfect(table: pa.Table, ratio: float = 1.0) -> pa.Table:
     """The worst reading of a table, with cosine 1 and an error that agrees."""
     records = table.to_pylist()
@@ -422,6 +471,18 @@ def remeasured(run: Run) -> None:
     path = record(run)
     table = read_table(path, RECORD)
     write_table(path, table.slice(0, 1).replace_schema_metadata({**table.schema.metadata, SEAL: b""}))
+
+
+def linked(run: Run) -> None:
+    """The first problem, whose record is gone, has that of the next one."""
+    (gone,) = set(run.plan["problems"]) - run.done()
+    (run.folder / "records" / f"{gone}.parquet").symlink_to(record(run))
+
+
+def short(run: Run) -> None:
+    path = record(run)
+    write_table(path, read_table(path, RECORD).slice(1))
+    (run.folder / DIGESTS).unlink()
 
 
 def doubled(run: Run) -> None:
@@ -550,6 +611,33 @@ FILES: dict[str, tuple[Callable[[Run], object], str, str]] = {
         )
         for content in ("null", "{}", "[]", "0", '""', "false", '{"tables": {}}')
     },
+    "a problem planned twice": (
+        lambda r: edit(r, "plan.json", lambda p: p["problems"].append(p["problems"][0])),
+        FROZEN,
+        "its problems are not those of its cells",
+    ),
+    "a threshold that is NaN": (
+        lambda r: edit(r, "plan.json", lambda p: p["thresholds"].update(residual=np.nan)),
+        FROZEN,
+        "thresholds",
+    ),
+    "a plan in another order": (
+        lambda r: edit(r, "plan.json", lambda p: p["cells"].reverse()),
+        "rows in the order of the plan",
+        "another order",
+    ),
+    "no record, and digests of none": (
+        lambda r: ([record(r).unlink() for _ in r.done()], edit(r, DIGESTS, lambda d: d["records"].clear())),
+        MADE,
+        "8 records of rows are not named; first ",
+    ),
+    "a record that is a link to that of another problem": (
+        lambda r: ((r.folder / DIGESTS).unlink(), record(r).unlink(), linked(r)),
+        READ,
+        "damaged: it is not the record of problem",
+    ),
+    "a record without a row": (short, "a problem has all its cells", "1 problems hold other cells than theirs"),
+    "checks that are gone": (lambda r: (r.folder / "checks.json").unlink(), READ, "checks.json: No such file"),
     "digests that are words": (
         lambda r: edit(r, DIGESTS, lambda d: d["tables"].update(cells="sha256:0")),
         READ,
@@ -771,6 +859,22 @@ def test_a_verdict_of_before_does_not_outlive_a_crash(gated: Run, monkeypatch: p
     with pytest.raises(MemoryError):
         judge(gated)
     assert not (gated.folder / "verdict.json").exists()
+
+
+def test_a_run_among_those_of_another_suite_is_told(gated: Run, tmp_path: Path, capsys: Any) -> None:
+    there = Run(Path(shutil.copytree(gated.folder, tmp_path / "out" / "runs" / "smoke" / "one")))
+    pointer = there.folder.parent / "latest"
+    pointer.write_text("one")
+    assert _code(["check", "smoke", "--out", str(tmp_path / "out")]) == Exit.STORE
+    told = " ".join(capsys.readouterr().out.split())
+    assert f"plan.json: it is of the suite 'gated', and lies in {there.folder.parent}" in told
+    there.folder.parent.rename(tmp_path / "out" / "runs" / "gated")
+    assert judge(Run(tmp_path / "out" / "runs" / "gated" / "one")).code is Exit.OK
+    (tmp_path / "out" / "runs" / "smoke").mkdir()
+    for name in ("../gated/one", "..", str(gated.folder)):
+        pointer.write_text(name)
+        with pytest.raises(StoreError, match=r"latest: names .*, which is no run beside it"):
+            find("smoke", tmp_path / "out")
 
 
 def test_an_empty_name_is_no_run(gated: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -297,7 +297,7 @@ def noise_of(metric: str, cosine: Any) -> Any:
 def read_baseline(path: Path, suite: str) -> pa.Table:
     """The baseline of a suite. Raises StoreError for a file that is none, and for numbers that cannot be."""
     table = read_table(path, SCHEMA_OF_BASELINE)
-    name = (table.schema.metadata.get(SUITE) or b"").decode()
+    name = (table.schema.metadata.get(SUITE) or b"").decode(errors="replace")
     if name != suite:
         raise StoreError(f"{path}: is the baseline of the suite {name!r}, and the run is of {suite!r}")
     keys = table["cell"].to_pylist()
@@ -309,18 +309,31 @@ def read_baseline(path: Path, suite: str) -> pa.Table:
             raise StoreError(f"{path}: damaged: {key} is not the digest of its coordinates")
     if unknown := sorted(set(table["status"].to_pylist()) - set(Status)):
         raise StoreError(f"{path}: damaged: {unknown[0]!r} is not a status")
-    once = len(json.loads(table.schema.metadata.get(RUNS, b"[]"))) == 1
+    runs, _ = _told_of(table, path)
     settled = np.array([status == Status.SETTLED for status in table["status"].to_pylist()], bool)
     for metric in BETTER:
         value, noise = (table[n].to_numpy() for n in (metric, f"{metric}_noise"))
         ends = _ends(metric)
         beyond = (value < ends[0] - RANGE_ERROR) | (value > ends[1] + RANGE_ERROR)
-        most = noise_of(metric, MOST_NOISE) * (1 + RANGE_ERROR) if once else np.inf
-        unknown_noise = np.isfinite(value) & ~(np.isfinite(noise) & (noise >= 0) & (noise <= most))
+        most = noise_of(metric, MOST_NOISE) if len(runs) == 1 else ends[1] - ends[0]  # no spread is wider than a range
+        unknown_noise = np.isfinite(value) & ~(np.isfinite(noise) & (noise >= 0) & (noise <= most * (1 + RANGE_ERROR)))
         if (settled & (beyond | unknown_noise)).any():
             key = keys[int(np.flatnonzero(settled & (beyond | unknown_noise))[0])]
             raise StoreError(f"{path}: damaged: {metric} of {key} or its noise is no number that can be")
     return table
+
+
+def _told_of(table: pa.Table, path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """What a baseline says of its runs, and their thresholds. Raises StoreError where it says nothing of the kind."""
+    try:
+        runs, thresholds = (json.loads(table.schema.metadata[key]) for key in (RUNS, THRESHOLDS))
+    except (KeyError, ValueError) as error:
+        raise StoreError(f"{path}: damaged: its runs or its thresholds: {type(error).__name__}: {error}") from None
+    if not (isinstance(runs, list) and runs and all(isinstance(run, dict) for run in runs)):
+        raise StoreError(f"{path}: damaged: it names no runs")
+    if not isinstance(thresholds, dict):
+        raise StoreError(f"{path}: damaged: it holds no thresholds")
+    return runs, thresholds
 
 
 def compare_with(demand: Demand, run: Snapshot) -> list[Finding]:
@@ -330,7 +343,7 @@ def compare_with(demand: Demand, run: Snapshot) -> list[Finding]:
     common = base.index.intersection(now.index, sort=False)
     findings = [_coverage(demand, table, base, now, common)]
     if len(common):
-        findings += _thresholds(table, run, len(common))
+        findings.append(_thresholds(table, run, len(common)))
         findings += losses(base.loc[common], now.loc[common], demand.tolerance)
         findings += [_floored(metric, floor, base, now) for metric, floor in demand.floors.items()]
     return findings
@@ -358,14 +371,12 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, str) else None if value is None or value != value else float(value)
 
 
-def _thresholds(table: pa.Table, run: Snapshot, cells: int) -> list[Finding]:
-    """Whether statuses were decided by the same numbers; nothing of a baseline that does not say by which."""
-    was = json.loads(table.schema.metadata.get(THRESHOLDS, b"null"))
-    if was is None:
-        return []
+def _thresholds(table: pa.Table, run: Snapshot, cells: int) -> Finding:
+    """Whether statuses were decided by the same numbers."""
+    was = json.loads(table.schema.metadata[THRESHOLDS])
     name, now = "the thresholds are those of the baseline", run.plan["thresholds"]
     differ = [f"{k}: {was.get(k)} -> {now.get(k)}" for k in sorted({*was, *now}) if was.get(k) != now.get(k)]
-    return [_finding(name, "fail" if differ else "pass", cells, ", ".join(differ) or "all of them are equal")]
+    return _finding(name, "fail" if differ else "pass", cells, ", ".join(differ) or "all of them are equal")
 
 
 def settled_in_both(base: DataFrame, now: DataFrame) -> Series:
@@ -380,7 +391,7 @@ def losses(
     findings = [_statuses(base, now)]
     both = settled_in_both(base, now)
     base, now = base[both], now[both]
-    there = [metric for metric in metrics if np.isfinite(base[metric]).any()]
+    there = [metric for metric in metrics if np.isfinite(base[metric]).any() or np.isfinite(now[metric]).any()]
     if not there:
         findings.append(_finding("numbers", "none", 0, "no cell is settled in both: no number was compared"))
     return [*findings, *(_loss(metric, base, now, tolerance) for metric in there)]
@@ -396,7 +407,7 @@ def _at(row: Series) -> str:
 
 def _coverage(demand: Demand, table: pa.Table, base: DataFrame, now: DataFrame, common: Any) -> Finding:
     name = "every cell of the baseline"
-    runs = json.loads(table.schema.metadata.get(RUNS, b"[]"))
+    runs = json.loads(table.schema.metadata[RUNS])
     commits = ", ".join(sorted({str(r.get("commit"))[:10] for r in runs}))
     whose = f"{demand.path} ({len(runs)} {'run' if len(runs) == 1 else 'runs'}, commit {commits})"
     if not len(common):
@@ -450,14 +461,17 @@ def allowance(metric: str, base: DataFrame, tolerance: float) -> Series:
 
 def _loss(metric: str, base: DataFrame, now: DataFrame, tolerance: float) -> Finding:
     there = np.isfinite(base[metric])
-    base, now = base[there], now[there]
-    value, became = base[metric], now[metric].astype(float)
+    gained = int((~there & np.isfinite(now[metric])).sum())
+    lacking = f"{gained} have a number now, and had none" if gained else ""
+    base, value, became = base[there], base.loc[there, metric], now.loc[there, metric].astype(float)
+    if base.empty:
+        return _finding(f"{metric} is no worse", "none", 0, f"no number was compared: {lacking}")
     allowed = allowance(metric, base, tolerance)
     loss = worse(metric, value, became).where(np.isfinite(became), np.inf)
     beyond = loss > allowed
     key = (loss - allowed).idxmax()
     told = f"{value[key]:.6g} -> {became[key]:.6g} at {_at(now.loc[key])}, allowed {allowed[key]:.3g}"
-    told += _noisy(metric, base)
+    told += _noisy(metric, base) + (f"; {lacking}" if lacking else "")
     if beyond.any():
         return _finding(
             f"{metric} is no worse",

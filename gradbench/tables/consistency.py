@@ -174,6 +174,9 @@ def _reading_rules(rows: _Columns) -> Iterator[tuple[str, Mask, str]]:
         off = np.abs(error**2 - (1 + ratio**2 - 2 * ratio * cosine))
         wrong = off > READING_ERROR * (1 + ratio**2)
     words = "have a cosine, a norm ratio and an error that no two gradients have together"
+    read = np.isfinite(cosine) & np.isfinite(ratio) & np.isfinite(error) & np.isfinite(rows["reference_norm"])
+    compared = rows.given("reference_norm") & (rows["reason"] == "")
+    yield "what is undefined has a reason", compared & ~read, "have a number that is undefined, and no reason"
     yield "cosine, norm ratio and error agree", wrong & np.isfinite(off), words
     zero = rows["reason"] == ZERO
     yield "a zero estimate has cosine 0", zero & ~((cosine == 0) & (ratio == 0)), "have a zero estimate with a cosine"

@@ -77,7 +77,10 @@ def find(name: str, out: Path = Path("results")) -> Run:
 
 
 def _pointed(pointer: Path) -> Run:
-    run = Run(pointer.parent / pointer.read_text().strip())
+    name = pointer.read_text().strip()
+    if Path(name).name != name or name == "..":
+        raise StoreError(f"{pointer}: names {name!r}, which is no run beside it")
+    run = Run(pointer.parent / name)
     if not (run.folder / "plan.json").is_file():
         raise StoreError(f"{pointer}: names {run.folder}, which holds no run")
     return run

@@ -89,6 +89,12 @@ def _faults(run: Snapshot, deep: bool) -> Iterator[Fault]:
             raise TypeError("allow_incomplete is neither true nor false")
     except (LookupError, TypeError, ValueError) as error:
         yield "the checks can be read", f"{run.folder / 'checks.json'}: damaged: {type(error).__name__}: {error}"
+    if unnamed := [(name, table["cell"].null_count) for name, table in run.tables.items() if table["cell"].null_count]:
+        for name, rows in unnamed:
+            yield "every row is of a cell", f"{run.folder / name}.parquet: {rows} rows name no cell"
+        return
+    if (home := run.folder.absolute().parent).parent.name == "runs" and home.name != planned.suite:
+        yield "a run lies with those of its suite", f"{path}: it is of the suite {planned.suite!r}, and lies in {home}"
     if (run.binds or BOUND in run.claims) and run.claims.get(BOUND) != run.bound(run.claims):
         told = f"was edited, or is of another run; gradbench run {planned.suite} writes the checks of its suite anew"
         yield "the checks are those of this run", f"{run.folder / 'checks.json'}: {told}"
@@ -126,7 +132,7 @@ class _Planned:
         if key_of(self.suite, measured, self.skipped, self.thresholds) != self.key:
             told = "its key is not that of its suite, its cells, those that it skips, and its thresholds"
             yield "the plan is as it was frozen", told
-        if {digest(sorted(keys)) for keys in self.grouped().values()} != set(self.problems):
+        if sorted(digest(sorted(keys)) for keys in self.grouped().values()) != sorted(self.problems):
             yield "the plan is as it was frozen", "its problems are not those of its cells"
 
     def grouped(self) -> dict[object, list[str]]:
@@ -161,6 +167,7 @@ def _digest_faults(run: Snapshot) -> Iterator[Fault]:
     remade = "gradbench run measures what is missing, and makes the tables again"
     for keys, words in (
         (sorted(records.keys() - there), "of which tables were made are gone"),
+        (sorted(set(run.tables["cells"]["problem"].drop_null().to_pylist()) - records.keys()), "of rows are not named"),
         (sorted(there.intersection(run.plan["problems"]) - records.keys()), "are in no table"),
         ([key for key in sorted(records.keys() & there) if run.seal(key) != records[key]], "changed after the tables"),
     ):
