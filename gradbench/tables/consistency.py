@@ -188,12 +188,16 @@ def _owner_faults(name: str, table: pa.Table, cells: pa.Table) -> Iterator[Fault
     if places.null_count:
         keys = table["cell"].filter(places.is_null()).to_pylist()
         yield name, "no cell that is not in cells", counted(keys, "are not in cells.parquet")
-    elif (np.diff(places.to_numpy()) < 0).any():
+        return
+    owner, what = places.to_numpy(), table.column_names[1]
+    if (np.diff(owner) < 0).any():
         yield name, "rows in the order of the plan", "its rows stand in another order than those of cells.parquet"
-    what = table.column_names[1]
-    counts = table.group_by(["cell", what]).aggregate([([], "count_all")])
-    if twice := counts.filter(pc.greater(counts["count_all"], 1))["cell"].to_pylist():
-        yield name, "every row once", counted(twice, f"have a {what} twice")
+    # by numbers in place of words, of which a million take a tenth of the memory that a check has
+    coded = table[what].combine_chunks().dictionary_encode(null_encoding="encode")
+    number = np.sort(owner.astype(np.int64) * max(len(coded.dictionary), 1) + coded.indices.to_numpy())
+    twice = np.unique(number[1:][number[1:] == number[:-1]] // max(len(coded.dictionary), 1))
+    if len(twice):
+        yield name, "every row once", counted(cells["cell"].take(pa.array(twice)).to_pylist(), f"have a {what} twice")
 
 
 def _budget_faults(cells: _Columns, table: pa.Table) -> Iterator[Fault]:
