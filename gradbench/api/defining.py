@@ -6,7 +6,6 @@ import inspect
 import re
 import uuid
 from collections.abc import Collection, Mapping
-from contextlib import nullcontext
 from dataclasses import field, make_dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +18,10 @@ from gradbench.vocabulary.coordinates import COORDINATES, Knobs
 if TYPE_CHECKING:
     from torch import nn
 
-    from gradbench.systems.base import AbstractSystem, Data, Params
+    from gradbench.systems.base import AbstractSystem, Data
     from gradbench.systems.forms import Form
     from gradbench.systems.functions import AbstractFunctionSystem, Definition, Function
-    from gradbench.systems.modules import Slots
+    from gradbench.systems.modules import AbstractSlots
 
 TAKES = {"state": (2, 2), "project": (1, 1)}  # positional arguments of a function, at least and at most
 OTHERS = (3, 4)  # net, x, z and, in the second form, the knobs k
@@ -70,6 +69,8 @@ def system(
     Source: docs/design.md, the definition of a relaxing system. Raises UserError for functions that cannot be
     measured, with the reason: they are tried on the data before this returns.
     """
+    from torch.nn import Module
+
     from gradbench.engine.precision import isolated
     from gradbench.systems.functions import Definition, knob_defaults
     from gradbench.systems.trial import try_functions
@@ -80,7 +81,7 @@ def system(
         raise UserError(f"cost_of = {cost_of!r} is not a choice{near_miss(str(cost_of), MEANS)}")
     options, common = knob_defaults(_numbers(knobs))
     with isolated():
-        slots, theta = _parameters(params)
+        slots = _places(params)
         x = tensors(data, "data")
         b = _examples(x, shared)
         at = _coordinates(defaults, eps, step is not None) | common | {"batch": b}
@@ -89,18 +90,18 @@ def system(
                 name=name,
                 functions=calls,
                 slots=slots,
-                theta=theta,
+                theta=slots.theta,
                 data=x,
                 shared=frozenset(shared),
-                form=_form(calls["state"], slots, theta, x, b, name),
+                form=_form(calls["state"], slots, x, b, name),
                 cost_of=cost_of,
                 with_knobs=frozenset(n for n, f in calls.items() if n not in TAKES and _positional(f) == OTHERS[1]),
             ),
-            _identity((*calls.items(), params, x, sorted(shared), cost_of), key),
+            _identity((*calls.items(), params, sorted(slots.theta), x, sorted(shared), cost_of), key),
             options,
             at,
         )
-        outer = [] if slots is None else list(params.parameters())  # type: ignore[union-attr]
+        outer = list(params.parameters()) if isinstance(params, Module) else []
         registry.hand_over(made)
         item = made()
         try_functions(item, _knobs(at), outer)
@@ -148,23 +149,22 @@ def _numbers(knobs: Mapping[str, float] | None) -> dict[str, float]:
     return taken
 
 
-def _parameters(params: nn.Module | Mapping[str, object]) -> tuple[Slots | None, Params]:
-    """The places of the parameters of a module, and copies of the parameters."""
+def _places(params: nn.Module | Mapping[str, object]) -> AbstractSlots:
+    """The places of parameters, with copies of the parameters."""
     from torch import nn
 
-    from gradbench.systems.modules import Slots
+    from gradbench.systems.modules import Slots, Table
 
-    if not isinstance(params, nn.Module):
-        slots, theta = None, tensors(params, "params")
-        for name, value in theta.items():
-            if not value.is_floating_point():
-                raise UserError(f"params[{name!r}]: got whole numbers, expected floating-point ones")
-    else:
+    if inspect.isclass(params) and issubclass(params, nn.Module):
+        raise UserError(f"params: got the class {params.__name__}, expected a module: {params.__name__}(...)")
+    slots: AbstractSlots
+    if isinstance(params, nn.Module):
         slots = Slots(params, "params")
-        theta = {name: p.clone() for name, p in slots.theta.items()}
-    if not theta:
+    else:
+        slots = Table(table(params, "params", "a module, or a table of tensors by name"), "params")
+    if not slots.theta:
         raise UserError("params: got no parameter that needs a gradient, expected one or more")
-    return slots, theta
+    return slots
 
 
 def _examples(x: Data, shared: Collection[str]) -> int:
@@ -206,15 +206,15 @@ def _coordinates(given: Mapping[str, Any] | None, eps: float | None, of_step: bo
     return taken
 
 
-def _form(state: Function, slots: Slots | None, theta: Params, x: Data, batch: int, name: str) -> Form:
+def _form(state: Function, slots: AbstractSlots, x: Data, batch: int, name: str) -> Form:
     """The form of s_0. Raises UserError where the function raises, or gives no state."""
     import torch
 
     from gradbench.systems.forms import Form
 
-    like = next(iter(theta.values()))
+    like = next(iter(slots.theta.values()))
     try:
-        with torch.no_grad(), nullcontext(dict(theta)) if slots is None else slots.bound(theta, like) as net:
+        with torch.no_grad(), slots.bound(slots.theta, like) as net:
             z = state(net, {n: v.to(like.dtype) if v.is_floating_point() else v for n, v in x.items()})
     except Exception as error:  # a function may raise anything
         told = str(error).partition("\n")[0]

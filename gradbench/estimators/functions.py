@@ -12,9 +12,9 @@ import math
 import typing
 import uuid
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, wraps
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 from gradbench.data.fingerprints import fingerprint, undigested
@@ -66,6 +66,9 @@ class Free:
         self._largest: Tensor | None = None  # |s| of the largest nudged state
         self._count = Count()
         self._projected = False  # whether the force behind Pi' is counted
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"free has no {name!r}{near_miss(name, [n for n in dir(type(self)) if n[0] != '_'])}")
 
     @property
     def state(self) -> Any:
@@ -122,6 +125,8 @@ class Free:
         if isinstance(T2, bool) or not isinstance(T2, int) or T2 < 0:
             raise UserError(f"nudge: T2 = {T2!r} is no number of steps")
         end, beta = self._end, float(beta)
+        if not (math.isfinite(beta) and beta):
+            raise UserError(f"nudge: beta = {beta:g}, expected a finite number that is not 0")
         taken, s = self._nudged.get(beta, (0, end.s))
         if taken > T2:
             taken, s = 0, end.s
@@ -204,13 +209,14 @@ class _End:
         import torch
 
         theta, gradient = self.field.theta, {}
-        if missing := [name for name in theta if name not in given]:
-            raise RuleFaultError(f"{self.rule}: the gradient has nothing for {', '.join(missing)}")
-        for name, value in given.items():
+        for name in given:
             if name not in theta:
                 raise RuleFaultError(
                     f"{self.rule}: the gradient of {name!r}: no such parameter{near_miss(name, theta)}"
                 )
+        if missing := [name for name in theta if name not in given]:
+            raise RuleFaultError(f"{self.rule}: the gradient has nothing for {', '.join(missing)}")
+        for name, value in given.items():
             place, shape = f"{self.rule}: the gradient of {name!r}", tuple(theta[name].shape)
             if not isinstance(value, torch.Tensor):
                 raise RuleFaultError(f"{place} is {article(value)}, expected a tensor of shape {shape}")
@@ -518,8 +524,12 @@ def estimator(
     The result is an estimator class: it stands in a grid and in `measure` where a name does, and a call of it sets
     options, as in `rule(damping=0.5)`. The function itself is its attribute `function`.
     """
+    way = 'write @gradbench.estimator(source="where the rule is from") above the function of a rule'
     if function is not None:
-        raise UserError('estimator: has no function yet; write @gradbench.estimator(source="...") above it')
+        got = "source is missing" if callable(function) else f"got {article(function)}"
+        raise UserError(f"estimator: {got}; {way}")
+    if isinstance(uses, str):
+        raise UserError(f"estimator: uses = {uses!r}, expected a set of names: {{{uses!r}}}")
 
     def made(function: Callable[..., Any]) -> type[AbstractFunctionRule]:
         title = getattr(function, "__name__", "rule") if name is None else name
@@ -550,9 +560,26 @@ def estimator(
             },
         )
         cls.__doc__ = inspect.getdoc(function)
+        _name_options(cls, [option for option, *_ in options])
         return cls
 
     return made
+
+
+def _name_options(cls: type[AbstractFunctionRule], options: Sequence[str]) -> None:
+    """Make a call of the class take options by name alone, and tell a name that it does not have."""
+    made = cls.__init__
+
+    def init(self: AbstractFunctionRule, *args: Any, **named: Any) -> None:
+        if args:
+            known = ", ".join(f"{option}=..." for option in options) or "it has none"
+            raise UserError(f"{cls.name}: options are given by their names: {known}")
+        for name in named:
+            if name not in (*options, "digest"):
+                raise UserError(f"{cls.name}: there is no option {name!r}{near_miss(name, options)}")
+        made(self, **named)
+
+    cls.__init__ = wraps(made)(init)  # type: ignore[method-assign, assignment]
 
 
 def _parameters(function: Callable[..., Any], where: str) -> tuple[tuple[str, ...], list[tuple[str, Any, Any]]]:
@@ -613,7 +640,9 @@ def _check(
     """Raise UserError for what does not go together."""
     if not isinstance(title, str) or not title.strip():
         raise UserError(f"estimator: name = {title!r}, expected a word")
-    if not isinstance(source, str) or not source:
+    if source == "":
+        raise UserError(f"{where}: source is missing: where the rule is from, in words")
+    if not isinstance(source, str):
         raise UserError(f"{where}: source = {source!r}, expected where the rule is from, in words")
     for axis in used:
         if axis not in AXES:

@@ -90,7 +90,8 @@ class Form:
 
         entries = dict(_entries(state, where))
         if list(entries) != list(self.blocks) and set(entries) != set(self.blocks):
-            raise SystemFaultError(f"{where}: got {_listed(entries)}, expected {_listed(self.blocks)} as in `state`")
+            got, expected = _listed(type(state), entries), _listed(self.kind, self.blocks)
+            raise SystemFaultError(f"{where}: got {got}, expected {expected} as in `state`")
         parts = []
         for name, block in self.blocks.items():
             value, place = entries[name], where if self.kind is torch.Tensor else f"{where}[{name!r}]"
@@ -130,8 +131,11 @@ def _entries(state: object, where: str) -> Iterator[tuple[str, Any]]:
         )
 
 
-def _listed(names: Mapping[str, object]) -> str:
-    return "a tensor" if list(names) == [WHOLE] else ", ".join(names)
+def _listed(kind: type, names: Mapping[str, object]) -> str:
+    if list(names) == [WHOLE] and not issubclass(kind, Mapping):
+        return "a tensor"
+    what = "dict" if issubclass(kind, Mapping) else kind.__name__
+    return f"a {what} of {', '.join(names)}" if issubclass(kind, Mapping) else f"a {what} of {len(names)} tensors"
 
 
 def _word(dtype: object) -> str:

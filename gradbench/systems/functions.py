@@ -33,11 +33,12 @@ if TYPE_CHECKING:
 
     from gradbench.data.streams import Streams
     from gradbench.systems.forms import Form
-    from gradbench.systems.modules import Slots
+    from gradbench.systems.modules import AbstractSlots
 
 Function = Callable[..., Any]  # f(net, x, z) or f(net, x, z, k)
 DYNAMICS = ("step", "force", "energy", "swirl")  # functions that say how a state moves
 HINTS = {  # what to do, by the name of an exception or a word of its message
+    "must match the": "; take data from x and sizes from z: functions are called with other numbers of examples, too",
     "CheckpointError": "; activation checkpointing calls the module again later, with other parameters: switch it off",
     "inplace operation": "; write to a copy, as z.clone(), and not to what autograd still needs",
     "should be the same": "; take data from x and parameters from net: functions are called in float64, too",
@@ -52,7 +53,7 @@ class Definition:
 
     name: str
     functions: Mapping[str, Function]  # by argument: step, force, energy, swirl, cost, state, project
-    slots: Slots | None  # None: the parameters are a dict, which the functions get
+    slots: AbstractSlots  # where the parameters stand in the first argument of the functions
     theta: Params
     data: Data
     shared: frozenset[str]  # data without an example axis
@@ -370,7 +371,15 @@ class AbstractFunctionSystem(ClosedForms, AbstractSystem):
         made = self.definition()
         flat = s.reshape(-1, s.shape[-1])
         z = self._evaluate(what, theta, x, s, knobs)
-        return made.form.flat(z, flat.shape[:1], f"{self.name}: {what}").reshape(s.shape)
+        moved = made.form.flat(z, flat.shape[:1], f"{self.name}: {what}")
+        return self._in_dtype(what, moved, s).reshape(s.shape)
+
+    def _in_dtype(self, what: str, value: Tensor, like: Tensor) -> Tensor:
+        """A result. Raises SystemFaultError where its dtype is not that of the state."""
+        if value.dtype != like.dtype:
+            got, expected = (str(v.dtype).removeprefix("torch.") for v in (value, like))
+            raise SystemFaultError(f"{self.name}: {what}: got {got}, expected {expected}, the dtype of z")
+        return value
 
     def _number(
         self, what: str, theta: Params, x: Data, s: Tensor, knobs: Knobs | None, *, scalar: bool = False
@@ -381,10 +390,13 @@ class AbstractFunctionSystem(ClosedForms, AbstractSystem):
         value, expected = self._evaluate(what, theta, x, s, knobs), () if scalar else (s[..., 0].numel(),)
         if not isinstance(value, torch.Tensor):
             raise SystemFaultError(f"{self.name}: {what}: got a {type(value).__name__}, expected a tensor")
+        value = self._in_dtype(what, value, s)
         if scalar and value.numel() == 1:
             return value.reshape(())
         if tuple(value.shape) != expected:
             hint = ": drop the last axis" if tuple(value.shape) == (*expected, 1) else ": a number for every example"
+            if value.ndim == 1 and len(value) == self.definition().batch:
+                hint += ", and z may hold more examples than the data: take their number from z"
             raise SystemFaultError(f"{self.name}: {what}: got shape {tuple(value.shape)}, expected {expected}{hint}")
         return value.reshape(s.shape[:-1])
 
@@ -421,7 +433,7 @@ class AbstractFunctionSystem(ClosedForms, AbstractSystem):
     def _calling(self, what: str, theta: Params, like: Tensor) -> Iterator[Any]:
         """The first argument of a function, for one call. New tensors are made on the device of `like`."""
         made = self.definition()
-        bound = nullcontext(dict(theta)) if made.slots is None or what == "project" else made.slots.bound(theta, like)
+        bound = nullcontext() if what == "project" else made.slots.bound(theta, like)
         with self._told(what), like.device if like.is_cuda else nullcontext(), bound as net:
             yield net
 

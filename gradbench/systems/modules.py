@@ -1,4 +1,4 @@
-"""A module called with parameters of one's choice: copies of it whose parameters are swapped for the time of a call.
+"""A module, or a table of tensors, called with parameters of one's choice for the time of a call.
 
 The module that was handed over is copied once and never called or changed. `torch.func.functional_call` does the same
 for one function; here the functions of a system get the module itself, and call any part of it.
@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import copy
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
+from gradbench.data.given import tensors
 from gradbench.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,7 +24,41 @@ COMPILED = "_orig_mod"  # under which torch.compile keeps the module that it wra
 Places = dict[str, list[tuple["nn.Module", str]]]  # of every parameter: tied ones have several
 
 
-class Slots:
+class AbstractSlots(ABC):
+    """The places of parameters in what the functions of a system get as their first argument."""
+
+    theta: dict[str, Tensor]  # a copy of every parameter; tied ones are one, under their first name
+
+    @abstractmethod
+    def bound(self, theta: Mapping[str, Tensor], like: Tensor) -> AbstractContextManager[Any]:
+        """The first argument, in the dtype and on the device of `like`, with `theta` for its parameters."""
+
+
+class Table(AbstractSlots):
+    """The places of the entries of a dict. An `nn.Parameter` that needs no gradient is a constant."""
+
+    def __init__(self, given: Mapping[str, object], where: str) -> None:
+        """Copy the tensors. Raises UserError for what is no tensor of floating-point numbers."""
+        from torch import nn
+
+        taken = tensors(given, where)
+        for name, value in taken.items():
+            if not value.is_floating_point():
+                raise UserError(f"{where}[{name!r}]: got whole numbers, expected floating-point ones")
+        first: dict[int, str] = {}
+        self.tied = {str(name): first.setdefault(id(value), str(name)) for name, value in given.items()}
+        frozen = {str(n) for n, v in given.items() if isinstance(v, nn.Parameter) and not v.requires_grad}
+        self._constants = {name: taken[name] for name in taken if name in frozen}
+        self.theta = {n: v for n, v in taken.items() if n not in frozen and self.tied[n] == n}
+
+    @contextmanager
+    def bound(self, theta: Mapping[str, Tensor], like: Tensor) -> Iterator[Any]:
+        """A dict with a tensor under every name that the caller gave."""
+        constants = {name: value.to(like.device, like.dtype) for name, value in self._constants.items()}
+        yield {name: constants[name] if name in constants else theta[first] for name, first in self.tied.items()}
+
+
+class Slots(AbstractSlots):
     """The places of the parameters of a module, in a copy for every thread, dtype and device.
 
     Frozen parameters and buffers are constants of the copies. Tied parameters are one, under their first name.
@@ -36,7 +72,7 @@ class Slots:
             told = str(error).partition("\n")[0]
             advice = "the old torch.nn.utils.weight_norm cannot, torch.nn.utils.parametrizations.weight_norm can"
             raise UserError(f"{where}: the module cannot be copied ({told}); {advice}") from None
-        self.theta = {n: p.detach() for n, p in self._module.named_parameters() if p.requires_grad}
+        self.theta = {n: p.detach().clone() for n, p in self._module.named_parameters() if p.requires_grad}
         for name, value in self.theta.items():
             if value.is_complex():
                 raise UserError(f"{where}[{name!r}]: got complex numbers, expected real parameters: two for each")
@@ -45,7 +81,7 @@ class Slots:
 
     @contextmanager
     def bound(self, theta: Mapping[str, Tensor], like: Tensor) -> Iterator[Any]:
-        """The module of this thread, in the dtype and on the device of `like`, with `theta` for its parameters."""
+        """The module of this thread."""
         module, places = self._copy(like.dtype, like.device)
         before = [(owner, name, owner._parameters[name]) for at in places.values() for owner, name in at]
         try:

@@ -7,7 +7,7 @@ of first and second order. Everything is computed in float64.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -77,12 +77,16 @@ def try_functions(system: AbstractFunctionSystem, knobs: Knobs, outer: Collectio
         noise = normal(streams["state"], tuple(s.shape))
         s = s + knobs.eps * f
         trial = _Trial(system, theta, x, s + MOVED * (s.square().mean().sqrt() + MOVED) * noise, knobs)
-        _check_cost_of(trial)
-        for what, function in ((trial.moving, trial.force), ("cost", trial.cost)):
-            _check_writes(trial, what, function)
-            _check_repeats(trial, what, function)
-            _check_examples(trial, what, function)
         _check_start(trial)
+        _check_cost_of(trial)
+        check_finite(trial.cost(), f"{system.name}: cost")
+        tried: dict[str, Callable[..., Tensor]] = {trial.moving: trial.force, "cost": trial.cost}
+        if system.projects:
+            tried["project"] = lambda s=trial.s, x=None: system.project(s)
+        for what, function in tried.items():
+            _check_writes(trial, what, function)
+            _check_repeats(system.name, what, function)
+            _check_examples(trial, what, function)
     _check_knobs(trial)
     _check_derivatives(trial)
     _check_slopes(trial)
@@ -123,7 +127,7 @@ def _check_cost_of(trial: _Trial) -> None:
         raise UserError(f"{where}: cost_of = {made.cost_of!r}, but it is the {fitting[0]} over its examples")
 
 
-def _check_repeats(trial: _Trial, what: str, function: Callable[[], Tensor]) -> None:
+def _check_repeats(name: str, what: str, function: Callable[[], Tensor]) -> None:
     """Equal arguments give equal results."""
     import torch
 
@@ -136,7 +140,7 @@ def _check_repeats(trial: _Trial, what: str, function: Callable[[], Tensor]) -> 
     second = function()
     random = torch.equal(first, second)
     why = f"it draws random numbers; {MODES}" if random else f"something is kept between calls; {MODES}"
-    raise UserError(f"{trial.system.name}: {what}: two calls with equal arguments differ: {why}")
+    raise UserError(f"{name}: {what}: two calls with equal arguments differ: {why}")
 
 
 def _check_writes(trial: _Trial, what: str, function: Callable[[], Tensor]) -> None:
@@ -147,10 +151,8 @@ def _check_writes(trial: _Trial, what: str, function: Callable[[], Tensor]) -> N
         yield "the state z", trial.s
         yield from ((f"x[{name!r}]", v) for name, v in trial.x.items())
         yield from ((f"the parameter {name!r}", v) for name, v in trial.theta.items())
-        slots = trial.system.definition().slots
-        if slots is not None:
-            with slots.bound(trial.theta, trial.s) as net:
-                yield from ((f"the buffer {name!r}", v) for name, v in net.named_buffers())
+        with trial.system.definition().slots.bound(trial.theta, trial.s) as net:
+            yield from ((f"the buffer {name!r}", v) for name, v in getattr(net, "named_buffers", tuple)())
 
     before = [(name, v, v.clone()) for name, v in seen()]
     function()
@@ -185,10 +187,33 @@ def _check_examples(trial: _Trial, what: str, function: Callable[..., Tensor]) -
 
 
 def _check_start(trial: _Trial) -> None:
-    """s_0 of an example is that of the batch: no number of examples is written into `state`."""
+    """s_0 is the same twice, and of an example that of the batch: no number of examples is written into `state`."""
+    made, name = trial.system.definition(), trial.system.name
+    _check_repeats(name, "state", lambda: trial.system.init_state(trial.theta, trial.x))
+    with trial.system._calling("state", trial.theta, trial.s) as net:
+        alone = made.functions["state"](net, trial.one(0))
+    for part in _parts(alone):
+        if len(part) != 1:
+            names = [n for n in made.data if n not in made.shared]
+            raise UserError(
+                f"{name}: state: gives {len(part)} examples where the data have 1; take their number from the data, "
+                f"as len(x[{names[0]!r}])"
+            )
     whole, single = (trial.system.init_state(trial.theta, x) for x in (trial.x, trial.one(0)))
     if not float((whole[:1] - single).norm()) <= CLOSE * (1 + float(whole[:1].norm())):
-        raise UserError(f"{trial.system.name}: state: s_0 of an example depends on the other examples of its batch")
+        raise UserError(f"{name}: state: s_0 of an example depends on the other examples of its batch")
+
+
+def _parts(state: object) -> Iterator[Tensor]:
+    """The tensors of a state as its author wrote it."""
+    import torch
+
+    if isinstance(state, torch.Tensor):
+        yield state
+    elif isinstance(state, Mapping):
+        yield from state.values()
+    elif isinstance(state, tuple | list):
+        yield from state
 
 
 def _check_knobs(trial: _Trial) -> None:
@@ -229,10 +254,15 @@ def _check_module(system: AbstractFunctionSystem, knobs: Knobs, outer: Collectio
     with system._told(f"the derivative of {moving}"):
         grads = torch.autograd.grad(recorded, list(leaves.values()), allow_unused=True) if recorded else ()
     if all(g is None for g in grads):
-        raise UserError(
-            f"{system.name}: neither {moving} nor cost depends on params; "
-            f"take the parameters from the first argument, as in lambda net, x, z: net(z)"
-        )
+        with torch.no_grad():
+            at = s + MOVED * normal(Streams(0)["state"], tuple(s.shape)).to(s)
+            thetas = ({n: p.detach() + more for n, p in theta.items()} for more in (0.0, MOVED))
+            one, other = ((system.force(p, x, {}, at, knobs), system.cost(p, x, at)) for p in thetas)
+        cut = any(not torch.equal(v, w) for v, w in zip(one, other, strict=True))
+        why = "take the parameters from the first argument, as in lambda net, x, z: net(z)"
+        if cut:
+            why = "they change with params, but no_grad, detach, .item() or torch.tensor(...) cuts the graph"
+        raise UserError(f"{system.name}: neither {moving} nor cost has a derivative by params; {why}")
 
 
 def _variables(value: Tensor) -> Iterator[Tensor]:
@@ -263,8 +293,6 @@ def _check_derivatives(trial: _Trial) -> None:
             f"the backward of a custom autograd function is not differentiable, or is not linear"
         )
     slots = system.definition().slots
-    if slots is None:
-        return
     pulled = saved.backward(a)[1]
     with torch.enable_grad():
         leaves = {name: p.detach().clone().requires_grad_() for name, p in trial.theta.items()}
@@ -291,18 +319,23 @@ def _check_slopes(trial: _Trial) -> None:
     assert isinstance(saved, Recording)
     back, pulled = saved.backward(a)
     pushed = system.by_row(lambda theta, s: system.cost(theta, trial.x, s), trial.theta, trial.s)
-    claims = {
+    claims: dict[tuple[str, str], Tensor | float] = {
         (trial.moving, "the state"): (back * along).sum(),
         ("cost", "the state"): (system.cost_slope(trial.theta, trial.x, trial.s) * along).sum(),
         (trial.moving, "the parameters"): sum((pulled[n] * d).sum() for n, d in directions.items()),
         ("cost", "the parameters"): sum((pushed[n] * d).sum() for n, d in directions.items()),
     }
 
+    if system.projects:
+        claims["project", "the state"] = (system.project_vjp(trial.s, a) * along).sum()
+
     def value(what: str, over: str, h: float) -> float:
         theta = {n: p + h * directions[n] for n, p in trial.theta.items()} if over == "the parameters" else trial.theta
         moved = replace(trial, theta=theta)
         s = trial.s + h * along if over == "the state" else trial.s
         with torch.no_grad():
+            if what == "project":
+                return float((a * system.project(s)).sum())
             return float(moved.cost(s).sum() if what == "cost" else (a * moved.force(s)).sum())
 
     for (what, over), claim in claims.items():

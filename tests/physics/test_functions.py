@@ -305,7 +305,7 @@ def test_a_direct_gradient_that_is_added_twice_is_told_where_the_cost_has_parame
         (lambda free: gb.Estimate(), r"mine: the estimate has neither a credit nor a gradient"),
         (lambda free: 0 * free.cost_slope + 1j, r"mine: the credit got complex numbers"),
         (lambda free: {"WV": free.cost_slope}, r"mine: the gradient has nothing for "),
-        (lambda free: free.grad(free.cost_slope) | {"WX": 1}, r"the gradient of 'WX': no such parameter; known: WK"),
+        (lambda free: free.grad(free.cost_slope) | {"WX": 1}, r"the gradient of 'WX': no such parameter. Did you mean"),
         (
             lambda free: dict.fromkeys(free.grad(free.cost_slope), 1.0),
             r"the gradient of '\w+' is a float, expected a t",
@@ -318,6 +318,9 @@ def test_a_direct_gradient_that_is_added_twice_is_told_where_the_cost_has_parame
         (lambda free: gb.Estimate(credit=free.cost_slope, evidence={"a b": 1}), r"'a b': a column cannot have this"),
         (lambda free: free.vjp(free.cost_slope[0]), r"mine: vjp got shape \(10,\), expected a tensor of shape"),
         (lambda free: 1 / 0, r"mine: raised ZeroDivisionError: division by zero"),
+        (lambda free: {"WZ": free.cost_slope}, r"the gradient of 'WZ': no such parameter"),
+        (lambda free: free.slope, r"mine: raised AttributeError: free has no 'slope'. Did you mean 'cost_slope'"),
+        (lambda free: free.nudge(0, 5), r"mine: raised UserError: nudge: beta = 0, expected a finite number"),
         (lambda free: free.nudge(0.1, -1), r"mine: raised UserError: nudge: T2 = -1 is no number of steps"),
     ],
 )
@@ -462,7 +465,7 @@ def test_a_function_cannot_change_what_the_others_read() -> None:
         (lambda free, k=math.inf: 0, {}, "expected a finite number"),
         (lambda free, terms=3: 0, {}, "an option cannot be called 'terms'"),
         (lambda free, eps=0.1: 0, {}, "an option cannot be called 'eps'"),
-        (lambda free: 0, {"uses": {"T3"}}, r"uses 'T3'; known: T2, beta"),
+        (lambda free: 0, {"uses": {"T3"}}, r"uses 'T3'. Did you mean 'T2'\?"),
         (lambda free: 0, {"uses": {"beta"}}, "uses beta, and so takes it"),
         (lambda free: 0, {"draws": True}, "draws, and so takes rng"),
         (lambda free: 0, {"exact": "sometimes"}, "exact = 'sometimes' is not a choice"),
@@ -487,3 +490,31 @@ def test_a_rule_says_what_it_claims_and_takes_and_has_no_name_of_the_package() -
         gb.measure("toy_noncons", phantom, estimator_options={"k": 2.5}, **TOY)
     with pytest.raises(UserError, match=r"the name 'ep' is taken by gradbench.estimators.ep.Ep"):
         gb.measure("toy_noncons", gb.estimator(source="a test", name="ep")(jfb.function), **TOY)
+
+
+@pytest.mark.fast
+def test_options_of_a_rule_are_given_by_their_names() -> None:
+    @gb.estimator(source="a test")
+    def damped(free: Free, lam: float = 0.5) -> Any:
+        return lam * free.back(free.cost_slope)
+
+    assert damped(lam=0.1).lam == 0.1
+    with pytest.raises(UserError, match=r"damped: there is no option 'lamb'. Did you mean 'lam'\?"):
+        damped(lamb=0.1)
+    with pytest.raises(UserError, match=r"damped: options are given by their names: lam=\.\.\."):
+        damped(0.1)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda: gb.estimator(lambda free: 0), "estimator: source is missing; write @gradbench.estimator"),
+        (lambda: gb.estimator("ep"), "estimator: got a str; write @gradbench.estimator"),
+        (lambda: gb.estimator(terms=1)(lambda free: 0), "source is missing: where the rule is from, in words"),
+        (lambda: gb.estimator(source="a test", uses="T2"), r"uses = 'T2', expected a set of names: \{'T2'\}"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_decorator_without_what_it_needs_says_so(call: Callable[[], object], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        call()

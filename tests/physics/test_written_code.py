@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -132,6 +133,15 @@ def writes(net: nn.Module, x: dict[str, Tensor], z: Tensor) -> Tensor:
 
 
 OUTER = seeded(Stored)
+
+
+def forced(**more: Any) -> Any:
+    """A system of a force, a step and a projection."""
+    made = parts(seeded(Stored), plainly)
+    force = made.pop("step")
+    return made | {"force": lambda net, x, z: force(net, x, z) - z, "eps": 0.5} | more
+
+
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "batch norm": (
         lambda: parts(Stored(nn.BatchNorm1d(6)).train(), plainly),
@@ -154,7 +164,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "no params": (
         lambda: parts({"W": normal(2, 2)}, lambda net, x, z: 0.5 * z + x["x"]),
-        "neither step nor cost depends on params",
+        "neither step nor cost has a derivative by params; take the parameters from the first argument",
     ),
     "a cut graph": (
         lambda: parts(seeded(Stored), lambda net, x, z: net(z.detach()) + 0.1 * x["x"]),
@@ -166,7 +176,51 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "batch": (
         lambda: parts(seeded(Stored), plainly, state=lambda net, x: torch.zeros(5, 6)),
-        r"state: got shape \(5, 6\), expected \(1, 6\)",
+        r"state: gives 5 examples where the data have 1; take their number from the data, as len\(x\['x'\]\)",
+    ),
+    "detached": (
+        lambda: parts({"W": normal(6, 6)}, lambda net, x, z: (0.1 * z @ net["W"] + x["x"]).detach()),
+        r"neither step nor cost has a derivative by params; they change with params, but no_grad, detach, .* cuts",
+    ),
+    "random start": (
+        lambda: parts(seeded(Stored), plainly, state=lambda net, x: torch.randn_like(x["x"])),
+        "state: two calls with equal arguments differ: it draws random numbers",
+    ),
+    "outer data": (
+        lambda: parts(seeded(Stored), lambda net, x, z: net(z) + normal(5, 6)),
+        "step raised RuntimeError: The size of tensor .*; take data from x and sizes from z: functions are called with",
+    ),
+    "outer number": (
+        lambda: parts(seeded(Stored), plainly, cost=lambda net, x, z: torch.zeros(5, dtype=z.dtype)),
+        r"cost: got shape \(5,\), expected \(10,\): .* take their number from z",
+    ),
+    "infinite cost": (
+        lambda: parts(seeded(Stored), plainly, cost=lambda net, x, z: z.square().sum(-1) * math.inf),
+        "cost: got inf, expected finite numbers",
+    ),
+    "true or false": (
+        lambda: parts(seeded(Stored), plainly, cost=lambda net, x, z: z.sum(-1) > 0),
+        "cost: got bool, expected float64, the dtype of z",
+    ),
+    "places": (
+        lambda: parts(seeded(Stored), plainly, cost=lambda net, x, z: z.argmax(-1)),
+        "cost: got int64, expected float64, the dtype of z",
+    ),
+    "half": (
+        lambda: parts(seeded(Stored), lambda net, x, z: (net(z) + x["x"]).half()),
+        "step: got float16, expected float(32|64), the dtype of z",
+    ),
+    "projected batch": (
+        lambda: forced(project=lambda z: z / z.norm()),
+        "project: the result of an example changes by .* with the other examples of its batch",
+    ),
+    "projection without a slope": (
+        lambda: forced(project=lambda z: z.detach()),
+        "project: its derivative over the state is 0 along a direction in which it changes",
+    ),
+    "a class": (
+        lambda: parts(Stored, plainly),
+        r"params: got the class Stored, expected a module: Stored\(\.\.\.\)",
     ),
     "divided": (
         lambda: parts(seeded(Stored), plainly, cost=lambda net, x, z: (z - x["y"]).square().sum(-1) / len(z)),
@@ -195,7 +249,11 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "kind": (
         lambda: parts(seeded(Stored), lambda net, x, z: (net(z),)),
-        "step: got 0, expected a tensor as in `state`",
+        "step: got a tuple of 1 tensors, expected a tensor as in `state`",
+    ),
+    "dict": (
+        lambda: parts(seeded(Stored), lambda net, x, z: {"z": net(z)}),
+        "step: got a dict of z, expected a tensor as in `state`",
     ),
     "nan": (lambda: parts(seeded(Stored), lambda net, x, z: net(z) / 0 * 0), "step: got NaN, expected finite numbers"),
     "sum": (
@@ -313,3 +371,21 @@ def test_a_complex_state_relaxes_as_two_real_coordinates() -> None:
         for name in both:
             assert torch.allclose(a.estimate[name], b.estimate[name], rtol=1e-9, atol=1e-12)
             assert torch.allclose(a.reference[name], b.reference[name], rtol=1e-9, atol=1e-12)
+
+
+def test_tied_entries_of_a_dict_are_one_parameter_and_frozen_ones_are_constants() -> None:
+    weight, fixed = normal(6, 6) / 6, nn.Parameter(normal(6), requires_grad=False)
+
+    def step(net: dict[str, Tensor], x: dict[str, Tensor], z: Tensor) -> Tensor:
+        return torch.tanh(z @ net["W"] + z @ net["U"].T + x["x"] + net["b"])
+
+    tied = gb.system(**parts({"W": weight, "U": weight, "b": fixed}, step))
+    loose = gb.system(**parts({"W": weight, "U": weight.clone(), "b": fixed}, step) | {"name": "loose"})
+    assert tied.shapes == {"W": (6, 6)}
+    assert loose.shapes == {"W": (6, 6), "U": (6, 6)}
+    assert tied.digest != loose.digest
+    at = {"T1": 30, "T2": 20, "dtype": "float64"}
+    one, two = gb.measure(tied, "adjoint", **at), gb.measure(loose, "adjoint", **at)
+    assert one.reference is not None
+    assert two.reference is not None
+    torch.testing.assert_close(one.reference["W"], two.reference["W"] + two.reference["U"], rtol=1e-12, atol=1e-14)
