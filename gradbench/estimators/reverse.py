@@ -63,19 +63,24 @@ def _sweep(free: Trajectory, depths: tuple[int, ...]) -> tuple[list[Tensor], dic
     for depth in depths:
         for i, T1 in enumerate(free.T1s):
             reads.setdefault(max(T1 - depth, 0), []).append((depth, i))
-    back = _step_back(free.field, names)
+    back = _several_back(free.field, names) if free.field.together > 1 else _step_back(free.field, names)
+    stops = {0, *free.T1s, *reads}  # times at which a row joins, or sums are read
     rows, step, first = carried, None, 0  # rows from `first` on belong to the T1 that the sweep has reached
     for start, states in free.backwards():
-        for t in reversed(range(start, start + len(states))):
-            if (joined := sum(t >= T1 for T1 in free.T1s)) != first or step is None:
+        high = start + len(states)
+        while high > start:
+            low = max(start, high - free.field.together, *(t for t in stops if t < high))
+            taken = states[low - start : high - start]
+            if (joined := sum(low >= T1 for T1 in free.T1s)) != first or step is None:
                 _put(carried, rows, first)
                 first, rows = joined, [v[joined:] for v in carried]
-                step = free.field.repeated(back, states[t - start], *(v.clone() for v in rows))
-            rows = list(step(states[t - start], *rows))
-            launched(products=len(free.T1s) - first)
-            for depth, i in reads.get(t, ()):
+                step = free.field.repeated(back, taken, *(v.clone() for v in rows))
+            rows = list(step(taken, *rows))
+            launched(products=(high - low) * (len(free.T1s) - first))
+            for depth, i in reads.get(low, ()):
                 for partial, total in zip(truncated[depth], rows[1:], strict=True):
                     partial[i] = total[i - first]
+            high = low
     _put(carried, rows, first)
     return carried, truncated
 
@@ -86,7 +91,8 @@ def _step_back(field: Field, names: Sequence[str]) -> Step:
 
     eps = field.step_size
 
-    def back(s: Tensor, a: Tensor, summed: Tensor, *totals: Tensor) -> tuple[Tensor, ...]:
+    def back(states: Tensor, a: Tensor, summed: Tensor, *totals: Tensor) -> tuple[Tensor, ...]:
+        (s,) = states
         with torch.no_grad():
             u = torch.addcmul(s, eps, field.force(s)) if field.system.projects else s
         p = field.project_vjp(u, a)
@@ -95,6 +101,19 @@ def _step_back(field: Field, names: Sequence[str]) -> Step:
         for name, total in zip(names, totals, strict=True):
             total += pulled[name]
         return a.copy_(torch.addcmul(p, eps, Jp)), summed, *totals
+
+    return back
+
+
+def _several_back(field: Field, names: Sequence[str]) -> Step:
+    """The same as `_step_back` over several states, by one backward pass."""
+
+    def back(states: Tensor, a: Tensor, summed: Tensor, *totals: Tensor) -> tuple[Tensor, ...]:
+        before, moved, pulled = field.back(states, a)
+        summed += moved
+        for name, total in zip(names, totals, strict=True):
+            total += pulled[name]
+        return a.copy_(before), summed, *totals
 
     return back
 

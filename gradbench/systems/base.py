@@ -304,6 +304,20 @@ class ClosedForms(ABC):
         return 0.5 * (self.swirl_jvp(theta, context, saved, v, knobs) - transposed)
 
 
+class RecordedSteps(ABC):
+    """A system that records several steps of its relaxation together, and goes back through them in one pass."""
+
+    @abstractmethod
+    def back(
+        self, theta: Params, x: Data, states: Float[Tensor, "t b n"], a: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> tuple[Tensor, Tensor, Params]:
+        """Go back through t successive states, from a behind the step of the last one.
+
+        a before the first state, the sum of p_t = Pi'(u_t)^T a_{t+1} with u_t = s_t + eps F(s_t), and the sum of the
+        pulls d<p_t, F(s_t)>/dtheta: shapes (*r, b, n), (*r, b, n) and (*r, ...).
+        """
+
+
 def descent(
     energy: Callable[[Params, Data, Params, Tensor, Knobs], Tensor],
     theta: Params,

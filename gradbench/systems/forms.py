@@ -69,6 +69,8 @@ class Form:
         """The state as its author wrote it, each tensor (*r, b, ...): views of the flat one."""
         import torch
 
+        if self.kind is torch.Tensor and not self.blocks[WHOLE].complex:
+            return s.reshape(*s.shape[:-1], *self.blocks[WHOLE].shape)
         sizes = [math.prod(block.real_shape) for block in self.blocks.values()]
         parts = {}
         for (name, block), part in zip(self.blocks.items(), s.split(sizes, dim=-1), strict=True):

@@ -23,6 +23,7 @@ from gradbench.systems.base import (
     ClosedForms,
     Data,
     Params,
+    RecordedSteps,
     Saved,
 )
 from gradbench.vocabulary.coordinates import COORDINATES, Knobs
@@ -117,7 +118,7 @@ class Recording(Saved):
         import torch
 
         base = self["s"]
-        shape = torch.broadcast_shapes(a.shape, base.shape)
+        shape = _joint(a.shape, base.shape)
         states, credits = base.reshape(-1, *base.shape[-2:]), a.expand(shape).reshape(-1, *shape[-2:])
         # which state a credit belongs to: rows align as in any broadcast, also where a state has an axis of 1
         places = torch.arange(len(states)).reshape(base.shape[:-2]).expand(shape[:-2]).flatten()
@@ -135,7 +136,7 @@ class Recording(Saved):
         """s and F(s), recorded over all rows of `like`, and what `jvp` keeps beside them."""
         import torch
 
-        shape = tuple(torch.broadcast_shapes(like.shape, self["s"].shape))
+        shape = _joint(like.shape, self["s"].shape)
         if (what, shape) not in self._wide:
             with torch.enable_grad():
                 s = self["s"].detach().expand(shape).clone().requires_grad_()
@@ -160,7 +161,7 @@ class Recording(Saved):
         return self._system.graded("force", f, of, a.expand_as(f), retain=True, create=create)
 
 
-class AbstractFunctionSystem(ClosedForms, AbstractSystem):
+class AbstractFunctionSystem(ClosedForms, RecordedSteps, AbstractSystem):
     """A system made from functions. Its options are the digest of what was handed over, and a float for every knob."""
 
     uses: ClassVar[frozenset[str]] = frozenset({"T1"})
@@ -323,6 +324,26 @@ class AbstractFunctionSystem(ClosedForms, AbstractSystem):
     ) -> tuple[Tensor, Params]:
         return _recorded(saved).backward(a)
 
+    def back(
+        self, theta: Params, x: Data, states: Float[Tensor, "t b n"], a: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> tuple[Tensor, Tensor, Params]:
+        import torch
+
+        with torch.enable_grad():
+            s = first = states[0].detach().clone().requires_grad_()
+            leaves = _leaves(theta)
+            moved: list[Tensor] = []
+            for _ in states:
+                moved.append(torch.addcmul(s, knobs.eps, self.force(leaves, x, {}, s, knobs)))
+                s = self.project(moved[-1])
+        of, rows = [first, *moved, *leaves.values()], a.reshape(-1, *a.shape[-2:])
+        passes = [self.graded("force", s, of, credit, retain=i + 1 < len(rows)) for i, credit in enumerate(rows)]
+        before, *by_part = (
+            torch.stack(parts).reshape(*a.shape[:-2], *parts[0].shape) for parts in zip(*passes, strict=True)
+        )
+        of_theta = zip(leaves, by_part[len(moved) :], strict=True)
+        return before, torch.stack(by_part[: len(moved)]).sum(0), {name: g / knobs.eps for name, g in of_theta}
+
     def cost_slope(self, theta: Params, x: Data, s: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
         return self._slope("cost", s, lambda s: self.cost(theta, x, s))
 
@@ -433,25 +454,40 @@ class AbstractFunctionSystem(ClosedForms, AbstractSystem):
     def _calling(self, what: str, theta: Params, like: Tensor) -> Iterator[Any]:
         """The first argument of a function, for one call. New tensors are made on the device of `like`."""
         made = self.definition()
-        bound = nullcontext() if what == "project" else made.slots.bound(theta, like)
-        with self._told(what), like.device if like.is_cuda else nullcontext(), bound as net:
-            yield net
+        with self._told(what), like.device if like.is_cuda else nullcontext():
+            if what == "project":
+                yield None
+                return
+            with made.slots.bound(theta, like) as net:
+                yield net
 
-    @contextmanager
-    def _told(self, what: str) -> Iterator[None]:
+    def _told(self, what: str) -> _Told:
         """Inside, an exception of a function says which function raised it."""
+        return _Told(self.name, what)
+
+
+class _Told:
+    """A context that names the function of a system in whose place an exception is raised.
+
+    It is entered for every evaluation, which a context made of a generator would make slower by a twentieth.
+    """
+
+    def __init__(self, system: str, what: str) -> None:
+        self._system, self._what = system, what
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is None or not isinstance(error, Exception):
+            return
         import torch
 
-        try:
-            yield
-        except (UserError, torch.OutOfMemoryError, MemoryError):
-            raise
-        except Exception as error:
-            if "can't allocate memory" in str(error):
-                raise
-            told = str(error).partition("\n")[0]
-            hint = next((hint for word, hint in HINTS.items() if word in told or word == type(error).__name__), "")
-            raise SystemFaultError(f"{self.name}: {what} raised {type(error).__name__}: {told}{hint}") from error
+        told = str(error).partition("\n")[0]
+        if isinstance(error, UserError | torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
+            return
+        hint = next((hint for word, hint in HINTS.items() if word in told or word == type(error).__name__), "")
+        raise SystemFaultError(f"{self._system}: {self._what} raised {type(error).__name__}: {told}{hint}") from error
 
 
 class AbstractFunctionEnergySystem(AbstractFunctionSystem, AbstractEnergySystem):
@@ -508,6 +544,13 @@ def _descent(
 
 def _leaves(theta: Params) -> Params:
     return {name: p.detach().requires_grad_() for name, p in theta.items()}
+
+
+def _joint(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape that two shapes broadcast to. torch takes longer to tell than a small product takes."""
+    import torch
+
+    return tuple(one) if one == other else tuple(torch.broadcast_shapes(one, other))
 
 
 def _recorded(saved: Saved) -> Recording:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 COMPILED = "_orig_mod"  # under which torch.compile keeps the module that it wraps
-Places = dict[str, list[tuple["nn.Module", str]]]  # of every parameter: tied ones have several
+Place = tuple[dict[str, Any], str, str, Any]  # the parameters of a part, the name there, its first name, the copy's own
 
 
 class AbstractSlots(ABC):
@@ -76,43 +76,42 @@ class Slots(AbstractSlots):
         for name, value in self.theta.items():
             if value.is_complex():
                 raise UserError(f"{where}[{name!r}]: got complex numbers, expected real parameters: two for each")
-        self._copies: dict[tuple[int, torch.dtype, torch.device], tuple[nn.Module, Places]] = {}
+        self._copies: dict[tuple[int, torch.dtype, torch.device], tuple[nn.Module, list[Place], list[nn.Module]]] = {}
         self._lock = threading.Lock()
 
     @contextmanager
     def bound(self, theta: Mapping[str, Tensor], like: Tensor) -> Iterator[Any]:
         """The module of this thread."""
-        module, places = self._copy(like.dtype, like.device)
-        before = [(owner, name, owner._parameters[name]) for at in places.values() for owner, name in at]
+        module, places, recurrent = self._copy(like.dtype, like.device)
         try:
-            for parameter, at in places.items():
-                for owner, name in at:
-                    owner._parameters[name] = theta[parameter]  # type: ignore[assignment]  # a tensor that is no leaf
-            _refresh(module)
+            for parameters, name, first, _ in places:
+                parameters[name] = theta[first]  # may be a tensor that is no leaf
+            _refresh(recurrent)
             yield module
         finally:
-            for owner, name, value in before:
-                owner._parameters[name] = value
+            for parameters, name, _, own in places:
+                parameters[name] = own
 
-    def _copy(self, dtype: torch.dtype, device: torch.device) -> tuple[nn.Module, Places]:
+    def _copy(self, dtype: torch.dtype, device: torch.device) -> tuple[nn.Module, list[Place], list[nn.Module]]:
         key = threading.get_ident(), dtype, device
         with self._lock:
             if key not in self._copies:
                 module = copy.deepcopy(self._module)
                 _cast(module, dtype, device)
-                self._copies[key] = module, _places(module, self.theta)
+                recurrent = [part for part in module.modules() if hasattr(part, "_flat_weights_names")]
+                self._copies[key] = module, _places(module, self.theta), recurrent
             return self._copies[key]
 
 
-def _places(module: nn.Module, names: Mapping[str, Tensor]) -> Places:
-    """Where every parameter of these names lives."""
+def _places(module: nn.Module, names: Mapping[str, Tensor]) -> list[Place]:
+    """Where every parameter of these names lives: a tied one in several places."""
     by_identity = {id(p): name for name, p in module.named_parameters() if name in names}
-    places: Places = {name: [] for name in names}
-    for owner in module.modules():
-        for name, value in owner._parameters.items():
-            if value is not None and id(value) in by_identity:
-                places[by_identity[id(value)]].append((owner, name))
-    return places
+    return [
+        (owner._parameters, name, by_identity[id(value)], value)
+        for owner in module.modules()
+        for name, value in owner._parameters.items()
+        if value is not None and id(value) in by_identity
+    ]
 
 
 def _cast(module: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
@@ -126,14 +125,12 @@ def _cast(module: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
 
     with torch.no_grad():
         module._apply(moved)
-    _refresh(module)
 
 
-def _refresh(module: nn.Module) -> None:
+def _refresh(recurrent: Iterable[nn.Module]) -> None:
     """Tell recurrent modules of their parameters, of which they keep a list."""
-    for part in module.modules():
-        if hasattr(part, "_flat_weights_names"):
-            part._flat_weights = [getattr(part, name, None) for name in part._flat_weights_names]  # type: ignore[assignment, union-attr]
+    for part in recurrent:
+        part._flat_weights = [getattr(part, name, None) for name in part._flat_weights_names]  # type: ignore[assignment, union-attr]
 
 
 def _uncompiled(module: nn.Module) -> nn.Module:
