@@ -77,11 +77,16 @@ def __dir__() -> list[str]:
 class _Listing(ModuleType):
     """A package that lists what it holds when called: `gradbench.systems()` beside `gradbench.systems.toy`."""
 
-    def __call__(self) -> list[str]:
-        """Registered names, sorted."""
+    def __call__(self, *given: object, **named: object) -> list[str]:
+        """Registered names, sorted. Raises UserError for an argument: there is none."""
+        from gradbench.errors import UserError
         from gradbench.planning import registry
 
-        return list(getattr(registry, "known_" + self.__name__.rpartition(".")[2])())
+        kind = self.__name__.rpartition(".")[2]
+        if given or named:
+            told = ", ".join([*map(repr, given), *named])
+            raise UserError(f"{kind}: got {told}, and takes no argument: it lists the names of all {kind}")
+        return list(getattr(registry, f"known_{kind}")())
 
 
 for _package in (estimators, systems):

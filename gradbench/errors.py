@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import wraps
 from inspect import Parameter, signature
 from typing import ParamSpec, TypeVar
@@ -13,6 +14,7 @@ SHORT = 3  # letters of a word of which one may be wrong, as in T3 for T2
 
 P = ParamSpec("P")
 R = TypeVar("R")
+_from_shell: ContextVar[bool] = ContextVar("from_shell", default=False)
 
 
 class UserError(Exception):
@@ -40,6 +42,21 @@ def placed(where: str) -> Iterator[None]:
         raise UserError(f"{where}: {error}") from None
 
 
+@contextmanager
+def from_shell() -> Iterator[None]:
+    """What is asked for inside comes from the command line: messages say what to type there."""
+    token = _from_shell.set(True)
+    try:
+        yield
+    finally:
+        _from_shell.reset(token)
+
+
+def spoken(*, python: str, shell: str) -> str:
+    """The words of a message for who asked: for a call from Python, or for a command line."""
+    return shell if _from_shell.get() else python
+
+
 def near_miss(word: object, known: Iterable[str]) -> str:
     """`. Did you mean 'x'?` where something close is known, else the known words."""
     words = sorted(map(str, known))
@@ -52,10 +69,13 @@ def near_miss(word: object, known: Iterable[str]) -> str:
     return f". Did you mean {told}?" if close else f"; known: {', '.join(words)}"
 
 
-def public(elsewhere: Callable[[str], str] = lambda name: "") -> Callable[[Callable[P, R]], Callable[P, R]]:
+def public(
+    elsewhere: Callable[[str], str] = lambda name: "", lacking: Callable[[Collection[str]], str] = lambda given: ""
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Decorate a public function: arguments that it does not have raise UserError in place of TypeError.
 
     `elsewhere` says where an unknown argument belongs, or "" where it belongs nowhere; then the near miss is told.
+    `lacking` says what is missing of the optional arguments, by the names of those that are given, or "" for nothing.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
@@ -64,7 +84,7 @@ def public(elsewhere: Callable[[str], str] = lambda name: "") -> Callable[[Calla
             try:
                 signature(function).bind(*args, **kwargs)
             except TypeError:
-                raise UserError(_misfit(function, args, kwargs, elsewhere)) from None
+                raise UserError(_misfit(function, args, kwargs, elsewhere, lacking)) from None
             return function(*args, **kwargs)
 
         return called
@@ -77,23 +97,28 @@ def _misfit(
     args: tuple[object, ...],
     kwargs: dict[str, object],
     elsewhere: Callable[[str], str],
+    lacking: Callable[[Collection[str]], str],
 ) -> str:
     """What a message says of arguments that a function does not have, or of those that it lacks."""
     name, taken = function.__name__, list(signature(function).parameters.values())[_is_method(function) :]
     args = args[_is_method(function) :]
     named = [p.name for p in taken if p.kind in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)]
     ordered = [p.name for p in taken if p.kind is Parameter.POSITIONAL_OR_KEYWORD]
+    takes_any = any(p.kind is Parameter.VAR_KEYWORD for p in taken)
     for key in kwargs:
-        if key not in named:
-            return f"{name}: {elsewhere(key) or f'there is no argument {key!r}{near_miss(key, named)}'}"
+        if key not in named and not takes_any:
+            known = near_miss(key, named) if named else ": it takes none"
+            return f"{name}: {elsewhere(key) or f'there is no argument {key!r}{known}'}"
     if len(args) > len(ordered):
         without = ", ".join(ordered) or "none"
-        return f"{name}: {len(args)} given without a name; taken without a name: {without}; known: {', '.join(named)}"
+        known = f"; known: {', '.join(named)}" if named else ""
+        return f"{name}: {len(args)} given without a name; taken without a name: {without}{known}"
     if twice := [key for key in ordered[: len(args)] if key in kwargs]:
         return f"{name}: {twice[0]} is given twice, first without its name and then with it"
     needed = [p.name for p in taken if p.default is Parameter.empty and p.name in named]
-    lacking = [key for key in needed if key not in kwargs and key not in ordered[: len(args)]]
-    return f"{name}: missing: {', '.join(lacking)}"
+    given = {*kwargs, *ordered[: len(args)]}
+    absent = [*(key for key in needed if key not in given), lacking(given)]
+    return f"{name}: missing: {', '.join(filter(None, absent))}"
 
 
 def _is_method(function: Callable[..., object]) -> bool:

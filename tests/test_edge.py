@@ -650,6 +650,12 @@ CALLS: dict[str, tuple[Callable[[], object], str]] = {
     "register": (lambda: gb.register(1, 2, 3), "register: 3 given without a name; taken without a name: item, name"),
     "explain": (lambda: gb.explain("toy_cons"), "explain: missing: estimator"),
     "measure": (lambda: gb.measure("toy_cons"), "measure: missing: estimator"),
+    "measure, and a coordinate": (lambda: gb.measure("toy_cons", T2=3), "measure: missing: estimator"),
+    "system without": (lambda: gb.system(), "data, name, one of step, force, energy"),
+    "method": (lambda: measure().explain(worst=1), "explain: there is no argument 'worst': it takes none"),
+    "method position": (lambda: measure().explain(1), "explain: 1 given without a name; taken without a name: none"),
+    "systems": (lambda: gb.systems("toy"), "systems: got 'toy', and takes no argument: it lists the names"),
+    "estimators": (lambda: gb.estimators(kind="a"), "estimators: got kind, and takes no argument"),
     "short": (lambda: measure(T3=2), "measure: there is no argument 'T3'. Did you mean 'T1' or 'T2'?"),
 }
 

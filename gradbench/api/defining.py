@@ -29,7 +29,12 @@ WAYS = ({"step"}, {"force"}, {"energy"}, {"energy", "swirl"})  # functions that 
 MEANS = ("sum", "mean")
 
 
-@public()
+def _unmoved(given: Collection[str]) -> str:
+    """What a call lacks in which no function says how a state moves."""
+    return "" if {"step", "force", "energy"} & set(given) else "one of step, force, energy"
+
+
+@public(lacking=_unmoved)
 def system(
     *,
     cost: Function,

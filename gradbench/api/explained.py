@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradbench.commands.explaining import Explanation, explain_cell, picture
 from gradbench.commands.telling import tell
+from gradbench.errors import public
 from gradbench.planning.cells import Cell
 from gradbench.vocabulary.status import Thresholds
 
@@ -40,6 +41,7 @@ class Explained:
         """What would help; None where nothing is known to help, or nothing needs to."""
         return self.explanation.remedy
 
+    @public()
     def plot(self) -> Figure | None:
         """The explanation as a figure; None where the free phase diverged."""
         return picture(self.explanation)

@@ -68,6 +68,7 @@ class Measurement:
     field: Callable[[], Field] = dataclasses.field(repr=False)  # that of the problem, built again on the CPU
     nested: dict[str, list[dict[str, Any]]] = dataclasses.field(repr=False)  # rows of the other tables, by table
 
+    @public()
     def explain(self) -> Explained:
         """The error taken apart: certificate, ladder, cause and remedy. It prints as `gradbench explain` does."""
         from gradbench.api.explained import Explained

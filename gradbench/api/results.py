@@ -86,6 +86,7 @@ class Results(Run):
 
         return written(drawn(self, names), folder)
 
+    @public()
     def check(
         self,
         *,
@@ -130,6 +131,7 @@ class Results(Run):
         verify_items(planned.to_dict("records"), "planned", [content], "check")
         return evaluate(content, cells)
 
+    @public()
     def explain(
         self, cell: str | None = None, *, worst: int | None = None, **where: Any
     ) -> Explained | list[Explained]:
