@@ -514,9 +514,36 @@ def test_settings_name_the_pair_that_is_none(pairs: list[str], message: str) -> 
     ("grid", "told"),
     [
         ("smoke", r"got a str, .*; gradbench\.run takes a suite by its name"),
-        (3, "got an int, expected a table of lists"),
+        (3, "suite: grid: got an int, expected a table of keys, or a list of tables"),
+        ([3], r"suite: grid\[0\]: got an int, expected a table of keys"),
     ],
 )
 def test_a_suite_is_made_of_a_table(grid: Any, told: str) -> None:
     with pytest.raises(UserError, match=told):
         gradbench.suite(grid)
+
+
+@pytest.mark.parametrize(
+    ("argument", "entry"),
+    [("check", {"name": "c", "metric": "cosine", "min": 0.5}), ("table", {"name": "t", "columns": "cosine"})],
+)
+def test_one_check_and_one_table_need_no_list(argument: str, entry: dict[str, Any]) -> None:
+    alone, listed, tuples = (gradbench.suite(GRID, **{argument: given}) for given in (entry, [entry], (entry,)))
+    assert alone == listed == tuples
+    assert len(getattr(alone, argument)) == 1
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({"check": ["cosine > 0.9"]}, r"suite: check\[0\]: got a str, expected a table of keys"),
+        ({"check": "cosine > 0.9"}, "suite: check: got a str, expected a table of keys, or a list of tables"),
+        ({"check": None}, "suite: check: got None"),
+        ({"table": ["cosine"]}, r"suite: table\[0\]: got a str"),
+        ({"table": 3}, "suite: table: got an int"),
+        ({"thresholds": 3}, "suite: thresholds: got an int, expected a table of keys"),
+    ],
+)
+def test_checks_and_tables_of_a_suite_are_tables(more: dict[str, Any], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        gradbench.suite(GRID, **more)

@@ -35,37 +35,46 @@ def _of_grid(name: str) -> str:
 def suite(
     grid: Mapping[str, object] | Sequence[Mapping[str, object]],
     *,
-    check: Sequence[Mapping[str, object]] = (),
-    table: Sequence[Mapping[str, object]] = (),
+    check: Mapping[str, object] | Sequence[Mapping[str, object]] = (),
+    table: Mapping[str, object] | Sequence[Mapping[str, object]] = (),
     thresholds: Mapping[str, object] | None = None,
     name: str = "session",
     about: str = "",
 ) -> Suite:
     """A suite as a suite file has it: a grid or a list of grids, with checks, printed tables and thresholds.
 
-    Systems and estimators are names, tables of a name with options, or what `gradbench.system` and
+    A grid, a check and a table are a table of keys each, and one of them may stand without a list around it. Systems and estimators are names, tables of a name with options, or what `gradbench.system` and
     `gradbench.estimator` made. A knob of a system is a key of its grid. Raises UserError for what is not known, with
     the key.
     """
-    if not isinstance(grid, Mapping | list | tuple):
-        hint = "; gradbench.run takes a suite by its name or path" if isinstance(grid, str) else ""
-        raise UserError(f"suite: got {article(grid)}, expected a table of lists by name, or a list of tables{hint}")
-    grids = [grid] if isinstance(grid, Mapping) else list(grid)
+    if isinstance(grid, str):
+        raise UserError("suite: got a str, expected a table of lists by name; gradbench.run takes a suite by its name")
     content = {
         "name": name,
         "about": about,
-        "grid": [_written(g, f"grid[{i}]") for i, g in enumerate(grids)],
-        "check": [dict(c) for c in check],
-        "table": [dict(t) for t in table],
-        "thresholds": dict(thresholds or {}),
+        "grid": [_written(g) for g in _tables(grid, "grid")],
+        "check": _tables(check, "check"),
+        "table": _tables(table, "table"),
+        "thresholds": _table(thresholds, "thresholds"),
     }
     return suites.parse(content, "suite")
 
 
-def _written(grid: object, where: str) -> dict[str, object]:
-    """A grid as a suite file would have it: numpy and tuples as lists, items as tables of name and options."""
-    content = table(grid, where, "a table of lists by name")
-    return {str(k): registry.written(v) if k in ITEMS else v for k, v in content.items()}
+def _tables(given: object, argument: str) -> list[dict[str, object]]:
+    """The tables of an argument that takes one or a list of them."""
+    listed = [given] if isinstance(given, Mapping) else given
+    if not isinstance(listed, list | tuple):
+        raise UserError(f"suite: {argument}: got {article(given)}, expected a table of keys, or a list of tables")
+    return [_table(entry, f"{argument}[{i}]") for i, entry in enumerate(listed)]
+
+
+def _table(given: object, argument: str) -> dict[str, object]:
+    return {str(k): v for k, v in table(given, f"suite: {argument}", "a table of keys").items()}
+
+
+def _written(grid: Mapping[str, object]) -> dict[str, object]:
+    """A grid as a suite file would have it: items as tables of name and options."""
+    return {k: registry.written(v) if k in ITEMS else v for k, v in grid.items()}
 
 
 class Results(Run):
