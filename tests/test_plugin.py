@@ -179,7 +179,7 @@ def test_tune_takes_a_name_with_a_space_and_options(folder: Path, command: Calla
             ),
             "line 8: register: Mine does not define phase, read",
         ),
-        ("p.py", RULE.replace('"mine"', '"a/b"'), "line 8: register: name = 'a/b': expected a name without slashes"),
+        ("p.py", RULE.replace('"mine"', '"a/b"'), "line 8: register: name = 'a/b': it holds a slash"),
         ("p.toml", "x = 1\n", "plugin p.toml: expected a Python file, NAME.py, or the name of a module"),
         ("rulee.py", None, "plugin rulee.py does not exist. Did you mean 'rule.py'?"),
         ("rule_of_nobody", None, "plugin 'rule_of_nobody': there is no such module"),

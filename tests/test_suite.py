@@ -24,6 +24,13 @@ pytestmark = pytest.mark.fast
 GRID = {"system": "toy_cons", "estimator": "ep"}
 
 
+class Multiline:
+    """What prints in two lines, as modules do."""
+
+    def __repr__(self) -> str:
+        return "Multiline(\n)"
+
+
 def suite(*grids: dict, **rest: object) -> Suite:
     return parse({"name": "x", "about": "", "grid": list(grids), **rest}, "x.toml")
 
@@ -50,7 +57,7 @@ def mistake(content: dict) -> str:
         ("beta", [0.1, 0.1], "twice"),
         ("T1", [10, 10.0], "twice"),
         ("dtype", ["float32", "float32"], "twice"),
-        ("system", ["toy_cons", "toy_cons"], "twice"),
+        ("system", ["toy_cons", "toy_cons"], "grid[0].system: 'toy_cons' stands there twice"),
         ("estimator", [{"name": "ep", "nudge": ["centred", "centred"]}], "twice"),
         ("T1", 2.5, "2.5 is not a whole number"),
         ("T1", 0, "below 1"),
@@ -77,6 +84,11 @@ def mistake(content: dict) -> str:
         ("dtype", "bfloat16", "dtype"),
         ("system", 3, "neither a name nor a table"),
         ("system", {"N": 3}, "neither a name nor a table"),
+        ("system", gradbench.suite, "grid[0].system: a function is neither a name nor a table with a name"),
+        ("damp", Multiline(), "grid[0].damp: a Multiline is not a number"),
+        ("estimator", {"name": "ep", "nudge": Multiline()}, "estimator.nudge = a Multiline is not a choice"),
+        ("system", {"name": "toy_cons", "D": Multiline()}, "system.D = a Multiline; expected: int"),
+        ("estimator", {"name": "ep", "beta": 0.1}, "beta: beta is a coordinate, and no option of estimator 'ep'"),
         ("system", "toy_con", "Did you mean 'toy_cons'"),
         ("system", "Toy_Cons", "Did you mean 'toy_cons'"),
         ("estimator", "eqprop", "known: "),
@@ -137,7 +149,8 @@ def test_a_mistake_in_a_check_names_file_key_and_way_out(check: dict, words: str
         ({"gird": []}, "gird: unknown key. Did you mean 'grid'"),
         ({"foo-bar": 1}, "foo-bar: unknown key"),
         ({"grid": []}, "at least one [[grid]]"),
-        ({"grid": GRID}, "at least one [[grid]]"),
+        ({"grid": GRID}, "grid: grids are written [[grid]]"),
+        ({"grid": 3}, "at least one [[grid]]"),
         ({"grid": [3]}, "grid[0]"),
         ({"grid": [{"system": "toy_cons"}]}, "grid[0].estimator: missing"),
         ({"check": {"name": "c"}}, "[[check]]"),
@@ -152,10 +165,12 @@ def test_a_mistake_in_a_check_names_file_key_and_way_out(check: dict, words: str
         ({"thresholds": {"live": 1e-8}}, "live takes a table"),
         ({"thresholds": {"live": {"float16": 1e-8}}}, "live takes a table"),
         ({"thresholds": {"live": {"float32": "x"}}}, "live.float32"),
-        ({"name": "a/b"}, "cannot name a folder"),
-        ({"name": ".."}, "cannot name a folder"),
-        ({"name": "latest"}, "cannot name a folder"),
-        ({"name": ""}, "cannot name a folder"),
+        ({"name": "a/b"}, "name: 'a/b' cannot name a folder of runs: it holds a slash"),
+        ({"name": "a\nb"}, "cannot name a folder of runs: it holds a line break"),
+        ({"name": ".."}, "cannot name a folder of runs: it begins with a point"),
+        ({"name": "latest"}, "cannot name a folder of runs: the word means the run"),
+        ({"name": ""}, "cannot name a folder of runs: it is empty"),
+        ({"name": 3}, "name: 3 is not a string"),
         ({"T1": 3}, "T1: unknown key; it is a key of grid"),
         ({"metric": "cosine"}, "metric: unknown key; it is a key of check"),
         ({"check": [{"name": "c", "metric": "cosine", "min": 0.9, "max": 0.1}]}, "min = 0.9 is above max = 0.1"),

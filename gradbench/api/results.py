@@ -43,9 +43,9 @@ def suite(
 ) -> Suite:
     """A suite as a suite file has it: a grid or a list of grids, with checks, printed tables and thresholds.
 
-    A grid, a check and a table are a table of keys each, and one of them may stand without a list around it. Systems and estimators are names, tables of a name with options, or what `gradbench.system` and
-    `gradbench.estimator` made. A knob of a system is a key of its grid. Raises UserError for what is not known, with
-    the key.
+    A grid, a check and a table are a table of keys each, and one of them may stand without a list around it. Systems
+    and estimators are names, tables of a name with options, or what `gradbench.system` and `gradbench.estimator` made.
+    A knob of a system is a key of its grid. Raises UserError for what is not known, with the key.
     """
     if isinstance(grid, str):
         raise UserError("suite: got a str, expected a table of lists by name; gradbench.run takes a suite by its name")

@@ -16,7 +16,6 @@ import inspect
 import json
 import math
 import pkgutil
-import re
 import textwrap
 import types
 import typing
@@ -34,6 +33,7 @@ from gradbench.errors import UserError, near_miss, placed
 from gradbench.estimators.base import AbstractEstimator, Role
 from gradbench.planning import values
 from gradbench.systems.base import AbstractSystem
+from gradbench.vocabulary.coordinates import COORDINATES
 
 Base = type[AbstractSystem] | type[AbstractEstimator]
 Registered = TypeVar("Registered", bound=Base)
@@ -115,8 +115,8 @@ def register(cls: Registered, origin: str = SESSION) -> Registered:
 
 def check_name(name: object, where: str = "") -> None:
     """Raise UserError where something can be no name of a system or of an estimator. `where` begins the message."""
-    if not isinstance(name, str) or not name.strip() or re.search(r"[/\\\x00-\x1f]", name):
-        raise UserError(f"{where}name = {name!r}: expected a name without slashes")
+    if fault := values.misnamed(name):
+        raise UserError(f"{where}name = {values.shown(name)}: {fault}")
 
 
 def withdraw(origin: str) -> None:
@@ -273,7 +273,7 @@ def _kind(cls: Base) -> str:
     for kind, base in (("systems", AbstractSystem), ("estimators", AbstractEstimator)):
         if inspect.isclass(cls) and issubclass(cls, base):
             return kind
-    raise UserError(f"{cls!r} is neither a system nor an estimator")
+    raise UserError(f"{values.shown(cls)} is neither a system nor an estimator")
 
 
 def _known(kind: str, base: Base) -> dict[str, Any]:
@@ -378,6 +378,8 @@ def _asked(kind: str, name: str, options: Mapping[str, Any], where: str, key: st
     named = {}
     for option, value in options.items():
         place = key.format(where=where, option=option)
+        if option not in allowed and option in COORDINATES:
+            raise UserError(f"{place}: {option} is a coordinate, and no option of {kind[:-1]} {name!r}")
         if option not in allowed:
             raise UserError(f"{place}: {kind[:-1]} {name!r} has no such option{near_miss(str(option), allowed)}")
         option = str.__str__(option)
@@ -397,14 +399,15 @@ def _taken(where: str, value: Any, wanted: Any, span: Mapping[str, Any]) -> Any:
     """
     if get_origin(wanted) is Literal:
         if not isinstance(value, str | int) or value not in get_args(wanted):
-            raise UserError(f"{where} = {value!r} is not a choice{near_miss(str(value), get_args(wanted))}")
+            raise UserError(f"{where} = {values.shown(value)} is not a choice{near_miss(str(value), get_args(wanted))}")
         return value
     if isinstance(wanted, types.GenericAlias | type(ClassVar)):
         raise TypeError(f"option {where} has a type that no suite can write: {wanted}")
     numeric = wanted in (int, float) and isinstance(value, Real | Decimal)
     if isinstance(value, bool) is not (wanted is bool) or not (numeric or isinstance(value, wanted)):
-        kind = "" if value is None else f" is {article(value)}"
-        raise UserError(f"{where} = {value!r}{kind}; expected: {wanted.__name__}")
+        told = values.shown(value)
+        kind = "" if value is None or told == article(value) else f" is {article(value)}"
+        raise UserError(f"{where} = {told}{kind}; expected: {wanted.__name__}")
     if not numeric:
         return value
     try:

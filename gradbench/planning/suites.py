@@ -43,8 +43,13 @@ Words = Annotated[tuple[StrictStr, ...], BeforeValidator(values.words)]
 
 
 def _names_folder(name: str) -> str:
-    if re.search(r"[/\\\x00-\x1f]|^\.|^latest$|^$", name):
-        raise ValueError(f"{name!r} cannot name a folder of runs")
+    fault = values.misnamed(name)
+    if not fault and name.startswith("."):
+        fault = "it begins with a point"
+    if not fault and name == "latest":
+        fault = "the word means the run of any suite that was worked on last"
+    if fault:
+        raise ValueError(f"{name!r} cannot name a folder of runs: {fault}")
     return name
 
 
@@ -182,6 +187,8 @@ class Suite(Strict):
     @field_validator("grid", mode="before")
     @classmethod
     def _some(cls, grids: object) -> object:
+        if isinstance(grids, dict):
+            raise ValueError("grids are written [[grid]]")
         if not isinstance(grids, list) or not grids:
             raise ValueError("a suite needs at least one [[grid]]")
         return [_knobs_as_options(grid) for grid in grids]
@@ -320,6 +327,6 @@ def error_line(
         known = re.findall(r"'([^']*)'", error["ctx"]["expected"])
         return f"{key} = {error['input']!r} is not a choice{near_miss(str(error['input']), known)}"
     if error["type"] in _EXPECTED:
-        return f"{key}: {error['input']!r} is not {_EXPECTED[error['type']]}"
+        return f"{key}: {values.shown(error['input'])} is not {_EXPECTED[error['type']]}"
     message = error["msg"].removeprefix("Value error, ")
     return f"{key}: {message}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import struct
@@ -10,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal
 from numbers import Real
 
+from gradbench.data.given import article
 from gradbench.errors import UserError, near_miss
 from gradbench.vocabulary.coordinates import Coordinate
 
@@ -19,6 +21,7 @@ SHORT = 60  # letters of a value that a message repeats
 SHOWN = 200  # letters of a mistake that a message repeats
 # numbers as people and other programs write them; TOML wants a digit on both sides of the point, and no 0 before others
 NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+BARE = re.compile(r"[A-Za-z0-9_-]+")  # a key that needs no quotes
 LEADING_ZERO = re.compile(r"[+-]?0[0-9]")
 TOKEN = re.compile(r"""\"(?:\\.|[^"\\])*"|'[^']*'|.""", re.DOTALL)  # a string of TOML, or a character
 KEY = re.compile(r"\s*[^\W\d][\w-]*\s*=")
@@ -44,20 +47,46 @@ def scalar(value: object) -> object:
 
 
 def shown(value: object) -> str:
-    """A value as a message repeats it."""
+    """A value as a message repeats it; of what has no text of its own, as a function or a module, the kind."""
     try:
         text = repr(value)
     except ValueError:  # a whole number of thousands of digits
         return "a number that is too long to be told"
+    if " at 0x" in text or (text.count("\n") and hasattr(value, "__dict__")):
+        return article(value)
     text = " ".join(text.split())
     return text if len(text) <= SHORT else f"{text[:SHORT]}..."
+
+
+def toml(value: object) -> str:
+    """A value as a TOML file has it in a line."""
+    if isinstance(value, dict):
+        return (
+            "{ "
+            + ", ".join(f"{k if BARE.fullmatch(str(k)) else json.dumps(k)} = {toml(v)}" for k, v in value.items())
+            + " }"
+        )
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(toml, value))}]"
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str | bool) else shown(value)
+
+
+def misnamed(name: object) -> str:
+    """What keeps a value from being the name of a system, a rule or a suite; "" where it is one."""
+    if not isinstance(name, str):
+        return f"it is {article(name)}, and no text"
+    if not name.strip():
+        return "it is empty"
+    if re.search(r"[/\\]", name):
+        return "it holds a slash"
+    return "it holds a line break or another control character" if re.search(r"[\x00-\x1f]", name) else ""
 
 
 def number(value: object) -> float:
     """A finite float, 0 or large enough not to count as 0 in what is measured."""
     value = scalar(value)
     if isinstance(value, bool) or not isinstance(value, Real | Decimal):
-        raise ValueError(f"{value!r} is not a number")
+        raise ValueError(f"{shown(value)} is not a number")
     try:
         taken = float(value)
     except OverflowError:  # whole numbers of TOML have any number of digits
@@ -75,7 +104,7 @@ def number(value: object) -> float:
 def check_truth(argument: str, value: object) -> None:
     """Raise UserError where an argument is neither true nor false: a word such as "no" would count as true."""
     if not isinstance(scalar(value), bool):
-        raise UserError(f"{argument}: got {value!r}, expected True or False")
+        raise UserError(f"{argument}: got {shown(value)}, expected True or False")
 
 
 def check_held(value: float, dtype: str) -> None:
@@ -188,7 +217,7 @@ def one(coordinate: Coordinate, value: object) -> float | int | str:
         raise ValueError("None is no value: leave it out to take the default")
     parsed = word(value) if coordinate.type is str else whole(value) if coordinate.type is int else number(value)
     if coordinate.type is str and not isinstance(parsed, str):
-        raise ValueError(f"{value!r} is not a word{near_miss(str(value), coordinate.choices)}")
+        raise ValueError(f"{shown(value)} is not a word{near_miss(str(value), coordinate.choices)}")
     coordinate.check(parsed)  # type: ignore[arg-type]  # a word is checked against the choices
     return parsed  # type: ignore[return-value]
 
@@ -202,17 +231,20 @@ def name_and_options(entry: object) -> tuple[str, dict[str, object]]:
     """Name and options of a system or an estimator, given as a name or as a table with a name."""
     table = {"name": entry} if isinstance(entry, str) else entry
     if not isinstance(table, dict) or not isinstance(table.get("name"), str):
-        raise ValueError(f"{entry!r} is neither a name nor a table with a name")
+        raise ValueError(f"{shown(entry)} is neither a name nor a table with a name")
     return str.__str__(table["name"]), {k: v for k, v in table.items() if k != "name"}
 
 
 def choices(value: object) -> tuple[object, ...]:
     """Names, or tables of a name and options. An option may be a list or a range of values."""
-    chosen = []
+    chosen: list[tuple[str, Options]] = []
     for entry in expanded(value) if not isinstance(value, dict) else [value]:
         name, options = name_and_options(entry)
-        chosen.append((name, {k: once(expanded(v)) for k, v in options.items()}))
-    return once(chosen)
+        choice = name, {k: once(expanded(v)) for k, v in options.items()}
+        if choice in chosen:
+            raise ValueError(f"{shown(entry)} stands there twice")
+        chosen.append(choice)
+    return tuple(chosen)
 
 
 def settings(pairs: Iterable[str], where: str) -> dict[str, object]:
