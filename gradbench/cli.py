@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gradbench.commands.progress import say
-from gradbench.errors import StoreError, UserError
+from gradbench.errors import StoreError, UserError, from_shell
 from gradbench.vocabulary.exit import Exit
 from gradbench.vocabulary.status import Status
 
@@ -697,7 +697,8 @@ def _sentence(text: str) -> str:
 
 def _code(arguments: list[str]) -> int:
     try:
-        code = app(arguments, standalone_mode=False) or Exit.OK
+        with from_shell():
+            code = app(arguments, standalone_mode=False) or Exit.OK
     except UserError as error:
         say(f"gradbench: {_sentence(str(error))} Nothing was run.")
         code = Exit.USAGE

@@ -9,6 +9,7 @@ import pty
 import re
 import resource
 import select
+import shlex
 import shutil
 import signal
 import subprocess
@@ -108,7 +109,9 @@ def test_asking_takes_half_a_second(arguments: list[str]) -> None:
         (["plan", "smoke", "--set", "foo-bar=1"], "unknown key"),
         (["plan", "smoke", "--set", "β=1"], "unknown key"),
         (["plan", "smoke", "--set", "seed=" + "9" * 400], "digits"),
-        (["plan", "smoke", "--set", "name=x"], "unknown key"),
+        (["plan", "smoke", "--set", "name=x"], "unknown key; keys of grids alone are replaced; this one is written in"),
+        (["plan", "smoke", "--set", "thresholds.residual=1"], "unknown key; keys of grids alone are replaced"),
+        (["plan", "smoke", "--set", "grid.T1=5"], "--set grid.T1: unknown key; write --set T1, which replaces T1"),
         (["plan", "smoke", "--set", ""], "expected KEY=VALUE"),
         (["plan", "smoke", "--set", "T1=02"], "'02' is not a number: write it without zeros in front"),
         (["plan", "smoke", "--set", "T1=1,000"], "'000' is not a number"),
@@ -141,6 +144,7 @@ def test_asking_takes_half_a_second(arguments: list[str]) -> None:
             ["train", "quick", "--set", "lr=0.1"],
             "--set lr: it is a key of optimiser, which is set whole: optimiser={lr = ..., ...}",
         ),
+        (["train", "quick", "--set", "D=16"], "--set D: unknown key; it is an option of cet_real: --set 'system = {"),
         (["train", f"{ROOT}/suites/smoke.toml"], "smoke.toml is a suite, and no training: gradbench run"),
         (["run", f"{ROOT}/configs/quick.toml"], "quick.toml is a training, and no suite: gradbench train"),
         (["show", "smoke"], "'smoke' is a suite; what it would do: gradbench plan smoke"),
@@ -167,6 +171,25 @@ def test_a_mistake_is_one_line_on_stderr_and_exit_2(
     assert err.count("\n") == 1
     assert words in err
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("mistake", "right"),
+    [
+        ("D=16", """'system = { name = "toy_cons", D = 16 }'"""),
+        ("bias_std=0.1", """'system = { name = "toy_cons", bias_std = 0.1 }'"""),
+        ("nudge=positive", """'estimator = { name = "ep", nudge = "positive" }'"""),
+        ("estimator=aep clip=batch", """estimator='{ name = "aep", clip = "batch" }'"""),
+    ],
+)
+def test_what_a_message_says_to_set_can_be_pasted(command: Any, write_suite: Any, mistake: str, right: str) -> None:
+    base = 'about = ""\n[[grid]]\nsystem = "toy_cons"\nestimator = "ep"\n'
+    suite = write_suite(base=base)
+    code, _, err = command("plan", suite, "--set", mistake)
+    assert code == 2
+    assert f"--set {right}" in err
+    assert command("plan", suite, "--set", *shlex.split(right))[0] == 0
 
 
 def test_a_mistake_in_a_process_of_its_own_leaves_no_traceback() -> None:

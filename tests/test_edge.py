@@ -803,6 +803,11 @@ def test_an_argument_of_run_that_is_none_is_told(write_suite: Any, argument: str
         ({"estimator": "bppt"}, "overrides['estimator'] = 'bppt' is not registered. Did you mean 'bptt'?"),
         ({"estimator": ["ep", "bppt"]}, "overrides['estimator'][1] = 'bppt' is not registered"),
         ({"system": {"name": "toy_cons", "K": 3}}, "overrides['system'].K: system 'toy_cons' has no such option"),
+        (
+            {"D": 16},
+            "overrides['D']: unknown key; it is an option of toy_cons: overrides={'system': {'name': 'toy_cons',",
+        ),
+        ({"grid.T1": 5}, "overrides['grid.T1']: unknown key; write overrides['T1'], which replaces T1 in every grid"),
         ({"params_from": "nowhere"}, "overrides['params_from'] = 'nowhere' is no training"),
     ],
 )

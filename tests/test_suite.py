@@ -46,6 +46,10 @@ def mistake(content: dict) -> str:
     [
         ("betta", 0.1, "Did you mean 'beta'"),
         ("foo-bar", 1, "unknown key; known"),
+        ("D", 16, 'grid[0].D: unknown key; it is an option of toy_cons: system = { name = "toy_cons", D = 16 }'),
+        ("nudge", "positive", 'an option of ep: estimator = { name = "ep", nudge = "positive" }'),
+        ("estimator", "aep clip=batch", 'with options it is { name = "aep", clip = "batch" }'),
+        ("estimator", ["ep", "aep T2=3"], "grid[0].estimator[1] = 'aep T2=3' is no name; with options it is"),
         ("beta", 0.0, "0.0 is not positive"),
         ("beta", -0.1, "not positive"),
         ("eps", 0.0, "not positive"),
@@ -172,6 +176,7 @@ def test_a_mistake_in_a_check_names_file_key_and_way_out(check: dict, words: str
         ({"name": ""}, "cannot name a folder of runs: it is empty"),
         ({"name": 3}, "name: 3 is not a string"),
         ({"T1": 3}, "T1: unknown key; it is a key of grid"),
+        ({"grid.T1": 3}, "grid.T1: unknown key; write T1 below [[grid]]"),
         ({"metric": "cosine"}, "metric: unknown key; it is a key of check"),
         ({"check": [{"name": "c", "metric": "cosine", "min": 0.9, "max": 0.1}]}, "min = 0.9 is above max = 0.1"),
         ({"grid": [GRID | {"T1": None}]}, "T1: None is no value: leave it out to take the default"),

@@ -218,6 +218,12 @@ def options(item: AbstractSystem | AbstractEstimator) -> str:
     return json.dumps({f.name: getattr(item, f.name) for f in fields(item)}, sort_keys=True)  # type: ignore[arg-type]
 
 
+def options_of(kind: str, name: str, options: Mapping[str, Any]) -> tuple[str, ...]:
+    """The options that a system or an estimator has, by its name and options; none where there is no such one."""
+    cls = meant(f"{kind}s", name, options.get(DIGEST))
+    return tuple(f.name for f in fields(cls) if f.name != DIGEST) if cls is not None else ()
+
+
 def knobs(name: str, options: Mapping[str, Any]) -> frozenset[str]:
     """The knobs of a system, by its name and options; none where there is no such system."""
     cls = meant("systems", name, options.get(DIGEST))
@@ -367,8 +373,11 @@ def _asked(kind: str, name: str, options: Mapping[str, Any], where: str, key: st
         told = f" in this session with digest {options[DIGEST]}; it has to be defined" if DIGEST in options else ""
         first, *options_of_label = str(name).split()
         if options_of_label and first in _names(kind):
-            keys = ", ".join(option.replace("=", " = ") for option in options_of_label)
-            raise UserError(f"{where} = {name!r} is no name; with options it is {{ name = {first!r}, {keys} }}")
+            with_them = {"name": first, **values.settings(options_of_label, f"{where} = {name!r}: option")}
+            told = values.toml(with_them)
+            if where.startswith("--set "):
+                told = f"{where.partition('[')[0]}='{told}'"
+            raise UserError(f"{where} = {name!r} is no name; with options it is {told}")
         raise UserError(f"{where} = {name!r} is not registered{told}{near_miss(name, _names(kind))}")
     if digest_of(cls) not in (None, options.get(DIGEST, digest_of(cls))):
         raise UserError(f"{where}: {name!r} is defined otherwise now: digest {digest_of(cls)}, not {options[DIGEST]}")

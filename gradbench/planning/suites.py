@@ -28,7 +28,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from gradbench.errors import UserError, near_miss
+from gradbench.errors import UserError, near_miss, spoken
 from gradbench.planning import files, registry, values
 from gradbench.planning.overrides import Overrides, wrong_value
 from gradbench.planning.values import Options
@@ -262,21 +262,58 @@ def parse(content: Mapping[str, object], where: str, places: Mapping[str, str] =
         return Suite.model_validate(dict(content))
     except ValidationError as error:
         told: dict[str, str] = {}
-        for line in (_mistake(e, where, places) for e in error.errors()):
-            told.setdefault(re.sub(r"grid\[\d+\]", "grid", line), line)  # one in a key of every grid is told once
+        for line in (_mistake(e, content, where, places) for e in error.errors()):
+            mistake = re.sub(r"grid\[\d+\]", "grid", line).partition("; it is an option of")[0]
+            told.setdefault(mistake, line)  # one in a key of every grid is told once
         raise UserError("\n".join(told.values())) from None
 
 
-def _mistake(error: ErrorDetails, where: str, places: Mapping[str, str]) -> str:
+def _mistake(error: ErrorDetails, content: Mapping[str, Any], where: str, places: Mapping[str, str]) -> str:
     """What a message says of an error, with its place."""
     loc = error["loc"]
     key = str(loc[2]) if loc[0] == "grid" and len(loc) > 2 else ""
+    if error["type"] == "extra_forbidden" and len(loc) == 3 and key:
+        hint = option_hint(key, error["input"], content["grid"][loc[1]], places) or _hint_of_place(key, places)
+        if hint:
+            return f"{places.get(key) or f'{where}: grid[{loc[1]}].{key}'}: unknown key; {hint}"
     if key not in places:
         return f"{where}: {error_line(error)}"
     line = error_line(error | {"loc": (key,)}, Grid).removeprefix(key)
     if error["type"] != "value_error":
         return f"{places[key]}{line}"
     return wrong_value(places[key], key, error["input"], line.removeprefix(": "))
+
+
+def option_hint(key: str, value: object, content: Mapping[str, Any], places: Mapping[str, str]) -> str:
+    """Where a key belongs that is an option of a system or a rule of a grid or a training; "" where it is none.
+
+    `places` are those of `parse`.
+    """
+    for kind in ("system", "estimator"):
+        listed = content.get(kind)
+        for entry in listed if isinstance(listed, list | tuple) else [listed]:
+            try:
+                name, options = values.name_and_options(entry)
+            except ValueError:  # which is a mistake of its own
+                continue
+            if key in registry.options_of(kind, name, options):
+                with_it = {"name": name, **options, key: value}
+                written = f"{kind} = {values.toml(with_it)}"
+                if key in places:
+                    python = f"overrides={{{kind!r}: {with_it!r}}}"
+                    written = spoken(python=python, shell=f"--set '{written}'")
+                return f"it is an option of {name}: {written}"
+    return ""
+
+
+def _hint_of_place(key: str, places: Mapping[str, str]) -> str:
+    """What to write in place of a key that replaces no key of a grid; "" where nobody can tell."""
+    head, _, tail = key.partition(".")
+    if key not in places or head not in Suite.model_fields:
+        return ""
+    if head == "grid" and tail in Grid.model_fields:
+        return f"write {places[key].replace(key, tail)}, which replaces {tail} in every grid"
+    return "keys of grids alone are replaced; this one is written in the file"
 
 
 def parse_check(content: Mapping[str, object], where: str) -> Check:
@@ -314,9 +351,9 @@ def error_line(
         model = models.get(str(place[0]), root) if len(place) > 1 else root
         word, (head, _, tail) = str(place[-1]), str(place[-1]).partition(".")
         holders = [name for name, inner in models.items() if word in inner.model_fields] if len(place) == 1 else []
-        if tail and tail in getattr(
-            models.get(head), "model_fields", ()
-        ):  # a key of TOML written in quotes or by --set
+        if tail and tail in getattr(models.get(head), "model_fields", ()):  # a key in quotes, or of --set
+            if models is _MODELS:
+                return f"{key}: unknown key; write {tail} below [[{head}]]"
             return f"{key}: unknown key; the whole table is set at once: {head} = {{{tail} = ..., ...}}"
         if holders:
             return f"{key}: unknown key; it is a key of {' or '.join(holders)}"

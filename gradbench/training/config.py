@@ -166,7 +166,7 @@ def parse(content: Mapping[str, object], where: str, places: Mapping[str, str] =
     try:
         config = Config.model_validate(dict(content))
     except ValidationError as error:
-        raise UserError("\n".join(_mistake(e, where, places) for e in error.errors())) from None
+        raise UserError("\n".join(_mistake(e, content, where, places) for e in error.errors())) from None
     named = {"system": f"{where}: system", "estimator": f"{where}: estimator", **places}
     system, rule = config.build_system(named["system"]), config.build_rule(named["estimator"])
     defaults = {n: system.defaults[n] for n in HELD if getattr(config, n) is None and n in system.defaults}
@@ -177,10 +177,13 @@ def parse(content: Mapping[str, object], where: str, places: Mapping[str, str] =
     return config
 
 
-def _mistake(error: ErrorDetails, where: str, places: Mapping[str, str]) -> str:
+def _mistake(error: ErrorDetails, content: Mapping[str, Any], where: str, places: Mapping[str, str]) -> str:
     """What a message says of an error, with its place."""
     line = suites.error_line(error, Config, {"optimiser": Optimiser}).removeprefix(": ")
     key = str((*error["loc"], "")[0])
+    unknown = error["type"] == "extra_forbidden" and len(error["loc"]) == 1
+    if unknown and (hint := suites.option_hint(key, error["input"], content, places)):
+        return f"{places.get(key) or f'{where}: {key}'}: unknown key; {hint}"
     if key in places and key in Optimiser.model_fields:
         return f"{places[key]}: it is a key of optimiser, which is set whole: optimiser={{{key} = ..., ...}}"
     return f"{places[key]}{line.removeprefix(key)}" if key in places else f"{where}: {line}"
