@@ -148,7 +148,6 @@ def show(name: str, plugin: Plugins = None, as_json: Json = False) -> None:
     """A system or an estimator: definition, options, defaults, source."""
     from dataclasses import fields
 
-    from gradbench.errors import near_miss
     from gradbench.planning import files, registry
     from gradbench.tables.text import wrapped
 
@@ -159,7 +158,11 @@ def show(name: str, plugin: Plugins = None, as_json: Json = False) -> None:
             raise UserError(f"{name!r}: show takes a name without options: gradbench show {first[0]}")
         if name in files.shipped(files.SUITES):
             raise UserError(f"{name!r} is a suite; what it would do: gradbench plan {name}")
-        raise UserError(f"{name!r} is neither a system nor an estimator{near_miss(name, known)}")
+        if name in files.shipped(files.CONFIGS):
+            raise UserError(
+                f"{name!r} is a training; gradbench train {name} runs it, and gradbench list says what it does"
+            )
+        raise UserError(f"{name!r} is neither a system nor an estimator{registry.near_name(name, known)}")
     cls = known[name]
     options = {f.name: f.default for f in fields(cls)}
     facts: dict[str, Any] = {"name": name, "definition": _definition(cls), "options": options, "source": cls.source}

@@ -29,8 +29,10 @@ from gradbench.commands.running import prepare
 from gradbench.commands.trainings import train
 from gradbench.commands.tuning import tune
 from gradbench.engine import precision
+from gradbench.estimators.ep import Ep
 from gradbench.planning import registry
 from gradbench.systems import toy
+from gradbench.systems.toy import ToyCons
 from gradbench.vocabulary.coordinates import COORDINATES
 
 SMALL = {"N": 2, "D": 4, "heads": 2, "out": 2, "drive_std": 1.0}
@@ -606,7 +608,12 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "choice object": ({"estimator_options": {"nudge": X0}}, "is not a choice"),
     "device": ({"device": "tpu"}, "device = 'tpu' is not known"),
     "label": ({"estimator": "aep clip=batch"}, "is no name; the options of 'aep' go into estimator_options={...}"),
-    "swapped": ({"system": "ep"}, "system = 'ep': 'ep' is a name of the other kind; the system comes first"),
+    "swapped": ({"system": "ep"}, "system = 'ep' is an estimator; the system comes first, and then the estimator"),
+    "swapped classes": (
+        {"system": Ep},
+        "system: got Ep, which is an estimator; the system comes first",
+    ),
+    "a system as the rule": ({"estimator": ToyCons()}, "estimator: got ToyCons, which is a system; the"),
     "device gpu": ({"device": "gpu"}, "device = 'gpu' is not known. Did you mean 'cuda'?"),
     "option beside": ({"clip": "batch"}, "'clip' is an option of 'aep': estimator_options={'clip': ...}"),
     "device index": ({"device": "cpu:99"}, "device = 'cpu:99' is not known; expected: auto, cpu, cuda or cuda:0"),
@@ -636,6 +643,13 @@ CALLS: dict[str, tuple[Callable[[], object], str]] = {
     "run without": (lambda: gb.run(), "run: missing: suite"),
     "run positions": (lambda: gb.run("smoke", "out"), "run: 2 given without a name; taken without a name: suite"),
     "run twice": (lambda: gb.run("smoke", suite="aep"), "run: suite is given twice"),
+    "run training": (lambda: gb.run("quick"), "but a training of this name does: gradbench.train('quick')"),
+    "train suite": (lambda: gb.train("smoke"), "but a suite of this name does: gradbench.run('smoke')"),
+    "train rule": (
+        lambda: gb.train("ep"),
+        "but an estimator of this name does: it stands among the keys of a training",
+    ),
+    "unknown rule": (lambda: gb.measure("toy_cons", "jfb"), "; gradbench.register gives a name to another one"),
     "suite": (lambda: gb.suite(T2=3), "suite: 'T2' is a key of a grid: suite({'T2': ...})"),
     "suite word": (lambda: gb.suite({}, checks=[]), "suite: there is no argument 'checks'. Did you mean 'check'?"),
     "tune": (lambda: gb.tune("toy_cons", "ep", cosine_min=0.9), "tune: the wanted cosine_min is the argument want"),
@@ -889,6 +903,16 @@ TUNES: dict[str, tuple[tuple[Any, ...], str]] = {
     "None": (("toy_noncons", "ep", None), "want: None is not a number; expected a number between 0 and 1"),
     "one": (("toy_noncons", "ep", 1), "cosine_min = 1 is not between 0 and 1"),
     "number": ((3, "ep", 0.9), "system: got an int, expected a name"),
+    "swapped": (("ep", "toy_cons", 0.9), "system = 'ep': 'ep' is an estimator; the system comes first, and then the"),
+    "swapped rule": (
+        ("toy_cons", "toy_cons D=4", 0.9),
+        "estimator = 'toy_cons D=4': 'toy_cons' is a system; the system",
+    ),
+    "swapped classes": (
+        (Ep, "toy_cons", 0.9),
+        "system: got Ep, which is an estimator; the system comes",
+    ),
+    "suite": (("smoke", "ep", 0.9), "system = 'smoke': 'smoke' is a suite; a search takes a system and an estimator"),
     "empty": (("toy_noncons", "", 0.9), "estimator: got '', expected a name"),
     "watch": (("toy_noncons", "ep", 0.9, None, "cpu", 3), "watch: got an int"),
 }

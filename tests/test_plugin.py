@@ -326,6 +326,12 @@ def test_register_gives_a_name_to_what_the_session_made(folder: Path) -> None:
     assert gb.measure("other deq", "aep", **asked).cosine == gb.measure(deq, "aep", **asked).cosine
     with pytest.raises(UserError, match=r"register: the name 'toy_cons' is taken by gradbench.systems.toy"):
         gb.register(deq, "toy_cons")
+    gb.register(gb.estimator(name="mine", source="a test")(lambda free: free.cost_slope))
+    for taken in ("ep", "mine"):
+        with pytest.raises(
+            UserError, match=f"register: the name '{taken}' is that of an estimator; choose another one"
+        ):
+            gb.register(deq, taken)
     with pytest.raises(UserError, match=r"register: my deq has the options gain=0.7; a name has none"):
         gb.register(type(deq)(gain=0.7))
     tuned = gb.tune(deq, "aep", 0.5, {"T1": 40, "T2": 10, "beta": 0.01, "seed": 0}, device="cpu")

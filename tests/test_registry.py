@@ -158,6 +158,8 @@ def test_what_is_registered_has_a_name_which_its_origin_may_define_anew() -> Non
         registry.register(Made, "two.py")
     with pytest.raises(UserError, match=r"register: the name 'ep' is taken by gradbench.estimators.ep.Ep.*'aep'"):
         registry.register(Impostor)
+    with pytest.raises(UserError, match=r"register: the name 'toy_cons' is that of a system; choose another one"):
+        registry.register(type("Impostor", (Plain,), {"name": "toy_cons"}))
     with pytest.raises(UserError, match=r"is neither a system nor an estimator"):
         registry.register(dict)  # type: ignore[arg-type]
 

@@ -278,7 +278,7 @@ def test_a_misspelt_suite_names_the_near_miss() -> None:
         ("s", "Did you mean 's.toml'?"),
         ("s.TOML", "Did you mean 's.toml'?"),
         ("smoke.toml", "suite 'smoke.toml' does not exist. Did you mean 'smoke'?"),
-        ("quick", "suite 'quick' does not exist, but a training of this name does: gradbench train quick"),
+        ("quick", "suite 'quick' does not exist, but a training of this name does: gradbench.train('quick')"),
         (3, "suite: got an int, expected a path or a name"),
         (None, "suite: got None, expected a path or a name"),
         (b"s.toml", "suite: got a bytes, expected a path or a name"),

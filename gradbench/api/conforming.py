@@ -10,7 +10,7 @@ from gradbench.conformance import rule_checks, system_checks
 from gradbench.conformance.findings import Conformance, raised
 from gradbench.data.given import article
 from gradbench.engine.precision import isolated
-from gradbench.errors import UserError, near_miss, public
+from gradbench.errors import UserError, public
 from gradbench.estimators.base import AbstractEstimator
 from gradbench.planning import registry, values
 from gradbench.systems.base import AbstractSystem
@@ -81,6 +81,6 @@ def _named(name: str, options: Mapping[str, Any]) -> Item:
         return registry.system(name, options, "conform")
     if name not in estimators:
         raise UserError(
-            f"conform: {name!r} is neither a system nor an estimator{near_miss(name, [*systems, *estimators])}"
+            f"conform: {name!r} is neither a system nor an estimator{registry.near_name(name, [*systems, *estimators])}"
         )
     return registry.estimator(name, options, "conform")

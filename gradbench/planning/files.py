@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from gradbench.data.given import article
-from gradbench.errors import UserError
+from gradbench.errors import UserError, spoken
+from gradbench.planning import registry
 
 # folders of shipped files, each in the working folder and in the package; a file of the working folder wins
 SUITES = Path("suites")
@@ -46,8 +47,16 @@ def find(name: object, folder: Path, kind: str) -> Path:
         raise UserError(f"{kind} {name!r}: expected a TOML file, and this is {_nature(name)}")
     for place, (other, verb, _) in OTHER.items():
         if place != folder and name in shipped(place):
-            raise UserError(f"{kind} {name!r} does not exist, but a {other} of this name does: gradbench {verb} {name}")
+            raise UserError(f"{kind} {name!r} does not exist, but a {other} of this name does: {_call(verb, name)}")
+    if what := registry.what_is(name):
+        told = spoken(python=f"it stands among the keys of a {kind}", shell=f"gradbench show {name}")
+        raise UserError(f"{kind} {name!r} does not exist, but {what} of this name does: {told}")
     raise UserError(f"{kind} {name!r} does not exist{_nearest(path, known)}")
+
+
+def _call(verb: str, name: str) -> str:
+    """What takes a file of the other kind, as a command or as a call."""
+    return spoken(python=f"gradbench.{verb}({name!r})", shell=f"gradbench {verb} {name}")
 
 
 def _nature(name: str) -> str:
@@ -84,7 +93,7 @@ def read_kind(path: Path, folder: Path) -> dict[str, object]:
     content = read(path)
     for place, (other, verb, key) in OTHER.items():
         if place != folder and key in content and OTHER[folder][2] not in content:
-            raise UserError(f"{path} is a {other}, and no {OTHER[folder][0]}: gradbench {verb} {path}")
+            raise UserError(f"{path} is a {other}, and no {OTHER[folder][0]}: {_call(verb, str(path))}")
     return content
 
 

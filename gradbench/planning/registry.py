@@ -29,7 +29,7 @@ from numbers import Real
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, get_args, get_origin
 
 from gradbench.data.given import article
-from gradbench.errors import UserError, near_miss, placed
+from gradbench.errors import UserError, near_miss, placed, spoken
 from gradbench.estimators.base import AbstractEstimator, Role
 from gradbench.planning import values
 from gradbench.systems.base import AbstractSystem
@@ -248,6 +248,24 @@ def labelled(text: str, known: Iterable[str]) -> tuple[str, list[str]]:
     return name or " ".join(words[:count]), words[count:]
 
 
+def what_is(name: object) -> str:
+    """`a system` or `an estimator` where something is the name of one, else ""."""
+    if not isinstance(name, str):
+        return ""
+    return "a system" if name in known_systems() else "an estimator" if name in known_estimators() else ""
+
+
+def near_name(name: str, known: Iterable[str]) -> str:
+    """The near miss among names of systems and rules, else the known names and how others come to have one."""
+    told = near_miss(name, known)
+    if told.startswith("."):
+        return told
+    return told + spoken(
+        python="; gradbench.register gives a name to another one, and plugins= loads a file that does",
+        shell="; --plugin FILE.py gives a name to another one",
+    )
+
+
 def role(name: str) -> Role:
     """The role of an estimator by its name; a table may name a plugin that is not installed here, which is a rule."""
     known = known_estimators().get(name)
@@ -298,7 +316,10 @@ def meant(kind: str, name: str, digest: object) -> Any | None:
 
 
 def _refuse_taken(kind: str, cls: Base, where: str) -> None:
-    """Raise UserError where the name of a class is that of an item of the package or of an installed plugin."""
+    """Raise UserError where the name of a class is that of an item of the package or of an installed plugin.
+
+    A name that is one of the other kind is taken as well, since commands take either kind by its name alone.
+    """
     base: Base = AbstractSystem if kind == "systems" else AbstractEstimator
     taken = (_of_package if _pointed else _registered)(kind, base)
     if cls.name in taken and taken[cls.name] is not cls:
@@ -308,6 +329,11 @@ def _refuse_taken(kind: str, cls: Base, where: str) -> None:
             f"{where}the name {cls.name!r} is taken by {there.__module__}.{there.__name__}; choose another one"
             + (f" (taken too: {others})" if others else "")
         )
+    other, its_base = ("estimators", AbstractEstimator) if kind == "systems" else ("systems", AbstractSystem)
+    of_other = (_of_package if _pointed else _registered)(other, its_base)
+    if cls.name in of_other or cls.name in _of_session[other]:
+        what = "an estimator" if kind == "systems" else "a system"
+        raise UserError(f"{where}the name {cls.name!r} is that of {what}; choose another one")
 
 
 def _forget() -> None:
@@ -378,7 +404,9 @@ def _asked(kind: str, name: str, options: Mapping[str, Any], where: str, key: st
             if where.startswith("--set "):
                 told = f"{where.partition('[')[0]}='{told}'"
             raise UserError(f"{where} = {name!r} is no name; with options it is {told}")
-        raise UserError(f"{where} = {name!r} is not registered{told}{near_miss(name, _names(kind))}")
+        if what := what_is(name):
+            raise UserError(f"{where} = {name!r} is {what}, and no {kind[:-1]}")
+        raise UserError(f"{where} = {name!r} is not registered{told}{near_name(name, _names(kind))}")
     if digest_of(cls) not in (None, options.get(DIGEST, digest_of(cls))):
         raise UserError(f"{where}: {name!r} is defined otherwise now: digest {digest_of(cls)}, not {options[DIGEST]}")
     hints = typing.get_type_hints(cls)

@@ -281,6 +281,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "nothing": (lambda: parts(seeded(Stored), None), "system: got none of them, expected one of"),
     "eps": (lambda: parts(seeded(Stored), None, force=plainly), "eps: missing: with force or energy"),
     "taken": (lambda: parts(seeded(Stored), plainly, name="cet"), "the name 'cet' is taken"),
+    "of a rule": (lambda: parts(seeded(Stored), plainly, name="ep"), "the name 'ep' is that of an estimator"),
     "arguments": (lambda: parts(seeded(Stored), lambda net, z: z), r"step: takes 2 arguments, expected \(net, x, z\)"),
     "no examples": (
         lambda: parts(seeded(Stored), plainly, shared=["x", "y"]),
