@@ -653,7 +653,7 @@ CALLS: dict[str, tuple[Callable[[], object], str]] = {
     "suite": (lambda: gb.suite(T2=3), "suite: 'T2' is a key of a grid: suite({'T2': ...})"),
     "suite word": (lambda: gb.suite({}, checks=[]), "suite: there is no argument 'checks'. Did you mean 'check'?"),
     "tune": (lambda: gb.tune("toy_cons", "ep", cosine_min=0.9), "tune: the wanted cosine_min is the argument want"),
-    "tune without": (lambda: gb.tune("toy_cons"), "tune: missing: estimator, want"),
+    "tune without": (lambda: gb.tune("toy_cons"), "tune: missing: estimator"),
     "train": (lambda: gb.train("quick", lr=0.1), "train: 'lr' goes into overrides={'optimiser': {'lr': ...}}"),
     "train key": (lambda: gb.train("quick", steps=1), "train: 'steps' goes into overrides={'steps': ...}"),
     "compare": (lambda: gb.compare("a", "b", metric="cosine"), "there is no argument 'metric'. Did you mean 'metrics'"),
@@ -901,8 +901,26 @@ TUNES: dict[str, tuple[tuple[Any, ...], str]] = {
     ),
     "text": (("toy_noncons", "ep", "0.9"), "want: '0.9' is not a number"),
     "None": (("toy_noncons", "ep", None), "want: None is not a number; expected a number between 0 and 1"),
-    "one": (("toy_noncons", "ep", 1), "cosine_min = 1 is not between 0 and 1"),
+    "one": (("toy_noncons", "ep", 1), "want = 1 is not between 0 and 1"),
     "number": ((3, "ep", 0.9), "system: got an int, expected a name"),
+    "list": (
+        ("toy_noncons", "ep", 0.9, {"damp": [0.0, 3.0]}),
+        "overrides['damp']: got 0.0, 3.0; a search asks of one value",
+    ),
+    "range": (
+        ("toy_noncons", "ep", 0.9, {"s": {"linspace": [0, 1, 9]}}),
+        "overrides['s']: got 0.0, 0.125, 0.25, ...; a",
+    ),
+    "list of eps": (("toy_noncons", "ep", 0.9, {"eps": [0.1, 0.2]}), "lists are those of T1, T2, beta, seed"),
+    "list of an option": (
+        ("toy_noncons", "aep clip=none,batch", 0.9),
+        "estimator.clip: got none, batch; a search asks of",
+    ),
+    "list of trainings": (
+        ("toy_noncons", "ep", 0.9, {"params_from": ["a", "b"]}),
+        "overrides['params_from']: got a, b;",
+    ),
+    "option": (("toy_noncons", "aep", 0.9, {"clip": "batch"}), "overrides['clip']: it is an option of aep, and stands"),
     "swapped": (("ep", "toy_cons", 0.9), "system = 'ep': 'ep' is an estimator; the system comes first, and then the"),
     "swapped rule": (
         ("toy_cons", "toy_cons D=4", 0.9),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -14,14 +15,14 @@ from gradbench.commands.progress import CellProgress, CellWatch, watching
 from gradbench.data.given import article
 from gradbench.engine.device import resolve
 from gradbench.engine.packs import available, refused_where_too_large
-from gradbench.errors import RuleFaultError, UserError, public
+from gradbench.errors import RuleFaultError, UserError, public, spoken
 from gradbench.estimators.base import AbstractEstimator
 from gradbench.estimators.reference import REFERENCE
 from gradbench.planning import files, registry, values
 from gradbench.planning.overrides import Overrides, of_overrides
 from gradbench.planning.plans import Plan, plan
 from gradbench.planning.plugins import Kind, Names, load
-from gradbench.planning.suites import parse
+from gradbench.planning.suites import Suite, parse
 from gradbench.systems.base import AbstractSystem
 from gradbench.vocabulary.status import Status
 
@@ -35,6 +36,8 @@ LADDERS = {
     "beta": (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0),
 }
 SEEDS = (0, 1, 2)
+SEARCHED = (*LADDERS, "seed")  # keys that take several values
+SHOWN = 3  # of the values of a list that a message repeats
 ORDER = "the system comes first, and then the estimator"
 
 
@@ -77,7 +80,7 @@ def _elsewhere(name: str) -> str:
 def tune(
     system: str | AbstractSystem | type[AbstractSystem],
     estimator: str | AbstractEstimator | type[AbstractEstimator],
-    want: float,
+    want: float = 0.99,
     overrides: Mapping[str, Any] | None = None,
     device: str = "auto",
     watch: CellWatch | None = None,
@@ -87,10 +90,10 @@ def tune(
 
     `system` and `estimator` are names, names with options as labels have them ("toy_noncons drive_std=1.0"), or what
     `gradbench.system` and `gradbench.estimator` made. `plugins` are files and modules whose systems and rules get their
-    names first. `overrides` replaces ladders and other keys of the grid. The first pass measures the free phase alone,
-    at every T1; the second pass measures the rule, at each T1 where all seeds settled. `watch` is called with the
-    progress of either pass. Raises UserError for anything that cannot be planned, and for a wanted cosine outside of
-    (0, 1).
+    names first. `overrides` replaces ladders and other keys of the grid; T1, T2, beta and seed alone take lists, since
+    all else is one question. The first pass measures the free phase alone, at every T1; the second pass measures the
+    rule, at each T1 where all seeds settled. `watch` is called with the progress of either pass. Raises UserError for
+    anything that cannot be planned, and for a wanted cosine outside of (0, 1).
     """
     want = _wanted(want)
     load(plugins)
@@ -102,7 +105,10 @@ def tune(
     grid: dict[str, Any] = LADDERS | {"seed": SEEDS} | replaced | {"system": _entry(system, "system")}
     rule = _entry(estimator, "estimator")
     # mistakes are told before anything is measured
-    _planned(grid | {"estimator": rule}, replaced.places | {"system": "system", "estimator": "estimator"})
+    places = replaced.places | {"system": "system", "estimator": "estimator"}
+    _refuse_options(replaced, (grid["system"], rule))
+    _refuse_lists(_parsed(grid | {"estimator": rule}, places), places)
+    _planned(grid | {"estimator": rule}, places)
     watch = watching(watch)
     settled, unsettled = _free_phases(_outcomes(grid | {"estimator": REFERENCE.name}, device, watch))
     if not settled:
@@ -124,12 +130,43 @@ def _wanted(want: object) -> float:
     except ValueError as error:
         raise UserError(f"want: {error}; expected a number between 0 and 1") from None
     if not 0 < number < 1:
-        raise UserError(f"cosine_min = {number:g} is not between 0 and 1")
+        raise UserError(f"{spoken(python='want =', shell='--cosine-min')} {number:g} is not between 0 and 1")
     return number
 
 
+def _refuse_options(replaced: Overrides, items: Iterable[Mapping[str, Any]]) -> None:
+    """Raise UserError for an option of the system or the rule among the keys: it stands behind a name."""
+    for key, (kind, item) in itertools.product(replaced, zip(("system", "estimator"), items, strict=True)):
+        name = item["name"]
+        if key in registry.options_of(kind, name, item) and key not in registry.knobs(name, item):
+            written = f"{name} {key}={replaced[key]}"
+            raise UserError(
+                f"{replaced.places[key]}: it is an option of {name}, and stands behind its name: {written!r}"
+            )
+
+
+def _refuse_lists(suite: Suite, places: Mapping[str, str]) -> None:
+    """Raise UserError for several values of what is no ladder and no seed: their answers would be one."""
+    (grid,) = suite.grid
+    several = {name: getattr(grid, name) for name in type(grid).model_fields if name not in SEARCHED}
+    for kind in ("system", "estimator"):
+        ((_, options),) = several.pop(kind)
+        several |= {option if option in places else f"{kind}.{option}": listed for option, listed in options.items()}
+    for name, listed in several.items():
+        if listed is not None and len(listed) > 1:
+            told = ", ".join(map(str, listed[:SHOWN])) + (", ..." if len(listed) > SHOWN else "")
+            raise UserError(
+                f"{places.get(name, name)}: got {told}; a search asks of one value, for every seed: lists are those of "
+                f"{', '.join(SEARCHED)}"
+            )
+
+
+def _parsed(grid: Mapping[str, Any], places: Mapping[str, str]) -> Suite:
+    return parse({"name": "tune", "about": "", "grid": [dict(grid)]}, "tune", places)
+
+
 def _planned(grid: Mapping[str, Any], places: Mapping[str, str] = MappingProxyType({})) -> Plan:
-    planned = plan(parse({"name": "tune", "about": "", "grid": [dict(grid)]}, "tune", places), "tune", places=places)
+    planned = plan(_parsed(grid, places), "tune", places=places)
     if not planned.cells:
         raise UserError(f"tune: {planned.skipped[0][1]}")
     return planned

@@ -79,6 +79,13 @@ def test_a_system_that_never_settles_has_no_setting() -> None:
     assert (found.chosen, found.front, found.unsettled) == (None, (), (1, 2))
 
 
+def test_what_is_wanted_is_099_where_nothing_is_said_and_one_value_may_stand_in_a_list() -> None:
+    plain, listed = tune(TOY, "aep", overrides=SMALL), tune(TOY, "aep", 0.99, SMALL | {"damp": [3.0]})
+    assert plain == listed
+    assert plain.chosen is not None
+    assert plain.chosen.cosine_min >= 0.99
+
+
 def test_a_rule_without_nudge_has_none() -> None:
     point = tune(TOY, "adjoint", 0.9, SMALL).chosen
     assert isinstance(point, Point)
