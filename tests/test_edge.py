@@ -42,7 +42,8 @@ TIME = ("seconds", "peak_memory")
 
 def measure(system: str = "toy_noncons", estimator: str = "aep", **more: Any) -> gb.api.Measurement:  # type: ignore[name-defined]
     options = {"system_options": SMALL} if system == "toy_noncons" else {}
-    return gb.measure(system, estimator, **{**CALL, **options, **more})
+    used = CALL if system != "residual_mlp" else {n: v for n, v in CALL.items() if n in ("T2", "batch")}
+    return gb.measure(system, estimator, **{**used, **options, **more})
 
 
 def fingerprint(m: Any) -> str:
@@ -635,6 +636,24 @@ def test_a_mistake_names_the_argument_and_what_is_expected(mistake: str) -> None
     assert message in str(error.value)
     assert "grid[" not in str(error.value)
     assert "Input should" not in str(error.value)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(("name", "value"), [("s", 2.0), ("damp", 1.0), ("T1", 20)])
+def test_a_coordinate_that_the_system_does_not_use_is_refused_where_it_has_a_value(name: str, value: float) -> None:
+    small = {"d": 8, "L": 2}
+    with pytest.raises(gb.UserError) as error:
+        measure("residual_mlp", "ep", system_options=small, **{name: value})
+    told = f"{name} = {value}: nobody uses it here: residual_mlp uses none of them; ep uses T2, beta"
+    assert str(error.value) == told
+    for blank in (None, float("nan"), pd.NA):
+        assert measure("residual_mlp", "ep", system_options=small, **{name: blank}).row[name] is None
+
+
+@pytest.mark.fast
+def test_a_loop_over_rules_may_name_the_coordinates_of_all_of_them() -> None:
+    rows = [measure(estimator=rule, T2=5, beta=0.02).row for rule in ("bptt", "tbptt", "ep")]
+    assert [(row["T2"], row["beta"]) for row in rows] == [(None, None), (5, None), (5, 0.02)]
 
 
 CALLS: dict[str, tuple[Callable[[], object], str]] = {

@@ -124,11 +124,12 @@ def measure(
 
     A system is a name, or what `gradbench.system` made; an estimator is a name, or what `gradbench.estimator` made. The
     signature has a keyword for every coordinate; a knob of the system is a keyword as well. A coordinate that is None
-    or left out takes the default of the system. `params` and `data` replace what `seed` would draw, and sizes and batch
-    are read from them: tensors, arrays or lists of numbers by name, which are copied. Options are a table, or JSON as
-    in the table `cells`. Raises UserError for unknown names and options, for what is no number or has a wrong shape,
-    for an estimator that does not apply to the system, and for functions that raise or return what they may not.
-    Numerical trouble is no exception but the status of the measurement.
+    or left out takes the default of the system. One that the system does not use is refused where it has a value; T2
+    and beta may be named for every rule. `params` and `data` replace what `seed` would draw, and sizes and batch are
+    read from them: tensors, arrays or lists of numbers by name, which are copied. Options are a table, or JSON as in
+    the table `cells`. Raises UserError for unknown names and options, for what is no number or has a wrong shape, for
+    an estimator that does not apply to the system, and for functions that raise or return what they may not. Numerical
+    trouble is no exception but the status of the measurement.
     """
     for_system = _options("system_options", system_options)
     for_rule = _options("estimator_options", estimator_options)
@@ -150,7 +151,7 @@ def measure(
         options = of_system | for_system | knobs
         source = _source(options.pop(PARAMS_FROM)) if PARAMS_FROM in options else ""
         made = _sized(kind, options, theta, x)
-        named = _coordinates(plain, made.uses | rule.uses)
+        named = _coordinates(plain, made, rule)
         named |= _batch(made, x, named.get("batch"))
         made.check(int(named.get("batch", made.defaults["batch"])), x)
         grid = {
@@ -258,13 +259,22 @@ def _sized(kind: type[AbstractSystem], options: Mapping[str, Any], theta: Params
         raise UserError(f"{error} (read from params and data: {told})" if read else str(error)) from None
 
 
-def _coordinates(given: Mapping[str, object], used: frozenset[str]) -> dict[str, Any]:
-    """The coordinates that are named, as Python values. A row of a table has NaN where nobody uses a coordinate."""
+def _coordinates(given: Mapping[str, object], system: AbstractSystem, rule: AbstractEstimator) -> dict[str, Any]:
+    """The coordinates that are named, as Python values. A row of a table has NaN where nobody uses a coordinate.
+
+    Raises UserError for one of the system that neither uses. One of rules may be named for every rule, so that a loop
+    over rules has one call.
+    """
+    used, of_rules = system.uses | rule.uses, registry.of_rules()
     named: dict[str, Any] = {}
     for name, value in given.items():
         coordinate = COORDINATES[name]
-        if value is None or (coordinate.optional and name not in used and _is_blank(value)):
+        unused = coordinate.optional and name not in used
+        if value is None or (unused and _is_blank(value)):
             continue
+        if unused and name not in of_rules:
+            told = "; ".join(f"{item.name} uses {_listed(item.uses)}" for item in (system, rule))
+            raise UserError(f"{name} = {values.shown(value)}: nobody uses it here: {told}")
         try:
             read = values.many(coordinate, value) if coordinate.listed else (values.one(coordinate, value),)
         except ValueError as error:
@@ -273,6 +283,11 @@ def _coordinates(given: Mapping[str, object], used: frozenset[str]) -> dict[str,
             raise UserError(f"{name} = {list(read)}: measure compares one cell; gradbench.suite takes lists")
         named[name] = read[0]
     return named
+
+
+def _listed(uses: frozenset[str]) -> str:
+    """Coordinates in the order of their declaration."""
+    return ", ".join(name for name in COORDINATES if name in uses) or "none of them"
 
 
 def _is_blank(value: object) -> bool:

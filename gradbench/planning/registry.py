@@ -248,6 +248,11 @@ def labelled(text: str, known: Iterable[str]) -> tuple[str, list[str]]:
     return name or " ".join(words[:count]), words[count:]
 
 
+def of_rules() -> frozenset[str]:
+    """The coordinates that some rule uses."""
+    return frozenset().union(*(cls.uses for cls in known_estimators().values()))
+
+
 def what_is(name: object) -> str:
     """`a system` or `an estimator` where something is the name of one, else ""."""
     if not isinstance(name, str):
