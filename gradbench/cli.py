@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import codecs
+import difflib
 import json
 import os
+import re
 import shlex
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -56,6 +59,7 @@ Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=V,...", hel
 
 
 USAGE_ERROR: Any = typer.BadParameter.__base__  # the base of all mistakes in a command line
+KEY = re.compile(r"[0-9a-f]{16}")  # of a cell
 NARROWEST = 40  # characters of a line: a terminal that has fewer breaks lines itself
 WIDEST = 100  # of `list`, where stdout is no terminal
 NAMES = (14, 24)  # letters of the column of names in `list`, at least and at most
@@ -200,7 +204,10 @@ def plan_(suite: SuiteName, set_: Set = None, plugin: Plugins = None, as_json: J
     for reason, n in planned.skip_reasons.most_common():
         _put(_entry("  skipped", f"{n:,}: {reason}", 23, _width()))
     say(f"suite {files.find(suite, files.SUITES, 'suite')}")
-    say(f"next: gradbench run {_argument(suite)}{''.join(f' --plugin {_argument(p)}' for p in plugin or ())}")
+    options = [f" --set {shlex.quote(pair)}" for pair in set_ or ()] + [
+        f" --plugin {_argument(p)}" for p in plugin or ()
+    ]
+    say(f"next: gradbench run {''.join(options).lstrip()}{' ' if options else ''}{_argument(suite)}")
 
 
 @app.command()
@@ -344,13 +351,18 @@ def set_baseline(
     out: Out = Path("results"),
     allow: Annotated[
         list[str] | None,
-        typer.Option(metavar="WORD", help="Take what is partial, dirty, damaged, foreign, failing or disagreeing."),
+        typer.Option(metavar="WORD,...", help="Take what is partial, dirty, damaged, foreign, failing or disagreeing."),
     ] = None,
 ) -> None:
     """Make runs the baseline of their suite: the median of every number, and its spread as noise."""
     from gradbench.tables.baselines import set_baseline as store
 
-    _put(store([_target(run, out) for run in runs], out, allow or ()))
+    _put(store([_target(run, out) for run in runs], out, _words(allow) or ()))
+
+
+def _words(given: list[str] | None) -> list[str] | None:
+    """The words of an option that is given with commas or several times; None where it is not given."""
+    return None if given is None else [word.strip() for text in given for word in text.split(",")]
 
 
 def _bounds(tolerance: str | None, floors: list[str] | None) -> dict[str, Any]:
@@ -397,7 +409,9 @@ def compare(
     across: Annotated[
         list[str] | None, typer.Option(metavar="KEY=V,W", help="Pair two values of a coordinate or an option.")
     ] = None,
-    metric: Annotated[list[str] | None, typer.Option(help="A metric; left out: all that have a direction.")] = None,
+    metric: Annotated[
+        list[str] | None, typer.Option(metavar="NAME,...", help="Metrics; left out: all that have a direction.")
+    ] = None,
     figure: Annotated[
         Path | None, typer.Option(metavar="PATH", help="Draw it too: a .png or .svg, or a folder for both.")
     ] = None,
@@ -412,7 +426,7 @@ def compare(
     _one_on_stdout(markdown, as_json)
     runs = (_target(a, out), _target(b, out))
     _figure_file(figure)
-    result = compare_runs(*runs, metrics=metric, across=_settings(across, "--across") or None)
+    result = compare_runs(*runs, metrics=_words(metric), across=_settings(across, "--across") or None)
     if figure is not None:
         _draw_comparison(result, runs, figure)
     if _put_markdown(markdown, comparison_markdown(result)):
@@ -628,9 +642,15 @@ def _target(name: str, out: Path) -> Run:
     from gradbench.planning import files
     from gradbench.tables import runs
 
+    inside = [path.parent for path in Path(name).glob("*/plan.json")] if name and os.path.isdir(name) else []
+    if inside and not os.path.lexists(Path(name) / "plan.json"):
+        newest = _argument(max(inside))
+        raise UserError(f"{name} holds the runs of a suite; name one of them, such as the newest: {newest}")
     try:
         return runs.find(name, out)
-    except UserError:
+    except UserError as error:
+        if KEY.fullmatch(name):
+            raise UserError(f"{error}; {name} looks like the key of a cell: gradbench explain RUN {name}") from None
         if name not in files.shipped(files.SUITES):
             raise
         more = "" if out == Path("results") else f" --out {_argument(out)}"
@@ -698,6 +718,34 @@ def _sentence(text: str) -> str:
     return text if text.endswith((".", "?")) else f"{text}."
 
 
+def _usage(error: Any) -> str:
+    """What a message says of a mistake in a command line, with the help of the command."""
+    names, context = list[str](), error.ctx
+    while context is not None and context.parent is not None:
+        names.insert(0, context.info_name)
+        context = context.parent
+    command = " ".join(["gradbench", *names])
+    message = error.format_message()
+    if hasattr(error, "possibilities"):
+        options = [o.removeprefix("--") for p in error.ctx.command.params for o in p.opts if o.startswith("--")]
+        near = difflib.get_close_matches(error.option_name.lstrip("-"), options, 1)
+        message = error.message + (f". Did you mean --{near[0]}?" if near else "")
+    elif verbs := getattr(getattr(error.ctx, "command", None), "commands", {}):
+        wrong = re.match("No such command '(.*)'", message)
+        if wrong and len(verbs) == 1:
+            message = f"{command} needs a verb. Did you mean {command} {next(iter(verbs))} {_argument(wrong[1])}?"
+    return f"{_sentence(message)} See: {command} --help"
+
+
+_told_to_end: list[int] = []  # signals that ended the command as an interrupt does
+
+
+def _end(number: int, frame: object) -> None:
+    """The handler of SIGTERM."""
+    _told_to_end.append(number)
+    raise KeyboardInterrupt
+
+
 def _code(arguments: list[str]) -> int:
     try:
         with from_shell():
@@ -706,7 +754,7 @@ def _code(arguments: list[str]) -> int:
         say(f"gradbench: {_sentence(str(error))} Nothing was run.")
         code = Exit.USAGE
     except USAGE_ERROR as error:
-        say(f"gradbench: {_sentence(error.format_message())} See: gradbench --help")
+        say(f"gradbench: {_usage(error)}")
         code = Exit.USAGE
     except StoreError as error:
         say(f"gradbench: {error}")
@@ -721,6 +769,7 @@ def _code(arguments: list[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         code = Exit.INTERRUPTED
     if code == Exit.INTERRUPTED:
+        code = Exit.TERMINATED if _told_to_end else code
         way_on = "; what was measured is kept, run the same command to go on"
         say(f"gradbench: interrupted{way_on if arguments[:1] in (['run'], ['train']) else ''}")
     return int(code)
@@ -729,6 +778,8 @@ def _code(arguments: list[str]) -> int:
 def main() -> None:
     """Entry point: every failure is one line and an exit code."""
     _open_streams()
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # else the parent has it ignored
+        signal.signal(signal.SIGTERM, _end)
     code = _code(sys.argv[1:] or ["--help"])
     try:
         sys.stdout.flush()

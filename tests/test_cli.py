@@ -24,7 +24,7 @@ import warm
 
 import gradbench
 from gradbench import cli
-from gradbench.commands import progress
+from gradbench.commands import comparing, progress
 from gradbench.dynamics.meter import Meter
 from gradbench.engine import packs
 from gradbench.estimators.base import Count
@@ -174,10 +174,18 @@ def test_asking_takes_half_a_second(arguments: list[str]) -> None:
         (["check", "x" * 4000], "there is no run"),
         (["check"], "there is no run in results/runs yet; make one with: gradbench run SUITE"),
         (["plot", "aep"], "there is no run of the suite 'aep' in results/runs yet; make one with: gradbench run aep."),
-        (["rnu"], "Did you mean 'run'?"),
-        (["run"], "Missing argument 'SUITE'"),
-        (["run", "smoke", "--bogus"], "No such option: --bogus"),
+        (["rnu"], "Did you mean 'run'? See: gradbench --help"),
+        (["run"], "Missing argument 'SUITE'. See: gradbench run --help"),
+        (["run", "smoke", "--bogus"], "No such option: --bogus. See: gradbench run --help"),
+        (["plan", "smoke", "--out", "x"], "No such option: --out. See: gradbench plan --help"),
+        (
+            ["compare", "a", "b", "--metrics", "x"],
+            "No such option: --metrics. Did you mean --metric? See: gradbench compare",
+        ),
+        (["baseline", "set", "a", "--alow", "x"], "Did you mean --allow? See: gradbench baseline set --help"),
+        (["baseline", "smoke"], "Did you mean gradbench baseline set smoke? See: gradbench baseline --help"),
         (["list", "extra"], "unexpected extra argument"),
+        (["explain", "375eff6cf9904ab2"], "looks like the key of a cell: gradbench explain RUN 375eff6cf9904ab2"),
     ],
 )
 def test_a_mistake_is_one_line_on_stderr_and_exit_2(
@@ -275,6 +283,7 @@ def test_plan_prints_what_sharing_saves_and_writes_nothing(command: Any, write_s
     for words in ("grid points", "cells                60", "problems             6", "families             2"):
         assert words in out
     assert err == f"suite {suite}\nnext: gradbench run {suite}\n"
+    assert re.search(r"^  T1 +5(, 10)?$\n^  T2 +", out, re.MULTILINE)
     assert len(json.loads(command("plan", suite, "--json")[1])["cells"]) == 60
     assert os.listdir(tmp_path) == ["tiny.toml"]
 
@@ -349,9 +358,13 @@ def test_a_disk_that_is_full_is_exit_5_and_the_next_run_goes_on(write_suite: Any
     assert command(*arguments)[0] == 0
 
 
-def test_an_interrupt_is_exit_130_and_the_next_run_goes_on(write_suite: Any, tmp_path: Path, command: Any) -> None:
+@pytest.mark.parametrize(("sent", "exits"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_is_exit_130_or_143_and_the_next_run_goes_on(
+    write_suite: Any, tmp_path: Path, command: Any, sent: signal.Signals, exits: int
+) -> None:
     # a parent that ignores interrupts, as nohup does, hands that on to its children
     slow = "import signal, time; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    slow += "signal.signal(signal.SIGTERM, signal.SIG_DFL)\n"
     slow += "from gradbench.engine import packs; solve = packs.measure_pack\n"
     slow += "packs.measure_pack = lambda *a: (time.sleep(0.5), solve(*a))[1]\nfrom gradbench.cli import main; main()"
     arguments = ["run", str(write_suite()), "--out", str(tmp_path / "r"), "--device", "cpu"]
@@ -360,8 +373,8 @@ def test_an_interrupt_is_exit_130_and_the_next_run_goes_on(write_suite: Any, tmp
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("r/runs/tiny/*/records/*.parquet")) and time.monotonic() < deadline:
         time.sleep(0.01)
-    os.kill(process.pid, signal.SIGINT)
-    assert warm.ended(process) == 130
+    os.kill(process.pid, sent)
+    assert warm.ended(process) == exits
     err = told.read_text()
     assert "run the same command to go on" in err
     assert "Traceback" not in err
@@ -757,6 +770,49 @@ def test_the_next_command_can_be_pasted(command: Any, write_suite: Any, tmp_path
     pasted = err.splitlines()[-1].removeprefix("next: gradbench run ")
     shown = subprocess.run(["bash", "-c", f"printf '%s\\n' {pasted}"], capture_output=True, text=True).stdout
     assert shown.split("\n")[-2] == f"{name}.toml"
+
+
+def test_the_next_command_has_what_was_set(command: Any, write_suite: Any) -> None:
+    suite = write_suite()
+    code, _, err = command("plan", suite, "--set", "T1=7", "--set", 'system={ name = "toy_cons", D = 8 }')
+    assert code == 0
+    following = shlex.split(err.splitlines()[-1].removeprefix("next: gradbench run "))
+    assert [following.count(part) for part in ("--set", "T1=7", 'system={ name = "toy_cons", D = 8 }')] == [2, 1, 1]
+    plans = [
+        json.loads(command("plan", *arguments, "--json")[1]) for arguments in ((suite, "--set", "T1=7"), following)
+    ]
+    assert {cell["T1"] for plan in plans for cell in plan["cells"]} == {7}
+    assert all('"D": 8' in cell["system_options"] for cell in plans[1]["cells"])
+
+
+def test_a_plan_shows_the_values_of_a_coordinate_where_they_are_few(command: Any, write_suite: Any) -> None:
+    suite = write_suite()
+    shown = {n: command("plan", suite, "--set", f"T2={{linspace=[1,{n},{n}]}}")[1] for n in (12, 13)}
+    assert re.search(r"^  T2 +1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12$", shown[12], re.MULTILINE)
+    assert not re.search(r"^  T2 ", shown[13], re.MULTILINE)
+
+
+@pytest.mark.parametrize("how", [["--metric", "cosine,rel_error"], ["--metric", "cosine", "--metric", "rel_error"]])
+def test_metrics_with_commas_are_metrics(
+    command: Any, results: Path, monkeypatch: pytest.MonkeyPatch, how: list[str]
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(comparing, "compared", lambda a, b, metrics, across: asked.append(metrics) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        command("compare", "good", "bad", *how, "--out", results)
+    assert asked == [["cosine", "rel_error"]]
+
+
+def test_words_to_allow_may_have_commas(command: Any, results: Path) -> None:
+    told = command("baseline", "set", "good", "--allow", "partial,dirt", "--out", results)[2]
+    assert "--allow dirt: is nothing that a run is refused for. Did you mean 'dirty'?" in told
+
+
+def test_the_folder_of_the_runs_of_a_suite_names_one_of_them(command: Any, results: Path) -> None:
+    run = only(results, "good")
+    code, _, err = command("check", run.folder.parent, "--out", results)
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"holds the runs of a suite; name one of them, such as the newest: {run.folder}" in err
 
 
 def test_a_file_here_wins_over_the_one_that_ships_and_is_named(

@@ -123,8 +123,8 @@ def test_what_compares_nothing_is_a_mistake(gated: Run, capsys: Any) -> None:
         gb.compare(gated, copy)
     for across, message in (
         ({"estimator": ["aep", "aep"]}, "its two values are equal: 'aep'"),
-        ({"cause": ["clip", "rest"]}, "--across cause: is neither a coordinate nor an option"),
-        ({"sead": [0, 1]}, "--across sead: .*Did you mean 'seed'"),
+        ({"cause": ["clip", "rest"]}, "^across cause: is neither a coordinate nor an option"),
+        ({"sead": [0, 1]}, "^across sead: .*Did you mean 'seed'"),
     ):
         with pytest.raises(UserError, match=message):
             gb.compare(gated, gated, across=across)
@@ -156,7 +156,7 @@ def test_across_pairs_two_rules_two_systems_and_two_dtypes(gated: Run, finished:
     dtypes = gb.compare(gated, coarse, ["cosine"], across={"dtype": ["float64", "float32"]})
     assert dtypes.common == 104
     assert dtypes.table["noise"].tolist() == [pytest.approx(3e-4)]
-    with pytest.raises(UserError, match="--across estimator: no cell has estimator = 'app'"):
+    with pytest.raises(UserError, match=r"^across estimator: no cell has estimator = 'app'"):
         gb.compare(gated, gated, across={"estimator": ["app", "ep"]})
     with pytest.raises(UserError, match="across seed: got 3, expected two values"):
         gb.compare(gated, gated, across={"seed": 3})

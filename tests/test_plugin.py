@@ -133,7 +133,7 @@ def test_a_plugin_is_known_to_every_verb(folder: Path, command: Callable[..., tu
     assert "Did you mean 'my deq'?" in command("show", "my deqq", *BOTH)[2]
     code, out, err = command("plan", "mine.toml", *BOTH)
     assert code == 0
-    assert err.endswith("next: gradbench run mine.toml --plugin deq.py --plugin rule.py\n")
+    assert err.endswith("next: gradbench run --plugin deq.py --plugin rule.py mine.toml\n")
     code, first, _ = command("run", "mine.toml", *BOTH)
     assert code == 0
     run = Path(first.splitlines()[-1])

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gradbench.errors import UserError, public
+from gradbench.errors import UserError, public, spoken
 from gradbench.tables import runs
 from gradbench.tables.comparing import Comparison, compared
 from gradbench.tables.store import Run
@@ -31,13 +31,17 @@ def compare(
     `{"estimator": ["ep", "aep"]}`. Raises UserError for what is no run or no metric, StoreError for a damaged run.
     """
     first, second = (trusted(r if isinstance(r, Run) else runs.find(str(r), Path(out))) for r in (a, b))
-    return compared(first, second, metrics, None if across is None else _pair(across))
+    try:
+        return compared(first, second, metrics, None if across is None else _pair(across))
+    except UserError as error:
+        raise UserError(spoken(python=str(error).replace("--across", "across"), shell=str(error))) from None
 
 
 def _pair(across: Mapping[str, Any]) -> tuple[str, Any, Any]:
+    example = spoken(python="across={'estimator': ['ep', 'aep']}", shell="--across estimator=ep,aep")
     if len(across) != 1:
-        raise UserError(f"across: got {len(across)} names, expected one with two values, as in estimator=ep,aep")
+        raise UserError(f"across: got {len(across)} names, expected one with two values, as in {example}")
     ((name, values),) = across.items()
     if not isinstance(values, list | tuple) or len(values) != 2:
-        raise UserError(f"across {name}: got {values!r}, expected two values, as in estimator=ep,aep")
+        raise UserError(f"across {name}: got {values!r}, expected two values, as in {example}")
     return name, values[0], values[1]

@@ -20,7 +20,7 @@ from gradbench.estimators.base import AbstractEstimator, Count
 from gradbench.planning import registry, values
 from gradbench.planning.cells import PARAMS_FROM, Cell, digest, trained
 from gradbench.planning.problems import Problem, Shape, rule_of
-from gradbench.planning.selection import keys, matches, why_none
+from gradbench.planning.selection import NAMED, keys, matches, why_none
 from gradbench.planning.suites import Check, Grid, Suite, Table
 from gradbench.planning.values import Options
 from gradbench.systems.base import AbstractSystem
@@ -90,6 +90,7 @@ class Plan:
         least = "at least " if shared.partial else ""  # rules that are a function ask for what they need
         return {
             "grid points": f"{self.points:,}  ({self.folded:,} folded, {self.repeated:,} planned by an earlier grid)",
+            **self._few,
             "cells": f"{len(self.cells):,}  and {len(self.skipped):,} skipped",
             "problems": f"{len(self.problems):,}  free trajectories",
             "families": f"{len(self.families):,}  programs",
@@ -97,6 +98,16 @@ class Plan:
             "jvp": f"{least}{shared.jvp:,}  ({alone.jvp:,})",
             "vjp": f"{least}{shared.vjp:,}  ({alone.vjp:,})",
         }
+
+    @property
+    def _few(self) -> dict[str, str]:
+        """The values of the coordinates that not every system and rule uses, where they are few."""
+        told = {}
+        for name, c in COORDINATES.items():
+            values = sorted({v for cell in self.cells if (v := getattr(cell, c.attribute)) is not None})
+            if c.optional and 0 < len(values) <= NAMED:
+                told[name] = ", ".join(f"{v:g}" for v in values)
+        return told
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain data, for the run folder."""

@@ -12,7 +12,8 @@ class Exit(IntEnum):
     INCOMPLETE = 3  # planned cells were not measured
     NOTHING = 4  # nothing was selected or nothing was checked
     STORE = 5  # results are damaged or cannot be written
-    INTERRUPTED = 130
+    INTERRUPTED = 130  # by SIGINT
+    TERMINATED = 143  # by SIGTERM
 
 
 PRECEDENCE = (Exit.STORE, Exit.USAGE, Exit.INCOMPLETE, Exit.CHECK_FAILED, Exit.NOTHING)
