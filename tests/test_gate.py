@@ -836,7 +836,11 @@ def test_what_changes_while_it_is_read_is_read_again(gated: Run, monkeypatch: py
 def test_a_check_of_results_is_verified_as_a_check_of_a_suite_is(gated: Run) -> None:
     results = gradbench.api.results.Results(gated.folder)
     assert results.check(metric="cosine_min", min=0.9, estimator="aep", T1=200, T2=60)
-    assert not results.check(metric="cosine_min", min=1.1, estimator="aep", T1=200, T2=60)
+    assert not results.check(metric="cosine_min", max=-1.0, estimator="aep", T1=200, T2=60)
+    with pytest.raises(UserError, match=r"check: check\[0\] 'check': min = 1.1 is above 1, the largest cosine_min"):
+        results.check(metric="cosine_min", min=1.1)
+    with pytest.raises(UserError, match=r"where.status: a cell that is skipped has no cosine"):
+        results.check(metric="cosine", min=0, where={"status": "skipped"})
     for where, message in (
         ({"estimater": "aep"}, "where.estimater is neither a coordinate nor an option. Did you mean 'estimator'"),
         ({"estimator": "app"}, 'no planned cell has estimator = "app"'),

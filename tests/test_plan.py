@@ -11,6 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import gradbench
+from gradbench.commands.running import prepare
 from gradbench.errors import UserError
 from gradbench.estimators.base import Count
 from gradbench.planning.cells import Cell
@@ -220,6 +222,46 @@ def test_a_check_that_could_never_have_a_verdict_is_an_error_of_the_plan(check: 
     with pytest.raises(UserError, match=words) as caught:
         verify({"metric": "cosine", "min": 0.0, **check}, {"system": TOY, "estimator": ["bptt", "ep"]})
     assert str(caught.value).startswith("x.toml: check[0] 'c'")
+
+
+@pytest.mark.parametrize(
+    ("check", "words"),
+    [
+        ({"metric": "cosine", "min": 2}, "min = 2 is above 1, the largest cosine: no number can pass"),
+        ({"metric": "cosine_min", "min": 1.001, "where": {"estimator": "ep"}}, "min = 1.001 is above 1"),
+        ({"metric": "cosine", "max": -1.5}, "max = -1.5 is below -1, the smallest cosine: no number can pass"),
+        ({"metric": "residual", "max": -1e-9}, "max = -1e-09 is below 0, the smallest residual"),
+        ({"metric": "energy_monotone", "min": 2}, "min = 2 is above 1, the largest energy_monotone"),
+        (
+            {"metric": "cosine", "min": 2.5, "against": "bptt"},
+            "min = 2.5 is above 2, the largest cosine - that of bptt",
+        ),
+        ({"metric": "cosine", "min": 0, "where": {"status": "skipped"}}, "a cell that is skipped has no cosine"),
+        ({"metric": "rho", "min": 0, "where": {"status": ["error", "oom"]}}, "a cell that is error or oom has no rho"),
+    ],
+)
+def test_a_check_that_no_run_can_pass_is_an_error_of_the_plan(check: dict[str, Any], words: str) -> None:
+    grid = {"system": TOY, "estimator": ["bptt", "ep"]}
+    with pytest.raises(UserError) as caught:
+        prepare(gradbench.suite(grid, check={"name": "c", **check}))
+    assert words in str(caught.value)
+    assert str(caught.value).startswith("suite 'session': check[0] 'c': ")
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        {"metric": "cosine", "min": 1}, {"metric": "cosine", "max": -1}, {"metric": "residual", "max": 0},
+        {"metric": "norm_ratio", "min": 1e6}, {"metric": "rightmost", "max": -1e6},
+        {"metric": "energy_monotone", "min": 1},
+        {"metric": "cosine", "min": 1.5, "against": "bptt"}, {"metric": "residual", "max": -1, "against": "bptt"},
+        {"metric": "cosine", "min": 0, "where": {"status": ["settled", "error"]}},
+        {"metric": "residual", "min": 0, "where": {"status": "diverged"}}, {"status": "skipped"},
+    ],
+)  # fmt: skip
+def test_a_check_that_some_run_can_pass_is_accepted(check: dict[str, Any]) -> None:
+    where = {"estimator": "ep"} | check.get("where", {})
+    prepare(gradbench.suite({"system": TOY, "estimator": ["bptt", "ep"]}, check={"name": "c", **check, "where": where}))
 
 
 @pytest.mark.parametrize(

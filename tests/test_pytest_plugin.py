@@ -125,7 +125,7 @@ def test_what_holds_passes_and_a_suite_is_measured_once(repository: pytest.Pytes
 
 def test_what_does_not_hold_fails_and_names_the_worst_cell(repository: pytest.Pytester) -> None:
     text = (repository.path / "suites" / "gated.toml").read_text()
-    (repository.path / "suites" / "wrong.toml").write_text(text.replace("min = 0.9", "min = 1.1"))
+    (repository.path / "suites" / "wrong.toml").write_text(text.replace("min = 0.9", "max = -0.9"))
     (repository.path / "suites" / "nothing.toml").write_text(TINY.replace("seed = [0, 1, 2]", "seed = 0"))
     counts, text = tried(repository, FAILS)
     assert counts == {"failed": 7}, text

@@ -115,6 +115,7 @@ class Results(Run):
         every other key is one of `where`. Raises UserError for a key or a value that no cell has, for a baseline that
         is not there and for a bound that is none. A verdict says that a run is damaged; one check raises StoreError.
         """
+        from gradbench.commands.claiming import refuse_hopeless
         from gradbench.planning.plans import verify_items
         from gradbench.tables.baselines import demanded
         from gradbench.tables.checks import evaluate
@@ -135,6 +136,7 @@ class Results(Run):
         where = dict(claim.get("where") or {}) | {k: v for k, v in claim.items() if k not in keys}
         asked = {k: v for k, v in claim.items() if k in keys} | {"name": "check", "where": where}
         content = suites.parse_check(asked, "check")
+        refuse_hopeless([content], "check")
         cells = trusted(self).cells
         planned = cells[cells["status"] != Status.SKIPPED]
         verify_items(planned.to_dict("records"), "planned", [content], "check")

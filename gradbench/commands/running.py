@@ -14,6 +14,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gradbench.commands.claiming import refuse_hopeless
 from gradbench.commands.environment import describe_environment, warn_of_undigested
 from gradbench.commands.progress import CellProgress, CellWatch, say, watching
 from gradbench.errors import StoreError, UserError, near_miss
@@ -93,6 +94,7 @@ def prepare(suite: str | Path | suites.Suite, overrides: Mapping[str, Any] | Non
     else:
         path = files.find(suite, files.SUITES, "suite")
         loaded, where = suites.load(path, replaced), str(path)
+    refuse_hopeless(loaded.check, where)
     planned = plans.plan(loaded, where, places=replaced.places)
     if not replaced:  # some checks may match no cell of a part of the grid
         planned.verify(loaded.check, where, loaded.table)

@@ -1,0 +1,44 @@
+"""Checks that no run can pass, told before anything runs: a claim that must fail says nothing of what is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from gradbench.errors import UserError
+from gradbench.planning.suites import ANY
+from gradbench.tables.schema import OUTCOME
+from gradbench.vocabulary.status import Status
+
+if TYPE_CHECKING:
+    from gradbench.planning.suites import Check
+
+
+def refuse_hopeless(checks: Iterable[Check], where: str) -> None:
+    """Raise UserError for a check of a metric whose bounds no number reaches, or of cells that have no number."""
+    for i, check in enumerate(checks):
+        if check.metric is None:
+            continue
+        place = f"{where}: check[{i}] {check.name!r}"
+        wanted = check.where.get("status", ANY)
+        statuses = wanted if isinstance(wanted, list) else [wanted]
+        if not any(status == ANY or Status(str(status)).measured for status in statuses):
+            told = " or ".join(map(str, statuses))
+            raise UserError(f"{place}: where.status: a cell that is {told} has no {check.metric}: no number can pass")
+        least, most = _ends(check.metric, check.against is not None)
+        what = f"{check.metric} - that of {check.against}" if check.against else check.metric
+        if check.min is not None and most is not None and check.min > most:
+            raise UserError(f"{place}: min = {check.min:g} is above {most:g}, the largest {what}: no number can pass")
+        if check.max is not None and least is not None and check.max < least:
+            raise UserError(f"{place}: max = {check.max:g} is below {least:g}, the smallest {what}: no number can pass")
+
+
+def _ends(metric: str, of_difference: bool) -> tuple[float | None, float | None]:
+    """The smallest and the largest number that a metric, or a difference of two of them, can be."""
+    column = OUTCOME[metric]
+    least, most = (0, 1) if column.type == pa.bool_() else (column.least, column.most)
+    if not of_difference:
+        return least, most
+    return (None, None) if least is None or most is None else (least - most, most - least)
