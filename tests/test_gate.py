@@ -833,6 +833,20 @@ def test_what_changes_while_it_is_read_is_read_again(gated: Run, monkeypatch: py
     assert len(snapshot.cells) == 112
 
 
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"betta": 0.1}, "^explain: betta: is neither a column nor an option. Did you mean 'beta'"),
+        ({"seed": 7}, "^explain: no measured cell has seed = 7"),
+        ({"estimator": "ep"}, r"name one, or ask for worst=N$"),
+        ({"cell": "first"}, "first digits of its key, or by a coordinate or worst=$"),
+    ],
+)
+def test_a_mistake_of_results_speaks_of_arguments(gated: Run, asked: dict[str, Any], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        gradbench.api.results.Results(gated.folder).explain(**asked)
+
+
 def test_a_check_of_results_is_verified_as_a_check_of_a_suite_is(gated: Run) -> None:
     results = gradbench.api.results.Results(gated.folder)
     assert results.check(metric="cosine_min", min=0.9, estimator="aep", T1=200, T2=60)

@@ -585,7 +585,7 @@ def test_a_profile_of_nothing_is_refused_and_the_one_before_stays(write_suite: A
     suite = write_suite()
     table = run(suite, out=tmp_path, profile=True).folder / "profile" / "table.txt"
     before = table.read_bytes()
-    with pytest.raises(UserError, match="nothing is left to measure, and so to profile; use --fresh"):
+    with pytest.raises(UserError, match="nothing is left to measure, and so to profile; use fresh=True"):
         run(suite, out=tmp_path, profile=True)
     assert table.read_bytes() == before
 

@@ -17,7 +17,7 @@ from gradbench.diagnostics.remedy import Case, remedy_for
 from gradbench.diagnostics.series import Updates, depths, eigenvalues, updates
 from gradbench.engine.draws import build
 from gradbench.engine.precision import isolated
-from gradbench.errors import UserError, near_miss
+from gradbench.errors import UserError, near_miss, spoken
 from gradbench.estimators.base import Role
 from gradbench.planning import registry
 from gradbench.planning.cells import Cell
@@ -74,26 +74,30 @@ def choose(run: Run, cell: str | None, where: Mapping[str, Any], worst: int | No
             way = (
                 ""
                 if set(cell) <= set(hexdigits)
-                else "; a cell is named by the first digits of its key, or by --where or --worst"
+                else "; a cell is named by the first digits of its key, or by "
+                + spoken(python="a coordinate or worst=", shell="--where or --worst")
             )
             raise UserError(told + way)
+    place = spoken(python="explain:", shell="--where")
     for key in where:
         if rows and key not in (names := set().union(*map(keys, rows))):
-            raise UserError(f"--where {key}: is neither a column nor an option{near_miss(key, names)}")
+            raise UserError(f"{place} {key}: is neither a column nor an option{near_miss(key, names)}")
     if not rows:
         raise UserError(f"{run.id} has no measured cell")
     every, rows = rows, [row for row in rows if matches(row, where)]
     if not rows:
-        raise UserError(f"--where: {why_none(every, where, 'measured')}")
+        raise UserError(f"{place.removesuffix(':')}: {why_none(every, where, 'measured')}")
     if worst is not None:
         rows = [row for row in rows if row["status"] == Status.SETTLED and math.isfinite(row["cosine_min"])]
         rows = [row for row in rows if registry.role(row["estimator"]) is not Role.CONTROL]
         rows = sorted(rows, key=lambda row: row["cosine_min"])[:worst]
     if not rows:
-        raise UserError("--worst: none of the cells that are asked for is settled and has a cosine to go by")
+        option = spoken(python="worst", shell="--worst")
+        raise UserError(f"{option}: none of the cells that are asked for is settled and has a cosine to go by")
     if worst is None and len(rows) > 1:
         named = ", ".join(row["cell"] for row in rows[:3])
-        raise UserError(f"{len(rows)} cells of {run.id} are meant ({named} ...): name one, or ask for --worst N")
+        way = spoken(python="worst=N", shell="--worst N")
+        raise UserError(f"{len(rows)} cells of {run.id} are meant ({named} ...): name one, or ask for {way}")
     return rows
 
 

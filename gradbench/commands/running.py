@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from gradbench.commands.claiming import refuse_hopeless
 from gradbench.commands.environment import describe_environment, warn_of_undigested
 from gradbench.commands.progress import CellProgress, CellWatch, say, watching
-from gradbench.errors import StoreError, UserError, near_miss
+from gradbench.errors import StoreError, UserError, near_miss, spoken
 from gradbench.planning import files, plans, suites
 from gradbench.planning.overrides import Overrides
 from gradbench.planning.plans import Plan
@@ -76,7 +76,8 @@ def run(
         target.claim(loaded.model_dump(mode="json", include={"check", "table", "allow_incomplete"}))
         runs.point(folder, target)
         if profile and len(_finished(target, planned)) == len(planned.problems):
-            raise UserError(f"{target.folder}: nothing is left to measure, and so to profile; use --fresh")
+            way = spoken(python="fresh=True", shell="--fresh")
+            raise UserError(f"{target.folder}: nothing is left to measure, and so to profile; use {way}")
         from gradbench.commands.profiling import profiled
 
         with profiled(target.folder / "profile", setup.device) if profile else nullcontext():

@@ -10,7 +10,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from gradbench.errors import UserError
+from gradbench.errors import UserError, spoken
 from gradbench.planning import registry
 from gradbench.vocabulary.coordinates import COORDINATES, Point, Value
 
@@ -112,7 +112,8 @@ def trained(path: Path, where: str = PARAMS_FROM) -> str:
     try:
         return f"{file}@{hashlib.sha256(file.read_bytes()).hexdigest()[:16]}"
     except OSError as error:
-        way_out = f". To make one: gradbench train {path.name}" if path.parent == TRAININGS else ""
+        call = spoken(python=f"gradbench.train({path.name!r})", shell=f"gradbench train {path.name}")
+        way_out = f". To make one: {call}" if path.parent == TRAININGS else ""
         told = "it is a folder without a checkpoint.pt" if path.is_dir() else error.strerror
         raise UserError(f"{where} = {str(path)!r} is no training or checkpoint: {told}{way_out}") from None
 

@@ -266,7 +266,7 @@ def near_name(name: str, known: Iterable[str]) -> str:
     if told.startswith("."):
         return told
     return told + spoken(
-        python="; gradbench.register gives a name to another one, and plugins= loads a file that does",
+        python="; gradbench.register gives a name to another one",
         shell="; --plugin FILE.py gives a name to another one",
     )
 

@@ -52,7 +52,7 @@ def shown(value: object) -> str:
         text = repr(value)
     except ValueError:  # a whole number of thousands of digits
         return "a number that is too long to be told"
-    if " at 0x" in text or (text.count("\n") and hasattr(value, "__dict__")):
+    if " at 0x" in text or text.startswith("<module ") or (text.count("\n") and hasattr(value, "__dict__")):
         return article(value)
     text = " ".join(text.split())
     return text if len(text) <= SHORT else f"{text[:SHORT]}..."
