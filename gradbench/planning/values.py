@@ -21,7 +21,7 @@ SHORT = 60  # letters of a value that a message repeats
 SHOWN = 200  # letters of a mistake that a message repeats
 # numbers as people and other programs write them; TOML wants a digit on both sides of the point, and no 0 before others
 NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
-BARE = re.compile(r"[A-Za-z0-9_-]+")  # a key that needs no quotes
+UNQUOTED = re.compile(r"[A-Za-z0-9_-]+")  # a key that needs no quotes
 LEADING_ZERO = re.compile(r"[+-]?0[0-9]")
 TOKEN = re.compile(r"""\"(?:\\.|[^"\\])*"|'[^']*'|.""", re.DOTALL)  # a string of TOML, or a character
 KEY = re.compile(r"\s*[^\W\d][\w-]*\s*=")
@@ -63,7 +63,7 @@ def toml(value: object) -> str:
     if isinstance(value, dict):
         return (
             "{ "
-            + ", ".join(f"{k if BARE.fullmatch(str(k)) else json.dumps(k)} = {toml(v)}" for k, v in value.items())
+            + ", ".join(f"{k if UNQUOTED.fullmatch(str(k)) else json.dumps(k)} = {toml(v)}" for k, v in value.items())
             + " }"
         )
     if isinstance(value, list | tuple):
