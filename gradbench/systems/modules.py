@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 COMPILED = "_orig_mod"  # under which torch.compile keeps the module that it wraps
-Place = tuple[dict[str, Any], str, str, Any]  # the parameters of a part, the name there, its first name, the copy's own
+Place = tuple[dict[str, Any], str, str, Any]  # the parameters of a part, the name there, its first name, its copy
 
 
 class AbstractSlots(ABC):
@@ -89,8 +89,8 @@ class Slots(AbstractSlots):
             _refresh(recurrent)
             yield module
         finally:
-            for parameters, name, _, own in places:
-                parameters[name] = own
+            for parameters, name, _, copied in places:
+                parameters[name] = copied
 
     def _copy(self, dtype: torch.dtype, device: torch.device) -> tuple[nn.Module, list[Place], list[nn.Module]]:
         key = threading.get_ident(), dtype, device
