@@ -1,0 +1,225 @@
+"""gradbench beside torchdeq and plain autograd: agreement, time and lines, as the table of docs/peers.md.
+
+    pip install torchdeq==0.1.0
+    python tests/perf/peers.py            # prints the table, and writes it into docs/peers.md
+
+All of it is float64 on one thread. A time is the median of `PAIRS` turns in one process, in which the three take turns:
+the ratio is what counts. What is compared is what a reader of either tool would call, at its default tolerances.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchdeq
+from torch import Tensor, nn
+
+import gradbench as gb
+
+PAGE = Path(__file__).parents[2] / "docs" / "peers.md"
+BEGIN, END = "<!-- table -->\n", "<!-- end -->"
+PAIRS = 9
+DEEP = 400  # steps and terms that leave nothing to float64
+
+
+class TanhLayer(nn.Module):
+    """A tanh layer with a linear readout."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.recur, self.enter, self.head = (nn.Linear(width, width) for _ in range(3))
+        nn.init.orthogonal_(self.recur.weight, 0.7)
+
+    def forward(self, z: Tensor, x: Tensor) -> Tensor:
+        return torch.tanh(self.recur(z) + self.enter(x))
+
+
+class Block(nn.Module):
+    """A transformer block of torch after its norms, made a contraction."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(width, 4, 2 * width, dropout=0.0, batch_first=True)
+        self.head = nn.Linear(width, width)
+        with torch.no_grad():
+            for p in self.layer.parameters():
+                if p.ndim > 1:
+                    p.mul_(0.5)
+
+    def forward(self, z: Tensor, x: Tensor) -> Tensor:
+        return 0.7 * self.layer(z + x)
+
+
+@gb.estimator(source="Fung et al. 2022", terms=1)
+def jfb(free: Any) -> Any:
+    return free.back(free.cost_slope)
+
+
+@gb.estimator(source="Geng et al. 2021", uses={"T2"})
+def phantom(free: Any, T2: int, tau: float = 0.5) -> Any:
+    a = free.cost_slope
+    total = 0 * a
+    for _ in range(T2):
+        total = total + tau * a
+        a = (1 - tau) * a + tau * free.step_vjp(a)
+    return free.back(total)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model with its data, in float64."""
+
+    name: str
+    net: nn.Module
+    x: Tensor
+    y: Tensor
+    T1: int
+    T2: int
+
+    @classmethod
+    def of(cls, name: str, kind: type[nn.Module], shape: tuple[int, ...], T1: int, T2: int) -> Case:
+        torch.manual_seed(0)
+        net = kind(shape[-1]).double().eval()
+        return cls(name, net, torch.randn(*shape).double(), torch.randn(*shape).double(), T1, T2)
+
+    def cost(self, z: Tensor) -> Tensor:
+        return (self.net.head(z) - self.y).square().sum()  # type: ignore[operator, no-any-return]
+
+    def system(self) -> Any:
+        return gb.system(
+            step=lambda net, x, z: net(z, x["x"]),
+            cost=lambda net, x, z: (net.head(z) - x["y"]).square().flatten(1).sum(-1),
+            state=lambda net, x: torch.zeros_like(x["x"]),
+            params=self.net,
+            data={"x": self.x, "y": self.y},
+            name=self.name,
+        )
+
+    def unrolled(self, T1: int) -> dict[str, Tensor]:
+        """Backpropagation through T1 steps, in plain autograd."""
+        self.net.zero_grad()
+        z = torch.zeros_like(self.x)
+        for _ in range(T1):
+            z = self.net(z, self.x)
+        self.cost(z).backward()
+        return self._grads()
+
+    def torchdeq(self, **how: Any) -> dict[str, Tensor]:
+        """The gradient of torchdeq."""
+        deq = torchdeq.get_deq(**how)
+        self.net.zero_grad()
+        z, _ = deq(lambda z: self.net(z, self.x), torch.zeros_like(self.x))
+        self.cost(z[-1]).backward()
+        return self._grads()
+
+    def _grads(self) -> dict[str, Tensor]:
+        return {n: p.grad.clone() for n, p in self.net.named_parameters() if p.grad is not None}
+
+
+def gap(got: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """|got - expected| / |expected|."""
+    moved = math.hypot(*(float((got[n] - g).norm()) for n, g in expected.items()))
+    return moved / math.hypot(*(float(g.norm()) for g in expected.values()))
+
+
+def agreement(case: Case) -> dict[str, float]:
+    """Gradients of gradbench against the same ones of plain autograd and of torchdeq."""
+    mine = case.system()
+    tight = {"f_solver": "fixed_point_iter", "b_solver": "fixed_point_iter"}
+    tight |= {f"{way}_{what}": value for way in "fb" for what, value in (("max_iter", DEEP), ("tol", 1e-15))}
+    measured = {rule: gb.measure(mine, rule, T1=DEEP, T2=DEEP, dtype="float64") for rule in ("adjoint", jfb)}
+    partial = gb.measure(mine, phantom, T1=DEEP, T2=5, dtype="float64")
+    assert measured["adjoint"].status == "settled"
+    return {
+        "bptt": gap(gb.measure(mine, "bptt", T1=case.T1, dtype="float64").reference, case.unrolled(case.T1)),
+        "implicit": gap(measured["adjoint"].estimate, case.torchdeq(ift=True, **tight)),
+        "jfb": gap(measured[jfb].estimate, case.torchdeq(grad=1, tau=1.0, **tight)),
+        "phantom": gap(partial.estimate, case.torchdeq(grad=5, tau=0.5, **tight)),
+    }
+
+
+def times(case: Case) -> dict[str, float]:
+    """Milliseconds: medians of turns taken one after the other."""
+    mine = case.system()
+    calls: dict[str, Callable[[], object]] = {
+        "torchdeq": lambda: case.torchdeq(ift=True),
+        "unrolled": lambda: case.unrolled(case.T1),
+        "gradbench": lambda: gb.measure(mine, "adjoint", T1=case.T1, T2=case.T2, dtype="float64"),
+    }
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(PAIRS + 1):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if turn:  # the first turn warms up
+                taken[name].append(1e3 * (time.perf_counter() - start))
+    return {name: statistics.median(values) for name, values in taken.items()}
+
+
+def lines(function: Callable[..., object]) -> int:
+    """Lines of code of a function or a method, its documentation left out."""
+    source = inspect.getsource(function).splitlines()
+    return sum(bool(line.strip()) and not line.strip().startswith(('"""', "@classmethod")) for line in source) - 1
+
+
+def table() -> str:
+    """The tables, in Markdown."""
+    cases = (
+        Case.of("tanh layer, d = b = 64", TanhLayer, (64, 64), 60, 30),
+        Case.of("transformer block, 16 x 16 x 64", Block, (16, 16, 64), 40, 14),
+    )
+    root = Path(__file__).parents[2]
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True, check=True
+    )
+    facts = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next((line.split(":")[1].strip() for line in facts if line.startswith("model name")), platform.machine())
+    rows = [
+        f"`python tests/perf/peers.py`, commit {commit.stdout.strip()}, one thread of {cpu},",
+        f"torch {torch.__version__}, torchdeq 0.1.0, float64.",
+        "",
+        "| model | bptt and plain autograd | adjoint and `ift` | jfb and `grad=1` | phantom and `grad=5, tau=0.5` |",
+        "|---|---|---|---|---|",
+    ]
+    for case in cases:
+        rows.append(f"| {case.name} | {' | '.join(f'{number:.1e}' for number in agreement(case).values())} |")
+    rows += [
+        "",
+        "| model, T1, T2 | `ift`, forward and backward | unrolled backward | `gb.measure` | ratio |",
+        "|---|---|---|---|---|",
+    ]
+    for case in cases:
+        took = times(case)
+        ratio = took["gradbench"] / (took["torchdeq"] + took["unrolled"])
+        shown = " | ".join(f"{took[name]:.1f} ms" for name in ("torchdeq", "unrolled", "gradbench"))
+        rows.append(f"| {case.name}, {case.T1}, {case.T2} | {shown} | {ratio:.2f} |")
+    own = {
+        "model in gradbench": Case.system,
+        "model in torchdeq": Case.torchdeq,
+        "jfb": jfb.function,
+        "phantom": phantom.function,
+    }
+    rows += ["", "| lines | |", "|---|---|", *(f"| {what} | {lines(function)} |" for what, function in own.items())]
+    return "\n".join(rows) + "\n"
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    made = table()
+    print(made)
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    PAGE.write_text(f"{before}{BEGIN}\n{made}\n{END}{rest.partition(END)[2]}")
+
+
+if __name__ == "__main__":
+    main()
