@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import difflib
+import errno
 import json
 import os
 import re
@@ -11,8 +12,8 @@ import shlex
 import shutil
 import signal
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -63,6 +64,7 @@ KEY = re.compile(r"[0-9a-f]{16}")  # of a cell
 NARROWEST = 40  # characters of a line: a terminal that has fewer breaks lines itself
 WIDEST = 100  # of `list`, where stdout is no terminal
 NAMES = (14, 24)  # letters of the column of names in `list`, at least and at most
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # why a file cannot be written, whatever its name is
 
 
 def _put(text: object, *, flush: bool = False) -> None:
@@ -338,11 +340,33 @@ def _write(path: Path, text: str) -> None:
     content = text.encode("utf-8", "backslashreplace")
     if path.is_dir():
         raise UserError(f"{path}: expected a file to write to, and this is a folder")
-    if path.exists() and not path.is_file():
-        with guarded(path):
-            path.write_bytes(content)
-    else:
-        write(path.resolve(), lambda file: file.write(content))
+    with _named(path):
+        if path.exists() and not path.is_file():
+            with guarded(path):
+                path.write_bytes(content)
+        else:
+            write(path.resolve(), lambda file: file.write(content))
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Inside, what is written is named on the command line: that it cannot be says nothing of the results.
+
+    A disk that is full stays an OSError, as it is behind stdout.
+    """
+    from gradbench.tables.runs import file_above
+
+    try:
+        yield
+    except StoreError as error:
+        cause = error.__cause__
+        if not isinstance(cause, OSError):
+            raise
+        if cause.errno in FULL:
+            raise OSError(cause.errno, f"{path}: {cause.strerror}") from None
+        above = file_above(path.absolute().parent)
+        why = f"{above} is no folder" if above else cause.strerror
+        raise UserError(f"{path}: cannot be written: {why}") from None
 
 
 @baselines.command("set")
@@ -524,7 +548,9 @@ def _draw_comparison(comparison: Comparison, runs: tuple[Run, Run], path: Path) 
         say("gradbench: no figure, since no cell is settled in both")
         return
     kinds = (path.suffix[1:],) if path.suffix else ("svg", "png")
-    for file in save(drawn, path if path.suffix else path / f"{runs[0].id}-{runs[1].id}", kinds):
+    with _named(path):
+        files = save(drawn, path if path.suffix else path / f"{runs[0].id}-{runs[1].id}", kinds)
+    for file in files:
         say(str(file))
 
 
@@ -537,7 +563,9 @@ def _draw(explanation: Explanation, path: Path) -> None:
         say(f"{explanation.cell.key}: no figure, since the free phase diverged")
         return
     kinds = (path.suffix[1:],) if path.suffix else ("svg", "png")
-    for file in save(drawn, path if path.suffix else path / explanation.cell.key, kinds):
+    with _named(path):
+        files = save(drawn, path if path.suffix else path / explanation.cell.key, kinds)
+    for file in files:
         _put(file)
 
 
@@ -759,9 +787,9 @@ def _code(arguments: list[str]) -> int:
     except StoreError as error:
         say(f"gradbench: {error}")
         code = Exit.STORE
-    except OSError as error:  # of stdout: the store raises a StoreError
+    except OSError as error:  # of stdout, or of a file that is named: the store raises a StoreError
         say(f"gradbench: {error.strerror or error}")
-        code = Exit.STORE
+        code = Exit.OUTPUT
     except SystemExit as stop:  # typer ends so where the reader of its help has left, which is no failure
         if not isinstance(stop.__context__, BrokenPipeError):
             raise
@@ -787,7 +815,7 @@ def main() -> None:
         _drop(sys.stdout)
         if not isinstance(error, BrokenPipeError):
             say(f"gradbench: {error.strerror}")
-            code = Exit.STORE
+            code = Exit.OUTPUT
     try:
         sys.stderr.flush()
     except OSError:

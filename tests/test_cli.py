@@ -339,12 +339,18 @@ def test_a_suite_of_skipped_cells_selects_nothing(command: Any, write_suite: Any
 
 
 @pytest.mark.fast
-def test_an_unwritable_folder_is_exit_5(command: Any, write_suite: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["file", "file/results", "nowhere", "/dev/null", "/dev/null/results"])
+def test_results_where_no_folder_can_be_are_a_mistake(
+    command: Any, write_suite: Any, tmp_path: Path, place: str
+) -> None:
     (tmp_path / "file").write_text("kept")
-    code, out, err = command("run", write_suite(), "--out", tmp_path / "file")
-    assert (code, out) == (5, "")
-    assert err.count("\n") == 1
-    assert str(tmp_path / "file") in err
+    (tmp_path / "nowhere").symlink_to("gone")
+    code, out, err = command("run", write_suite(), "--out", tmp_path / place)
+    there = tmp_path / place.removesuffix("/results")
+    assert (code, out) == (2, "")
+    assert (
+        err == f"gradbench: out = {tmp_path / place}: {there} is no folder, expected one of results. Nothing was run.\n"
+    )
     assert (tmp_path / "file").read_text() == "kept"
 
 
@@ -497,10 +503,10 @@ def test_a_reader_that_leaves_causes_no_traceback(arguments: str) -> None:
 
 
 @pytest.mark.parametrize("arguments", ["list", "plan suites/aep.toml --json"])
-def test_a_full_disk_behind_stdout_is_one_line_and_exit_5(arguments: str) -> None:
+def test_a_full_disk_behind_stdout_is_one_line_and_exit_6(arguments: str) -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run([*SHELL, *arguments.split()], stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT)
-    assert done.returncode == 5
+    assert done.returncode == 6
     assert done.stderr.splitlines()[-1] == "gradbench: No space left on device"
     assert "Traceback" not in done.stderr
 

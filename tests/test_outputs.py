@@ -155,9 +155,33 @@ def test_the_command_writes_what_the_functions_say(gated: Run, tmp_path: Path, c
     assert capsys.readouterr().out == verdict_markdown(verdict)
     assert _code(["check", run, "--markdown", "-", "--json"]) == Exit.USAGE
     assert "--markdown - and --json: both are printed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("place", "code", "message"),
+    [
+        ("file/gate.xml", Exit.USAGE, "{}: cannot be written: {above} is no folder. Nothing was run."),
+        ("/proc/gate.xml", Exit.USAGE, "{}: cannot be written: No such file or directory. Nothing was run."),
+        (".", Exit.USAGE, "{}: expected a file to write to, and this is a folder. Nothing was run."),
+        ("/dev/full", Exit.OUTPUT, "{}: No space left on device"),
+    ],
+)
+@pytest.mark.parametrize("option", ["--junit", "--markdown"])
+def test_a_named_file_that_cannot_be_written_is_no_damage(
+    gated: Run, tmp_path: Path, capsys: Any, option: str, place: str, code: Exit, message: str
+) -> None:
     (tmp_path / "file").touch()
-    assert _code(["check", run, "--junit", str(tmp_path / "file" / "gate.xml")]) == Exit.STORE
-    assert "gate.xml: File exists" in capsys.readouterr().err
+    path = tmp_path / place
+    assert _code(["check", str(gated.folder), option, str(path)]) == code
+    assert capsys.readouterr().err == f"gradbench: {message.format(path, above=path.parent)}\n"
+
+
+def test_a_figure_that_cannot_be_written_is_no_damage(gated: Run, finished: Path, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "file").touch()
+    figure = tmp_path / "file" / "a.png"
+    remeasured(gated, at(HERE, lambda row: reading(row, 0.1)))
+    assert _code(["compare", str(finished), str(gated.folder), "--figure", str(figure)]) == Exit.USAGE
+    assert f"{figure}: cannot be written: {figure.parent} is no folder" in capsys.readouterr().err
 
 
 def test_a_comparison_is_markdown_too(gated: Run, finished: Path, capsys: Any) -> None:

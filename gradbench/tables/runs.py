@@ -10,18 +10,26 @@ from pathlib import Path
 
 from gradbench.data.given import article
 from gradbench.errors import StoreError, UserError, near_miss
-from gradbench.tables.store import Run, guarded, write
+from gradbench.tables.store import UNCHANGED, Run, guarded, write
 
 POINTER = "latest"  # a file in the folder of a suite: the id of the run that was worked on last
 
 
 def results_folder(out: object) -> Path:
-    """The folder of results that a caller names. Raises UserError for what is no path."""
+    """The folder of results that a caller names. Raises UserError for what is no path, and for what is no folder."""
     if not isinstance(out, str | os.PathLike) or isinstance(os.fspath(out), bytes):
         raise UserError(f"out: got {article(out)}, expected the path of a folder")
     if "\0" in os.fspath(out):
         raise UserError(f"out = {os.fspath(out)!r} cannot be a path: it holds a zero byte")
+    if there := file_above(Path(out)):
+        raise UserError(f"out = {os.fspath(out)}: {there} is no folder, expected one of results")
     return Path(out)
+
+
+def file_above(folder: Path) -> Path | None:
+    """What lies where a folder should be, the path itself included; None where the folder can be made."""
+    there = next((place for place in (folder, *folder.parents) if os.path.lexists(place)), None)
+    return None if there is None or os.path.isdir(there) else there
 
 
 def point(folder: Path, run: Run) -> None:
@@ -32,7 +40,7 @@ def point(folder: Path, run: Run) -> None:
 def new(folder: Path, identity: str) -> Run:
     """A new folder for a run, named by the time and the identity; numbered where another run has this name."""
     name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{identity[:4]}"
-    with guarded(folder):
+    with guarded(folder, UNCHANGED):
         folder.mkdir(parents=True, exist_ok=True)
         for i in itertools.count(1):
             path = folder / (name if i == 1 else f"{name}-{i}")

@@ -45,20 +45,21 @@ TOLD = 3  # entries of an environment that a message names
 # for a few hundred rows: a third of the time of zstd with dictionaries, to write and to read, and no more bytes
 SHORT = {"compression": "lz4", "use_dictionary": False, "write_statistics": False}
 LONG = {"compression": "zstd"}
+UNCHANGED = "; what was stored before is unchanged"  # what is said where something cannot be written
 
 
 @contextmanager
-def guarded(path: Path) -> Iterator[None]:
-    """Inside, an OSError becomes a StoreError."""
+def guarded(path: Path, more: str = "") -> Iterator[None]:
+    """Inside, an OSError becomes a StoreError, which says `more` behind what happened."""
     try:
         yield
     except OSError as error:
-        raise StoreError(f"{path}: {error.strerror or error}; what was stored before is unchanged") from error
+        raise StoreError(f"{path}: {error.strerror or error}{more}") from error
 
 
 def write(path: Path, fill: Callable[[BinaryIO], object]) -> None:
     """Write a file atomically and durably. Raises StoreError where the folder or the disk refuses."""
-    with guarded(path):
+    with guarded(path, UNCHANGED):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
@@ -273,7 +274,7 @@ class Run:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Inside, no other process works on the run. Raises UserError where one does; a lock dies with its process."""
-        with guarded(self.folder):
+        with guarded(self.folder, UNCHANGED):
             lock = os.open(self.folder / ".lock", os.O_CREAT | os.O_RDWR)
         try:
             try:
@@ -305,7 +306,7 @@ class Run:
 
     def _outdate(self) -> None:
         """Say, before a record changes or the tables do, that the tables are no longer those of the records."""
-        with guarded(self.folder):
+        with guarded(self.folder, UNCHANGED):
             (self.folder / DIGESTS).unlink(missing_ok=True)
 
     def keep(self, problem: str, rows: list[dict[str, Any]]) -> None:
@@ -318,7 +319,7 @@ class Run:
         """Rename a record that cannot be used, so that its problem is measured again; the new path, which was free."""
         path = self._record(problem)
         self._outdate()
-        with guarded(path):
+        with guarded(path, UNCHANGED):
             numbered = (path.with_suffix(f".aside{i or ''}") for i in itertools.count())
             return path.replace(next(free for free in numbered if not os.path.lexists(free)))
 

@@ -12,11 +12,13 @@ class Exit(IntEnum):
     INCOMPLETE = 3  # planned cells were not measured
     NOTHING = 4  # nothing was selected or nothing was checked
     STORE = 5  # results are damaged or cannot be written
+    OUTPUT = 6  # what a command says could not be written, to stdout or to a file that it was told to write
     INTERRUPTED = 130  # by SIGINT
     TERMINATED = 143  # by SIGTERM
 
 
-PRECEDENCE = (Exit.STORE, Exit.USAGE, Exit.INCOMPLETE, Exit.CHECK_FAILED, Exit.NOTHING)
+# output comes first: what else there was to say did not arrive
+PRECEDENCE = (Exit.OUTPUT, Exit.STORE, Exit.USAGE, Exit.INCOMPLETE, Exit.CHECK_FAILED, Exit.NOTHING)
 
 
 class Ended:
