@@ -473,6 +473,45 @@ def test_a_typo_is_a_mistake_of_the_command(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("make", "code", "message"),
+    [
+        (lambda path: path.mkdir(), Exit.USAGE, "is no file, expected a file that gradbench baseline set wrote"),
+        (lambda path: path.symlink_to("/dev/null"), Exit.USAGE, "is no file, expected"),
+        (lambda path: path.write_text("# Read me"), Exit.USAGE, "is no table, expected a file that"),
+        (lambda path: pq.write_table(pa.table({"a": [1]}), path), Exit.USAGE, "is a table of schema version none, exp"),
+        (
+            lambda path: shutil.copy(ROOT / "results" / "baselines" / "smoke.parquet", path),
+            Exit.USAGE,
+            "is the baseline of the suite 'smoke', and the run is of 'gated'",
+        ),
+        (lambda path: path.touch(), Exit.STORE, "damaged: its digest is not the one that it was written with"),
+        (lambda path: path.write_bytes(b"PAR1 torn"), Exit.STORE, "damaged: its digest is not"),
+        (lambda path: path.symlink_to("gone"), Exit.STORE, "No such file or directory"),
+    ],
+)
+def test_a_named_file_that_never_was_a_baseline_is_a_mistake_and_a_torn_one_is_damage(
+    gated: Run, tmp_path: Path, capsys: Any, make: Callable[[Path], object], code: Exit, message: str
+) -> None:
+    path = tmp_path / "named"
+    make(path)
+    assert _code(["check", str(gated.folder), "--baseline", str(path)]) == code
+    told = capsys.readouterr()
+    start = f"gradbench: --baseline {path}: {message}" if code is Exit.USAGE else f"{path}: {message}"
+    assert start in " ".join((told.err if code is Exit.USAGE else told.out).split())
+    assert "unchanged" not in told.out + told.err
+
+
+def test_a_plan_that_names_no_suite_is_damage_whatever_baseline_is_named(gated: Run, demand: Demand) -> None:
+    write_json(gated.folder / "plan.json", {k: v for k, v in gated.plan.items() if k != "suite"})
+    assert _code(["check", str(gated.folder), "--baseline", str(demand.path)]) == Exit.STORE
+
+
+def test_a_table_of_a_run_is_no_baseline(gated: Run) -> None:
+    with pytest.raises(UserError, match=r"^baseline .*cells.parquet: is a table of schema version 4, expected a file"):
+        Results(gated.folder).check(baseline=gated.folder / "cells.parquet")
+
+
 def test_check_takes_the_baseline_of_the_suite_where_there_is_one(gated: Run, demand: Demand, capsys: Any) -> None:
     command = ["check", str(gated.folder), "--out", str(demand.path.parents[1])]
     assert _code(command) == Exit.OK

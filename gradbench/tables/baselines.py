@@ -31,7 +31,7 @@ from gradbench.tables.checks import evaluate, where_is
 from gradbench.tables.consistency import RANGE_ERROR
 from gradbench.tables.findings import Finding
 from gradbench.tables.schema import BETTER, IDENTITY, OUTCOME
-from gradbench.tables.store import BEGAN, SCHEMA, read_table, write_table
+from gradbench.tables.store import BEGAN, SCHEMA, read_metadata, read_table, write_table
 from gradbench.tables.verifying import PLAN, POINT, verify
 from gradbench.vocabulary.status import Status
 
@@ -50,18 +50,20 @@ NOISE = {"float32": 1e-4, "float64": 1e-8}  # least of a cosine that was measure
 MOST_NOISE = 2.5e-3
 ROWS = 4096  # of a baseline that are words of Python at a time: those of 100,000 cells take 100 MB
 GROWTH = 10  # of a residual, which is not compared by its noise
+MAGIC = b"PAR1"  # begins every parquet file
 ROUND_OFF = {"float32": 16 * 2.0**-23, "float64": 16 * 2.0**-52}  # least residual that is told from 0, by dtype
 # what a run may not be, unless it is allowed
 REFUSED = ("partial", "dirty", "damaged", "foreign", "failing", "disagreeing")
 # keys of the metadata: the name, what is told of the runs, and the thresholds that decided their statuses
 SUITE, RUNS, THRESHOLDS = b"gradbench.suite", b"gradbench.runs", b"gradbench.thresholds"
+KIND = "baseline"  # begins the version of the schema of a baseline, and of no other table
 _SAYS = (*(name for name in IDENTITY if name != "problem"), "status", "cause")
 SCHEMA_OF_BASELINE = pa.schema(
     [
         *(pa.field(name, (IDENTITY | OUTCOME)[name].type) for name in _SAYS),
         *(pa.field(name, pa.float64()) for metric in BETTER for name in (metric, f"{metric}_noise")),
     ],
-    metadata={SCHEMA: b"baseline 1"},
+    metadata={SCHEMA: f"{KIND} 1".encode()},
 )
 
 
@@ -117,6 +119,8 @@ def demanded(
     except StoreError:
         return None, ""  # the plan is damaged, as the verdict tells
     path = next((p for p in places if os.path.lexists(p)), None)  # what is there and no file is damage, as judge tells
+    if path is not None and baseline is not None and (why := _no_baseline(path, run)):
+        raise UserError(f"{told.format('baseline')} {path}: {why}")
     if path is not None:
         return Demand(path, TOLERANCE if tolerance is None else tolerance, floors or {}), ""
     sought = " or ".join(map(str, places))
@@ -130,20 +134,53 @@ def demanded(
     return None, none
 
 
+def _no_baseline(path: Path, run: Run) -> str:
+    """Why a file that somebody named is no baseline of a run; empty where it is one, or was one and is damaged."""
+    expected = "expected a file that gradbench baseline set wrote"
+    if path.exists() and not path.is_file():
+        return f"is no file, {expected}"
+    metadata = read_metadata(path)
+    if metadata is None:
+        return "" if _torn(path) else f"is no table, {expected}"
+    version = metadata.get(SCHEMA, b"none").decode(errors="replace")
+    if not version.startswith(KIND):
+        return f"is a table of schema version {version}, {expected}"
+    name = metadata.get(SUITE, b"").decode(errors="replace")
+    with suppress(StoreError):  # a plan that does not name its suite is damaged, as the verdict tells
+        if name not in ("", suite := _suite_of(run)):
+            return f"is the baseline of the suite {name!r}, and the run is of {suite!r}"
+    return ""
+
+
+def _torn(path: Path) -> bool:
+    """Whether a file that is no parquet may have been one: it begins as one does, or is empty, or cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(MAGIC)) in (b"", MAGIC)
+    except OSError:
+        return True
+
+
 def places_of(run: Run, out: Path | None) -> list[Path]:
     """Where the baseline of a run is looked for: in the folder of results, in that of the run, and in the package.
 
     Raises StoreError for a plan that does not name its suite.
     """
-    suite = run.plan.get("suite") if isinstance(run.plan, dict) else None
-    if not isinstance(suite, str):
-        raise StoreError(f"{run.folder / 'plan.json'}: damaged: it does not name its suite")
+    suite = _suite_of(run)
     folder = run.folder.absolute()
     near = [folder.parents[2]] if len(folder.parents) > 2 and folder.parents[1].name == "runs" else []
     folders = [*([] if out is None else [out]), *near]
     places = {path_of(suite, place).absolute(): path_of(suite, place) for place in folders}
     shipped = shipped_baseline(run.plan)
     return [*places.values(), *([] if shipped is None else [shipped])]
+
+
+def _suite_of(run: Run) -> str:
+    """The suite that the plan of a run names. Raises StoreError for a plan that names none."""
+    suite = run.plan.get("suite")
+    if not isinstance(suite, str):
+        raise StoreError(f"{run.folder / 'plan.json'}: damaged: it does not name its suite")
+    return suite
 
 
 def shipped_baseline(planned: Mapping[str, Any]) -> Path | None:

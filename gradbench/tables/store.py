@@ -143,6 +143,14 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
     return table
 
 
+def read_metadata(path: Path) -> dict[bytes, bytes] | None:
+    """What the footer of a parquet file says; None where the file is not, or no longer, one."""
+    try:
+        return pq.read_metadata(path).metadata or {}
+    except (pa.ArrowException, OSError):
+        return None
+
+
 def read_seal(path: Path) -> str:
     """The seal of a table, which need not be parsed for it. Raises StoreError where the file is not what was sealed."""
     return _seal(_whole(path))
