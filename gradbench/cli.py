@@ -298,6 +298,8 @@ def check(
     target, width = _target(run, out), _width()
     demand, unheld = demanded(target, baseline, **_bounds(tolerance, floor), out=out, told="--{}")
     verdict = judge(target, deep=deep, demand=demand, unheld=unheld)
+    if verdict.unwritten:
+        say(f"gradbench: the verdict is not stored: {verdict.unwritten}")
     if junit is not None:
         _write(junit, verdict_junit(verdict))
     if _put_markdown(markdown, verdict_markdown(verdict)):
@@ -312,8 +314,8 @@ def check(
         _put(_entry(f"  {finding.result.upper()}", f"{where}  {finding.detail}", 8, width))
     if verdict.unheld and verdict.code is not Exit.STORE:
         _put(_entry("  NOTE", verdict.unheld, 8, width))
-    last = [verdict.line, str(target.folder / "verdict.json")]
-    _put(_one_or_two_lines(last, "  ", width, reverse=True))
+    stored = [] if verdict.unwritten else [str(target.folder / "verdict.json")]
+    _put(_one_or_two_lines([verdict.line, *stored], "  ", width, reverse=True))
     raise typer.Exit(verdict.code)
 
 

@@ -883,6 +883,19 @@ def test_a_verdict_of_before_does_not_outlive_a_crash(gated: Run, monkeypatch: p
     assert not (gated.folder / "verdict.json").exists()
 
 
+@pytest.mark.parametrize("code", [Exit.OK, Exit.CHECK_FAILED])
+def test_a_verdict_that_cannot_be_stored_is_told_all_the_same(gated: Run, capsys: Any, code: Exit) -> None:
+    if code is not Exit.OK:
+        gated.claim(gated.claims | {"check": [gated.claims["check"][0] | {"min": 1.1}]})
+    (gated.folder / "verdict.json").mkdir()  # which no file replaces, as none is made in a folder that is read only
+    assert _code(["check", str(gated.folder)]) == code
+    told = capsys.readouterr()
+    assert told.out.splitlines()[-1].startswith(f"VERDICT {'pass' if code is Exit.OK else 'fail'} ({code.value})  ")
+    assert "verdict.json" not in told.out
+    assert "gradbench: the verdict is not stored: " in told.err
+    assert "verdict.json: Is a directory; what was stored before is unchanged" in told.err
+
+
 def test_a_run_among_those_of_another_suite_is_told(gated: Run, tmp_path: Path, capsys: Any) -> None:
     there = Run(Path(shutil.copytree(gated.folder, tmp_path / "out" / "runs" / "smoke" / "one")))
     pointer = there.folder.parent / "latest"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from gradbench.errors import StoreError
@@ -12,7 +13,7 @@ from gradbench.tables.baselines import Demand, compare_with
 from gradbench.tables.checks import evaluate
 from gradbench.tables.findings import Finding, Kind, Result
 from gradbench.tables.snapshots import Snapshot
-from gradbench.tables.store import Run, guarded, write_json
+from gradbench.tables.store import Run, write_json
 from gradbench.tables.verifying import verify
 from gradbench.vocabulary.exit import PRECEDENCE, Ended, Exit
 from gradbench.vocabulary.status import Status
@@ -38,6 +39,7 @@ class Verdict(Ended):
     findings: tuple[Finding, ...]  # of a damaged run all that is wrong with it, and no check
     snapshot: Snapshot | None = field(repr=False)  # what was judged; None: a file cannot be read
     unheld: str = ""  # where a baseline was sought in vain
+    unwritten: str = ""  # why there is no verdict.json of it
 
     @property
     def line(self) -> str:
@@ -87,12 +89,15 @@ class Verdict(Ended):
 def judge(run: Run, *, deep: bool = False, demand: Demand | None = None, unheld: str = "") -> Verdict:
     """Verify a run, evaluate its checks and store verdict.json, which is all that is written.
 
+    Where it cannot be written, the verdict says why, and is what it would be else.
+
     A run that goes on, or that was cut off, is judged by the records that it has. `deep` makes the tables again from
     the records, and compares. `demand` names a baseline that the run is compared with, and `unheld` says where one was
     sought in vain, which the verdict tells.
     """
-    with guarded(run.folder):  # so that a verdict of before does not stand where there is none now
-        (run.folder / "verdict.json").unlink(missing_ok=True)
+    path = run.folder / "verdict.json"
+    with suppress(OSError):  # so that a verdict of before does not stand where there is none now
+        path.unlink(missing_ok=True)
     snapshot, faults = verify(run, deep=deep)
     planned, statuses = 0, Counter[str]()
     if snapshot is not None:
@@ -108,7 +113,10 @@ def judge(run: Run, *, deep: bool = False, demand: Demand | None = None, unheld:
         findings += _compared(demand, snapshot)
         code = _code(findings, incomplete=present < planned or unmeasured > 0)
     verdict = Verdict(run.id, code, planned, present, dict(statuses), findings, snapshot, unheld)
-    write_json(run.folder / "verdict.json", verdict.to_json())
+    try:
+        write_json(path, verdict.to_json())
+    except StoreError as error:
+        return replace(verdict, unwritten=str(error))
     return verdict
 
 
