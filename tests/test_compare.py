@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,55 @@ def test_cells_of_one_side_are_counted_and_without_a_common_one_nothing_is_said(
     assert gb.compare(part, gated).only_b == 78
     disjoint = gb.compare(gated, gb.run(suite, out=tmp_path, device="cpu", overrides={"seed": 4}))
     assert (disjoint.code, len(disjoint.table)) == (Exit.NOTHING, 0)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (
+            {"T1": [5, 6]},
+            "; T1 is 20, 200 in the first and 5, 6 in the second; to pair .* it: --across T1=20,5$",
+        ),
+        ({"dtype": "float32"}, "; dtype is float64 in the first and float32 .*: --across dtype=float64,float32"),
+        (
+            {"T1": 5, "dtype": "float32"},
+            "; T1 is 20, 200 .* 5 in the second; dtype is float64 .* float32 in the second$",
+        ),
+        ({"seed": [7, 8, 9, 10, 11]}, "; seed is 0, 1, 2, 3 in the first and 7, 8, 9, 10 and 1 more in the second; to"),
+        (
+            {"system": "toy_cons"},
+            "; system is toy_cons .*, toy_noncons .* in the first and toy_cons in the second",
+        ),
+    ],
+)
+def test_runs_without_a_common_cell_are_told_what_differs(
+    gated: Run, finished: Path, tmp_path: Path, overrides: dict[str, Any], told: str
+) -> None:
+    suite = str(finished.parents[2] / "gated.toml")
+    other = gb.run(suite, out=tmp_path, device="cpu", overrides=overrides)
+    comparison = gb.compare(gated, other)
+    (finding,) = comparison.findings
+    assert re.search(f"^no cell is in both{told}", finding.detail), finding.detail
+    assert ("--across" in finding.detail) == ("--across" in told or told.endswith("; to"))
+    assert comparison.line.startswith("COMPARED nothing compared (4)  0 cells in both, 104 only in the first, ")
+
+
+def test_what_settles_nowhere_is_not_compared(gated: Run, other: Run) -> None:
+    remeasured(gated, unsettled)
+    remeasured(other, lambda row: (unsettled(row), row.update(seconds=1.0)))  # else it is a copy
+    for comparison in (gb.compare(gated, other), gb.compare(gated, gated, across={"estimator": ["ep", "aep"]})):
+        numbers = comparison.findings[-1]
+        assert (comparison.code, numbers.name, numbers.result) == (Exit.NOTHING, "numbers", "none")
+        assert numbers.detail == "no cell is settled in both: no number was compared"
+        assert "nothing compared (4)" in comparison.line
+
+
+def test_a_metric_that_no_cell_has_is_told(finished: Path, tmp_path: Path) -> None:
+    toy = {"system": {"name": "toy_cons", "N": 2, "D": 4, "out": 2, "drive_std": 1.0}, "T1": 200}  # without attention
+    run = gb.run(str(finished.parents[2] / "gated.toml"), out=tmp_path, device="cpu", overrides=toy)
+    comparison = gb.compare(run, run, ["cosine_attn"], across={"estimator": ["ep", "aep"]})
+    assert comparison.code is Exit.NOTHING
+    assert " cells that are settled in both none has cosine_attn" in comparison.findings[-1].detail
 
 
 def test_a_rule_that_was_edited_is_compared_with_what_it_was(tmp_path: Path) -> None:

@@ -434,7 +434,9 @@ def losses(
     base, now = base.loc[both, numbers], now[both]
     there = [metric for metric in metrics if np.isfinite(base[metric]).any() or np.isfinite(now[metric]).any()]
     if not there:
-        findings.append(_finding("numbers", "none", 0, "no cell is settled in both: no number was compared"))
+        none = f"of {len(now)} cells that are settled in both none has {' or '.join(metrics)}"
+        why = none if len(now) else "no cell is settled in both"
+        findings.append(_finding("numbers", "none", 0, f"{why}: no number was compared"))
     return [*findings, *(_loss(metric, base, now, tolerance) for metric in there)]
 
 

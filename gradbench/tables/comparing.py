@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -30,9 +31,10 @@ _WORDS = {
     Exit.OK: "nothing is worse than noise",
     Exit.CHECK_FAILED: "worse",
     Exit.INCOMPLETE: "unfinished",
-    Exit.NOTHING: "no common cell",
+    Exit.NOTHING: "nothing compared",
 }
 _TOLD = ("commit", "dirty", "device", "processor", "torch", "cuda", "python", "source")  # of an environment
+LISTED = 4  # values that a message names
 SHARED = "shared "  # begins the key of a row that shares its coordinates with another one
 Across = tuple[str, Any, Any]  # a column or an option, its value in the first run and in the second
 
@@ -42,7 +44,8 @@ class Comparison(Ended):
     """Two runs, cell by cell. The second one is judged by the first, and passed where nothing is worse than noise."""
 
     table: DataFrame  # a row a metric: cells, median change, worst change with what is noise there, and its cell
-    # 0: nothing is worse than noise; 1: something is, or is missing; 3: the second is unfinished; 4: no common cell
+    # 0: nothing is worse than noise; 1: something is, or is missing; 3: the second is unfinished; 4: no common cell, or
+    # none that is settled in both
     code: Exit
     common: int
     only_a: int
@@ -56,7 +59,8 @@ class Comparison(Ended):
     def line(self) -> str:
         """The comparison in one line."""
         failed = sum(not f.passed for f in self.findings)
-        more = f"  {failed} of {len(self.findings)} comparisons failed" if failed else ""
+        told = failed and self.code is not Exit.NOTHING  # else there was no comparison
+        more = f"  {failed} of {len(self.findings)} comparisons failed" if told else ""
         return (
             f"COMPARED {_WORDS[self.code]} ({self.code.value}){more}  {self.common} cells in both, "
             f"{self.only_a} only in the first, {self.only_b} only in the second"
@@ -102,12 +106,15 @@ def compared(
     left["dtype"] = np.where(right["dtype"] == "float32", "float32", left["dtype"])  # of two dtypes the coarser one
     for metric in asked:
         left[f"{metric}_noise"] = np.fmax(left[f"{metric}_noise"], right[f"{metric}_noise"])
-    told = [_missing(before, after), *losses(left, right, 0.0, asked)] if len(common) else []
+    told = (
+        [_missing(before, after), *losses(left, right, 0.0, asked)] if len(common) else [_apart(before, after, across)]
+    )
     findings = tuple(replace(f, kind="compare") for f in told)
     pairs = _pairs(left, right, asked)
     both = [{k: run.env.get(k) for k in _TOLD} | {"thresholds": run.plan["thresholds"]} for run in (a, b)]
     differ = {k: (both[0][k], both[1][k]) for k in both[0] if both[0][k] != both[1][k]}
-    code = Exit.NOTHING if not len(common) else Exit.OK if all(findings) else Exit.CHECK_FAILED
+    nothing = pairs.empty and all(f.result != "fail" for f in findings)
+    code = Exit.NOTHING if nothing else Exit.OK if all(findings) else Exit.CHECK_FAILED
     if len(common) and len(b.cells) < len(b.plan["cells"]) + len(b.plan["skipped"]):
         code = Exit.INCOMPLETE
     only = len(before) - len(common), len(after) - len(common)
@@ -132,6 +139,40 @@ def _missing(before: DataFrame, after: DataFrame) -> Finding:
     row = before[~there].iloc[0]
     detail = f"{told}; first without {row['cell']}, {where_is(row)}"
     return Finding("every cell of the first run", "fail", len(before), detail, row["cell"])
+
+
+def _apart(before: DataFrame, after: DataFrame, across: Across | None) -> Finding:
+    """Why two runs have no cell in common: the coordinates of which they share no value, and how to pair one."""
+    apart = []
+    for name in (*("system_label", "estimator_label"), *COORDINATES):
+        kind = name.removesuffix("_label")
+        if across is not None and across[0] in (name, kind):
+            continue
+        mine, that = (rows[name].dropna().unique().tolist() for rows in (before, after))
+        if not set(mine) & set(that) and (mine or that):
+            apart.append((kind, mine, that))
+    told = "no cell is in both"
+    if shared := sum(rows.index.str.startswith(SHARED).sum() for rows in (before, after)):
+        told += f"; {shared} share all other coordinates with another cell, so that none is its partner"
+    for kind, mine, that in apart:
+        told += f"; {kind} is {_listed(mine)} in the first and {_listed(that)} in the second"
+    if not apart:
+        told += ": no coordinate differs everywhere, and no cell has all of them as one of the other run has"
+    elif len(apart) == 1 and across is None:
+        kind = apart[0][0]
+        pair = [_value(v) for v in (before[kind].iloc[0], after[kind].iloc[0]) if v == v]
+        if len(set(pair)) > 1:  # two labels may have one name, and their options are what differs
+            told += f"; to pair two values of it: --across {shlex.quote(f'{kind}={pair[0]},{pair[1]}')}"
+    return Finding("every cell of the first run", "none", 0, told)
+
+
+def _value(value: Any) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
+
+
+def _listed(values: Sequence[Any]) -> str:
+    more = f" and {len(values) - LISTED} more" if len(values) > LISTED else ""
+    return (", ".join(map(_value, values[:LISTED])) or "not used") + more
 
 
 def _across(rows: DataFrame, across: Across, value: Any) -> DataFrame:
