@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 from tiny import GATED, TINY
@@ -17,6 +18,10 @@ from gradbench.tables.store import Run
 
 # before torch is imported, here or in a process that a test starts: on tiny tensors threads only wait for each other
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# an example that takes 200 ms says that the machine is busy
+hypothesis.settings.register_profile("gradbench", deadline=None)
+hypothesis.settings.load_profile("gradbench")
 
 
 @pytest.fixture

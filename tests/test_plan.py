@@ -97,7 +97,7 @@ def test_a_truncation_deeper_than_the_relaxation_is_skipped_and_a_longer_adjoint
 
 
 @given(st.lists(GRIDS, min_size=1, max_size=2))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_the_plan_is_the_union_of_the_products_with_unused_coordinates_blanked(grids: list[dict[str, Any]]) -> None:
     def expected(grid: dict[str, Any]) -> set[tuple[Any, ...]]:
         return {
@@ -116,7 +116,7 @@ def test_the_plan_is_the_union_of_the_products_with_unused_coordinates_blanked(g
 
 
 @given(st.lists(GRIDS, min_size=1, max_size=2))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_cells_share_a_problem_exactly_where_they_share_the_free_trajectory(grids: list[dict[str, Any]]) -> None:
     p = planned(*grids)
     own = {"estimator", "estimator_options", "T1", "T2", "beta"}
@@ -128,7 +128,7 @@ def test_cells_share_a_problem_exactly_where_they_share_the_free_trajectory(grid
 
 
 @given(st.lists(GRIDS, min_size=1, max_size=2))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_every_cell_is_in_one_problem_one_family_and_one_pass(grids: list[dict[str, Any]]) -> None:
     p = planned(*grids)
     passes = [q for problem in p.problems for q in (problem.reverse, *problem.passes)]
