@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from gradbench.planning.suites import Check, Suite
     from gradbench.tables.findings import Finding
 
+RESULTS = "results"  # the folder of results of the command, below the one in which pytest runs
+
 
 @pytest.fixture(scope="session")
 def gradbench_check(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Results]:
@@ -26,8 +28,10 @@ def gradbench_check(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., R
     A keyword that is a metric is what every cell must reach: the least value of a cosine, the largest one of rel_error
     and residual, and of any metric a pair (least, largest), where None is no bound. Any other keyword is one of
     `where`: it chooses cells by coordinate, option, name or status, a list for several values. As in a check of a
-    suite, settled cells are looked at unless status= names others, and no cell is a failure. Without keywords, the
-    checks of the suite itself must pass. Returns the results.
+    suite, settled cells are looked at unless status= names others, and no cell is a failure. Returns the results.
+
+    Without keywords the verdict must be a pass, which is that of `gradbench check`: the checks of the suite, and its
+    baseline where results/baselines or gradbench has one. `baseline` is the file of another one, or "none".
 
     `out` is the folder of results, by default one of this session, where a suite is measured once however often it is
     asserted; `device` and `overrides` are those of gradbench.run, and `where` holds keys that have the name of an
@@ -52,21 +56,27 @@ def assert_readings(
     device: str = "auto",
     overrides: dict[str, Any] | None = None,
     where: Mapping[str, Any] | None = None,
+    baseline: str | Path | None = None,
     **named: Any,
 ) -> Results:
     """What the fixture `gradbench_check` is."""
     __tracebackhide__ = True
     from gradbench.api.results import run
     from gradbench.commands.running import prepare
+    from gradbench.errors import UserError
+    from gradbench.tables.baselines import demanded
     from gradbench.tables.checks import evaluate
     from gradbench.tables.verdict import judge
     from gradbench.vocabulary.exit import Exit
 
     checks = _checks(named, where or {})
+    if checks and baseline is not None:
+        raise UserError(f"gradbench_check: baseline is of the verdict; {checks[0].metric} asks for one check alone")
     loaded, planned = prepare(suite, overrides)
     planned.verify(checks, "gradbench_check")
     results = run(suite, out=out, device=device, overrides=overrides)
-    verdict = judge(results)
+    demand, unheld = (None, "") if checks else demanded(results, baseline, out=Path(RESULTS))
+    verdict = judge(results, demand=demand, unheld=unheld)
     findings, headline = verdict.findings, verdict.line
     if checks and verdict.code is not Exit.STORE:
         findings = tuple(evaluate(check, results.cells) for check in checks)

@@ -102,6 +102,38 @@ def test_a_rule_that_does_not_conform(gradbench_conform):
     gradbench_conform(halved, batch=2)
 """
 
+BASELINE = """
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+import gradbench
+from gradbench.tables.baselines import read_baseline, set_baseline
+from gradbench.tables.store import write_table
+
+def test_a_baseline_of_before_is_made(tmp_path):
+    run = gradbench.run("suites/gated.toml", out=tmp_path, device="cpu").run
+    path = set_baseline([run], Path("results"), ["dirty"])
+    shutil.copy(path, "lower.parquet")
+    rows = read_baseline(path, "gated")
+    cosine = np.where(rows["estimator"].to_numpy() == "ep", 1.0, rows["cosine"].to_numpy())
+    write_table(path, rows.set_column(rows.column_names.index("cosine"), "cosine", pa.array(cosine)))
+
+def test_that_of_the_suite(gradbench_check):
+    gradbench_check("suites/gated.toml", device="cpu")
+
+def test_another(gradbench_check):
+    gradbench_check("suites/gated.toml", device="cpu", baseline="lower.parquet")
+
+def test_none(gradbench_check):
+    gradbench_check("suites/gated.toml", device="cpu", baseline="none")
+
+def test_one_check(gradbench_check):
+    gradbench_check("suites/gated.toml", device="cpu", estimator="aep", cosine=0.9)
+"""
+
 MISTAKES = [
     ("cosine_min=7", None),  # a bound that no cosine reaches is a failure and no mistake
     ("cosine_mn=0.9", r"cosine_mn choose cells, and no metric says what these must reach"),
@@ -114,6 +146,7 @@ MISTAKES = [
     ("cosine=(0.9, 0.1)", r"min = 0\.9 is above max = 0\.1"),
     ("cosine=float('nan')", r"min: nan is not finite|min: .*nan"),
     ("cosine='high'", r"min: 'high'"),
+    ("cosine=0.9, baseline='none'", r"baseline is of the verdict; cosine asks for one check alone"),
     ("cosine=0.9, status='setled'", r"'setled' is not a status. Did you mean 'settled'"),
 ]
 
@@ -142,6 +175,13 @@ def test_what_does_not_hold_fails_and_names_the_worst_cell(repository: pytest.Py
         r"estimator halved: failed; \d+ checks pass",
     ):
         assert re.search(line, told, re.MULTILINE), (line, told)
+
+
+def test_without_keywords_a_suite_is_held_to_its_baseline(repository: pytest.Pytester) -> None:
+    counts, text = tried(repository, BASELINE)
+    assert counts == {"passed": 4, "failed": 1}, text
+    worse = r"^E +FAIL  cosine is no worse  2 are worse, most 1 -> 0\.\d+ at \w{16}, toy"
+    assert re.search(worse, text, re.MULTILINE), text
 
 
 def test_a_mistake_is_told_before_anything_runs(repository: pytest.Pytester) -> None:
