@@ -44,6 +44,18 @@ def result(cells: pd.DataFrame, **check: Any) -> str:
     ).result
 
 
+def test_an_option_with_the_name_of_a_result_chooses_by_the_option() -> None:
+    """Else a rule with an option gamma is not looked at, and one with a perfect gamma is in its place."""
+    mine = cell(cosine=0.2, estimator_options='{"gamma": 1.0}', gamma=0.3)
+    other = cell("aep", cosine=1.0, estimator_options='{"gamma": 0.5}', gamma=1.0)
+    exact = cell("bptt", cosine=0.1, estimator_options="{}", gamma=1.0)
+    assert result(frame(mine, other, exact), where={"gamma": 1.0}, min=0.5) == "fail"
+    assert result(frame(mine, other, exact), where={"gamma": 0.5}, min=0.5) == "pass"
+    against = {"where": {"gamma": 1.0}, "against": "bptt"}
+    assert result(frame(mine, other, exact), **against, min=0.05) == "pass"
+    assert result(frame(mine, other, exact), **against, min=0.15) == "fail"
+
+
 @pytest.mark.parametrize(
     ("bounds", "expected"),
     [

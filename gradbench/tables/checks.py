@@ -18,6 +18,7 @@ import numpy as np
 
 from gradbench.planning.selection import IDENTITY
 from gradbench.planning.suites import ANY
+from gradbench.tables import schema
 from gradbench.tables.findings import Finding
 from gradbench.tables.selecting import selected
 from gradbench.vocabulary.coordinates import COORDINATES
@@ -113,7 +114,7 @@ def _bounded(check: Check, values: DataFrame, matched: int) -> Finding:
 
 def _partners(cells: DataFrame, where: Mapping[str, Any], against: str) -> DataFrame:
     """Rows of the estimator to compare with. `against` is a label, or else a name, which labels may share."""
-    shared = {k: v for k, v in where.items() if k in cells.columns and not k.startswith("estimator") and k != "status"}
+    shared = {k: v for k, v in where.items() if k in schema.IDENTITY and not k.startswith("estimator")}
     rows = selected(cells, shared)
     exact = rows[rows["estimator_label"] == against]
     return rows[rows["estimator"] == against] if exact.empty else exact
