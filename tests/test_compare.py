@@ -158,9 +158,26 @@ def test_a_rule_that_was_edited_is_compared_with_what_it_was(tmp_path: Path) -> 
 def test_an_unfinished_run_is_exit_3(gated: Run, other: Run) -> None:
     (other.folder / "tables.json").unlink()
     sorted((other.folder / "records").iterdir())[0].unlink()
-    comparison = gb.compare(gated, other)
-    assert (comparison.code, comparison.only_a > 0) == (Exit.INCOMPLETE, True)
-    assert comparison.line.startswith("COMPARED unfinished (3)")
+    for comparison in (gb.compare(gated, other), gb.compare(other, gated)):  # few cells of the first pass for all
+        assert (comparison.code, comparison.only_a + comparison.only_b > 0) == (Exit.INCOMPLETE, True)
+        assert comparison.line.startswith("COMPARED unfinished (3)")
+
+
+def test_a_run_with_looser_thresholds_is_worse(gated: Run, finished: Path, tmp_path: Path) -> None:
+    loose = tmp_path / "gated.toml"
+    loose.write_text((finished.parents[2] / "gated.toml").read_text() + "\n[thresholds]\nresidual = 1.0\n")
+    comparison = gb.compare(gated, gb.run(str(loose), out=tmp_path, device="cpu"))
+    assert comparison.code is Exit.CHECK_FAILED
+    assert [(f.name, f.detail) for f in comparison.findings if not f] == [
+        ("the thresholds are those of the first run", "residual: 0.0001 -> 1.0")
+    ]
+
+
+def test_a_metric_that_is_named_twice_is_compared_once(gated: Run, other: Run) -> None:
+    remeasured(other, at(HERE, lambda row: reading(row, 0.1)))
+    assert gb.compare(gated, other, ["cosine", "cosine"]).table["metric"].tolist() == ["cosine"]
+    with pytest.raises(UserError, match=r"metrics: got 'cosine', expected a list of names, as in \['cosine'\]"):
+        gb.compare(gated, other, "cosine")
 
 
 def test_what_compares_nothing_is_a_mistake(gated: Run, capsys: Any) -> None:

@@ -30,6 +30,8 @@ def compare(
     `across` leaves a coordinate or an option out of the key and pairs its two values, as in
     `{"estimator": ["ep", "aep"]}`. Raises UserError for what is no run or no metric, StoreError for a damaged run.
     """
+    if isinstance(metrics, str):
+        raise UserError(f"metrics: got {metrics!r}, expected a list of names, as in [{metrics!r}]")
     first, second = (trusted(r if isinstance(r, Run) else runs.find(str(r), Path(out))) for r in (a, b))
     try:
         return compared(first, second, metrics, None if across is None else _pair(across))

@@ -383,7 +383,8 @@ def compare_with(demand: Demand, run: Snapshot) -> list[Finding]:
     common = base.index.intersection(now.index, sort=False)
     findings = [_coverage(demand, table, base, now, common)]
     if len(common):
-        findings.append(_thresholds(table, run, len(common)))
+        was = json.loads(table.schema.metadata[THRESHOLDS])
+        findings.append(same_thresholds("the baseline", was, run.plan["thresholds"], len(common)))
         findings += losses(base.loc[common], now.loc[common], demand.tolerance)
         findings += [_floored(metric, floor, base, now) for metric, floor in demand.floors.items()]
     return findings
@@ -411,10 +412,9 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, str) else None if value is None or value != value else float(value)
 
 
-def _thresholds(table: pa.Table, run: Snapshot, cells: int) -> Finding:
+def same_thresholds(whose: str, was: Mapping[str, Any], now: Mapping[str, Any], cells: int) -> Finding:
     """Whether statuses were decided by the same numbers."""
-    was = json.loads(table.schema.metadata[THRESHOLDS])
-    name, now = "the thresholds are those of the baseline", run.plan["thresholds"]
+    name = f"the thresholds are those of {whose}"
     differ = [f"{k}: {was.get(k)} -> {now.get(k)}" for k in sorted({*was, *now}) if was.get(k) != now.get(k)]
     return _finding(name, "fail" if differ else "pass", cells, ", ".join(differ) or "all of them are equal")
 

@@ -13,7 +13,7 @@ import numpy as np
 from gradbench.errors import UserError, near_miss
 from gradbench.planning.registry import DIGEST
 from gradbench.planning.suites import ANY
-from gradbench.tables.baselines import allowance, by_place, losses, merged, settled_in_both, worse
+from gradbench.tables.baselines import allowance, by_place, losses, merged, same_thresholds, settled_in_both, worse
 from gradbench.tables.checks import where_is
 from gradbench.tables.findings import Finding
 from gradbench.tables.schema import BETTER
@@ -44,8 +44,8 @@ class Comparison(Ended):
     """Two runs, cell by cell. The second one is judged by the first, and passed where nothing is worse than noise."""
 
     table: DataFrame  # a row a metric: cells, median change, worst change with what is noise there, and its cell
-    # 0: nothing is worse than noise; 1: something is, or is missing; 3: the second is unfinished; 4: no common cell, or
-    # none that is settled in both
+    # 0: nothing is worse than noise; 1: something is, or is missing; 3: one of them is unfinished; 4: nothing was
+    # compared, since no cell is common or none is settled in both
     code: Exit
     common: int
     only_a: int
@@ -97,7 +97,7 @@ def compared(
     for metric in metrics or ():
         if metric not in BETTER:
             raise UserError(f"{metric!r} is no metric with a direction{near_miss(metric, BETTER)}")
-    asked = tuple(metrics) if metrics else tuple(BETTER)
+    asked = tuple(dict.fromkeys(metrics)) if metrics else tuple(BETTER)
     before, after = (by_place(merged([run])) for run in (a, b))
     if across is not None:
         before, after = (_across(rows, across, value) for rows, value in zip((before, after), across[1:], strict=True))
@@ -106,16 +106,17 @@ def compared(
     left["dtype"] = np.where(right["dtype"] == "float32", "float32", left["dtype"])  # of two dtypes the coarser one
     for metric in asked:
         left[f"{metric}_noise"] = np.fmax(left[f"{metric}_noise"], right[f"{metric}_noise"])
-    told = (
-        [_missing(before, after), *losses(left, right, 0.0, asked)] if len(common) else [_apart(before, after, across)]
-    )
+    told = [_apart(before, after, across)]
+    if len(common):
+        same = same_thresholds("the first run", a.plan["thresholds"], b.plan["thresholds"], len(common))
+        told = [_missing(before, after), same, *losses(left, right, 0.0, asked)]
     findings = tuple(replace(f, kind="compare") for f in told)
     pairs = _pairs(left, right, asked)
-    both = [{k: run.env.get(k) for k in _TOLD} | {"thresholds": run.plan["thresholds"]} for run in (a, b)]
+    both = [{k: run.env.get(k) for k in _TOLD} for run in (a, b)]
     differ = {k: (both[0][k], both[1][k]) for k in both[0] if both[0][k] != both[1][k]}
     nothing = pairs.empty and all(f.result != "fail" for f in findings)
     code = Exit.NOTHING if nothing else Exit.OK if all(findings) else Exit.CHECK_FAILED
-    if len(common) and len(b.cells) < len(b.plan["cells"]) + len(b.plan["skipped"]):
+    if len(common) and any(len(run.cells) < len(run.plan["cells"]) + len(run.plan["skipped"]) for run in (a, b)):
         code = Exit.INCOMPLETE
     only = len(before) - len(common), len(after) - len(common)
     sides = _side(a, across, 1, alone=a.folder == b.folder), _side(b, across, 2, alone=a.folder == b.folder)
