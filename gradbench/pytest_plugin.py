@@ -112,7 +112,10 @@ def _checks(named: Mapping[str, Any], where: Mapping[str, Any]) -> list[Check]:
     from gradbench.planning import suites
     from gradbench.vocabulary.notation import METRICS
 
-    chosen = {**where, **{k: v for k, v in named.items() if k not in METRICS}}
+    chosen = {k: v for k, v in named.items() if k not in METRICS}
+    if twice := chosen.keys() & where.keys():
+        raise UserError(f"gradbench_check: {min(twice)} is given twice, in where and as a keyword")
+    chosen = {**where, **chosen}
     chosen = {k: list(v) if isinstance(v, tuple) else v for k, v in chosen.items()}
     metrics = {k: v for k, v in named.items() if k in METRICS}
     if chosen and not metrics:

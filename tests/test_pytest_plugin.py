@@ -139,6 +139,7 @@ MISTAKES = [
     ("cosine_mn=0.9", r"cosine_mn choose cells, and no metric says what these must reach"),
     ("cosine=0.9, cosine_mn=0.9", r"where\.cosine_mn is neither a coordinate nor an option"),
     ("cosine=0.9, estimator='app'", r"no planned cell has estimator = \"app\""),
+    ("where={'estimator': 'ep'}, estimator='bptt', cosine=0.9", r"estimator is given twice, in where and as a keyword"),
     ("norm_ratio=0.9", r"norm_ratio = 0\.9: has no better direction; give a pair"),
     ("rho=0.9", r"rho = 0\.9: has no better direction"),
     ("cosine=(0.9,)", r"cosine = \(0\.9,\): expected a number or \(least, largest\)"),

@@ -12,6 +12,7 @@ from gradbench.errors import UserError, near_miss, public
 from gradbench.planning import registry, suites, values
 from gradbench.planning.overrides import ITEMS, of_overrides
 from gradbench.planning.suites import Suite
+from gradbench.tables.schema import IDENTITY
 from gradbench.tables.store import Run
 from gradbench.vocabulary.coordinates import COORDINATES
 from gradbench.vocabulary.status import Status
@@ -133,12 +134,14 @@ class Results(Run):
             raise UserError(f"check: {first!r} is no key of a check, and no metric is named{near_miss(first, known)}")
         if named:
             raise UserError(f"check: {named[0]} is of the verdict; {next(iter(claim))!r} asks for one check alone")
-        where = dict(claim.get("where") or {}) | {k: v for k, v in claim.items() if k not in keys}
-        asked = {k: v for k, v in claim.items() if k in keys} | {"name": "check", "where": where}
+        more, where = {k: v for k, v in claim.items() if k not in keys}, dict(claim.get("where") or {})
+        if twice := more.keys() & where.keys():
+            raise UserError(f"check: {min(twice)} is given twice, in where and as a keyword")
+        asked = {k: v for k, v in claim.items() if k in keys} | {"name": "check", "where": where | more}
         content = suites.parse_check(asked, "check")
         refuse_hopeless([content], "check")
         cells = trusted(self).cells
-        planned = cells[cells["status"] != Status.SKIPPED]
+        planned = cells.loc[cells["status"] != Status.SKIPPED, list(IDENTITY)]  # a result chooses no cell
         verify_items(planned.to_dict("records"), "planned", [content], "check")
         return evaluate(content, cells)
 
