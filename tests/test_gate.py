@@ -390,6 +390,30 @@ TABLE |= {
 }
 
 
+TABLE |= {
+    "labels of two rules swapped everywhere": (
+        column("estimator_label", lambda v: [{"ep": "aep", "aep": "ep"}.get(label, label) for label in v]),
+        "a label for every rule and system",
+        "64 cells have another name in estimator_label",
+    ),
+    "a label with a letter that looks like another one": (
+        column("estimator_label", every("\N{CYRILLIC SMALL LETTER A}ep"), estimator="aep"),
+        "a label for every rule and system",
+        "32 cells have another name in estimator_label",
+    ),
+    "the data of another system": (
+        column("dataset", first("digits")),
+        "a data set is that of its system",
+        "1 cell have another data set than their system",
+    ),
+    "a column twice": (
+        {"cells": lambda t: t.append_column("cosine_min", pa.array(np.ones(len(t))))},
+        "every file can be read",
+        "cells.parquet: its columns are not those of schema version 4",
+    ),
+}
+
+
 def perfect(table: pa.Table, ratio: float = 1.0) -> pa.Table:
     """The worst reading of a table, with cosine 1 and an error that agrees."""
     records = table.to_pylist()
@@ -863,6 +887,8 @@ def test_a_check_of_results_is_verified_as_a_check_of_a_suite_is(gated: Run) -> 
         ({"estimater": "aep"}, "where.estimater is neither a coordinate nor an option. Did you mean 'estimator'"),
         ({"estimator": "app"}, 'no planned cell has estimator = "app"'),
         ({"seed": [3, 4]}, "where.seed has a value that no cell has: no planned cell has seed = 4"),
+        ({"cosine": 1.0}, "where.cosine is neither a coordinate nor an option"),  # a result would choose what it wants
+        ({"where": {"estimator": "ep"}, "estimator": "bptt"}, "estimator is given twice, in where and as a keyword"),
     ):
         with pytest.raises(UserError, match=message):
             results.check(metric="cosine_min", min=0.9, **where)
@@ -906,10 +932,14 @@ def test_a_run_among_those_of_another_suite_is_told(gated: Run, tmp_path: Path, 
     there.folder.parent.rename(tmp_path / "out" / "runs" / "gated")
     assert judge(Run(tmp_path / "out" / "runs" / "gated" / "one")).code is Exit.OK
     (tmp_path / "out" / "runs" / "smoke").mkdir()
-    for name in ("../gated/one", "..", str(gated.folder)):
-        pointer.write_text(name)
+    for name in ("../gated/one", "..", str(gated.folder), b"\xff/"):
+        pointer.write_bytes(name if isinstance(name, bytes) else name.encode())
         with pytest.raises(StoreError, match=r"latest: names .*, which is no run beside it"):
             find("smoke", tmp_path / "out")
+    pointer.unlink()
+    pointer.mkdir()
+    with pytest.raises(StoreError, match=r"latest: Is a directory$"):
+        find("smoke", tmp_path / "out")
 
 
 def test_an_empty_name_is_no_run(gated: Run, monkeypatch: pytest.MonkeyPatch) -> None:

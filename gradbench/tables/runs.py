@@ -85,7 +85,8 @@ def find(name: str, out: Path = Path("results")) -> Run:
 
 
 def _pointed(pointer: Path) -> Run:
-    name = pointer.read_text().strip()
+    with guarded(pointer):
+        name = pointer.read_bytes().decode(errors="replace").strip()
     if Path(name).name != name or name == "..":
         raise StoreError(f"{pointer}: names {name!r}, which is no run beside it")
     run = Run(pointer.parent / name)

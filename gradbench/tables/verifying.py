@@ -199,7 +199,7 @@ def _row_faults(run: Snapshot, planned: _Planned) -> Iterator[Fault]:
     if moved:
         words = f"do not stand where their key says ({next(iter(moved.values()))})"
         yield "a key is the digest of its coordinates", counted(list(moved), words)
-    yield from _label_faults(table)
+    yield from _label_faults(table, planned)
     grouped: dict[str | None, list[str]] = {}
     for key, problem in zip(keys, table["problem"].to_pylist(), strict=True):
         grouped.setdefault(problem, []).append(key)
@@ -208,8 +208,18 @@ def _row_faults(run: Snapshot, planned: _Planned) -> Iterator[Fault]:
         yield "a problem has all its cells", f"{len(wrong)} problems hold other cells than theirs; first {wrong[0]}"
 
 
-def _label_faults(table: pa.Table) -> Iterator[Fault]:
+def _label_faults(table: pa.Table, planned: _Planned) -> Iterator[Fault]:
+    """Whether words that follow from coordinates do: labels, which begin with a name, and the data set of a system."""
+    keys = table["cell"].to_pylist()
+    options = {key: point[POINT.index("system_options")] for key, point in planned.points.items()}
+    of_system = {text: json.loads(text).get("dataset") for text in set(options.values())}
+    there = zip(keys, table["dataset"].to_pylist(), strict=True)
+    if wrong := [key for key, name in there if key in options and of_system[options[key]] != name]:
+        yield "a data set is that of its system", counted(wrong, "have another data set than their system")
     for kind in ("system", "estimator"):
+        named = zip(keys, table[kind].to_pylist(), table[f"{kind}_label"].to_pylist(), strict=True)
+        if wrong := [key for key, name, label in named if not f"{label} ".startswith(f"{name} ")]:
+            yield "a label for every rule and system", counted(wrong, f"have another name in {kind}_label")
         columns = [table[name].to_pylist() for name in (kind, f"{kind}_options", f"{kind}_label")]
         pairs = set(zip(*columns, strict=True))
         if len(pairs) != len({pair[:2] for pair in pairs}) or len(pairs) != len({pair[2] for pair in pairs}):
