@@ -416,6 +416,8 @@ def test_a_baseline_refuses_what_it_should_not_be_made_of_unless_told(
     with pytest.raises(UserError, match=r"is foreign: its plan is .*--allow foreign"):
         set_baseline([gated, other], tmp_path)
     assert set_baseline([gated, other], tmp_path, ["foreign"]).is_file()
+    with pytest.raises(UserError, match=r"^out = /dev/null/here: /dev/null is no folder, expected one of results"):
+        set_baseline([gated], Path("/dev/null/here"))
     with pytest.raises(UserError, match="is named twice"):
         set_baseline([gated, gated], tmp_path)
     with pytest.raises(UserError, match="is named twice"):

@@ -440,10 +440,10 @@ def test_a_run_folder_that_is_deleted_halfway_is_a_store_error_and_the_next_run_
     assert len(run(suite).cells) == 60
 
 
-def test_results_below_a_file_are_a_store_error_and_nothing_is_measured(write_suite: Any, solved: list[str]) -> None:
+def test_results_below_a_file_are_a_mistake_and_nothing_is_measured(write_suite: Any, solved: list[str]) -> None:
     suite = write_suite()
     (suite.parent / "file").write_text("")
-    with pytest.raises(StoreError, match="file"):
+    with pytest.raises(UserError, match=r"^out = .*/file: .*/file is no folder, expected one of results$"):
         run(suite, out=suite.parent / "file")
     assert solved == []
 

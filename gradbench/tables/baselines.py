@@ -30,6 +30,7 @@ from gradbench.planning.suites import Check
 from gradbench.tables.checks import evaluate, where_is
 from gradbench.tables.consistency import RANGE_ERROR
 from gradbench.tables.findings import Finding
+from gradbench.tables.runs import results_folder
 from gradbench.tables.schema import BETTER, IDENTITY, OUTCOME
 from gradbench.tables.store import BEGAN, SCHEMA, read_metadata, read_table, write_table
 from gradbench.tables.verifying import PLAN, POINT, verify
@@ -204,11 +205,13 @@ def set_baseline(runs: Sequence[Run], out: Path, allow: Collection[str] = ()) ->
 
     A value is the median over the runs, its noise their spread; of a single run it is `NOISE`. The status of a cell is
     the first in the order of precedence over the runs. Raises UserError for a run that is partial, dirty, damaged,
-    failing or foreign to the first one, and for runs that disagree, where that is not allowed.
+    failing or foreign to the first one, and for runs that disagree, where that is not allowed, and for an `out` that
+    can be no folder.
     """
     for word in allow:
         if word not in REFUSED:
             raise UserError(f"--allow {word}: is nothing that a run is refused for{near_miss(word, REFUSED)}")
+    out = results_folder(out)
     folders = [run.folder.resolve() for run in runs]
     if twice := [str(folder) for i, folder in enumerate(folders) if folder in folders[:i]]:
         raise UserError(f"{twice[0]}: is named twice; a run has no spread against itself")
