@@ -942,6 +942,20 @@ def test_a_run_among_those_of_another_suite_is_told(gated: Run, tmp_path: Path, 
         find("smoke", tmp_path / "out")
 
 
+@pytest.mark.parametrize("name", ["gated", "latest"])
+def test_a_folder_with_the_name_of_a_suite_is_not_taken_for_its_run(
+    gated: Run, another: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    there = shutil.copytree(gated.folder, tmp_path / "results" / "runs" / "gated" / "one")
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(another, name)
+    assert find(name).folder == Path(name)  # no run of the results has this name
+    (there.parent / "latest").write_text("one")
+    with pytest.raises(UserError, match=f"run '{name}' is ambiguous: .*; write ./{name} for the folder, or the path"):
+        find(name)
+    assert find(f"./{name}").folder == Path(name)
+
+
 def test_an_empty_name_is_no_run(gated: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(gated.folder)
     with pytest.raises(UserError, match="the name of the run is empty"):

@@ -63,13 +63,18 @@ def find(name: str, out: Path = Path("results")) -> Run:
     """The run that a name means. Raises UserError where there is none, or more than one."""
     if not name:
         raise UserError("the name of the run is empty: name a path, an id, a suite, or latest")
-    if os.path.isfile(Path(name) / "plan.json"):  # unlike Path.is_file, False for a name too long for a file
-        return Run(Path(name))
     root = out / "runs"
+    pointers = {p.parent.name: p for p in sorted(root.glob(f"*/{POINTER}"), key=lambda p: p.lstat().st_mtime)}
+    if os.path.isfile(Path(name) / "plan.json"):  # unlike Path.is_file, False for a name too long for a file
+        if name in pointers or (name == POINTER and pointers):
+            ways = f"write {os.path.join('.', name)} for the folder, or the path of the other run"
+            raise UserError(
+                f"run {name!r} is ambiguous: a folder here is a run, and {root} has one of that name; {ways}"
+            )
+        return Run(Path(name))
     there = [p.parent for p in root.glob("*/*/plan.json")]
     if not there:
         raise UserError(f"there is no run in {root} yet; make one with: gradbench run SUITE")
-    pointers = {p.parent.name: p for p in sorted(root.glob(f"*/{POINTER}"), key=lambda p: p.stat().st_mtime)}
     if name == POINTER and pointers:
         return _pointed(list(pointers.values())[-1])
     if name in pointers:
