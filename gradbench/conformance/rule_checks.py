@@ -39,6 +39,7 @@ SAME = 1e-9  # relative: rows, cells and examples at once and one at a time
 MODEST = 1e-3  # relative: a rule that is closer where it claims nothing could claim more
 STILL = 1e-8  # relative change of a step from which on a system of the caller is at rest
 LONGER = 4  # times its T1, to get there
+OTHER_STATE = "A rule that is written for a state of several tensors is tried on a system that has one: on=SYSTEM"
 MIXED = 1e-3  # relative: up to which an estimate is a mixture of known gradients
 
 
@@ -161,7 +162,7 @@ def rule_findings(rule: AbstractEstimator, tried_on: Sequence[Place]) -> Iterato
     for finding in all_tried(needed.items(), needed=True):
         yield finding
     if finding.failed:
-        yield Finding("all other checks", "none", math.nan, math.nan, f"mend this first: {finding.name}")
+        yield Finding("all other checks", "none", math.nan, math.nan, f"mend this first: {finding.name}. {OTHER_STATE}")
         return
     further: dict[str, Callable[[], Number]] = {
         "several T1 and beta at once are each by itself": partial(_rows, rule, first),
@@ -413,7 +414,12 @@ def _terms(rule: AbstractEstimator, tried_on: Sequence[Place]) -> Number:
     terms = rule.terms(T2 if "T2" in rule.uses else None)
     for place in tried_on:
         linear, free = place.field.system, place.settled
-        if terms is None or not isinstance(linear, SymmetricLinear | SkewedLinear) or linear.projects:
+        if terms is None or isinstance(linear, ToyCons | ToyNoncons):
+            continue
+        if isinstance(linear, SymmetricLinear | SkewedLinear):
+            if linear.projects:
+                continue
+        elif rule.phase.linearises:  # on a system that is not linear a nudged phase is no adjoint
             continue
         if rule.phase.step_size_key is not None:
             continue
@@ -423,7 +429,8 @@ def _terms(rule: AbstractEstimator, tried_on: Sequence[Place]) -> Number:
         got = estimate(rule, free, T2)
         numbers[place.name], told[place.name] = gap(got, expected), diagnosis(got, expected, place, free)
     if not numbers:
-        raise NotTriedError("the rule does not say how many terms of the adjoint series its credit stands for")
+        why = "the rule does not say how many terms of the adjoint series its credit stands for"
+        raise NotTriedError(why if terms is None else "of a rule that nudges it is read on linear systems")
     name, number = worst(numbers.items())
     return Number(
         number,

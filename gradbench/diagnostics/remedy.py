@@ -123,6 +123,8 @@ def _deeper(case: Case) -> str | None:
             if left <= NEGLIGIBLE:
                 return f"T2 = {T2} brings the error to {left:.1e}"
         return f"T2 = T1 = {free.T1s[0]} is exact"
+    if case.rule.terms(case.T2) is None:
+        return _more_steps(case)
     try:
         limit = case.ladder["implicit"].credit
     except KeyError:  # the solve failed
@@ -178,11 +180,20 @@ def _nudged(case: Case) -> str | None:
     )
 
 
+def _more_steps(case: Case) -> str | None:
+    """A longer second phase of a rule whose credit is no series that the package knows."""
+    for T2 in [case.T2 * factor for factor in LONGER] if case.T2 is not None else ():
+        left = _error(estimate(case.rule, case.relaxed.wide, T2, case.beta), case.ladder.reference)
+        if left <= NEGLIGIBLE:
+            return f"T2 = {T2} brings the error from {case.ladder.whole.whole.rel_error:.2g} to {left:.1e}"
+    return None
+
+
 def _varied(case: Case) -> str | None:
     """The variant that the rule itself names against the culprit, where its error is smaller."""
     cause, _ = case.ladder.culprit
     if cause not in case.rule.variants():
-        return None
+        return None if case.rule.phase.linearises else _more_steps(case)
     change, other = case.rule.variants()[cause]
     error = _error(estimate(other, case.relaxed.as_run, case.T2, case.beta), case.ladder.reference)
     now = case.ladder.whole.whole.rel_error

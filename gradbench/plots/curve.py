@@ -79,7 +79,8 @@ def _lines(ax: Axes, log: DataFrame, column: str, colour: str, dashes: str) -> N
     table = log.pivot(index="step", columns="seed", values=column).dropna(how="all")
     for seed in table:
         ax.plot(table.index, table[seed], color=colour, linestyle=dashes, linewidth=0.7, alpha=0.5)
-    ax.plot(table.index, table.median(axis=1), color=colour, linestyle=dashes, linewidth=2)
+    marker = "o" if len(table) == 1 else ""  # a line of one point is not seen
+    ax.plot(table.index, table.median(axis=1), color=colour, linestyle=dashes, linewidth=2, marker=marker)
 
 
 def _fidelity(ax: Axes, log: DataFrame, column: str, colour: str, marker: str) -> list[float]:

@@ -34,6 +34,8 @@ from gradbench.planning.suites import FolderName, Number, Strict, Whole
 from gradbench.systems.base import AbstractSystem
 from gradbench.vocabulary.coordinates import COORDINATES, Coordinate, Point
 
+ROWS, MOST_BETWEEN = 20, 50  # rows of a log that names no interval, at the least, and steps between two of them
+
 
 def _at_least(least: float, strict: bool = False) -> AfterValidator:
     def check(value: float) -> float:
@@ -83,7 +85,7 @@ class AbstractConfig(Strict):
     random_targets: StrictBool = False  # labels drawn anew in every step: a control, with nothing to learn
     norm_cap: Mapping[str, Positive] = Field({})  # parameter = largest norm, in units of its initial one
     optimiser: Optimiser
-    log_every: Count = 50
+    log_every: Count | None = None  # left out: a twentieth of the steps, and 50 at the most
     eval_every: Count = 100
     eval_batches: Count = 15  # of the test images, at most
     fidelity_every: Count | None = None  # left out: never
@@ -174,6 +176,8 @@ def parse(content: Mapping[str, object], where: str, places: Mapping[str, str] =
     config = config.model_copy(update=defaults | filled)
     with placed(" with ".join([where, *([", ".join(places.values())] if places else [])])):
         _check(config, system, rule)
+    if config.log_every is None:
+        config = config.model_copy(update={"log_every": max(1, min(MOST_BETWEEN, config.length // ROWS))})
     return config
 
 

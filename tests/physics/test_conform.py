@@ -423,8 +423,23 @@ def test_a_rule_that_is_written_for_a_state_of_several_tensors_is_tried_on_a_sys
             total = {name: total[name] + a[name] for name in total}
         return free.back(total)
 
+    @gb.estimator(source="a false claim", terms="T2")
+    def damped(free: Any, T2: int) -> Any:
+        total = a = free.cost_slope
+        for _ in range(T2 - 1):
+            b = free.step_vjp(a)
+            a = {name: 0.5 * (a[name] + b[name]) for name in a}
+            total = {name: total[name] + a[name] for name in total}
+        return free.back({name: 0.5 * total[name] for name in total})
+
     mine = gb.system(**hopfield(), name="mine")
     assert not gb.conform(series).passed
+    assert "on=SYSTEM" in gb.conform(series).findings[-1].advice
+    claim = next(f for f in gb.conform(series, on=mine).findings if "as many terms as it says" in f.name)
+    assert claim.result == "pass"
+    claim = next(f for f in gb.conform(damped, on=mine).findings if "as many terms as it says" in f.name)
+    assert claim.result == "fail"
+    assert "it says 3 terms, and is not the adjoint of 3 terms on mine" in claim.advice
     assert gb.conform(series, on=mine).passed
     with pytest.raises(UserError, match=r"on: after 200 steps 'restless' still moves by \S+ a step"):
         gb.conform(series, on=gb.system(**hopfield() | {"eps": 2.5}, name="restless"))

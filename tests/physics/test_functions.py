@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from linear import B, Line, N, line
 from live import gap, live_field, whole_gap
 from torch import Tensor
+from written import tanh_layer
 
 import gradbench as gb
 from gradbench.commands.explaining import choose, explain
@@ -518,3 +520,22 @@ def test_options_of_a_rule_are_given_by_their_names() -> None:
 def test_a_decorator_without_what_it_needs_says_so(call: Callable[[], object], told: str) -> None:
     with pytest.raises(UserError, match=told):
         call()
+
+
+def test_the_remedy_of_a_rule_that_declares_no_series_was_tried() -> None:
+    @gb.estimator(source="Geng et al. 2021", uses={"T2"})
+    def damped(free: Free, T2: int) -> Any:
+        a = free.cost_slope
+        total = 0.5 * a
+        for _ in range(T2 - 1):
+            a = 0.5 * (a + free.step_vjp(a))
+            total = total + 0.5 * a
+        return free.back(total)
+
+    mine = gb.system(**tanh_layer(), name="mine")
+    remedy = gb.explain(mine, damped, T1=200, T2=3).remedy
+    assert remedy is not None
+    T2, before, after = re.fullmatch(r"T2 = (\d+) brings the error from (\S+) to (\S+)", remedy).groups()  # type: ignore[union-attr]
+    for steps, told in ((3, before), (int(T2), after)):
+        m = gb.measure(mine, damped, T1=200, T2=steps, dtype="float64")
+        assert m.rel_error == pytest.approx(float(told), rel=0.1)

@@ -49,6 +49,12 @@ def test_an_evaluation_shows_no_test_image_twice() -> None:
     assert parsed(batch=100, eval_batches=3).test_batches == 3
 
 
+@pytest.mark.parametrize(("steps", "every"), [(10, 1), (60, 3), (999, 49), (1500, 50)])
+def test_a_log_that_names_no_interval_has_twenty_rows_or_more(steps: int, every: int) -> None:
+    assert parsed(steps=steps).log_every == every
+    assert parsed(steps=steps, log_every=7).log_every == 7
+
+
 def test_the_key_is_of_what_is_trained_and_not_of_its_name() -> None:
     assert parsed().key == parsed(name="other", about="words").key == parsed(T1=100).key
     assert parsed().key == parsed(system={"name": "cet_real", "D": 64}, estimator={"name": "aep", "clip": "none"}).key

@@ -101,12 +101,14 @@ def _panel(ax: Axes, here: DataFrame, styles: dict[str, look.Style]) -> None:
     ax.set(xlabel="", ylabel=f"cosine to BPTT\n{SPACED}")
     ax.grid(visible=False, axis="x")
     width = 0.8 / len(labels)
+    undefined = here["cosine"].isna().groupby([here["param"], here["estimator_label"]]).all()
     for i, name in enumerate(names):
-        for j, label in enumerate(labels):
-            cosines = here[(here["param"] == name) & (here["estimator_label"] == label)]["cosine"]
-            if len(cosines) and cosines.isna().all():
-                x = i + (j - (len(labels) - 1) / 2) * width
-                ax.text(x, 0.02, "undefined", rotation=90, size=8, ha="center", va="bottom", color=styles[label].colour)
+        without = [label for label in labels if undefined.get((name, label), False)]
+        places = {i + (labels.index(label) - (len(labels) - 1) / 2) * width: styles[label].colour for label in without}
+        if len(without) == len(labels) > 1:  # said once, where it is so of every rule
+            places = {i: look.GREY}
+        for x, colour in places.items():
+            ax.text(x, 0.02, "undefined", rotation=90, size=8, ha="center", va="bottom", color=colour)
 
 
 FIGURES: dict[str, Callable[[Tables], Figure | None]] = {
