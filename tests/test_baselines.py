@@ -514,6 +514,18 @@ def test_a_table_of_a_run_is_no_baseline(gated: Run) -> None:
         Results(gated.folder).check(baseline=gated.folder / "cells.parquet")
 
 
+def test_a_verdict_names_the_baseline_as_it_was_looked_for(
+    gated: Run, demand: Demand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = demand.path.parents[1]
+    monkeypatch.chdir(results.parent)
+    assert gated.folder.is_relative_to(results)
+    assert _code(["check", str(gated.folder), "--out", results.name]) == Exit.OK
+    stored = (gated.folder / "verdict.json").read_text()
+    assert f"of {results.name}/baselines/" in stored
+    assert str(results) not in stored
+
+
 def test_check_takes_the_baseline_of_the_suite_where_there_is_one(gated: Run, demand: Demand, capsys: Any) -> None:
     command = ["check", str(gated.folder), "--out", str(demand.path.parents[1])]
     assert _code(command) == Exit.OK

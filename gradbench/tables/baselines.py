@@ -171,7 +171,9 @@ def places_of(run: Run, out: Path | None) -> list[Path]:
     folder = run.folder.absolute()
     near = [folder.parents[2]] if len(folder.parents) > 2 and folder.parents[1].name == "runs" else []
     folders = [*([] if out is None else [out]), *near]
-    places = {path_of(suite, place).absolute(): path_of(suite, place) for place in folders}
+    places: dict[Path, Path] = {}
+    for place in folders:  # a verdict names the path as it was asked for
+        places.setdefault(path_of(suite, place).absolute(), path_of(suite, place))
     shipped = shipped_baseline(run.plan)
     return [*places.values(), *([] if shipped is None else [shipped])]
 
