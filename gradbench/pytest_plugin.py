@@ -62,6 +62,7 @@ def assert_readings(
     """What the fixture `gradbench_check` is."""
     __tracebackhide__ = True
     from gradbench.api.results import run
+    from gradbench.commands.claiming import refuse_hopeless
     from gradbench.commands.running import prepare
     from gradbench.errors import UserError
     from gradbench.tables.baselines import demanded
@@ -74,6 +75,7 @@ def assert_readings(
         raise UserError(f"gradbench_check: baseline is of the verdict; {checks[0].metric} asks for one check alone")
     loaded, planned = prepare(suite, overrides)
     planned.verify(checks, "gradbench_check")
+    refuse_hopeless(checks, "gradbench_check")
     results = run(suite, out=out, device=device, overrides=overrides)
     demand, unheld = (None, "") if checks else demanded(results, baseline, out=Path(RESULTS))
     verdict = judge(results, demand=demand, unheld=unheld)
@@ -88,12 +90,12 @@ def assert_readings(
     return results
 
 
-def assert_conforms(item: object, *, batch: int = 4, seed: int = 0) -> Conformance:
+def assert_conforms(item: object, *, on: object = None, batch: int = 4, seed: int = 0) -> Conformance:
     """What the fixture `gradbench_conform` is."""
     __tracebackhide__ = True
     from gradbench.api.conforming import conform
 
-    tried = conform(item, batch=batch, seed=seed)
+    tried = conform(item, on=on, batch=batch, seed=seed)
     if not tried.passed:
         raise AssertionError(repr(tried))
     return tried

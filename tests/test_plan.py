@@ -229,6 +229,9 @@ def test_a_check_that_could_never_have_a_verdict_is_an_error_of_the_plan(check: 
     [
         ({"metric": "cosine", "min": 2}, "min = 2 is above 1, the largest cosine: no number can pass"),
         ({"metric": "cosine_min", "min": 1.001, "where": {"estimator": "ep"}}, "min = 1.001 is above 1"),
+        ({"metric": "cosine", "min": -2}, "min = -2 is below -1, the smallest cosine: no number can fail"),
+        ({"metric": "cosine_min", "max": 1.5}, "max = 1.5 is above 1, the largest cosine_min: no number can fail"),
+        ({"metric": "rel_error", "min": -0.1}, "min = -0.1 is below 0, the smallest rel_error: no number can fail"),
         ({"metric": "cosine", "max": -1.5}, "max = -1.5 is below -1, the smallest cosine: no number can pass"),
         ({"metric": "residual", "max": -1e-9}, "max = -1e-09 is below 0, the smallest residual"),
         ({"metric": "energy_monotone", "min": 2}, "min = 2 is above 1, the largest energy_monotone"),

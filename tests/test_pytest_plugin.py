@@ -135,7 +135,9 @@ def test_one_check(gradbench_check):
 """
 
 MISTAKES = [
-    ("cosine_min=7", None),  # a bound that no cosine reaches is a failure and no mistake
+    ("cosine_min=1.0", None),  # a bound that no cell reaches is a failure and no mistake
+    ("cosine_min=7", r"min = 7 is above 1, the largest cosine_min: no number can pass"),
+    ("cosine=-2", r"min = -2 is below -1, the smallest cosine: no number can fail"),
     ("cosine_mn=0.9", r"cosine_mn choose cells, and no metric says what these must reach"),
     ("cosine=0.9, cosine_mn=0.9", r"where\.cosine_mn is neither a coordinate nor an option"),
     ("cosine=0.9, estimator='app'", r"no planned cell has estimator = \"app\""),

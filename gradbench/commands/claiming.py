@@ -1,4 +1,4 @@
-"""Checks that no run can pass, told before anything runs: a claim that must fail says nothing of what is measured."""
+"""Checks that no run can pass, or none can fail, told before anything runs: they say nothing of what is measured."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def refuse_hopeless(checks: Iterable[Check], where: str) -> None:
-    """Raise UserError for a check of a metric whose bounds no number reaches, or of cells that have no number."""
+    """Raise UserError for a check of a metric whose bounds no number reaches or every number does, or of no number."""
     for i, check in enumerate(checks):
         if check.metric is None:
             continue
@@ -33,6 +33,12 @@ def refuse_hopeless(checks: Iterable[Check], where: str) -> None:
             raise UserError(f"{place}: min = {check.min:g} is above {most:g}, the largest {what}: no number can pass")
         if check.max is not None and least is not None and check.max < least:
             raise UserError(f"{place}: max = {check.max:g} is below {least:g}, the smallest {what}: no number can pass")
+        idle = [(check.min, least, "min", "below", "smallest"), (check.max, most, "max", "above", "largest")]
+        for bound, end, name, side, extreme in idle:
+            if bound is not None and end is not None and (bound < end if name == "min" else bound > end):
+                raise UserError(
+                    f"{place}: {name} = {bound:g} is {side} {end:g}, the {extreme} {what}: no number can fail"
+                )
 
 
 def _ends(metric: str, of_difference: bool) -> tuple[float | None, float | None]:
