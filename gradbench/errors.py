@@ -79,10 +79,12 @@ def public(
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        taken = signature(function)
+
         @wraps(function)
         def called(*args: P.args, **kwargs: P.kwargs) -> R:
             try:
-                signature(function).bind(*args, **kwargs)
+                taken.bind(*args, **kwargs)
             except TypeError:
                 raise UserError(_misfit(function, args, kwargs, elsewhere, lacking)) from None
             return function(*args, **kwargs)
@@ -100,8 +102,9 @@ def _misfit(
     lacking: Callable[[Collection[str]], str],
 ) -> str:
     """What a message says of arguments that a function does not have, or of those that it lacks."""
-    name, taken = function.__name__, list(signature(function).parameters.values())[_is_method(function) :]
-    args = args[_is_method(function) :]
+    name, taken = function.__name__, list(signature(function).parameters.values())
+    if taken and taken[0].name == "self":
+        taken, args = taken[1:], args[1:]
     named = [p.name for p in taken if p.kind in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)]
     ordered = [p.name for p in taken if p.kind is Parameter.POSITIONAL_OR_KEYWORD]
     takes_any = any(p.kind is Parameter.VAR_KEYWORD for p in taken)
@@ -119,7 +122,3 @@ def _misfit(
     given = {*kwargs, *ordered[: len(args)]}
     absent = [*(key for key in needed if key not in given), lacking(given)]
     return f"{name}: missing: {', '.join(filter(None, absent))}"
-
-
-def _is_method(function: Callable[..., object]) -> bool:
-    return next(iter(signature(function).parameters), "") == "self"

@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from gradbench.planning.problems import Problem
     from gradbench.systems.base import Data, Params
 
-ORDER = "the system comes first, and then the estimator"
 KEY = "{where}[{option!r}]"  # how a message calls an option
 SHOWN = ("status", "cosine", "cosine_min", "worst", "rel_error", "residual", "cause")  # of a row, as evidence
 
@@ -201,7 +200,7 @@ def _asked(argument: str, item: object, options: Mapping[str, Any]) -> tuple[Any
     cls: Any = item if isclass(item) else type(item)
     if not issubclass(cls, base) and issubclass(cls, AbstractSystem | AbstractEstimator):
         what = "a system" if issubclass(cls, AbstractSystem) else "an estimator"
-        raise UserError(f"{argument}: got {cls.__name__}, which is {what}; {ORDER}")
+        raise UserError(f"{argument}: got {cls.__name__}, which is {what}; {registry.ORDER}")
     if issubclass(cls, base):
         entry = registry.written(item)
         assert isinstance(entry, dict)
@@ -216,7 +215,7 @@ def _asked(argument: str, item: object, options: Mapping[str, Any]) -> tuple[Any
         if more and first in known():
             raise UserError(f"{told} is no name; the options of {first!r} go into {argument}_options={{...}}")
         if what := registry.what_is(item):
-            raise UserError(f"{told} is {what}; {ORDER}")
+            raise UserError(f"{told} is {what}; {registry.ORDER}")
         raise UserError(f"{told} is not registered{registry.near_name(item, known())}")
     return named, {}
 

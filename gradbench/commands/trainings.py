@@ -89,8 +89,7 @@ def train(
     `overrides` replaces keys. Both may hold systems and rules of the session. A system that `gradbench.system` made is
     trained on its own data from its own parameters, so that seeds differ in the order of the examples alone. `plugins`
     are files and modules whose systems and rules get their names first. `watch` is called with the progress after every
-    step. Raises UserError before anything is trained, StoreError where the results
-    cannot be read or written.
+    step. Raises UserError before anything is trained, StoreError where the results cannot be read or written.
     """
     watch, results = watching(watch), runs.results_folder(out)
     check_truth("fresh", fresh)

@@ -38,7 +38,6 @@ LADDERS = {
 SEEDS = (0, 1, 2)
 SEARCHED = (*LADDERS, "seed")  # keys that take several values
 SHOWN = 3  # of the values of a list that a message repeats
-ORDER = "the system comes first, and then the estimator"
 
 
 @dataclass(frozen=True)
@@ -220,7 +219,7 @@ def _entry(item: object, argument: Kind) -> dict[str, Any]:
     base = AbstractSystem if argument == "system" else AbstractEstimator
     cls = item if isclass(item) else type(item)
     if issubclass(cls, AbstractSystem | AbstractEstimator) and not issubclass(cls, base):
-        raise UserError(f"{argument}: got {cls.__name__}, which is {_other(argument)}; {ORDER}")
+        raise UserError(f"{argument}: got {cls.__name__}, which is {_other(argument)}; {registry.ORDER}")
     entry = registry.written(item)
     if isinstance(entry, dict) and not isinstance(item, dict):
         return entry
@@ -233,7 +232,7 @@ def _entry(item: object, argument: Kind) -> dict[str, Any]:
     known = registry.known_systems() if argument == "system" else registry.known_estimators()
     name, pairs = registry.labelled(item, known)
     if name not in known and registry.what_is(name):
-        raise UserError(f"{argument} = {item!r}: {name!r} is {_other(argument)}; {ORDER}")
+        raise UserError(f"{argument} = {item!r}: {name!r} is {_other(argument)}; {registry.ORDER}")
     if name not in known and name in files.shipped(files.SUITES):
         raise UserError(f"{argument} = {item!r}: {name!r} is a suite; a search takes a system and an estimator")
     options = values.settings(pairs, f"{item!r}: option")

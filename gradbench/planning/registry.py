@@ -41,6 +41,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 DIGEST = "digest"  # the option that holds the digest of a class made of functions; no label shows it
 SESSION = "session"  # the origin of what is registered by no file
 DECLARED = {"systems": ("name", "defaults", "per_example", "source"), "estimators": ("name", "uses", "source")}
+ORDER = "the system comes first, and then the estimator"  # of the arguments of a call
 
 
 class _Named(NamedTuple):
