@@ -13,7 +13,7 @@ import torch
 from gradbench.conformance.comparing import apart, gap, told_ratio, worst
 from gradbench.conformance.findings import Check, Finding, NotTriedError, Number, all_tried, tried
 from gradbench.conformance.linear_systems import SkewedLinear, SymmetricLinear, answer
-from gradbench.conformance.system_checks import drawn
+from gradbench.conformance.system_checks import drawn, unrest
 from gradbench.diagnostics.ladder import estimate as estimate_of
 from gradbench.dynamics.stack import Stack
 from gradbench.dynamics.trajectory import Trajectory, relax
@@ -90,8 +90,7 @@ class Place:
 def place_of(system: AbstractSystem, batch: int, seed: int) -> Place:
     """A system of the caller, at rest: backpropagation gives the answer. Raises UserError where it never rests."""
     place = Place(system.name, drawn(system, batch, seed), max(SETTLED, LONGER * int(system.defaults.get("T1") or 0)))
-    s = place.settled.ends[0]
-    residual = float((place.field.step(s) - s).norm() / s.norm().clamp(min=1e-300))
+    residual = unrest(place.field, place.settled.ends[0])
     if not residual <= STILL:
         told = f"after {place.steps} steps {system.name!r} still moves by {residual:.1e} a step"
         raise UserError(f"conform: on: {told}: no claim at a fixed point can be tried there")

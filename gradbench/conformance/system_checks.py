@@ -605,6 +605,11 @@ def _reference(t: Subject) -> Number:
     return Number(number, FAITHFUL, advice)
 
 
+def unrest(field: Field, s: Tensor) -> float:
+    """How far a state moves in a step, relative to its size."""
+    return float((field.step(s) - s).norm() / s.norm().clamp(min=1e-300))
+
+
 def _adjoint(t: Subject) -> Number:
     """At a fixed point the adjoint, which only sees that state, is backpropagation through all steps."""
     field = t.field
@@ -612,7 +617,7 @@ def _adjoint(t: Subject) -> Number:
         raise NotTriedError("the free state is a forward pass")
     free = relax(field, (LONG,))
     s = free.ends[0]
-    residual = float((field.step(s) - s).norm() / s.norm().clamp(min=1e-300))
+    residual = unrest(field, s)
     if math.isnan(residual):
         raise NotTriedError(f"the state leaves every bound within {LONG} steps")
     if not residual <= STILL:

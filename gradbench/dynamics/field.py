@@ -299,11 +299,17 @@ class Field:
         """How many steps of a reverse sweep one pass takes: several, of a system that records them together."""
         return TOGETHER if isinstance(self.system, RecordedSteps) else 1
 
-    def back(self, states: Float[Tensor, "t b n"], a: Float[Tensor, "*r b n"]) -> tuple[Tensor, Tensor, Params]:
-        """Several steps of a reverse sweep: `RecordedSteps.back`, only of a system that has it."""
+    def back(self, states: Float[Tensor, "t *c b n"], a: Float[Tensor, "*r *c b n"]) -> tuple[Tensor, Tensor, Params]:
+        """Go back through at most `together` successive states, as `RecordedSteps.back` says."""
         system = self.system
-        assert isinstance(system, RecordedSteps)
-        return self._over(lambda theta, x, knobs, s, a: system.back(theta, x, s, a, knobs), states, a)
+        if isinstance(system, RecordedSteps):
+            return self._over(lambda theta, x, knobs, s, a: system.back(theta, x, s, a, knobs), states, a)
+        (s,) = states
+        with torch.no_grad():
+            u = torch.addcmul(s, self.step_size, self.force(s)) if system.projects else s
+        p = self.project_vjp(u, a)
+        Jp, pulled = self.backward(s, p)
+        return torch.addcmul(p, self.step_size, Jp), p, pulled
 
     def _by_credit(self, function: Callable[..., Result], s: Tensor, a: Tensor) -> Result:
         """function(theta, x, context, saved, a, knobs), a closed form, with the activations at s as `saved`."""

@@ -63,7 +63,7 @@ def _sweep(free: Trajectory, depths: tuple[int, ...]) -> tuple[list[Tensor], dic
     for depth in depths:
         for i, T1 in enumerate(free.T1s):
             reads.setdefault(max(T1 - depth, 0), []).append((depth, i))
-    back = _several_back(free.field, names) if free.field.together > 1 else _step_back(free.field, names)
+    back = _step_back(free.field, names)
     stops = {0, *free.T1s, *reads}  # times at which a row joins, or sums are read
     rows, step, first = carried, None, 0  # rows from `first` on belong to the T1 that the sweep has reached
     for start, states in free.backwards():
@@ -86,27 +86,7 @@ def _sweep(free: Trajectory, depths: tuple[int, ...]) -> tuple[list[Tensor], dic
 
 
 def _step_back(field: Field, names: Sequence[str]) -> Step:
-    """From a_{t+1}, the sum of p and the sums of its pulls to the same one step earlier, all in place."""
-    import torch
-
-    eps = field.step_size
-
-    def back(states: Tensor, a: Tensor, summed: Tensor, *totals: Tensor) -> tuple[Tensor, ...]:
-        (s,) = states
-        with torch.no_grad():
-            u = torch.addcmul(s, eps, field.force(s)) if field.system.projects else s
-        p = field.project_vjp(u, a)
-        summed += p
-        Jp, pulled = field.backward(s, p)
-        for name, total in zip(names, totals, strict=True):
-            total += pulled[name]
-        return a.copy_(torch.addcmul(p, eps, Jp)), summed, *totals
-
-    return back
-
-
-def _several_back(field: Field, names: Sequence[str]) -> Step:
-    """The same as `_step_back` over several states, by one backward pass."""
+    """From a behind some states, the sum of p and the sums of its pulls to the same before these states, in place."""
 
     def back(states: Tensor, a: Tensor, summed: Tensor, *totals: Tensor) -> tuple[Tensor, ...]:
         before, moved, pulled = field.back(states, a)

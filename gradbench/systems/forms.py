@@ -43,7 +43,7 @@ class Form:
 
         kind: type = torch.Tensor if isinstance(state, torch.Tensor) else type(state)
         blocks = {}
-        for name, value in _entries(state, where):
+        for name, value in entries(state, where):
             place = where if kind is torch.Tensor else f"{where}[{name!r}]"
             if not isinstance(value, torch.Tensor):
                 raise SystemFaultError(f"{place}: got a {type(value).__name__}, expected a tensor")
@@ -90,13 +90,13 @@ class Form:
         """
         import torch
 
-        entries = dict(_entries(state, where))
-        if list(entries) != list(self.blocks) and set(entries) != set(self.blocks):
-            got, expected = _listed(type(state), entries), _listed(self.kind, self.blocks)
+        given = dict(entries(state, where))
+        if list(given) != list(self.blocks) and set(given) != set(self.blocks):
+            got, expected = _listed(type(state), given), _listed(self.kind, self.blocks)
             raise SystemFaultError(f"{where}: got {got}, expected {expected} as in `state`")
         parts = []
         for name, block in self.blocks.items():
-            value, place = entries[name], where if self.kind is torch.Tensor else f"{where}[{name!r}]"
+            value, place = given[name], where if self.kind is torch.Tensor else f"{where}[{name!r}]"
             if not isinstance(value, torch.Tensor):
                 raise SystemFaultError(f"{place}: got a {type(value).__name__}, expected a tensor")
             rows = value.shape[: value.ndim - len(block.shape)] if rows is None else rows
@@ -115,7 +115,7 @@ class Form:
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
 
-def _entries(state: object, where: str) -> Iterator[tuple[str, Any]]:
+def entries(state: object, where: str) -> Iterator[tuple[str, Any]]:
     """The tensors of a state by name: keys of a dict, fields of a named tuple, places in a tuple or a list."""
     import torch
 

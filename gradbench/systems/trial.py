@@ -7,13 +7,14 @@ of first and second order. Everything is computed in float64.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from gradbench.data.given import check_finite
 from gradbench.data.streams import Streams, normal
 from gradbench.errors import UserError
+from gradbench.systems.forms import entries
 from gradbench.systems.functions import DYNAMICS, Recording
 from gradbench.vocabulary.coordinates import Knobs
 
@@ -192,7 +193,7 @@ def _check_start(trial: _Trial) -> None:
     _check_repeats(name, "state", lambda: trial.system.init_state(trial.theta, trial.x))
     with trial.system._calling("state", trial.theta, trial.s) as net:
         alone = made.functions["state"](net, trial.one(0))
-    for part in _parts(alone):
+    for _, part in entries(alone, f"{name}: state"):
         if len(part) != 1:
             names = [n for n in made.data if n not in made.shared]
             raise UserError(
@@ -202,18 +203,6 @@ def _check_start(trial: _Trial) -> None:
     whole, single = (trial.system.init_state(trial.theta, x) for x in (trial.x, trial.one(0)))
     if not float((whole[:1] - single).norm()) <= CLOSE * (1 + float(whole[:1].norm())):
         raise UserError(f"{name}: state: s_0 of an example depends on the other examples of its batch")
-
-
-def _parts(state: object) -> Iterator[Tensor]:
-    """The tensors of a state as its author wrote it."""
-    import torch
-
-    if isinstance(state, torch.Tensor):
-        yield state
-    elif isinstance(state, Mapping):
-        yield from state.values()
-    elif isinstance(state, tuple | list):
-        yield from state
 
 
 def _check_knobs(trial: _Trial) -> None:
