@@ -197,10 +197,8 @@ def _asked(argument: str, item: object, options: Mapping[str, Any]) -> tuple[Any
     name that is not known.
     """
     base, known = _KINDS[argument]
+    registry.refuse_other_kind(argument, item)
     cls: Any = item if isclass(item) else type(item)
-    if not issubclass(cls, base) and issubclass(cls, AbstractSystem | AbstractEstimator):
-        what = "a system" if issubclass(cls, AbstractSystem) else "an estimator"
-        raise UserError(f"{argument}: got {cls.__name__}, which is {what}; {registry.ORDER}")
     if issubclass(cls, base):
         entry = registry.written(item)
         assert isinstance(entry, dict)

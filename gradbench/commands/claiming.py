@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
-
 from gradbench.errors import UserError
 from gradbench.planning.suites import ANY
-from gradbench.tables.schema import OUTCOME
+from gradbench.tables.schema import range_of
 from gradbench.vocabulary.status import Status
 
 if TYPE_CHECKING:
@@ -27,24 +25,17 @@ def refuse_hopeless(checks: Iterable[Check], where: str) -> None:
         if not any(status == ANY or Status(str(status)).measured for status in statuses):
             told = " or ".join(map(str, statuses))
             raise UserError(f"{place}: where.status: a cell that is {told} has no {check.metric}: no number can pass")
-        least, most = _ends(check.metric, check.against is not None)
+        least, most = range_of(check.metric)
+        if check.against is not None:  # a difference of two
+            least, most = least - most, most - least
         what = f"{check.metric} - that of {check.against}" if check.against else check.metric
-        if check.min is not None and most is not None and check.min > most:
+        if check.min is not None and check.min > most:
             raise UserError(f"{place}: min = {check.min:g} is above {most:g}, the largest {what}: no number can pass")
-        if check.max is not None and least is not None and check.max < least:
+        if check.max is not None and check.max < least:
             raise UserError(f"{place}: max = {check.max:g} is below {least:g}, the smallest {what}: no number can pass")
         idle = [(check.min, least, "min", "below", "smallest"), (check.max, most, "max", "above", "largest")]
         for bound, end, name, side, extreme in idle:
-            if bound is not None and end is not None and (bound < end if name == "min" else bound > end):
+            if bound is not None and (bound < end if name == "min" else bound > end):
                 raise UserError(
                     f"{place}: {name} = {bound:g} is {side} {end:g}, the {extreme} {what}: no number can fail"
                 )
-
-
-def _ends(metric: str, of_difference: bool) -> tuple[float | None, float | None]:
-    """The smallest and the largest number that a metric, or a difference of two of them, can be."""
-    column = OUTCOME[metric]
-    least, most = (0, 1) if column.type == pa.bool_() else (column.least, column.most)
-    if not of_difference:
-        return least, most
-    return (None, None) if least is None or most is None else (least - most, most - least)

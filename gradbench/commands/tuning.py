@@ -6,7 +6,6 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from inspect import isclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -16,18 +15,18 @@ from gradbench.data.given import article
 from gradbench.engine.device import resolve
 from gradbench.engine.packs import available, refused_where_too_large
 from gradbench.errors import RuleFaultError, UserError, public, spoken
-from gradbench.estimators.base import AbstractEstimator
 from gradbench.estimators.reference import REFERENCE
 from gradbench.planning import files, registry, values
 from gradbench.planning.overrides import Overrides, of_overrides
 from gradbench.planning.plans import Plan, plan
 from gradbench.planning.plugins import Kind, Names, load
 from gradbench.planning.suites import Suite, parse
-from gradbench.systems.base import AbstractSystem
 from gradbench.vocabulary.status import Status
 
 if TYPE_CHECKING:
     from gradbench.engine.outcome import Outcome
+    from gradbench.estimators.base import AbstractEstimator
+    from gradbench.systems.base import AbstractSystem
 
 # the search is over orders of magnitude: a number between two of a ladder costs no more than the larger of the two
 LADDERS = {
@@ -216,10 +215,7 @@ def _points(outcomes: Iterable[Outcome]) -> list[Point]:
 
 def _entry(item: object, argument: Kind) -> dict[str, Any]:
     """What a grid holds for an item, or for "name key=value ...". Raises UserError for anything else."""
-    base = AbstractSystem if argument == "system" else AbstractEstimator
-    cls = item if isclass(item) else type(item)
-    if issubclass(cls, AbstractSystem | AbstractEstimator) and not issubclass(cls, base):
-        raise UserError(f"{argument}: got {cls.__name__}, which is {_other(argument)}; {registry.ORDER}")
+    registry.refuse_other_kind(argument, item)
     entry = registry.written(item)
     if isinstance(entry, dict) and not isinstance(item, dict):
         return entry
@@ -231,16 +227,11 @@ def _entry(item: object, argument: Kind) -> dict[str, Any]:
         )
     known = registry.known_systems() if argument == "system" else registry.known_estimators()
     name, pairs = registry.labelled(item, known)
-    if name not in known and registry.what_is(name):
-        raise UserError(f"{argument} = {item!r}: {name!r} is {_other(argument)}; {registry.ORDER}")
+    if name not in known and (what := registry.what_is(name)):
+        raise UserError(f"{argument} = {item!r}: {name!r} is {what}; {registry.ORDER}")
     if name not in known and name in files.shipped(files.SUITES):
         raise UserError(f"{argument} = {item!r}: {name!r} is a suite; a search takes a system and an estimator")
     options = values.settings(pairs, f"{item!r}: option")
     if "name" in options:
         raise UserError(f"{argument} = {item!r}: there is no option 'name'; the name comes first: {name!r}")
     return {"name": name} | options
-
-
-def _other(argument: Kind) -> str:
-    """The kind that stands in the place of another one."""
-    return "an estimator" if argument == "system" else "a system"

@@ -261,6 +261,16 @@ def what_is(name: object) -> str:
     return "a system" if name in known_systems() else "an estimator" if name in known_estimators() else ""
 
 
+def refuse_other_kind(argument: str, item: object) -> None:
+    """Raise UserError for a system in the place of an estimator, or an estimator in that of a system; not for names."""
+    cls: Any = item if inspect.isclass(item) else type(item)
+    kinds = {"system": AbstractSystem, "estimator": AbstractEstimator}
+    for kind, base in kinds.items():
+        if kind != argument and issubclass(cls, base):
+            what = "a system" if kind == "system" else "an estimator"
+            raise UserError(f"{argument}: got {cls.__name__}, which is {what}; {ORDER}")
+
+
 def near_name(name: str, known: Iterable[str]) -> str:
     """The near miss among names of systems and rules, else the known names and how others come to have one."""
     told = near_miss(name, known)

@@ -31,7 +31,7 @@ from gradbench.tables.checks import evaluate, where_is
 from gradbench.tables.consistency import RANGE_ERROR
 from gradbench.tables.findings import Finding
 from gradbench.tables.runs import results_folder
-from gradbench.tables.schema import BETTER, IDENTITY, OUTCOME
+from gradbench.tables.schema import BETTER, IDENTITY, OUTCOME, range_of
 from gradbench.tables.store import BEGAN, SCHEMA, read_metadata, read_table, write_table
 from gradbench.tables.verifying import PLAN, POINT, verify
 from gradbench.vocabulary.status import Status
@@ -84,7 +84,7 @@ class Demand:
         for metric, floor in self.floors.items():
             if metric not in BETTER:
                 raise UserError(f"floor {metric!r}: is no metric with a direction{near_miss(metric, BETTER)}")
-            low, high = _ends(metric)
+            low, high = range_of(metric)
             if not (math.isfinite(floor) and low <= floor <= high):
                 raise UserError(f"floor {metric} = {floor:g}: expected a number from {low:g} to {high:g}")
 
@@ -194,12 +194,6 @@ def shipped_baseline(planned: Mapping[str, Any]) -> Path | None:
     if not (path.is_file() and toml.is_file()):
         return None
     return path if plan(suites.load(toml)).key == planned.get("key") else None
-
-
-def _ends(metric: str) -> tuple[float, float]:
-    """The ends of the range of a metric."""
-    low, high = OUTCOME[metric].least, OUTCOME[metric].most
-    return -math.inf if low is None else low, math.inf if high is None else high
 
 
 def set_baseline(runs: Sequence[Run], out: Path, allow: Collection[str] = ()) -> Path:
@@ -357,7 +351,7 @@ def read_baseline(path: Path, suite: str) -> pa.Table:
     settled = np.array([status == Status.SETTLED for status in table["status"].to_pylist()], bool)
     for metric in BETTER:
         value, noise = (table[n].to_numpy() for n in (metric, f"{metric}_noise"))
-        ends = _ends(metric)
+        ends = range_of(metric)
         beyond = (value < ends[0] - RANGE_ERROR) | (value > ends[1] + RANGE_ERROR)
         most = noise_of(metric, MOST_NOISE) if len(runs) == 1 else ends[1] - ends[0]  # no spread is wider than a range
         unknown_noise = np.isfinite(value) & ~(np.isfinite(noise) & (noise >= 0) & (noise <= most * (1 + RANGE_ERROR)))

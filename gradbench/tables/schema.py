@@ -10,6 +10,7 @@ row.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -164,3 +165,10 @@ _LISTS = [
 ]
 _EXTRA = pa.field("extra", pa.list_(pa.struct(list(EXTRA.items()))))
 RECORD = pa.schema([*CELLS, *_LISTS, _EXTRA], metadata=METADATA)
+
+
+def range_of(metric: str) -> tuple[float, float]:
+    """The smallest and the largest number that a metric can be; of true and false 0 and 1."""
+    declared = OUTCOME[metric]
+    least, most = (0, 1) if declared.type == pa.bool_() else (declared.least, declared.most)
+    return -math.inf if least is None else least, math.inf if most is None else most
