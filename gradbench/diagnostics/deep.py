@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from gradbench.data.streams import Streams, normal
-from gradbench.diagnostics.arnoldi import condition, gmres, krylov, leading, outermost, singular
+from gradbench.diagnostics.arnoldi import condition, leading, outermost, singular
 from gradbench.diagnostics.certificate import Certificate, Deep, certify
+from gradbench.dynamics.krylov import gmres, krylov
+from gradbench.dynamics.linear import by_lu, dense
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
     from torch import Tensor
 
-    from gradbench.diagnostics.arnoldi import Krylov, Product
+    from gradbench.dynamics.krylov import Krylov, Product
     from gradbench.dynamics.linear import Linear
     from gradbench.dynamics.trajectory import Trajectory
     from gradbench.vocabulary.status import Thresholds
@@ -69,26 +71,6 @@ class DeepCertificate:
     def stable(self) -> bool:
         """Whether perturbations of s* fall."""
         return self.rho < 1
-
-
-def by_lu(M: Float[Tensor, "*r b n n"], v: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
-    """x with M x = v of each sample; not finite where M is singular."""
-    cores = torch.get_num_threads()
-    torch.set_num_threads(1)  # oneMKL's LU on several fails or never returns on some processors (torch 2.15, AMD Zen 5)
-    try:
-        return torch.linalg.solve_ex(M, v[..., None])[0][..., 0]
-    finally:
-        torch.set_num_threads(cores)
-
-
-def dense(linear: Linear, like: Float[Tensor, "b n"]) -> Float[Tensor, "b n n"]:
-    """The matrix of a linear map of each sample, from n products M^T e_i, which are its rows."""
-    rows = []
-    for i in range(like.shape[-1]):
-        unit = torch.zeros_like(like)
-        unit[:, i] = 1
-        rows.append(linear.vjp(unit[None])[0])
-    return torch.stack(rows, -2)
 
 
 def certify_deep(free: Trajectory, thresholds: Thresholds, seed: int) -> DeepCertificate:

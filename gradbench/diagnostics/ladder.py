@@ -30,9 +30,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from gradbench.diagnostics.arnoldi import gmres
-from gradbench.diagnostics.deep import DENSE, by_lu, dense
+from gradbench.diagnostics.deep import DENSE
 from gradbench.diagnostics.metrics import Comparison, compare
+from gradbench.dynamics.krylov import gmres
+from gradbench.dynamics.linear import by_lu, dense
 from gradbench.dynamics.trajectory import relax
 from gradbench.estimators.base import Role, Snapshot, along
 from gradbench.estimators.reference import REFERENCE

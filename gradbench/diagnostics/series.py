@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from gradbench.data.streams import Streams, normal
-from gradbench.diagnostics.arnoldi import krylov, ritz
-from gradbench.diagnostics.deep import SPACE, dense
+from gradbench.diagnostics.arnoldi import ritz
+from gradbench.diagnostics.deep import SPACE
 from gradbench.diagnostics.ladder import LIVE, adjoints
 from gradbench.diagnostics.metrics import compare
+from gradbench.dynamics.krylov import krylov
+from gradbench.dynamics.linear import dense
 from gradbench.estimators.base import Snapshot, along
 from gradbench.estimators.reference import REFERENCE
 from gradbench.planning import registry

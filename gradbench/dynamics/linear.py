@@ -1,4 +1,4 @@
-"""The Jacobian of a map at a state, known by its products."""
+"""The Jacobian of a map at a state, known by its products, and as a matrix."""
 
 from __future__ import annotations
 
@@ -47,3 +47,23 @@ class Linear:
     def antisym(self, v: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
         """A v = 1/2 (J v - J^T v)."""
         return 0.5 * (self.jvp(v) - self.vjp(v))
+
+
+def dense(linear: Linear, like: Float[Tensor, "b n"]) -> Float[Tensor, "b n n"]:
+    """The matrix of a linear map of each sample, from n products M^T e_i, which are its rows."""
+    rows = []
+    for i in range(like.shape[-1]):
+        unit = torch.zeros_like(like)
+        unit[:, i] = 1
+        rows.append(linear.vjp(unit[None])[0])
+    return torch.stack(rows, -2)
+
+
+def by_lu(M: Float[Tensor, "*r b n n"], v: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
+    """x with M x = v of each sample; not finite where M is singular."""
+    cores = torch.get_num_threads()
+    torch.set_num_threads(1)  # oneMKL's LU on several fails or never returns on some processors (torch 2.15, AMD Zen 5)
+    try:
+        return torch.linalg.solve_ex(M, v[..., None])[0][..., 0]
+    finally:
+        torch.set_num_threads(cores)

@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from gradbench.diagnostics.arnoldi import gmres, leading, singular
+from gradbench.diagnostics.arnoldi import leading, singular
+from gradbench.dynamics.krylov import gmres
 
 pytestmark = pytest.mark.fast
 

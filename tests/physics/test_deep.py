@@ -19,6 +19,7 @@ from gradbench.diagnostics.certificate import Certificate, Deep, certify
 from gradbench.diagnostics.deep import DeepCertificate, certify_deep, deepen
 from gradbench.diagnostics.judgement import Judgement
 from gradbench.dynamics.field import Field, StepMap
+from gradbench.dynamics.linear import by_lu
 from gradbench.dynamics.trajectory import Trajectory, relax
 from gradbench.engine import packs
 from gradbench.engine.draws import build
@@ -281,7 +282,7 @@ def test_a_cell_that_diverged_has_no_deep_certificate_and_disturbs_no_other() ->
 def test_the_dense_solve_is_right_on_several_cores(n: int, cores: Callable[[int], None]) -> None:
     M, v = torch.eye(n, dtype=torch.float64) + 0.1 / n**0.5 * noise(3, n, n, seed=1), noise(3, n, seed=2)
     cores(2)
-    x = deep.by_lu(M, v)
+    x = by_lu(M, v)
     assert torch.get_num_threads() == 2
     torch.testing.assert_close(x, torch.from_numpy(np.linalg.solve(M.numpy(), v.numpy()[..., None])[..., 0]))
-    assert not deep.by_lu(torch.zeros_like(M), v).isfinite().any()
+    assert not by_lu(torch.zeros_like(M), v).isfinite().any()
