@@ -261,9 +261,9 @@ DAMAGE: dict[str, tuple[Callable[[pa.Table], pa.Table], str]] = {
     "a cosine of 7": (lambda t: changed(t, "cosine_min", 7.0), "cosine_min of .* or its noise is no number"),
     "another schema": (
         lambda t: t.replace_schema_metadata({**t.schema.metadata, b"gradbench.schema": b"baseline 0"}),
-        "schema version baseline 0, this gradbench reads baseline 1",
+        "schema version baseline 0, this gradbench reads baseline 1 and baseline 2",
     ),
-    "other columns": (lambda t: t.drop(["cosine"]), "its columns are not those of schema version baseline 1"),
+    "other columns": (lambda t: t.drop(["cosine"]), "its columns are not those of schema version baseline 2"),
     "a noise that no cosines have": (
         lambda t: with_metadata(changed(t, "cosine_noise", 2.1), RUNS, b"[{}, {}]"),
         "cosine of .* or its noise is no number",
@@ -510,7 +510,7 @@ def test_a_plan_that_names_no_suite_is_damage_whatever_baseline_is_named(gated: 
 
 
 def test_a_table_of_a_run_is_no_baseline(gated: Run) -> None:
-    with pytest.raises(UserError, match=r"^baseline .*cells.parquet: is a table of schema version 4, expected a file"):
+    with pytest.raises(UserError, match=r"^baseline .*cells.parquet: is a table of schema version 5, expected a file"):
         Results(gated.folder).check(baseline=gated.folder / "cells.parquet")
 
 

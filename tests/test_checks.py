@@ -19,11 +19,13 @@ from gradbench.tables.schema import CELLS
 from gradbench.tables.store import Run
 from gradbench.tables.text import show_table
 from gradbench.tables.verdict import judge
+from gradbench.vocabulary.coordinates import LATE
 from gradbench.vocabulary.exit import Exit
 
 pytestmark = pytest.mark.fast
 
 POINT = {"s": 1.0, "damp": 0.0, "T1": 10, "T2": 4, "beta": 0.1, "eps": 0.2, "seed": 0, "dtype": "float32", "batch": 2}
+POINT |= LATE
 
 
 def cell(estimator: str = "ep", cosine: float | None = 0.9, **other: Any) -> dict[str, Any]:

@@ -409,7 +409,7 @@ TABLE |= {
     "a column twice": (
         {"cells": lambda t: t.append_column("cosine_min", pa.array(np.ones(len(t))))},
         "every file can be read",
-        "cells.parquet: its columns are not those of schema version 4",
+        "cells.parquet: its columns are not those of schema version 5",
     ),
 }
 
@@ -748,7 +748,7 @@ FILES: dict[str, tuple[Callable[[Run], object], str, str]] = {
             r, {"cells": lambda t: t.replace_schema_metadata({b"gradbench.schema": b"3"})}, digests=False
         ),
         READ,
-        "cells.parquet: schema version 3, this gradbench reads 4",
+        "cells.parquet: schema version 3, this gradbench reads 4 and 5",
     ),
 }
 

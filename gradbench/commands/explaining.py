@@ -132,7 +132,7 @@ def explain_cell(
     watch = watch or (lambda known: None)
     rule = rule_of(cell.estimator, cell.estimator_options)
     with isolated():
-        relaxed = Relaxed(field, cell.steps)
+        relaxed = Relaxed(field, cell.steps, cell.reference)
         certificate = certify_deep(relaxed.wide, thresholds, cell.seed)
         judged = certificate.free.judgement
         known = Explanation(cell, row, judged.status, certificate, relaxed)
@@ -150,7 +150,9 @@ def explain_cell(
                 watch=lambda climbed: watch(replace(certified, ladder=climbed)),
             )
             watch(known := replace(known, ladder=ladder))
-            (slope,) = arbitrate(relaxed.field, cell.steps, ladder.reference, (cell.seed,))
+            (slope,) = arbitrate(
+                relaxed.field, cell.steps, ladder.reference, (cell.seed,), compared_with=relaxed.compared_with
+            )
             watch(known := replace(known, arbiter=slope))
             case = Case(relaxed, rule, cell.T2, cell.beta, cell.seed, thresholds, ladder)
             known = replace(known, remedy=remedy_for(case))
@@ -178,7 +180,7 @@ def picture(e: Explanation) -> Figure | None:
     with isolated():
         free = e.relaxed.wide
         spectrum = eigenvalues(free, cell.seed)
-        curves, moves = depths(free, T2), updates(free, rule, T2, cell.beta)
+        curves, moves = depths(free, T2, e.relaxed.reference), updates(free, rule, T2, cell.beta)
     causes = [{"cause": str(c), "size": v, "culprit": c is e.ladder.culprit[0]} for c, v in e.ladder.sizes.items()]
     values = {"real": spectrum.values.real.tolist(), "imaginary": spectrum.values.imag.tolist()}
     drawn = [{"estimator": n, "T2": d, "cosine": v} for n, by_depth in curves.items() for d, v in by_depth.items()]

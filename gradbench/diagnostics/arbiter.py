@@ -1,26 +1,37 @@
-"""The arbiter: is the reference the slope of the cost at the end of a relaxation? By differences, without autograd."""
+"""The arbiter: is the reference the slope of the cost? By differences, without autograd.
+
+The cost is that at the end of the T1 steps; for the implicit reference that at the fixed point nearby.
+"""
 
 from __future__ import annotations
 
 import itertools
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
 from gradbench.data.streams import Streams, normal
+from gradbench.dynamics.krylov import gmres
+from gradbench.estimators.implicit import IMPLICIT
+from gradbench.estimators.reference import REFERENCE
 from gradbench.systems.base import AbstractForwardSystem
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from jaxtyping import Float
     from torch import Tensor
 
     from gradbench.dynamics.field import Field
+    from gradbench.dynamics.linear import Linear
     from gradbench.systems.base import Params
 
 STEPS = tuple(10.0 ** (-k / 2) for k in range(4, 13))  # of |theta|: 1e-2 ... 1e-6
+NEWTON = 20  # steps of Newton's method, at most
+FIXED = 1e-14  # |G(s) - s| / |s| of a sample at a fixed point
 PLATEAU = 1e-4  # relative difference up to which the slopes of two neighbouring steps are a plateau
 
 
@@ -46,21 +57,30 @@ class Slope:
 
 
 def arbitrate(
-    field: Field, T1: int, reference: Params, seeds: Sequence[int], steps: Sequence[float] = STEPS
+    field: Field,
+    T1: int,
+    reference: Params,
+    seeds: Sequence[int],
+    steps: Sequence[float] = STEPS,
+    compared_with: str = REFERENCE.name,
 ) -> list[Slope]:
-    """Central differences of the cost after T1 steps along a random direction a seed, over a sweep of steps h.
+    """Central differences of the cost along a random direction a seed, over a sweep of steps h.
 
-    In float64. The plateau is where the slopes of two neighbouring h differ least: a larger h sees curvature,
+    Of the cost after T1 steps; of that at the fixed point, which Newton's method finds from s_T1, where the reference
+    is `implicit`. In float64. The plateau is where the slopes of two neighbouring h differ least: a larger h sees curvature,
     O(h^2), and a smaller h round-off, O(1 / h). A direction is N(0, 1) in each parameter, scaled to the parameter's
     norm.
     """
     wide, slopes = field.wide, []
+    cost = partial(_cost, wide, T1)
+    if compared_with == IMPLICIT:
+        cost = partial(_fixed_point_cost, wide, _moved_on(wide, wide.init_state(), T1))
     for seed in seeds:
         direction = {}
         for name, p in wide.theta.items():
             d = normal(Streams(seed)[f"direction {name}"], tuple(p.shape)).to(p)
             direction[name] = d * (p.norm() if float(p.norm()) > 0 else 1.0) / d.norm()
-        quotients = [(_cost(wide, T1, direction, h) - _cost(wide, T1, direction, -h)) / (2 * h) for h in steps]
+        quotients = [(cost(direction, h) - cost(direction, -h)) / (2 * h) for h in steps]
         spreads = [
             abs(a - b) / max(abs(a), abs(b), 1e-300) if math.isfinite(a - b) else math.inf
             for a, b in itertools.pairwise(quotients)
@@ -72,11 +92,41 @@ def arbitrate(
 
 
 def _cost(field: Field, T1: int, direction: Params, h: float) -> float:
-    moved = replace(field, theta={n: p + h * direction[n] for n, p in field.theta.items()})
+    """The cost after T1 steps with the parameters moved by h."""
+    moved = _along(field, direction, h)
     # s_0 is a constant to the gradient, unless s_0 comes from a forward pass and is the free state itself
     start = moved if isinstance(field.system, AbstractForwardSystem) else field
-    s: Tensor = start.init_state()
+    return _sum(moved, _moved_on(moved, start.init_state(), T1))
+
+
+def _fixed_point_cost(field: Field, s: Float[Tensor, "b n"], direction: Params, h: float) -> float:
+    """The cost at the fixed point that Newton's method finds from s with the parameters moved by h."""
+    moved = _along(field, direction, h)
+    for _ in range(NEWTON):
+        with torch.no_grad():
+            left = moved.step(s) - s
+        if bool((left.norm(dim=-1) <= FIXED * s.norm(dim=-1)).all()):
+            break
+        s = s + gmres(partial(_residual_map, moved.step_at(s[None])), left, FIXED)
+    return _sum(moved, s)
+
+
+def _residual_map(step: Linear, v: Float[Tensor, "b n"]) -> Float[Tensor, "b n"]:
+    """(1 - J_G) v."""
+    return v - step.jvp(v[None])[0]
+
+
+def _along(field: Field, direction: Params, h: float) -> Field:
+    return replace(field, theta={n: p + h * direction[n] for n, p in field.theta.items()})
+
+
+def _moved_on(field: Field, s: Float[Tensor, "b n"], T1: int) -> Float[Tensor, "b n"]:
     with torch.no_grad():
         for _ in range(T1):
-            s = moved.step(s)
-        return float(moved.cost(s).sum())
+            s = field.step(s)
+    return s
+
+
+def _sum(field: Field, s: Float[Tensor, "b n"]) -> float:
+    with torch.no_grad():
+        return float(field.cost(s).sum())

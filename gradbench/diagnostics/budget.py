@@ -1,11 +1,14 @@
 """The causes of many cells at once: a ladder of rungs that a run has anyway, or for a share of its cost.
 
   rung                 what the gradient is                                              cause of the step to it
-  bptt                 backpropagation through the T1 steps
+  bptt                 backpropagation through the T1 steps, or the implicit reference
   tbptt, T2 steps      the last T2 steps of the same sweep                               truncation
   adjoint, T2 terms    the Jacobians of these steps are taken at s*                      transient
   linearised           the Jacobian that the rule goes by                                asymmetry
   as run               the estimate, in the dtype of the cell                            nudge
+
+Where cells are compared with the implicit reference, no rung of the sweep stands between it and the adjoint; an
+estimate that goes back through the steps is reached by way of the adjoint with as many terms.
 
 The other beta of a grid take a part off the last step: nonlinearity grows with beta, round-off as beta shrinks. Where
 the remainder is the largest step, it is taken apart in float64 by the rungs of `ladder`: the rule itself, nonlinearity,
@@ -25,6 +28,7 @@ import torch
 from gradbench.diagnostics.ladder import adjoint_powers, adjoints
 from gradbench.dynamics.trajectory import chosen
 from gradbench.estimators.base import Role, Snapshot, along
+from gradbench.estimators.implicit import IMPLICIT
 from gradbench.vocabulary.cause import Cause
 from gradbench.vocabulary.status import Status
 
@@ -62,12 +66,20 @@ class Asked:
     """A reading, with the comparisons of those cells whose error wants a cause."""
 
     rule: AbstractEstimator
+    reference: str  # the name of what the cells are compared with
     depth: int | None
     free: Trajectory
     betas: Float[Tensor, "j *c"]
     estimate: Params  # (i, j, *c, ...)
     credit: Float[Tensor, "i j *c b n"] | None
     wanted: Mapping[Cell, tuple[Place, Comparison]]
+
+    @property
+    def series(self) -> set[int]:
+        """The numbers of terms of the adjoint that lead to the reading."""
+        if self.reference == IMPLICIT and self.rule.role is Role.REFERENCE:
+            return {T1 for T1 in self.free.T1s if T1}
+        return {terms for terms in (self.depth, self.rule.terms(self.depth)) if terms is not None}
 
     def only(self, rows: Sequence[int], columns: Sequence[int] | None = None) -> Asked:
         """The reading at the T1 of some rows, and where columns are named, at the beta of these only."""
@@ -89,12 +101,12 @@ class Asked:
 class Budgets:
     """Budgets of the cells of a trajectory, and the series of gradients that these share.
 
-    `reference` and `truncated` are the gradients `(i, *c, ...)` of the reverse sweep, whole and by depth. Errors above
-    `faithful` want a cause.
+    `references` are the gradients `(i, *c, ...)` that cells are compared with, by name; `truncated` those of the last
+    steps of the reverse sweep, by depth. Errors above `faithful` want a cause.
     """
 
     free: Trajectory
-    reference: Params
+    references: Mapping[str, Params]
     truncated: Mapping[int, Params]
     faithful: float
     depths: tuple[int, ...]  # of all readings
@@ -118,9 +130,12 @@ class Budgets:
         return budgets
 
     def _steps(self, a: Asked) -> Steps:
-        """The steps from backpropagation to a reading, by cause."""
+        """The steps from the reference to a reading, by cause."""
         rows = self.free.rows(a.free.T1s)
-        reference = _rows(self.reference, rows)
+        reference = _rows(self.references[a.reference], rows)
+        if a.reference == IMPLICIT and (a.rule.truncates or a.rule.role is Role.REFERENCE):
+            adjoint = self._of_sweep(a, rows)
+            return {Cause.TRUNCATION: _minus(adjoint, reference), Cause.TRANSIENT: _minus(a.estimate, adjoint)}
         if a.rule.truncates:
             return {Cause.TRUNCATION: _minus(a.estimate, reference)}
         if a.rule.role is not Role.RULE:
@@ -129,7 +144,8 @@ class Budgets:
         if terms is None:
             return self._nearest(a, rows, reference)
         adjoint = self._series_gradient(phase, rows, terms)
-        if terms != a.depth or self.free.field.predicts:  # no truncation of the sweep to compare with
+        # no truncation of the sweep to compare with, or none that is on the way
+        if terms != a.depth or self.free.field.predicts or a.reference == IMPLICIT:
             steps: Steps = {Cause.TRUNCATION: _minus(adjoint, reference)}
         else:
             truncated = _rows(self.truncated[terms], rows)
@@ -143,6 +159,12 @@ class Budgets:
         heard = change > ROUND_OFF * torch.finfo(a.free.ends.dtype).eps * size
         steps[Cause.ASYMMETRY] = _where(heard, asymmetry)
         return steps | self._scanned(a, phase, linear, reference)
+
+    def _of_sweep(self, a: Asked, rows: Sequence[int]) -> Params:
+        """The adjoint with as many terms as a reading goes back by steps of the free phase."""
+        depths = [a.depth if a.depth is not None else T1 for T1 in a.free.T1s]
+        series = [self._series_gradient(a.rule.phase, rows, depth) for depth in depths]
+        return {n: torch.stack([g[n][i] for i, g in enumerate(series)]) for n in a.estimate}
 
     def _nearest(self, a: Asked, rows: Sequence[int], reference: Params) -> Steps:
         """The steps of a rule that declares no number of terms, by way of the adjoint that is nearest to it.

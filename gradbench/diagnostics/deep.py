@@ -13,7 +13,7 @@ from gradbench.data.streams import Streams, normal
 from gradbench.diagnostics.arnoldi import condition, leading, outermost, singular
 from gradbench.diagnostics.certificate import Certificate, Deep, certify
 from gradbench.dynamics.krylov import gmres, krylov
-from gradbench.dynamics.linear import by_lu, dense
+from gradbench.dynamics.linear import DENSE, by_lu, dense
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from gradbench.dynamics.trajectory import Trajectory
     from gradbench.vocabulary.status import Thresholds
 
-DENSE = 2**24  # entries of the Jacobians of all samples up to which the Jacobians are taken as matrices
 KRYLOV = 2**23  # entries that a Krylov basis may have: a large batch gets a smaller space, and a larger `open`
 SAME = 1e-3  # |s - s'| / |s| of two end states that count as one
 SPACE = 32  # dimensions of the Krylov spaces of a batch: up to this size small matrices are cheap, on a CPU too
@@ -132,7 +131,7 @@ def _by_matrices(free: Trajectory, step: Linear) -> Solutions:
     """Exact, from the matrix of every sample."""
     s, g = free.ends[0], free.cost_slope[0]
     nudge = free.field.project_jvp(_ahead(free)[0], g)
-    M = torch.eye(s.shape[-1]).to(s) - dense(step, s)
+    M = torch.eye(s.shape[-1]).to(s) - dense(step, s[None])[0]
     return Solutions(torch.linalg.cond(M), by_lu(M, nudge), by_lu(M.mT, g))
 
 

@@ -10,6 +10,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+from gradbench.estimators.implicit import SOLVED
+from gradbench.vocabulary.reason import REFERENCE
 from gradbench.vocabulary.status import Status, Thresholds
 
 if TYPE_CHECKING:
@@ -97,6 +99,17 @@ def of_cell(free: Judgement, scale: float, comparison: Comparison, largest: floa
     second phase, 0 where there is none.
     """
     return first(free, of_second_phase(largest, scale, at), of_comparison(comparison))
+
+
+def against_implicit(judged: Judgement, left: float | None) -> Judgement:
+    """The judgement of a cell that is compared with the implicit reference, whose solve has `left` a share open."""
+    if judged.status is Status.UNSTABLE:
+        told = "; the implicit reference is a solution there, and no limit of the adjoint series"
+        return Judgement(judged.status, judged.reason + told)
+    if judged.status is Status.UNDEFINED and left is not None and not left <= SOLVED:
+        told = f"{REFERENCE} is not solved: what is left of dC/ds is {left:.1e} of it"
+        return Judgement(judged.status, told)
+    return judged
 
 
 def of_second_phase(largest: float, scale: float, at: Thresholds) -> Judgement:

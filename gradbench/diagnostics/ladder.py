@@ -15,8 +15,10 @@
   readout              the readout and the projection of the rule                     projection or readout
   as run               in the dtype of the cell                                       precision
 
-All but the last are float64. A rung that a rule does not have is left out, and the rungs around it become neighbours:
-the steps always add up to the difference between the estimate as run and backpropagation.
+The first rung is the reference of the cell. Where that is `implicit`, the ladder begins at this rung, and an estimate
+that goes back through the steps is reached by way of the adjoint with as many terms. All but the last are float64. A
+rung that a rule does not have is left out, and the rungs around it become neighbours: the steps always add up to the
+difference between the estimate as run and the reference.
 """
 
 from __future__ import annotations
@@ -30,12 +32,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from gradbench.diagnostics.deep import DENSE
 from gradbench.diagnostics.metrics import Comparison, compare
-from gradbench.dynamics.krylov import gmres
-from gradbench.dynamics.linear import by_lu, dense
 from gradbench.dynamics.trajectory import relax
 from gradbench.estimators.base import Role, Snapshot, along
+from gradbench.estimators.implicit import IMPLICIT, Solution, gradient_of, solution
 from gradbench.estimators.reference import REFERENCE
 from gradbench.vocabulary.cause import NEGLIGIBLE, Cause
 
@@ -48,7 +48,6 @@ if TYPE_CHECKING:
     from gradbench.estimators.base import AbstractEstimator, Reading
     from gradbench.systems.base import Params
 
-SOLVED = 1e-8  # |g - (1 - J_G^T) a| / |g|: above, there is no implicit rung
 FORWARD = 256  # most terms of the adjoint series of a system without free steps, where T1 is no bound
 STATES = 2**27  # entries of a trajectory up to which all states are stored; of a longer one only some are
 LIVE = 1e-12  # a parameter whose reference is below this share of the whole has no error
@@ -77,7 +76,7 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class Ladder:
-    """Rungs from backpropagation to the estimate as run. The first is the reference."""
+    """Rungs from the reference to the estimate as run."""
 
     rungs: tuple[Rung, ...]
     flags: tuple[str, ...] = ()  # what could not be had, in words
@@ -92,7 +91,7 @@ class Ladder:
 
     @property
     def reference(self) -> Params:
-        """Backpropagation through time in float64."""
+        """The reference in float64."""
         return self.rungs[0].gradient
 
     @cached_property
@@ -176,6 +175,7 @@ class Relaxed:
 
     field: Field  # in the dtype of the cell
     T1: int
+    compared_with: str = REFERENCE.name  # the reference of the cell
 
     @cached_property
     def wide(self) -> Trajectory:
@@ -189,7 +189,9 @@ class Relaxed:
 
     @cached_property
     def reference(self) -> Params:
-        """Backpropagation through time in float64."""
+        """What the cell is compared with, in float64; not finite where the solve of `implicit` has failed."""
+        if self.compared_with == IMPLICIT:
+            return {name: g[0] for name, g in gradient_of(self.wide, self.solution).items()}
         return estimate(REFERENCE, self.wide, None, None)
 
     @cached_property
@@ -198,9 +200,9 @@ class Relaxed:
         return adjoint_credit(self.wide, self.T1)
 
     @cached_property
-    def solution(self) -> tuple[Float[Tensor, "1 b n"], float]:
-        """What `implicit` finds: the credit of the limit of the series, and the share that the solve leaves."""
-        return implicit(self.wide)
+    def solution(self) -> Solution:
+        """The credit of the implicit reference, which is the limit of the series where that has one."""
+        return solution(self.wide)
 
 
 def climb(
@@ -235,14 +237,23 @@ def _climbed(
 ) -> Iterator[Rung | str]:
     """The rungs of a ladder, each as soon as it is there, and its flags."""
     free = relaxed.wide
-    yield Rung(REFERENCE.name, Cause.NONE, relaxed.reference)
-    if rule.truncates:
+    no_limit = Cause.NO_FIXED_POINT if settled and not stable else Cause.TRANSIENT
+    length = Cause.TRUNCATION if stable else no_limit
+    implicit = relaxed.compared_with == IMPLICIT
+    yield Rung(relaxed.compared_with, Cause.NONE, relaxed.reference, relaxed.solution.credit if implicit else None)
+    if implicit and not relaxed.solution.solved.all():
+        yield f"{_unsolved(relaxed)}: there is nothing to compare with"
+    if implicit and (rule.truncates or rule.role is Role.REFERENCE):
+        terms = T2 if rule.truncates and T2 is not None else relaxed.T1
+        yield _rung(free, f"adjoint, {terms} terms", length, adjoint_credit(free, terms))
+        yield Rung(rule.name, no_limit, estimate(rule, free, T2, beta))
+    elif rule.truncates:
         yield Rung(f"{rule.name}, T2 steps", Cause.TRUNCATION, estimate(rule, free, T2, beta))
     elif rule.role is not Role.REFERENCE:
-        no_limit = Cause.NO_FIXED_POINT if settled and not stable else Cause.TRANSIENT
-        yield from _limit_rungs(relaxed, no_limit)
+        if not implicit:
+            yield from _limit_rungs(relaxed, no_limit)
         if rule.role is Role.RULE:
-            yield from _phase_rungs(free, rule, T2, beta, Cause.TRUNCATION if stable else no_limit, no_limit)
+            yield from _phase_rungs(free, rule, T2, beta, length, no_limit)
         yield Rung("readout", Cause.READOUT, estimate(rule, free, T2, beta))
     if relaxed.as_run is not free:
         yield Rung("as run", Cause.PRECISION, estimate(rule, relaxed.as_run, T2, beta))
@@ -253,11 +264,14 @@ def _limit_rungs(relaxed: Relaxed, no_limit: Cause) -> Iterator[Rung | str]:
     free = relaxed.wide
     if relaxed.T1:
         yield _rung(free, "adjoint, T1 terms", no_limit, relaxed.series)
-    credit, left = relaxed.solution
-    if left <= SOLVED:
-        yield _rung(free, "implicit", no_limit, credit)
+    if relaxed.solution.solved.all():
+        yield _rung(free, IMPLICIT, no_limit, relaxed.solution.credit)
     else:
-        yield f"the implicit solve left {left:.1e} of its right side, and its rung is left out"
+        yield f"{_unsolved(relaxed)}, and its rung is left out"
+
+
+def _unsolved(relaxed: Relaxed) -> str:
+    return f"the implicit solve left {float(relaxed.solution.open):.1e} of its right side"
 
 
 def _phase_rungs(
@@ -336,30 +350,6 @@ def adjoints(free: Trajectory, terms: int, eps: Tensor | None = None) -> Iterato
     for _ in range(terms):
         a = field.project_vjp(u, a + eps * (linear.vjp(a) + free.cost_slope))
         yield a
-
-
-def implicit(free: Trajectory) -> tuple[Float[Tensor, "1 b n"], float]:
-    """Credit eps Pi'^T a with (1 - J_G^T) a = dC/ds, and the share of dC/ds that the solve leaves, of the worst sample.
-
-    By LU of every sample where the matrices have at most `DENSE` entries, else by GMRES. A failure is never a credit of
-    zero: that of a singular matrix is not finite, and the share inf.
-    """
-    field, s, g = free.field, free.ends[0], free.cost_slope[0]
-    step = field.step_at(s[None])
-
-    def residual_map(a: Tensor) -> Tensor:
-        return a - step.vjp(a[None])[0]
-
-    if s.numel() * s.shape[-1] <= DENSE:
-        transposed = torch.eye(s.shape[-1]).to(s) - dense(step, s).mT
-        a = by_lu(transposed, g)
-    else:
-        a = gmres(residual_map, g)
-    left, size = (g - residual_map(a)).norm(dim=-1), g.norm(dim=-1)
-    share = float((left / size.clamp_min(1e-300)).max())
-    with torch.no_grad():
-        u = s + field.step_size * field.force(s)
-    return (field.step_size * field.project_vjp(u, a))[None], share if math.isfinite(share) else math.inf
 
 
 def _rung(free: Trajectory, name: str, cause: Cause, credit: Float[Tensor, "1 b n"]) -> Rung:

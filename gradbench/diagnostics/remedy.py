@@ -15,6 +15,7 @@ from gradbench.diagnostics.deep import certify_deep
 from gradbench.diagnostics.ladder import Relaxed, adjoints, climb, estimate
 from gradbench.diagnostics.metrics import compare
 from gradbench.estimators.base import Exact, Role
+from gradbench.estimators.implicit import IMPLICIT
 from gradbench.planning import registry
 from gradbench.vocabulary.cause import NEGLIGIBLE, Cause
 from gradbench.vocabulary.status import Status
@@ -51,7 +52,7 @@ class Case:
 
     def again(self, field: Field, T1: int) -> Ladder | None:
         """The ladder with another field or T1; None where the free state there is not settled and stable."""
-        relaxed = Relaxed(field, T1)
+        relaxed = Relaxed(field, T1, self.relaxed.compared_with)
         certificate = certify_deep(relaxed.wide, self.thresholds, self.seed)
         if certificate.free.judgement.status is not Status.SETTLED or not certificate.stable:
             return None
@@ -122,6 +123,8 @@ def _deeper(case: Case) -> str | None:
             left = _error(estimate(case.rule, free, T2, None), case.ladder.reference)
             if left <= NEGLIGIBLE:
                 return f"T2 = {T2} brings the error to {left:.1e}"
+        if case.relaxed.compared_with == IMPLICIT:
+            return None
         return f"T2 = T1 = {free.T1s[0]} is exact"
     if case.rule.terms(case.T2) is None:
         return _more_steps(case)

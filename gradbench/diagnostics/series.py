@@ -54,13 +54,13 @@ def eigenvalues(free: Trajectory, seed: int) -> Eigenvalues:
     s, v, alone = s[worst : worst + 1], v[worst : worst + 1], replace(free.field, x=x)
     step = alone.step_at(s[None])
     if s.shape[-1] <= WIDEST:
-        return Eigenvalues(torch.linalg.eigvals(dense(step, s)[0]), True, worst)
+        return Eigenvalues(torch.linalg.eigvals(dense(step, s[None])[0, 0]), True, worst)
     space = krylov(lambda v: step.jvp(v[None])[0], v, RITZ)
     return Eigenvalues(torch.linalg.eigvals(space.H[0, : space.dims[0], : space.dims[0]]), False, worst)
 
 
-def depths(free: Trajectory, T2: int) -> dict[str, dict[int, float]]:
-    """Cosine to backpropagation against depth, by the name of the rule, whatever the rule of the cell.
+def depths(free: Trajectory, T2: int, reference: Params) -> dict[str, dict[int, float]]:
+    """Cosine to the reference against depth, by the name of the rule, whatever the rule of the cell.
 
     The rules are those of the registry whose depth means something without a nudge: truncated backpropagation up to T1,
     adjoint series, and rules with a nudge for beta -> 0, linearised at s*. A single pass of each gives all depths.
@@ -68,8 +68,7 @@ def depths(free: Trajectory, T2: int) -> dict[str, dict[int, float]]:
     most = max(DEEPER * T2, DEPTHS)
     at = sorted({round(most ** (k / (DEPTHS - 1))) for k in range(DEPTHS)} | {T2})
     swept = [depth for depth in at if depth <= free.T1s[0]]
-    *partial, whole = REFERENCE.phase.run(free, tuple(swept), free.ends.new_empty(0))
-    reference = _first(whole.gradient)
+    *partial, _ = REFERENCE.phase.run(free, tuple(swept), free.ends.new_empty(0))
     gradients: dict[str, dict[int, Params]] = {}
     credits: dict[str, list[Tensor]] = {}
     for name, rule in ((name, cls()) for name, cls in registry.known_estimators().items()):

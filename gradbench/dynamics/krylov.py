@@ -86,7 +86,7 @@ def gmres(
     for _ in range(restarts):
         r = g - product(x)
         left = r.norm(dim=-1)
-        done = left <= tol * size
+        done = (left <= tol * size) | ~left.isfinite()  # what has overflowed is not solved by another space
         if bool(done.all()):
             break
         safe = torch.where((left > 0)[..., None], r, torch.ones_like(r))  # the space of a solved sample is not used

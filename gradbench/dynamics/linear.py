@@ -49,13 +49,16 @@ class Linear:
         return 0.5 * (self.jvp(v) - self.vjp(v))
 
 
-def dense(linear: Linear, like: Float[Tensor, "b n"]) -> Float[Tensor, "b n n"]:
+DENSE = 2**24  # entries of the matrices of all samples up to which a linear map is taken as matrices
+
+
+def dense(linear: Linear, like: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n n"]:
     """The matrix of a linear map of each sample, from n products M^T e_i, which are its rows."""
     rows = []
     for i in range(like.shape[-1]):
         unit = torch.zeros_like(like)
-        unit[:, i] = 1
-        rows.append(linear.vjp(unit[None])[0])
+        unit[..., i] = 1
+        rows.append(linear.vjp(unit))
     return torch.stack(rows, -2)
 
 

@@ -10,6 +10,7 @@ from gradbench.diagnostics.certificate import Deep
 from gradbench.diagnostics.credit import SUMMARY, blocks
 from gradbench.diagnostics.metrics import UNDEFINED, Comparison
 from gradbench.estimators.base import Count
+from gradbench.estimators.implicit import IMPLICIT
 from gradbench.planning.problems import cell_count
 from gradbench.tables.placeholders import extra, unmeasured
 from gradbench.vocabulary.cause import column
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from gradbench.diagnostics.budget import Budget
     from gradbench.diagnostics.certificate import Certificate
     from gradbench.diagnostics.judgement import Judgement
+    from gradbench.engine.references import Apart
     from gradbench.planning.cells import Cell
     from gradbench.systems.base import Params
     from gradbench.vocabulary.status import Status
@@ -31,6 +33,7 @@ class Outcome:
     problem: str
     judgement: Judgement
     certificate: Certificate
+    apart: Apart
     comparison: Comparison | None  # None: the free phase diverged, so there is nothing to estimate at
     evidence: dict[str, float]  # of the second phase
     budget: Budget | None  # None: no error that wants a cause, or no state at which a cause is looked for
@@ -67,7 +70,7 @@ class Outcome:
         row |= {"n_force": count.force, "n_jvp": count.jvp, "n_vjp": count.vjp} if not count.partial else {}
         row |= {"seconds": self.seconds, "peak_memory": self.peak_memory}
         row |= {name: value for name, value in vars(self.certificate).items() if name not in _INTERNAL}
-        row |= {f.name: getattr(self.certificate.deep, f.name, None) for f in fields(Deep)}
+        row |= self._apart() | {f.name: getattr(self.certificate.deep, f.name, None) for f in fields(Deep)}
         row |= {name: self.evidence.get(name) for name in (*_NUDGED, *SUMMARY)}
         row["rho_T2"] = _power(self.certificate.rho, self.cell.T2) if self.cell.T2 is not None else None
         c = self.comparison
@@ -85,6 +88,13 @@ class Outcome:
         more = {n: v for n, v in self.evidence.items() if n not in EVIDENCE and "/" not in n}
         row["extra"] = extra(self.cell.knobs | more)
         return row
+
+    def _apart(self) -> dict[str, float | None]:
+        """How far the references are apart; of the implicit one where the cell or a deep certificate asks for it."""
+        columns: dict[str, float | None] = self.apart._asdict()
+        if self.cell.reference == IMPLICIT or self.certificate.deep is not None:
+            return columns
+        return columns | dict.fromkeys(("reference_gap", "implicit_open"))
 
     def _budget(self) -> list[dict[str, Any]]:
         """A row for the whole gradient and one for every live parameter."""

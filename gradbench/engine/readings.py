@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -17,8 +17,8 @@ from gradbench.tables.schema import CELLS
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from gradbench.diagnostics.credit import Credits
     from gradbench.dynamics.trajectory import Trajectory
+    from gradbench.engine.references import OneReference
     from gradbench.estimators.base import AbstractEstimator, Reading, Snapshot
     from gradbench.planning.cells import Cell
     from gradbench.planning.problems import Pass
@@ -36,6 +36,7 @@ class Taken:
     free: Trajectory
     betas: Tensor
     reading: Reading
+    reference: str  # the name of what the cells are compared with
     tally: Tensor  # of the gradient against the reference, (i, j, c, P, 6)
 
 
@@ -52,26 +53,31 @@ class Readings:
         free: Trajectory,
         snapshots: Iterable[Snapshot],
         betas: Tensor,
-        reference: Params,
-        credits: Credits,
+        references: Mapping[str, OneReference],
     ) -> None:
-        """Read every cell of a pass from the snapshots as these come, at the T1 of `free`.
+        """Read every cell of a pass from the snapshots as these come, at the T1 of `free`, and compare it.
 
         The passes of stacked problems have the same T1, depths and number of betas, but each problem may want other
-        cells of this grid.
+        cells of this grid. `references` are those at these T1.
         """
-        compared = Reference({name: g[:, None] for name, g in reference.items()}, 3 if self.stacked else 2)
+        lead = 3 if self.stacked else 2
+        compared = {
+            name: Reference({n: g[:, None] for n, g in reference.gradient.items()}, lead)
+            for name, reference in references.items()
+        }
         wanted = _by_rule(passes, free)
         for snapshot in snapshots:
-            for (name, options, depth), cells in wanted.items():
+            for (name, options, depth), by_reference in wanted.items():
                 if depth == snapshot.depth:
                     with record_function("gradbench: readouts"):
                         rule = rule_of(name, options)
-                        reading = rule.read(free, snapshot, betas)
-                        _try_evidence(rule, reading)
-                        reading = replace(reading, evidence=reading.evidence | credits.read(free.T1s, reading))
-                        tally = compared.tally(reading.gradient)
-                        self.taken.append(Taken(cells, rule, free, betas, reading, tally))
+                        plain = rule.read(free, snapshot, betas)
+                        _try_evidence(rule, plain)
+                        for reference, cells in by_reference.items():
+                            more = references[reference].credits.read(free.T1s, plain)
+                            reading = replace(plain, evidence=plain.evidence | more)
+                            tally = compared[reference].tally(reading.gradient)
+                            self.taken.append(Taken(cells, rule, free, betas, reading, reference, tally))
 
     def estimates(self) -> dict[Cell, Params]:
         """Gradients of the cells of a single problem."""
@@ -105,14 +111,19 @@ def _try_evidence(rule: AbstractEstimator, reading: Reading) -> None:
             raise RuleFaultError(f"{rule.name}: evidence {name!r} has the name of a column; choose another one")
 
 
-def _by_rule(passes: Sequence[Pass], free: Trajectory) -> dict[tuple[str, str, int | None], list[tuple[Cell, Place]]]:
-    """The cells of stacked passes with their places, by estimator, options and depth; only those at a T1 of `free`."""
+def _by_rule(
+    passes: Sequence[Pass], free: Trajectory
+) -> dict[tuple[str, str, int | None], dict[str, list[tuple[Cell, Place]]]]:
+    """The cells of stacked passes with their places, by estimator, options and depth, and then by their reference.
+
+    Only those at a T1 of `free`.
+    """
     rows = {T1: i for i, T1 in enumerate(free.T1s)}
-    wanted: dict[tuple[str, str, int | None], list[tuple[Cell, Place]]] = {}
+    wanted: dict[tuple[str, str, int | None], dict[str, list[tuple[Cell, Place]]]] = {}
     for c, pass_ in enumerate(passes):
         for cell, place in pass_.places.items():
             row = rows.get(pass_.T1s[place.row])
             if row is not None:
                 key = cell.estimator, cell.estimator_options, cell.T2
-                wanted.setdefault(key, []).append((cell, (row, place.column, c)))
+                wanted.setdefault(key, {}).setdefault(cell.reference, []).append((cell, (row, place.column, c)))
     return wanted

@@ -10,7 +10,6 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -18,16 +17,17 @@ from torch.profiler import record_function
 
 from gradbench.diagnostics.budget import Asked, Budget, Budgets, asks, blamed, wanting
 from gradbench.diagnostics.certificate import certify
-from gradbench.diagnostics.credit import Credits
 from gradbench.diagnostics.deep import deepen
-from gradbench.diagnostics.judgement import Judgement, of_cell
+from gradbench.diagnostics.judgement import Judgement, against_implicit, of_cell
 from gradbench.dynamics.meter import Meter
 from gradbench.dynamics.stack import Stack
-from gradbench.dynamics.trajectory import Trajectory, chosen, relax
+from gradbench.dynamics.trajectory import chosen, relax
 from gradbench.engine.draws import try_force
 from gradbench.engine.outcome import Outcome
 from gradbench.engine.readings import Place, Readings
+from gradbench.engine.references import Apart, References, gather_references
 from gradbench.errors import RuleFaultError
+from gradbench.estimators.implicit import IMPLICIT
 from gradbench.vocabulary.status import Status
 
 if TYPE_CHECKING:
@@ -45,19 +45,10 @@ class Measured(NamedTuple):
     """What is known of a cell before the cause of its error is."""
 
     certificate: Certificate
+    apart: Apart
     comparison: Comparison | None  # None: the free phase diverged
     evidence: dict[str, float]
     judgement: Judgement
-
-
-@dataclass(frozen=True, eq=False)
-class Swept:
-    """The reverse sweep of the T1 that did not diverge in every problem."""
-
-    free: Trajectory  # read at these T1
-    snapshots: list[Snapshot]
-    reference: Params  # (i, *c, ...)
-    credits: Credits
 
 
 def solve(
@@ -87,33 +78,36 @@ def solve(
     certificates = _certificates(problems, free, thresholds, deep=deep)
     confirm()  # the device was waited for already
     reached = tuple(T1 for T1, row in zip(free.T1s, certificates, strict=True) if not _all_diverged(row))
-    readings, swept = Readings(isinstance(field, Stack)), None
+    readings, known = Readings(isinstance(field, Stack)), None
     faults: dict[Cell, str] = {}
     if reached:
         with meter.stage(problems[0].reverse.cost.work):
-            swept = _sweep(problems, free.at(reached), readings, meter)
+            known = gather_references(problems, free.at(reached), meter, both=deep)
+            swept, no_betas = [p.reverse for p in problems], free.ends.new_empty(0)
+            readings.read(swept, known.free, known.snapshots, no_betas, known.known)
         for same, betas in zip(passes, nudges, strict=True):
             here = tuple(T1 for T1 in same[0].T1s if T1 in reached)
             if here:
                 betas = betas if readings.stacked else betas[:, 0]
-                reference = {name: chosen(g, swept.free.rows(here)) for name, g in swept.reference.items()}
+                there = {name: reference.at(known.free.rows(here)) for name, reference in known.known.items()}
                 try:
                     snapshots = _watched(same[0].phase, same[0].phase.run(free.at(here), same[0].depths, betas), meter)
                     with meter.stage(same[0].cost.work):
-                        readings.read(same, free.at(here), snapshots, betas, reference, swept.credits)
+                        readings.read(same, free.at(here), snapshots, betas, there)
                 except RuleFaultError as error:
                     if len(problems) > 1:  # which of them it is shows where each is alone
                         raise
                     faults |= {cell: str(error) for cell in same[0].cells}
     with record_function("gradbench: waiting for the device"):
         resolved = readings.resolved(list(field.theta), thresholds.live[problems[0].point.dtype])
-    measured = _measured(problems, certificates, resolved, faults, thresholds)
+    apart = known.told() if known else {}
+    measured = _measured(problems, certificates, resolved, faults, apart, thresholds)
     budgets: dict[Cell, Budget] = {}
-    if swept:
+    if known:
         with record_function("gradbench: causes"):
-            budgets = _causes(readings, measured, swept, thresholds)
+            budgets = _causes(readings, measured, known, thresholds)
     seconds = (time.perf_counter() - start) / len(measured)
-    return _outcomes(problems, readings, measured, swept, budgets, seconds, _peak_memory(like.device))
+    return _outcomes(problems, readings, measured, known, budgets, seconds, _peak_memory(like.device))
 
 
 def _certificates(
@@ -133,20 +127,6 @@ def _all_diverged(row: Sequence[Certificate]) -> bool:
     return all(certificate.judgement.diverged for certificate in row)
 
 
-def _sweep(problems: Sequence[Problem], free: Trajectory, readings: Readings, meter: Meter) -> Swept:
-    """The references of all T1 of `free`, and the readings of cells from the sweep itself."""
-    first, no_betas = problems[0], free.ends.new_empty(0)
-    with meter.counting(), record_function("gradbench: reverse sweep"):
-        depths = sorted({d for p in (first.reverse, *first.passes) for d in p.depths})
-        snapshots = list(first.reverse.phase.run(free, tuple(depths), no_betas))
-    whole = next(s for s in snapshots if s.depth is None)
-    assert whole.gradient is not None
-    assert whole.credit is not None
-    credits = Credits(free, whole.credit, [p.point.seed for p in problems])
-    readings.read([p.reverse for p in problems], free, snapshots, no_betas, whole.gradient, credits)
-    return Swept(free, snapshots, whole.gradient, credits)
-
-
 def _watched(phase: AbstractPhase, snapshots: Iterator[Snapshot], meter: Meter) -> Iterator[Snapshot]:
     """The snapshots, counted by the meter, and under the name of their phase in a profile."""
     name = f"gradbench: {type(phase).__name__}"
@@ -163,6 +143,7 @@ def _measured(
     certificates: Sequence[Sequence[Certificate]],
     resolved: Mapping[Cell, tuple[Comparison, dict[str, float]]],
     faults: Mapping[Cell, str],
+    apart: Mapping[int, Sequence[Apart]],
     thresholds: Thresholds,
 ) -> dict[Cell, Measured]:
     """What is known of every cell, with the status that follows; `faults` are those of rules."""
@@ -171,20 +152,23 @@ def _measured(
         for cell, row in problem.rows.items():
             certificate = certificates[row][c]
             if certificate.judgement.diverged:
-                measured[cell] = Measured(certificate, None, {}, certificate.judgement)
+                measured[cell] = Measured(certificate, Apart(), None, {}, certificate.judgement)
                 continue
+            gap = apart[cell.steps][c] if cell.steps in apart else Apart()
             if cell in faults:
-                measured[cell] = Measured(certificate, None, {}, Judgement(Status.ERROR, faults[cell]))
+                measured[cell] = Measured(certificate, gap, None, {}, Judgement(Status.ERROR, faults[cell]))
                 continue
             comparison, evidence = resolved[cell]
             largest = evidence.get("nudge_norm", 0.0)
             judged = of_cell(certificate.judgement, certificate.scale, comparison, largest, thresholds)
-            measured[cell] = Measured(certificate, comparison, evidence, judged)
+            if cell.reference == IMPLICIT:
+                judged = against_implicit(judged, gap.implicit_open)
+            measured[cell] = Measured(certificate, gap, comparison, evidence, judged)
     return measured
 
 
 def _causes(
-    readings: Readings, measured: Mapping[Cell, Measured], swept: Swept, thresholds: Thresholds
+    readings: Readings, measured: Mapping[Cell, Measured], known: References, thresholds: Thresholds
 ) -> dict[Cell, Budget]:
     """Budgets of the cells whose error is above the threshold."""
     budgets: dict[Cell, Budget] = {}
@@ -192,7 +176,7 @@ def _causes(
     for taken in readings.taken:
         wanted: dict[Cell, tuple[Place, Comparison]] = {}
         for cell, place in taken.cells:
-            _, comparison, _, judged = measured[cell]
+            comparison, judged = measured[cell].comparison, measured[cell].judgement
             if comparison is None:
                 continue
             of = wanting(comparison, thresholds.faithful)
@@ -203,22 +187,22 @@ def _causes(
         if wanted:
             reading = taken.reading
             at = (taken.free, taken.betas, reading.gradient, reading.credit)
-            asked.append(Asked(taken.rule, reading.depth, *at, wanted))
+            asked.append(Asked(taken.rule, taken.reference, reading.depth, *at, wanted))
     if not asked:
         return budgets
     T1s = tuple(sorted({a.free.T1s[i] for a in asked for (i, _, _), _ in a.wanted.values()}))
     asked = [a.only([i for i, T1 in enumerate(a.free.T1s) if T1 in T1s]) for a in asked]
-    rows = swept.free.rows(T1s)
+    rows = known.free.rows(T1s)
     shared = Budgets(
-        swept.free.at(T1s),
-        {n: chosen(g, rows) for n, g in swept.reference.items()},
+        known.free.at(T1s),
+        {name: reference.at(rows).gradient for name, reference in known.known.items()},
         {
             s.depth: {n: chosen(g, rows) for n, g in s.gradient.items()}
-            for s in swept.snapshots
+            for s in known.snapshots
             if s.depth is not None and s.gradient
         },
         thresholds.faithful,
-        tuple(sorted({terms for a in asked for terms in (a.depth, a.rule.terms(a.depth)) if terms is not None})),
+        tuple(sorted({terms for a in asked for terms in a.series})),
     )
     return budgets | shared.of(asked)
 
@@ -227,32 +211,35 @@ def _outcomes(
     problems: Sequence[Problem],
     readings: Readings,
     measured: Mapping[Cell, Measured],
-    swept: Swept | None,
+    known: References | None,
     budgets: Mapping[Cell, Budget],
     seconds: float,
     peak: int,
 ) -> list[Outcome]:
     """An outcome for every cell, with its share of the time. Outcomes of a stack have no gradients."""
     estimates = {} if readings.stacked else readings.estimates()
-    references: dict[int, Params] = {}
-    if swept and not readings.stacked:
-        references = {T1: {n: g[i] for n, g in swept.reference.items()} for i, T1 in enumerate(swept.free.T1s)}
+    gradients: dict[tuple[str, int], Params] = {}
+    if known and not readings.stacked:
+        for name, reference in known.known.items():
+            for i, T1 in enumerate(known.free.T1s):
+                gradients[name, T1] = {n: g[i] for n, g in reference.gradient.items()}
     return [
         Outcome(
             cell,
             problem.key,
-            known.judgement,
-            known.certificate,
-            known.comparison,
-            known.evidence,
+            m.judgement,
+            m.certificate,
+            m.apart,
+            m.comparison,
+            m.evidence,
             budgets.get(cell),
             estimates.get(cell),
-            references.get(cell.steps),
+            gradients.get((cell.reference, cell.steps)),
             seconds,
             peak,
         )
         for problem in problems
-        for cell, known in ((cell, measured[cell]) for cell in problem.cells)
+        for cell, m in ((cell, measured[cell]) for cell in problem.cells)
     ]
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from gradbench.errors import UserError, spoken
 from gradbench.planning import registry
-from gradbench.vocabulary.coordinates import COORDINATES, Point, Value
+from gradbench.vocabulary.coordinates import COORDINATES, LATE, Point, Value
 
 PARAMS_FROM = "params_from"  # among the options of a system: the checkpoint of its parameters
 TRAININGS = Path("results/training")  # of `gradbench train` without --out: a folder for every training file
@@ -33,12 +33,13 @@ class Cell(Point):
     def of(cls, coordinates: Mapping[str, Any]) -> Cell:
         """The cell with these `coordinates`, as the property gives them."""
         named = {name: coordinates[name] for name in _NAMES}
-        return cls(**named, **{c.attribute: coordinates[name] for name, c in COORDINATES.items()})
+        known = {**LATE, **coordinates}
+        return cls(**named, **{c.attribute: known[name] for name, c in COORDINATES.items()})
 
     @cached_property
     def key(self) -> str:
         """Content key: equal cells have equal keys in every run of every suite."""
-        return digest(self.coordinates)
+        return key_at(self.coordinates)
 
     @property
     def coordinates(self) -> dict[str, Value]:
@@ -116,6 +117,11 @@ def trained(path: Path, where: str = PARAMS_FROM) -> str:
         way_out = f". To make one: {call}" if path.parent == TRAININGS else ""
         told = "it is a folder without a checkpoint.pt" if path.is_dir() else error.strerror
         raise UserError(f"{where} = {str(path)!r} is no training or checkpoint: {told}{way_out}") from None
+
+
+def key_at(coordinates: Mapping[str, Value]) -> str:
+    """The content key of the cell at these coordinates, which a late coordinate enters where it is not the default."""
+    return digest({name: value for name, value in coordinates.items() if name not in LATE or value != LATE[name]})
 
 
 def digest(content: object) -> str:

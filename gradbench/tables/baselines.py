@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from gradbench.errors import StoreError, UserError, near_miss
 from gradbench.planning import files, suites
-from gradbench.planning.cells import digest
+from gradbench.planning.cells import key_at
 from gradbench.planning.plans import plan
 from gradbench.planning.registry import DIGEST
 from gradbench.planning.suites import Check
@@ -31,7 +31,7 @@ from gradbench.tables.checks import evaluate, where_is
 from gradbench.tables.consistency import RANGE_ERROR
 from gradbench.tables.findings import Finding
 from gradbench.tables.runs import results_folder
-from gradbench.tables.schema import BETTER, IDENTITY, OUTCOME, range_of
+from gradbench.tables.schema import BASELINE_VERSION, BETTER, IDENTITY, OUTCOME, range_of
 from gradbench.tables.store import BEGAN, SCHEMA, read_metadata, read_table, write_table
 from gradbench.tables.verifying import PLAN, POINT, verify
 from gradbench.vocabulary.status import Status
@@ -64,7 +64,7 @@ SCHEMA_OF_BASELINE = pa.schema(
         *(pa.field(name, (IDENTITY | OUTCOME)[name].type) for name in _SAYS),
         *(pa.field(name, pa.float64()) for metric in BETTER for name in (metric, f"{metric}_noise")),
     ],
-    metadata={SCHEMA: f"{KIND} 1".encode()},
+    metadata={SCHEMA: f"{KIND} {BASELINE_VERSION}".encode()},
 )
 
 
@@ -343,7 +343,7 @@ def read_baseline(path: Path, suite: str) -> pa.Table:
     for part in table.select(["cell", *POINT]).to_batches(max_chunksize=ROWS):
         for row in part.to_pylist():
             key = row.pop("cell")
-            if digest(row) != key:
+            if key_at(row) != key:
                 raise StoreError(f"{path}: damaged: {key} is not the digest of its coordinates")
     if unknown := sorted(set(table["status"].to_pylist()) - set(Status)):
         raise StoreError(f"{path}: damaged: {unknown[0]!r} is not a status")

@@ -27,7 +27,8 @@ RANGE_ERROR = 1e-5  # of a number against an end of its range: some cosines are 
 SUM_ERROR = 1e-9  # of means and sums of squares over parameters, relative
 READING_ERROR = 1e-11  # of sums over entries in float64, relative; 1e-15 on a CPU
 RESIDUAL_ERROR = 1e-2  # relative, of a norm in the dtype of the cell
-OF_A_STATE = ("residual", "settled_share", "rho", "state_norm", "reference_norm")  # equal for all rules there
+OF_A_STATE = ("residual", "settled_share", "rho", "state_norm", "reference_open")  # equal for all rules there
+OF_A_REFERENCE = ("reference_norm",)  # the same where rules are compared with the same reference
 Fault = tuple[str, str, str]  # table, rule, and what breaks it
 
 
@@ -157,10 +158,12 @@ def _state_rules(cells: _Columns) -> Iterator[tuple[str, Mask, str]]:
     problem = pc.fill_null(cells.table["problem"].combine_chunks(), "").dictionary_encode().indices.to_numpy()
     steps = np.unique(np.nan_to_num(cells["T1"], nan=-1.0), return_inverse=True)[1]
     place = problem.astype(np.int64) * len(cells) + steps
-    for name in OF_A_STATE:
+    kinds = np.unique(cells["reference"], return_inverse=True)[1]
+    for name in (*OF_A_STATE, *OF_A_REFERENCE):
+        at = place * (kinds.max(initial=0) + 1) + kinds if name in OF_A_REFERENCE else place
         rows = np.flatnonzero(cells.given(name) & cells.given("problem"))
         values = cells[name][rows]
-        _, first, code = np.unique(place[rows], return_index=True, return_inverse=True)
+        _, first, code = np.unique(at[rows], return_index=True, return_inverse=True)
         shared = values[first[code]]
         wrong = np.zeros(len(cells), bool)
         wrong[rows] = ~((values == shared) | (np.isnan(values) & np.isnan(shared)))

@@ -14,12 +14,18 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from gradbench.vocabulary.cause import CAUSES, column
-from gradbench.vocabulary.coordinates import COORDINATES
+from gradbench.vocabulary.coordinates import COORDINATES, LATE
 
-VERSION = 4
+VERSION = 5
+BASELINE_VERSION = 2
+# columns, of nested rows too, that came with this version, beside the late coordinates
+LATER = frozenset({"reference_open", "reference_gap", "implicit_open"})
+OLDER = {str(VERSION): ("4",), f"baseline {BASELINE_VERSION}": ("baseline 1",)}  # versions that are read, too
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,9 @@ OUTCOME = {
     "rel_error": _ERROR,
     "sign_agreement": _SHARE,
     "reference_norm": _SIZE,
+    "reference_open": _SIZE,  # |g - (1 - J_G^T) a| / |g| of the credit a of backpropagation; null: there is none
+    "reference_gap": _SIZE,  # |bptt - implicit| / |bptt|; this and the next are null where nobody asks for `implicit`
+    "implicit_open": _SIZE,  # what the solve of the implicit reference leaves of its right side
     "residual": _ERROR,
     "settled_share": _SHARE,
     "force_norm": _SIZE,
@@ -165,6 +174,47 @@ _LISTS = [
 ]
 _EXTRA = pa.field("extra", pa.list_(pa.struct(list(EXTRA.items()))))
 RECORD = pa.schema([*CELLS, *_LISTS, _EXTRA], metadata=METADATA)
+
+
+def readable(version: str) -> tuple[str, ...]:
+    """The versions of a schema that are read where `version` is written."""
+    return (*OLDER[version], version)
+
+
+def upgraded(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """A table of an older version in the columns of `schema`, with its further columns behind them.
+
+    A coordinate that came later has its default, and any other column that came later null, as have fields of nested
+    rows. What is missing for another reason stays missing.
+    """
+    columns = {}
+    for field in schema:
+        if field.name in table.column_names:
+            columns[field.name] = _upgraded(table[field.name], field.type)
+        elif field.name in LATER or field.name in LATE:
+            value = pa.scalar(LATE.get(field.name), field.type)
+            columns[field.name] = pa.chunked_array([pa.repeat(value, table.num_rows)], field.type)
+    columns |= {name: table[name] for name in table.column_names if name not in columns}
+    metadata = {**table.schema.metadata, **schema.metadata}
+    fields = [pa.field(name, column.type) for name, column in columns.items()]
+    return pa.table(list(columns.values()), pa.schema(fields, metadata=metadata))
+
+
+def _upgraded(column: pa.ChunkedArray, to: pa.DataType) -> pa.ChunkedArray:
+    """A column with rows nested in it, with the fields of these rows that came later; any other as it is."""
+    if column.type == to or not pa.types.is_list(to) or not pa.types.is_struct(to.value_type):
+        return column
+    rows = column.combine_chunks()
+    inner = rows.flatten()
+    there, wanted = {f.name for f in inner.type}, {f.name for f in to.value_type}
+    if there - wanted or wanted - there - LATER:
+        return column
+    parts = [inner.field(f.name) if f.name in there else pa.nulls(len(inner), f.type) for f in to.value_type]
+    whole = pa.StructArray.from_arrays(parts, fields=list(to.value_type))
+    lengths = pc.fill_null(pc.list_value_length(rows), 0)
+    ends = np.concatenate([[0], np.cumsum(lengths.to_numpy())]).astype(np.int32)
+    nested = pa.ListArray.from_arrays(pa.array(ends), whole, type=to, mask=rows.is_null() if rows.null_count else None)
+    return pa.chunked_array([nested])
 
 
 def range_of(metric: str) -> tuple[float, float]:

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 from gradbench.errors import StoreError, UserError
 from gradbench.planning.cells import digest
-from gradbench.tables.schema import CELLS, METADATA, NESTED, RECORD, TABLES
+from gradbench.tables.schema import CELLS, METADATA, NESTED, RECORD, TABLES, readable, upgraded
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -125,7 +125,8 @@ def write_table(path: Path, table: pa.Table, form: Mapping[str, Any] = LONG) -> 
 def read_table(path: Path, schema: pa.Schema) -> pa.Table:
     """Read parquet and verify its seal, schema version and columns. Raises StoreError where one of them is wrong.
 
-    `cells` may have further columns of float64 behind those of its schema.
+    `cells` may have further columns of float64 behind those of its schema. A table of an older version gets the columns
+    that came later: a coordinate with its default, anything else with null.
     """
     content = _whole(path)
     try:
@@ -135,8 +136,10 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
         raise StoreError(f"{path}: damaged: {error}") from None
     wanted = schema.metadata[SCHEMA].decode()
     version = (table.schema.metadata or {}).get(SCHEMA, b"none").decode()
+    if version not in readable(wanted):
+        raise StoreError(f"{path}: schema version {version}, this gradbench reads {' and '.join(readable(wanted))}")
     if version != wanted:
-        raise StoreError(f"{path}: schema version {version}, this gradbench reads {wanted}")
+        table = upgraded(table, schema)
     further = list(table.schema)[len(schema) :] if schema is CELLS else []
     expected = pa.schema([*schema, *(pa.field(column.name, pa.float64()) for column in further)])
     if len(set(expected.names)) < len(expected) or not table.schema.equals(expected):

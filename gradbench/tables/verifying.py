@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from gradbench.errors import StoreError
-from gradbench.planning.cells import digest
+from gradbench.planning.cells import digest, key_at
 from gradbench.planning.plans import key_of
 from gradbench.planning.suites import Check, Table
 from gradbench.tables import consistency
@@ -22,7 +22,7 @@ from gradbench.tables.findings import Finding, counted
 from gradbench.tables.placeholders import skipped_rows
 from gradbench.tables.snapshots import Snapshot
 from gradbench.tables.store import BOUND, DIGESTS, MADE_BY, SEAL, Run, differing
-from gradbench.vocabulary.coordinates import COORDINATES
+from gradbench.vocabulary.coordinates import COORDINATES, LATE
 from gradbench.vocabulary.status import Status, Thresholds
 
 _MISSHAPEN = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError, pa.ArrowException)
@@ -115,7 +115,7 @@ class _Planned:
     def __init__(self, plan: Mapping[str, Any]) -> None:
         entries = [*plan["cells"], *plan["skipped"]]
         self.keys: list[str] = [entry["cell"] for entry in entries]
-        self.points = {entry["cell"]: tuple(entry[name] for name in POINT) for entry in entries}
+        self.points = {entry["cell"]: tuple((LATE | entry)[name] for name in POINT) for entry in entries}
         self.skipped = {entry["cell"]: entry["reason"] for entry in plan["skipped"]}
         self.problems, self.key, self.thresholds = plan["problems"], plan["key"], plan["thresholds"]
         self.suite: str = plan["suite"]
@@ -125,7 +125,7 @@ class _Planned:
         """Whether the plan is as it was frozen."""
         if twice := _repeated(self.keys):
             yield "the plan has every cell once", counted(twice, "stand there more than once")
-        wrong = [key for key, point in self.points.items() if digest(dict(zip(POINT, point, strict=True))) != key]
+        wrong = [key for key, point in self.points.items() if key_at(dict(zip(POINT, point, strict=True))) != key]
         if wrong:
             yield "a key is the digest of its coordinates", counted(wrong, "have the key of other coordinates")
         measured = (key for key in self.keys if key not in self.skipped)

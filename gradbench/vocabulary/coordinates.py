@@ -39,6 +39,9 @@ class Coordinate(Word):
     optional: bool = False  # null where neither the system nor the estimator uses it
     listed: bool = True  # whether a grid takes a list or a range of values
     shared: bool = False  # whether cells that differ in it alone share one free trajectory
+    # Whether it came after the first tables. The key of a cell leaves it out at its default, so that keys of before
+    # stay as they are, and tables of before are read with the default.
+    late: bool = False
 
     @property
     def prose(self) -> str:
@@ -91,6 +94,10 @@ class Point:
     seed: int = _declared("", "seed", type=int, least=0, default=0)
     dtype: str = _declared("", "dtype", type=str, choices=("float32", "float64"), default="float32")
     batch: int = _declared("", "examples of a batch", type=int, least=1, most=EXAMPLES, listed=False)
+    # what estimates are compared with: the gradient through the T1 steps, or that of the fixed point at s_T1
+    reference: str = _declared(
+        "", "reference", type=str, choices=("bptt", "implicit"), default="bptt", shared=True, late=True
+    )
 
 
 def _coordinates() -> Iterator[Coordinate]:
@@ -100,6 +107,7 @@ def _coordinates() -> Iterator[Coordinate]:
 
 
 COORDINATES: Mapping[str, Coordinate] = {coordinate.name: coordinate for coordinate in _coordinates()}
+LATE: Mapping[str, Value] = {name: c.default for name, c in COORDINATES.items() if c.late}  # with their defaults
 
 
 class Knobs(NamedTuple):

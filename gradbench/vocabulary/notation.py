@@ -64,5 +64,8 @@ METRICS = {
     "state_error": Word(r"$|h_{L/2}-h_L|/|h_L|$", "state error"),
     "energy_monotone": Word("", "energy never rises"),
     "reference_norm": Word("$|g|$", "norm of the reference gradient", log=True),
+    "reference_open": Word(r"$|g-(1-J_G^T)a|/|g|$", "distance of BPTT's credit from a fixed point's", log=True),
+    "reference_gap": Word(r"$|g_{BPTT}-g_{impl}|/|g_{BPTT}|$", "gap between the references", log=True),
+    "implicit_open": Word("", "residual of the implicit reference", log=True),
     "seconds": Word("", "time of a cell", "s", log=True),
 }

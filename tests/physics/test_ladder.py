@@ -12,13 +12,14 @@ import torch
 from linear import line, noise
 from live import LIVE, SYSTEMS, gap, live_field, whole_gap
 
-from gradbench.diagnostics import ladder as rungs
 from gradbench.diagnostics.deep import certify_deep
-from gradbench.diagnostics.ladder import SOLVED, Ladder, Relaxed, adjoint_credit, climb, implicit
+from gradbench.diagnostics.ladder import Ladder, Relaxed, adjoint_credit, climb
+from gradbench.dynamics import linear
 from gradbench.dynamics.field import Field
 from gradbench.dynamics.trajectory import relax
 from gradbench.engine.draws import build
 from gradbench.engine.solving import solve
+from gradbench.estimators import implicit
 from gradbench.planning import registry
 from gradbench.planning.plans import plan
 from gradbench.planning.suites import parse
@@ -145,19 +146,20 @@ def test_the_implicit_solve_is_the_limit_of_the_series_by_lu_and_by_gmres(
 ) -> None:
     free = relax(live_field(name), (400,))
     limit = adjoint_credit(free, 2000)
-    for dense in (rungs.DENSE, 0):
-        monkeypatch.setattr(rungs, "DENSE", dense)
-        credit, left = implicit(free)
-        assert left < SOLVED
-        torch.testing.assert_close(credit, limit, rtol=1e-7, atol=1e-7 * float(limit.abs().max()))
+    for dense, loose in ((0, implicit.LOOSE), (linear.DENSE, -1.0)):  # never matrices, always matrices
+        monkeypatch.setattr(linear, "DENSE", dense)
+        monkeypatch.setattr(implicit, "LOOSE", loose)
+        found = implicit.solution(free)
+        assert found.solved.all()
+        torch.testing.assert_close(found.credit, limit, rtol=1e-7, atol=1e-7 * float(limit.abs().max()))
 
 
 def test_a_solve_that_fails_is_a_flag_and_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     """W = 0 has no isolated fixed point: 1 - J_G is zero."""
     field = line()
     field = replace(field, theta=field.theta | {"W": torch.zeros_like(field.theta["W"])})
-    for dense in (rungs.DENSE, 0):
-        monkeypatch.setattr(rungs, "DENSE", dense)
+    for dense in (linear.DENSE, 0):
+        monkeypatch.setattr(linear, "DENSE", dense)
         found = climb(Relaxed(field, T1), registry.estimator("adjoint"), T2, None, stable=False, settled=True)
         assert [rung.name for rung in found.rungs] == ["bptt", "adjoint, T1 terms", "adjoint, T2 terms", "readout"]
         assert "left out" in found.flags[0]

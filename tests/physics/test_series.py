@@ -50,7 +50,7 @@ def test_eigenvalues_are_all_of_the_worst_sample_or_its_ritz_values(monkeypatch:
 
 def test_depths_are_the_cosines_of_the_rules_at_each_depth() -> None:
     free = relax(live_field("toy_noncons", eps=0.05), (150,))
-    found, reference = depths(free, 12), estimate(Bptt(), free, None, None)
+    found, reference = depths(free, 12, estimate(Bptt(), free, None, None)), estimate(Bptt(), free, None, None)
     rules = {"tbptt": (Tbptt(), None), "adjoint": (Adjoint(), None), "ep": (Ep(), 1e-4), "aep": (Aep(), 1e-4)}
     assert set(found) == set(rules)
     for name, (rule, beta) in rules.items():

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from gradbench.plots.sources import Tables
 
 FLOOR = 1e-8  # smaller errors are drawn here
-FREE = tuple(name for name, c in COORDINATES.items() if c.shared)  # the settings of a rule: T1, T2 and beta
+# the settings of a rule: T1, T2 and beta
+FREE = tuple(name for name, c in COORDINATES.items() if c.shared and c.type is not str)
 
 
 @look.themed
