@@ -29,6 +29,7 @@ from gradbench.systems.base import (
     Saved,
 )
 from gradbench.vocabulary.coordinates import Knobs
+from gradbench.vocabulary.solver import Solver
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -97,6 +98,7 @@ class Field:
     x: Data
     knobs: Knobs
     seeds: tuple[int, ...] = field(default=(), kw_only=True)  # of its cells, for rules that draw; made by hand: none
+    solver: Solver = field(default=Solver.EULER, kw_only=True)  # of its free phase
 
     def _over(self, function: Callable[..., Result], *states: Tensor | Saved) -> Result:
         """function(theta, x, knobs, *states); `function` is written for one cell."""

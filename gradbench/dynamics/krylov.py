@@ -74,6 +74,22 @@ def krylov(product: Product, v: Float[Tensor, "*r b n"], m: int, known: Krylov |
     return Krylov(basis, H, dims)
 
 
+def least(product: Product, r: Float[Tensor, "*r b n"], m: int) -> Float[Tensor, "*r b n"]:
+    """x of the Krylov space span{r, M r ... M^(m-1) r} with the least |r - M x|, of each sample, by m products.
+
+    A sample whose r is zero has x = 0. Saad & Schultz 1986.
+    """
+    left = r.norm(dim=-1)
+    safe = torch.where((left > 0)[..., None], r, torch.ones_like(r))  # the space of a zero is not used
+    space = krylov(product, safe, m)
+    y = torch.zeros(r.shape[:-1].numel(), space.H.shape[-1], dtype=torch.float64)
+    for rows, H in space.parts():
+        e = H.new_zeros(len(H), H.shape[-2], 1)
+        e[:, 0, 0] = left.flatten().cpu()[rows].double()
+        y[rows, : H.shape[-1]] = torch.linalg.lstsq(H, e).solution[..., 0]
+    return torch.einsum("k...n,...k->...n", space.basis[:-1], y.reshape(*r.shape[:-1], -1).to(r))
+
+
 def gmres(
     product: Product, g: Float[Tensor, "*r b n"], tol: float = 1e-12, m: int = 60, restarts: int = 20
 ) -> Float[Tensor, "*r b n"]:
@@ -89,13 +105,5 @@ def gmres(
         done = (left <= tol * size) | ~left.isfinite()  # what has overflowed is not solved by another space
         if bool(done.all()):
             break
-        safe = torch.where((left > 0)[..., None], r, torch.ones_like(r))  # the space of a solved sample is not used
-        space = krylov(product, safe, min(m, g.shape[-1]))
-        y = torch.zeros(g.shape[:-1].numel(), space.H.shape[-1], dtype=torch.float64)
-        for rows, H in space.parts():
-            e = H.new_zeros(len(H), H.shape[-2], 1)
-            e[:, 0, 0] = left.flatten().cpu()[rows].double()
-            y[rows, : H.shape[-1]] = torch.linalg.lstsq(H, e).solution[..., 0]
-        moved = torch.einsum("k...n,...k->...n", space.basis[:-1], y.reshape(*g.shape[:-1], -1).to(g))
-        x = torch.where(done[..., None], x, x + moved)
+        x = torch.where(done[..., None], x, x + least(product, r, min(m, g.shape[-1])))
     return x

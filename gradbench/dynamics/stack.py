@@ -33,10 +33,10 @@ class Stack(Field):
 
     @classmethod
     def of(cls, fields: Sequence[Field], *, compiled: bool = False) -> Stack:
-        """Stack fields whose systems differ in float options only. Raises ValueError for other systems."""
-        systems = {f.system for f in fields}
-        if len(systems) != 1:
-            raise ValueError(f"a stack holds cells of one system, not {systems}")
+        """Stack fields whose systems differ in float options only. Raises ValueError for other systems or solvers."""
+        systems, solvers = {f.system for f in fields}, {f.solver for f in fields}
+        if len(systems) != 1 or len(solvers) != 1:
+            raise ValueError(f"a stack holds cells of one system and one solver, not {systems} and {solvers}")
         first = fields[0]
         theta = {n: torch.stack([f.theta[n] for f in fields]) for n in first.theta}
         x = {n: torch.stack([f.x[n] for f in fields]) for n in first.x}
@@ -44,12 +44,13 @@ class Stack(Field):
         knobs = Knobs(*(torch.stack(column) for column in columns))
         seeds = tuple(seed for f in fields for seed in f.seeds)
         cls = cls if first.system.lifted else Looped
-        return cls(first.system, theta, x, knobs, compiled, seeds=seeds)
+        return cls(first.system, theta, x, knobs, compiled, seeds=seeds, solver=first.solver)
 
     def cell(self, c: int) -> Field:
         """The field of cell `c`."""
         theta, x = ({n: v[c] for n, v in tensors.items()} for tensors in (self.theta, self.x))
-        return Field(self.system, theta, x, Knobs(*(knob[c] for knob in self.knobs)), seeds=self.seeds[c : c + 1])
+        knobs = Knobs(*(knob[c] for knob in self.knobs))
+        return Field(self.system, theta, x, knobs, seeds=self.seeds[c : c + 1], solver=self.solver)
 
     def _over(self, function: Callable[..., Result], *states: Tensor | Saved) -> Result:
         """function(theta, x, knobs, *states) of every cell, by vmap.

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from gradbench.dynamics.meter import launched
+from gradbench.dynamics.solvers import SOLVERS
 from gradbench.systems.base import AbstractEnergySystem
+from gradbench.vocabulary.solver import Solver
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -28,7 +29,7 @@ ENERGY = 9  # memory that the energy of a state takes, in states: measured 8.4 o
 
 @dataclass(frozen=True, eq=False)
 class Trajectory:
-    """One free relaxation from s_0, read after T1 steps for every T1 asked for.
+    """One free relaxation from s_0, read after T1 steps for every T1 asked for: iterations, where a solver does it.
 
     Row i of `ends`, `cost_slope` and `cost_grads` belongs to `T1s[i]`; T1s ascend. Where all states would not fit,
     every `every`-th state is stored, and the states between two of these are computed again when they are needed.
@@ -38,7 +39,7 @@ class Trajectory:
     T1s: tuple[int, ...]
     ends: Float[Tensor, "i *c b n"]  # s* of every T1
     norms: Float[Tensor, "T+1 *c"]  # |s_t|, in float64
-    energies: Float[Tensor, "T+1 *c"] | None  # E(s_t) summed over examples, in float64; None: no energy
+    energies: Float[Tensor, "T+1 *c"] | None  # E(s_t) summed over examples, in float64; None: no energy, or a solver
     states: Float[Tensor, "k *c b n"]  # s_0, s_every, s_2every ...
     every: int
     step: Step
@@ -61,8 +62,11 @@ class Trajectory:
     def backwards(self) -> Iterator[tuple[int, Float[Tensor, "t *c b n"]]]:
         """The states before the largest T1 in runs, the last run first: the step of the first state, and the states.
 
-        A run begins at every stored state; where all states are stored, there is a single run.
+        A run begins at every stored state; where all states are stored, there is a single run. Raises ValueError for
+        the iterates of a solver, which are no steps.
         """
+        if self.field.solver is not Solver.EULER:
+            raise ValueError(f"there are no steps to go back by: the iterates are those of {self.field.solver}")
         T = self.T1s[-1]
         run = self.every if self.every > 1 else max(1, T)
         for low in reversed(range(0, T, run)):
@@ -95,7 +99,7 @@ def chosen(v: Float[Tensor, "i ..."], rows: Sequence[int]) -> Float[Tensor, "k .
 
 
 def relax(field: Field, T1s: tuple[int, ...], hold: int | None = None) -> Trajectory:
-    """Free relaxation s <- Pi(s + eps F(s)) to the largest T1.
+    """Free relaxation s <- Pi(s + eps F(s)), or by the solver of the field, to the largest T1.
 
     Every state is stored, or every sqrt(T1)-th where there are more than `hold` states. Energies are taken of so many
     states at once that this takes less memory than half of `hold` states.
@@ -104,7 +108,7 @@ def relax(field: Field, T1s: tuple[int, ...], hold: int | None = None) -> Trajec
     every = 1 if hold is None or hold > T else math.isqrt(T - 1) + 1
     stored = s.new_empty((T // every + 1, *s.shape))
     ends = s.new_empty((len(T1s), *s.shape))
-    conservative = isinstance(field.system, AbstractEnergySystem)
+    conservative = isinstance(field.system, AbstractEnergySystem) and field.solver is Solver.EULER
     at_once = SPAN[s.device.type] // s.numel()
     at_once = at_once if hold is None else min(at_once, hold // (2 * ENERGY))
     run = max(1, min(T + 1, at_once)) if every == 1 else every
@@ -112,14 +116,12 @@ def relax(field: Field, T1s: tuple[int, ...], hold: int | None = None) -> Trajec
     block = stored if every == 1 else s.new_empty((min(every, T + 1), *s.shape))
     with torch.no_grad():
         step = field.repeated(lambda s: (field.step(s),), s)
+        advance = SOLVERS[field.solver](field, step)
         for low in range(0, T + 1, run):
             high = min(low + run, T + 1)
             here = block[low:high] if every == 1 else block[: high - low]
             for t in range(low, high):
-                if t:
-                    (s,) = step(s)
-                    launched(force=1)
-                here[t - low] = s
+                here[t - low] = advance(s) if t else s
                 s = here[t - low]
             if every > 1:
                 stored[low // every] = here[0]
