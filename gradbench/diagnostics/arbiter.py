@@ -67,9 +67,9 @@ def arbitrate(
     """Central differences of the cost along a random direction a seed, over a sweep of steps h.
 
     Of the cost after T1 steps; of that at the fixed point, which Newton's method finds from s_T1, where the reference
-    is `implicit`. In float64. The plateau is where the slopes of two neighbouring h differ least: a larger h sees curvature,
-    O(h^2), and a smaller h round-off, O(1 / h). A direction is N(0, 1) in each parameter, scaled to the parameter's
-    norm.
+    is `implicit`. In float64. The plateau is where the slopes of two neighbouring h differ least: a larger h sees
+    curvature, O(h^2), and a smaller h round-off, O(1 / h). A direction is N(0, 1) in each parameter, scaled to the
+    parameter's norm.
     """
     wide, slopes = field.wide, []
     cost = partial(_cost, wide, T1)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from gradbench.dynamics.krylov import krylov
+from gradbench.dynamics.krylov import krylov_space
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -48,7 +48,7 @@ def leading(
     n, m, space = v.shape[-1], 2 * PATIENCE, None
     while True:
         m = min(m, n, most)
-        space = krylov(product, v, m, space)
+        space = krylov_space(product, v, m, space)
         spectra = [ritz(space, order) for order in orders]
         if all(bool((s.residual <= tol).all()) for s in spectra) or m in (n, most):
             return spectra, space
@@ -105,7 +105,7 @@ def singular(
     Exact where n <= `most`. Otherwise the largest is a lower bound that converges fast, and the smallest an upper
     bound that may not converge: their ratio is then a lower bound of the condition number.
     """
-    space = krylov(lambda v: vjp(jvp(v)), v, min(v.shape[-1], most))
+    space = krylov_space(lambda v: vjp(jvp(v)), v, min(v.shape[-1], most))
     ends = torch.full((space.dims.numel(), 2), torch.nan, dtype=torch.float64)
     for rows, H in space.parts():
         squares = torch.linalg.eigvalsh(0.5 * (H[:, :-1] + H[:, :-1].mT))

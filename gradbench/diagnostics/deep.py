@@ -12,7 +12,7 @@ import torch
 from gradbench.data.streams import Streams, normal
 from gradbench.diagnostics.arnoldi import condition, leading, outermost, singular
 from gradbench.diagnostics.certificate import Certificate, Deep, certify
-from gradbench.dynamics.krylov import gmres, krylov
+from gradbench.dynamics.krylov import gmres, krylov_space
 from gradbench.dynamics.linear import DENSE, by_lu, dense
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ def _evidence(free: Trajectory, seeds: Sequence[int]) -> dict[str, Tensor]:
     forward = field.repeated(lambda v: (frozen().jvp(v),), v)
     backward = field.repeated(lambda a: (frozen().vjp(a),), v)
     both = field.repeated(squared, v)
-    space = krylov(lambda v: forward(v)[0], v, min(SPACE, ends.shape[-1]))
+    space = krylov_space(lambda v: forward(v)[0], v, min(SPACE, ends.shape[-1]))
     modulus, right = outermost(space, (torch.abs, torch.real))
     evidence = {
         "residual_rate": _rate(free),

@@ -12,7 +12,7 @@ from gradbench.diagnostics.arnoldi import ritz
 from gradbench.diagnostics.deep import SPACE
 from gradbench.diagnostics.ladder import LIVE, adjoints
 from gradbench.diagnostics.metrics import compare
-from gradbench.dynamics.krylov import krylov
+from gradbench.dynamics.krylov import krylov_space
 from gradbench.dynamics.linear import dense
 from gradbench.estimators.base import Snapshot, along
 from gradbench.estimators.reference import REFERENCE
@@ -48,14 +48,14 @@ def eigenvalues(free: Trajectory, seed: int) -> Eigenvalues:
     s = free.ends[0]
     step = free.field.step_at(s[None])
     v = normal(Streams(seed)["krylov"], tuple(s.shape)).to(s)
-    space = krylov(lambda v: step.jvp(v[None])[0], v, min(SPACE, s.shape[-1]))
+    space = krylov_space(lambda v: step.jvp(v[None])[0], v, min(SPACE, s.shape[-1]))
     worst = int(ritz(space, torch.abs).values.abs().argmax())
     x = {n: t[worst : worst + 1] if n in free.field.system.per_example else t for n, t in free.field.x.items()}
     s, v, alone = s[worst : worst + 1], v[worst : worst + 1], replace(free.field, x=x)
     step = alone.step_at(s[None])
     if s.shape[-1] <= WIDEST:
         return Eigenvalues(torch.linalg.eigvals(dense(step, s[None])[0, 0]), True, worst)
-    space = krylov(lambda v: step.jvp(v[None])[0], v, RITZ)
+    space = krylov_space(lambda v: step.jvp(v[None])[0], v, RITZ)
     return Eigenvalues(torch.linalg.eigvals(space.H[0, : space.dims[0], : space.dims[0]]), False, worst)
 
 

@@ -46,7 +46,7 @@ class Krylov:
         return Krylov(basis, H, self.dims.take_along_dim(at, -1))
 
 
-def krylov(product: Product, v: Float[Tensor, "*r b n"], m: int, known: Krylov | None = None) -> Krylov:
+def krylov_space(product: Product, v: Float[Tensor, "*r b n"], m: int, known: Krylov | None = None) -> Krylov:
     """m steps of Arnoldi from v, orthogonalised twice, in the dtype of v; those of a `known` space are not repeated.
 
     v must not be zero.
@@ -81,7 +81,7 @@ def least(product: Product, r: Float[Tensor, "*r b n"], m: int) -> Float[Tensor,
     """
     left = r.norm(dim=-1)
     safe = torch.where((left > 0)[..., None], r, torch.ones_like(r))  # the space of a zero is not used
-    space = krylov(product, safe, m)
+    space = krylov_space(product, safe, m)
     y = torch.zeros(r.shape[:-1].numel(), space.H.shape[-1], dtype=torch.float64)
     for rows, H in space.parts():
         e = H.new_zeros(len(H), H.shape[-2], 1)
