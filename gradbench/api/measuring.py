@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradbench.data.given import article, table, tensors
+from gradbench.dynamics.stack import Tried
 from gradbench.engine.device import resolve
 from gradbench.engine.draws import build
 from gradbench.engine.packs import refused_where_too_large, states_at_once
@@ -163,7 +164,7 @@ def measure(
         problem, where = _problem(grid, x), resolve(device)
         with refused_where_too_large(problem):
             field = build(problem, where, theta, x)
-            (outcome,) = solve([problem], field, Thresholds(), states_at_once([problem], where))
+            (outcome,) = solve([problem], Tried.over(field), Thresholds(), states_at_once([problem], where))
         if outcome.status is Status.ERROR:
             raise RuleFaultError(outcome.reason)
         return _measurement(outcome, lambda: build(problem, "cpu", theta, x))

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PROGRAMS = 512
+TRIAL = 2.0**-7  # relative change of the arguments of a trial
+AGREE = 1e3  # units of round-off by which a recording may differ from a plain call
 _recording = threading.Lock()  # memory cannot be given back while any stream records
 
 
@@ -63,6 +65,32 @@ class Captured:
                 buffer.copy_(value)
         self._graph.replay()
         return self._outputs
+
+
+def agreeing(function: Callable[..., tuple[Tensor, ...]], *examples: Tensor) -> Captured | None:
+    """The function recorded, where a trial of the recording agrees with a plain call; None elsewhere.
+
+    Code of a caller may do what no recording can hold: wait for the device, branch on a number, keep what it computed
+    once. The trial is on other numbers than those of the recording, so that a number that was kept is noticed.
+    """
+    try:
+        recorded = Captured(function, *examples)
+        others = [v * (1 + TRIAL) if v.is_floating_point() else v for v in examples]
+        expected = function(*(v.clone() for v in others))
+        agree = [_close(a, b) for a, b in zip(recorded(*others), expected, strict=True)]
+    except Exception:  # whatever is wrong with the function itself, a plain call tells
+        return None
+    return recorded if all(agree) else None
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    if a.shape != b.shape:
+        return False
+    both = a.isfinite() & b.isfinite()
+    if not bool((both | (a == b) | (a.isnan() & b.isnan())).all()):
+        return False
+    gap, size = (v[both].abs().amax() if bool(both.any()) else v.new_zeros(()) for v in (a - b, b))
+    return bool(gap <= AGREE * torch.finfo(a.dtype).eps * size)
 
 
 def unused(device: str | None = None) -> int:

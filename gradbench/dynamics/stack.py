@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gradbench.dynamics.capture import Captured
+from gradbench.dynamics.capture import Captured, agreeing
 from gradbench.dynamics.field import Field, Result, Step
 from gradbench.dynamics.linear import Linear
 from gradbench.vocabulary.coordinates import Knobs
@@ -43,7 +43,8 @@ class Stack(Field):
         columns = zip(*(f.knobs for f in fields), strict=True)
         knobs = Knobs(*(torch.stack(column) for column in columns))
         seeds = tuple(seed for f in fields for seed in f.seeds)
-        cls = cls if first.system.lifted else Looped
+        if not first.system.lifted:
+            cls = Looped if issubclass(cls, Plain) else TriedLooped
         return cls(first.system, theta, x, knobs, compiled, seeds=seeds, solver=first.solver)
 
     def cell(self, c: int) -> Field:
@@ -127,6 +128,51 @@ class Looped(Plain):
             lambda theta, x, knobs, k, s: system.activate(theta, x, k, s, knobs), self.context, s
         )
         return {str(c): saved for c, saved in enumerate(by_cell)}
+
+
+class Tried(Field):
+    """A field of a system made of code of a caller. Its loops are recorded on CUDA where a trial agrees.
+
+    Where the step of the free phase cannot be recorded, nothing is. `loops` says of every loop whether it was recorded.
+    """
+
+    @cached_property
+    def loops(self) -> list[bool]:
+        """Whether each loop so far was recorded, in their order; empty on a CPU."""
+        return []
+
+    @property
+    def recorded(self) -> float | None:
+        """The share of loops that were recorded; None: none was tried."""
+        return sum(self.loops) / len(self.loops) if self.loops else None
+
+    def repeated(self, function: Step, *examples: Tensor) -> Step:
+        """On CUDA a recorded graph where a trial agrees with a plain call, else the function."""
+        if not examples[0].is_cuda or self.loops[:1] == [False]:
+            return function
+        step = agreeing(function, *examples)
+        self.loops.append(step is not None)
+        return step or function
+
+    def frozen(self, at: Callable[[Tensor], Linear], s: Tensor) -> Callable[[], Linear]:
+        """Anew in every call where loops are recorded: a graph cannot hold a backward pass of another stream."""
+        return (lambda: at(s)) if s.is_cuda and self.loops[:1] == [True] else Field.frozen(self, at, s)
+
+    @property
+    def together(self) -> int:
+        """One step where loops are recorded, since a recording has arguments of one shape."""
+        return 1 if self.loops[:1] == [True] else super().together
+
+    @classmethod
+    def over(cls, field: Field) -> Field:
+        """The field with loops that are tried, where its system is made of code of a caller."""
+        if field.system.lifted:
+            return field
+        return cls(field.system, field.theta, field.x, field.knobs, seeds=field.seeds, solver=field.solver)
+
+
+class TriedLooped(Tried, Looped):
+    """A stack of a system whose functions no vmap may lift, with loops that are tried."""
 
 
 def _joined(results: Sequence[Any], rows: int) -> Any:

@@ -20,7 +20,7 @@ from gradbench.diagnostics.certificate import certify
 from gradbench.diagnostics.deep import deepen
 from gradbench.diagnostics.judgement import Judgement, against_implicit, of_cell
 from gradbench.dynamics.meter import Meter
-from gradbench.dynamics.stack import Stack
+from gradbench.dynamics.stack import Stack, Tried
 from gradbench.dynamics.trajectory import chosen, relax
 from gradbench.engine.draws import try_force
 from gradbench.engine.outcome import Outcome
@@ -100,6 +100,9 @@ def solve(
                     faults |= {cell: str(error) for cell in same[0].cells}
     with record_function("gradbench: waiting for the device"):
         resolved = readings.resolved(list(field.theta), thresholds.live[problems[0].point.dtype])
+    if isinstance(field, Tried) and field.recorded is not None:
+        more = {"recorded": field.recorded}
+        resolved = {cell: (comparison, evidence | more) for cell, (comparison, evidence) in resolved.items()}
     apart = known.told() if known else {}
     measured = _measured(problems, certificates, resolved, faults, apart, thresholds)
     budgets: dict[Cell, Budget] = {}

@@ -7,6 +7,7 @@ of first and second order. Everything is computed in float64.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 CLOSE = 1e-8  # relative: what round-off of float64 explains, and no coupling that changes a gradient
 SLOPES = (1e-5, 1e-6)  # steps of central differences
 STEEP = 1e-2  # relative: far above the error of central differences, and below what a cut graph leaves out
+TRIED = 2**18  # state numbers of the examples that are tried: of a large system the first ones
+FEWEST = 2  # examples that are tried, at least: a single one sees no other
 MOVED = 1e-2  # relative: how far state and parameters are moved, so that no symmetry of a start hides a fault
 MODES = "dropout and batch normalisation belong in eval mode: call .eval() on the module first"
 
@@ -68,7 +71,8 @@ def try_functions(system: AbstractFunctionSystem, knobs: Knobs, outer: Collectio
         name: p * (1 + MOVED * normal(streams[f"theta {name}"], tuple(p.shape)))
         for name, p in system.init_params(streams["params"]).items()
     }
-    x = system.sample(streams, system.definition().batch)
+    numbers = sum(map(math.prod, system.layout.values()))
+    x = system.sample(streams, min(system.definition().batch, max(FEWEST, TRIED // numbers)))
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         s = system.init_state(theta, x)
         check_finite(s, f"{system.name}: state")

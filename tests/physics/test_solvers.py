@@ -264,9 +264,10 @@ def test_a_trajectory_of_which_few_states_are_stored_ends_alike(solver: Solver) 
     field = by(live_field("toy_noncons"), solver)
     whole, short = relax(field, (3, 14)), relax(field, (3, 14), hold=5)
     assert short.every > 1
-    torch.testing.assert_close(short.ends, whole.ends, rtol=0, atol=0)
-    torch.testing.assert_close(short.norms, whole.norms, rtol=0, atol=0)
-    torch.testing.assert_close(short.states, whole.states[:: short.every], rtol=0, atol=0)
+    near = {"rtol": 1e-13, "atol": 1e-13}  # where a product finds its numbers in memory changes its last digit
+    torch.testing.assert_close(short.ends, whole.ends, **near)
+    torch.testing.assert_close(short.norms, whole.norms, **near)
+    torch.testing.assert_close(short.states, whole.states[:: short.every], **near)
 
 
 def test_the_iterates_of_a_solver_have_no_energy_and_no_way_back() -> None:
