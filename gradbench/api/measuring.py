@@ -25,10 +25,11 @@ from gradbench.errors import RuleFaultError, UserError, near_miss, public
 from gradbench.estimators.base import AbstractEstimator
 from gradbench.planning import registry, values
 from gradbench.planning.cells import PARAMS_FROM, trained
-from gradbench.planning.plans import plan, refuse_unheld
+from gradbench.planning.plans import plan, refuse_reference, refuse_unheld
 from gradbench.planning.suites import parse
 from gradbench.systems.base import AbstractSystem
 from gradbench.vocabulary.coordinates import COORDINATES, Value
+from gradbench.vocabulary.solver import Solver
 from gradbench.vocabulary.status import Status, Thresholds
 
 if TYPE_CHECKING:
@@ -280,6 +281,7 @@ def _coordinates(given: Mapping[str, object], system: AbstractSystem, rule: Abst
         if len(read) > 1:
             raise UserError(f"{name} = {list(read)}: measure compares one cell; gradbench.suite takes lists")
         named[name] = read[0]
+    refuse_reference(named.get("reference"), system, named.get("solver", Solver.EULER), "reference")
     return named
 
 

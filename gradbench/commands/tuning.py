@@ -106,9 +106,10 @@ def tune(
     places = replaced.places | {"system": "system", "estimator": "estimator"}
     _refuse_options(replaced, (grid["system"], rule))
     _refuse_lists(_parsed(grid | {"estimator": rule}, places), places)
-    _planned(grid | {"estimator": rule}, places)
+    planned = _planned(grid | {"estimator": rule}, places)
+    cheapest = {"estimator": REFERENCE.name} if planned.problems[0].reverse.T1s else {"estimator": "adjoint", "T2": 1}
     watch = watching(watch)
-    settled, unsettled = _free_phases(_outcomes(grid | {"estimator": REFERENCE.name}, device, watch))
+    settled, unsettled = _free_phases(_outcomes(grid | cheapest, device, watch))
     if not settled:
         return Tuned(None, (), unsettled)
     if None not in settled:

@@ -15,8 +15,8 @@ import torch
 
 from gradbench.data.streams import Streams, normal
 from gradbench.dynamics.krylov import gmres
-from gradbench.estimators.implicit import IMPLICIT
-from gradbench.estimators.reference import REFERENCE
+from gradbench.dynamics.trajectory import relax
+from gradbench.estimators.reference import IMPLICIT, REFERENCE
 from gradbench.systems.base import AbstractForwardSystem
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def arbitrate(
     wide, slopes = field.wide, []
     cost = partial(_cost, wide, T1)
     if compared_with == IMPLICIT:
-        cost = partial(_fixed_point_cost, wide, _moved_on(wide, wide.init_state(), T1))
+        cost = partial(_fixed_point_cost, wide, relax(wide, (T1,), hold=2).ends[0])
     for seed in seeds:
         direction = {}
         for name, p in wide.theta.items():

@@ -28,7 +28,7 @@ import torch
 from gradbench.diagnostics.ladder import adjoint_powers, adjoints
 from gradbench.dynamics.trajectory import chosen
 from gradbench.estimators.base import Role, Snapshot, along
-from gradbench.estimators.implicit import IMPLICIT
+from gradbench.estimators.reference import IMPLICIT
 from gradbench.vocabulary.cause import Cause
 from gradbench.vocabulary.status import Status
 

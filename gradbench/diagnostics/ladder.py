@@ -35,8 +35,8 @@ import torch
 from gradbench.diagnostics.metrics import Comparison, compare
 from gradbench.dynamics.trajectory import relax
 from gradbench.estimators.base import Role, Snapshot, along
-from gradbench.estimators.implicit import IMPLICIT, Solution, gradient_of, solution
-from gradbench.estimators.reference import REFERENCE
+from gradbench.estimators.implicit import Solution, gradient_of, solution
+from gradbench.estimators.reference import IMPLICIT, REFERENCE
 from gradbench.vocabulary.cause import NEGLIGIBLE, Cause
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from gradbench.estimators.base import AbstractEstimator, Reading
     from gradbench.systems.base import Params
 
-FORWARD = 256  # most terms of the adjoint series of a system without free steps, where T1 is no bound
+FORWARD = 256  # most terms of the adjoint series where no steps of the relaxation lead to s*, and T1 is no bound
 STATES = 2**27  # entries of a trajectory up to which all states are stored; of a longer one only some are
 LIVE = 1e-12  # a parameter whose reference is below this share of the whole has no error
 
@@ -309,8 +309,8 @@ def _nearest(
 
 
 def adjoint_powers(free: Trajectory) -> dict[int, Float[Tensor, "i *c b n"]]:
-    """Credits of the adjoint with 1, 2, 4 ... terms, up to T1 and with it; of a forward pass up to `FORWARD`."""
-    most = max(free.T1s) or FORWARD
+    """Credits of the adjoint with 1, 2, 4 ... terms, up to T1 and with it; without steps to s* up to `FORWARD`."""
+    most = (max(free.T1s) if free.field.has_way_back else 0) or FORWARD
     wanted = {2**k for k in range(most.bit_length())} | {T1 for T1 in free.T1s if T1}
     return {k: a for k, a in enumerate(adjoints(free, most)) if k in wanted}
 

@@ -15,7 +15,7 @@ from gradbench.diagnostics.deep import certify_deep
 from gradbench.diagnostics.ladder import Relaxed, adjoints, climb, estimate
 from gradbench.diagnostics.metrics import compare
 from gradbench.estimators.base import Exact, Role
-from gradbench.estimators.implicit import IMPLICIT
+from gradbench.estimators.reference import IMPLICIT, REFERENCE
 from gradbench.planning import registry
 from gradbench.vocabulary.cause import NEGLIGIBLE, Cause
 from gradbench.vocabulary.status import Status
@@ -80,7 +80,7 @@ def remedy_for(case: Case) -> str | None:
 
 def _longer(case: Case) -> str | None:
     now = case.ladder.sizes[Cause.TRANSIENT]
-    for factor in LONGER:
+    for factor in LONGER if case.relaxed.T1 else ():
         longer = case.again(case.relaxed.field, T1 := case.relaxed.T1 * factor)
         if longer and (left := longer.sizes[Cause.TRANSIENT]) <= NEGLIGIBLE:
             return f"T1 = {T1} settles the state and brings the transient part from {now:.2g} to {left:.1e}"
@@ -101,7 +101,8 @@ def _calmer(case: Case) -> str | None:
         for factor in SHORTER:
             shorter = replace(field, knobs=field.knobs._replace(eps=field.knobs.eps / factor))
             if (rho := largest(shorter.wide.step_at(s), torch.abs)) < 1:
-                what = f"eps = {float(shorter.knobs.eps):.3g} with T1 = {(T1 := case.relaxed.T1 * factor)}"
+                T1 = case.relaxed.T1 * factor
+                what = f"eps = {float(shorter.knobs.eps):.3g}" + (f" with T1 = {T1}" if T1 else "")
                 if calmer := case.again(shorter, T1):
                     left = calmer.whole.whole.rel_error
                     return f"{what} settles and stabilises; the error there is {left:.2g}"
@@ -148,7 +149,9 @@ def _transposed(case: Case) -> str | None:
         shared = {f.name: options[f.name] for f in fields(cls) if f.name in options}  # type: ignore[arg-type]
         if cls.uses == case.rule.uses and cls is not type(case.rule) and cls.role is Role.RULE:
             other = cls(**shared)
-            if other.claim.exact is Exact.FIXED_POINT and other.skip(type(case.relaxed.field.system)) is None:
+            applies = other.phase != REFERENCE.phase or case.relaxed.field.has_way_back
+            applies = applies and other.skip(type(case.relaxed.field.system)) is None
+            if applies and other.claim.exact is Exact.FIXED_POINT:
                 error = _error(estimate(other, case.relaxed.as_run, case.T2, case.beta), case.ladder.reference)
                 errors[error] = name
     now, best = case.ladder.whole.whole.rel_error, min(errors, default=math.inf)

@@ -67,8 +67,8 @@ def depths(free: Trajectory, T2: int, reference: Params) -> dict[str, dict[int, 
     """
     most = max(DEEPER * T2, DEPTHS)
     at = sorted({round(most ** (k / (DEPTHS - 1))) for k in range(DEPTHS)} | {T2})
-    swept = [depth for depth in at if depth <= free.T1s[0]]
-    *partial, _ = REFERENCE.phase.run(free, tuple(swept), free.ends.new_empty(0))
+    swept = [depth for depth in at if depth <= free.T1s[0]] if free.field.has_way_back else []
+    partial = list(REFERENCE.phase.run(free, tuple(swept), free.ends.new_empty(0))) if swept else []
     gradients: dict[str, dict[int, Params]] = {}
     credits: dict[str, list[Tensor]] = {}
     for name, rule in ((name, cls()) for name, cls in registry.known_estimators().items()):
@@ -100,12 +100,14 @@ class Updates:
 
 
 def updates(free: Trajectory, rule: AbstractEstimator, T2: int, beta: float | None) -> dict[str, Updates]:
-    """Updates of up to three parameters: the worst first, then the largest. Of none where the rule or T1 has no steps.
+    """Updates of up to three parameters: the worst first, then the largest.
+
+    Of none where the rule or T1 has no steps, or where these are no steps of the relaxation.
 
     The gradient-descending updates of Ernoult et al. 2019: where the dynamics are conservative and at rest, the t-th
     step of EP, the change of its readout, is the gradient that backpropagation finds t steps before the end.
     """
-    steps = min(T2, free.T1s[0], STEPS)
+    steps = min(T2, free.T1s[0], STEPS) if free.field.has_way_back else 0
     if not steps or "T2" not in rule.uses:
         return {}
     at, betas = tuple(range(1, steps + 1)), free.ends.new_tensor([] if beta is None else [beta])

@@ -271,6 +271,11 @@ class Field:
         return self._over(slope, s.new_zeros((*s.shape[:-1], m)))
 
     @property
+    def has_way_back(self) -> bool:
+        """Whether steps of the relaxation, or a forward pass, lead to the free state: a gradient can go back there."""
+        return self.solver is Solver.EULER
+
+    @property
     def predicts(self) -> bool:
         """Whether the system has prediction errors: its free state is a forward pass."""
         return isinstance(self.system, AbstractForwardSystem)

@@ -14,6 +14,7 @@ from gradbench.dynamics.field import Field
 from gradbench.engine.checkpoint import planned_params
 from gradbench.errors import SystemFaultError, UserError, near_miss
 from gradbench.vocabulary.coordinates import COORDINATES, Knobs
+from gradbench.vocabulary.solver import Solver
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,7 +49,8 @@ def build(
     values = [getattr(point, name) for name in Knobs._fields]
     scalars = [torch.tensor(0.0 if v is None else v, dtype=dtype, device="cpu") for v in values]
     knobs = Knobs(*(v.to(device) for v in scalars))
-    return Field(system, moved(theta, device, dtype), moved(x, device, dtype), knobs, seeds=(point.seed,))
+    theta, x = moved(theta, device, dtype), moved(x, device, dtype)
+    return Field(system, theta, x, knobs, seeds=(point.seed,), solver=Solver(point.solver))
 
 
 def moved(tensors: Mapping[str, Tensor], device: str, dtype: torch.dtype) -> dict[str, Tensor]:

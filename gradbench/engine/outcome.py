@@ -10,7 +10,7 @@ from gradbench.diagnostics.certificate import Deep
 from gradbench.diagnostics.credit import SUMMARY, blocks
 from gradbench.diagnostics.metrics import UNDEFINED, Comparison
 from gradbench.estimators.base import Count
-from gradbench.estimators.implicit import IMPLICIT
+from gradbench.estimators.reference import IMPLICIT
 from gradbench.planning.problems import cell_count
 from gradbench.tables.placeholders import extra, unmeasured
 from gradbench.vocabulary.cause import column

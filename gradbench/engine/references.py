@@ -11,8 +11,8 @@ from torch.profiler import record_function
 
 from gradbench.diagnostics.credit import Credits
 from gradbench.dynamics.trajectory import chosen
-from gradbench.estimators.implicit import IMPLICIT, gradient_of, solution
-from gradbench.estimators.reference import REFERENCE
+from gradbench.estimators.implicit import gradient_of, solution
+from gradbench.estimators.reference import IMPLICIT, REFERENCE
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -64,22 +64,32 @@ class References:
 
 
 def gather_references(problems: Sequence[Problem], free: Trajectory, meter: Meter, *, both: bool) -> References:
-    """The references of all T1 of `free`; if `both`, the implicit one also where no cell is compared with it."""
+    """The references of all T1 of `free`; if `both`, the implicit one also where no cell is compared with it.
+
+    Where no steps lead to the free state, the implicit one alone.
+    """
     first, seeds = problems[0], [p.point.seed for p in problems]
-    with meter.counting(), record_function("gradbench: reverse sweep"):
-        depths = sorted({d for p in (first.reverse, *first.passes) for d in p.depths})
-        snapshots = list(first.reverse.phase.run(free, tuple(depths), free.ends.new_empty(0)))
-    whole = next(s for s in snapshots if s.depth is None)
-    assert whole.gradient is not None
-    assert whole.credit is not None
-    known = {REFERENCE.name: OneReference(whole.gradient, Credits(free, whole.credit, seeds))}
-    apart = {} if free.field.predicts else {"reference_open": _open(free, whole.credit)}
+    known: dict[str, OneReference] = {}
+    apart: dict[str, Tensor] = {}
+    snapshots: list[Snapshot] = []
+    if first.reverse.T1s:
+        with meter.counting(), record_function("gradbench: reverse sweep"):
+            depths = sorted({d for p in (first.reverse, *first.passes) for d in p.depths})
+            snapshots = list(first.reverse.phase.run(free, tuple(depths), free.ends.new_empty(0)))
+        whole = next(s for s in snapshots if s.depth is None)
+        assert whole.gradient is not None
+        assert whole.credit is not None
+        known[REFERENCE.name] = OneReference(whole.gradient, Credits(free, whole.credit, seeds))
+        if not free.field.predicts:
+            apart["reference_open"] = _open(free, whole.credit)
     if both or any(cell.reference == IMPLICIT for problem in problems for cell in problem.cells):
         with record_function("gradbench: implicit reference"):
             answer = solution(free)
             gradient = gradient_of(free, answer)
         known[IMPLICIT] = OneReference(gradient, Credits(free, answer.credit.to(free.ends), seeds))
-        apart |= {"reference_gap": _gap(whole.gradient, gradient, free.ends.ndim - 2), "implicit_open": answer.open}
+        apart["implicit_open"] = answer.open
+        if REFERENCE.name in known:
+            apart["reference_gap"] = _gap(known[REFERENCE.name].gradient, gradient, free.ends.ndim - 2)
     return References(free, known, snapshots, apart)
 
 

@@ -27,7 +27,7 @@ from gradbench.engine.outcome import Outcome
 from gradbench.engine.readings import Place, Readings
 from gradbench.engine.references import Apart, References, gather_references
 from gradbench.errors import RuleFaultError
-from gradbench.estimators.implicit import IMPLICIT
+from gradbench.estimators.reference import IMPLICIT
 from gradbench.vocabulary.status import Status
 
 if TYPE_CHECKING:

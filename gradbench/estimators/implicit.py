@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from gradbench.dynamics.trajectory import Trajectory
     from gradbench.systems.base import Params
 
-IMPLICIT = "implicit"  # the name of this reference
+
 SOLVED = 1e-8  # |g - (1 - J_G^T) a| / |g| of the worst sample: above, a is no solution
 TIGHT = 1e-12  # what GMRES stops at
 LOOSE = 1e-10  # above, matrices are tried where they fit

@@ -1,4 +1,4 @@
-"""The reference that every estimate is compared with."""
+"""The references that estimates are compared with."""
 
 from __future__ import annotations
 
@@ -6,3 +6,4 @@ from gradbench.estimators.base import AbstractEstimator
 from gradbench.estimators.reverse import Bptt
 
 REFERENCE: AbstractEstimator = Bptt()
+IMPLICIT = "implicit"  # the name of the other one, which is no rule

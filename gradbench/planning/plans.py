@@ -17,14 +17,16 @@ from typing import Any, TypeVar
 
 from gradbench.errors import UserError, near_miss, placed
 from gradbench.estimators.base import AbstractEstimator, Count
+from gradbench.estimators.reference import IMPLICIT, REFERENCE
 from gradbench.planning import registry, values
 from gradbench.planning.cells import PARAMS_FROM, Cell, digest, trained
-from gradbench.planning.problems import Problem, Shape, rule_of
+from gradbench.planning.problems import Problem, Shape, no_way_back, rule_of
 from gradbench.planning.selection import NAMED, keys, matches, why_none
 from gradbench.planning.suites import Check, Grid, Suite, Table
 from gradbench.planning.values import Options
 from gradbench.systems.base import AbstractSystem
 from gradbench.vocabulary.coordinates import COORDINATES, Value
+from gradbench.vocabulary.solver import Solver
 from gradbench.vocabulary.status import Thresholds
 
 Item = TypeVar("Item", AbstractSystem, AbstractEstimator)
@@ -208,11 +210,18 @@ def _points(grid: Grid, places: Mapping[str, str], given: Collection[str]) -> It
         options = _numbers(system, places["system"]) + _numbers(estimator, places["estimator"])
         refuse_unheld(axes["dtype"], coordinates + options)
         unused = {c.attribute: None for c in COORDINATES.values() if c.optional and c.name not in used}
-        reason, rule = estimator.skip(type(system)), registry.options(estimator)
+        reasons = {solver: skip_reason(system, estimator, solver) for solver in axes["solver"]}
+        alone = {solver for solver in axes["solver"] if no_way_back(system, solver)}  # with one reference
+        for solver, name in itertools.product(sorted(alone), grid.named(COORDINATES["reference"]) or ()):
+            refuse_reference(name, system, solver, places["reference"])
+        rule = registry.options(estimator)
         sources = [trained(Path(name), places["params_from"]) for name in grid.params_from or ()]
         systems = [_options(system, source) for source in sources] or [registry.options(system)]
         for chosen, *at in itertools.product(systems, *axes.values()):
             point = dict(zip(axes, at, strict=True))
+            if point["solver"] in alone:
+                point["reference"] = IMPLICIT
+            reason = reasons[point["solver"]]
             cell = Cell(
                 system=system.name,
                 system_options=chosen,
@@ -221,6 +230,24 @@ def _points(grid: Grid, places: Mapping[str, str], given: Collection[str]) -> It
                 **{**point, **unused},
             )
             yield cell, reason or (estimator.skip_cell(point["T1"], point["T2"]) if "T1" in used else None)
+
+
+def skip_reason(system: AbstractSystem, estimator: AbstractEstimator, solver: str) -> str | None:
+    """Why a rule does not apply to a system whose free phase this solver does, or None."""
+    if solver != Solver.EULER and "T1" not in system.uses:
+        return f"{system.name} has no free phase that solver = {solver!r} could solve"
+    why = no_way_back(system, solver)
+    if why and estimator.phase == REFERENCE.phase:
+        return f"{estimator.name} goes back through the steps of the relaxation, and {why}"
+    return estimator.skip(type(system))
+
+
+def refuse_reference(name: object, system: AbstractSystem, solver: str, where: str) -> None:
+    """Raise UserError for a reference that goes back through steps where there are none; `where` is its place."""
+    why = no_way_back(system, solver)
+    if why and name == REFERENCE.name:
+        way_out = f"leave it out, or write {IMPLICIT!r}"
+        raise UserError(f"{where} = {name!r}: it goes back through the steps of the relaxation, and {why}; {way_out}")
 
 
 def _refuse_shared_labels(cells: Iterable[Cell], where: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +14,7 @@ from gradbench.estimators.reference import REFERENCE
 from gradbench.planning import registry
 from gradbench.planning.cells import PARAMS_FROM, Cell, digest
 from gradbench.systems.base import AbstractSystem
+from gradbench.vocabulary.solver import Solver
 
 N = TypeVar("N", int, float)
 Shape = tuple[object, ...]  # equal for problems that can run as one batch
@@ -78,9 +80,7 @@ class Problem:
     @cached_property
     def system(self) -> AbstractSystem:
         """The system with its options."""
-        options = json.loads(self.point.system_options)
-        options.pop(PARAMS_FROM, None)
-        return registry.system(self.point.system, options)
+        return system_of(self.point.system, self.point.system_options)
 
     @property
     def params_from(self) -> str | None:
@@ -101,8 +101,12 @@ class Problem:
 
     @cached_property
     def reverse(self) -> Pass:
-        """The sweep that gives the reference at every T1, with the cells that read their estimate from it."""
-        return Pass(REFERENCE.phase, tuple(c for c in self.cells if phase_of(c) == REFERENCE.phase), self.T1s)
+        """The sweep that gives the reference at every T1, with the cells that read their estimate from it.
+
+        It has no T1 where nothing leads back from the free state.
+        """
+        T1s = self.T1s if no_way_back(self.system, self.point.solver) is None else ()
+        return Pass(REFERENCE.phase, tuple(c for c in self.cells if phase_of(c) == REFERENCE.phase), T1s)
 
     @cached_property
     def passes(self) -> tuple[Pass, ...]:
@@ -117,12 +121,13 @@ class Problem:
     def shape(self) -> Shape:
         """Equal for problems that can run as one batch: same program, same shapes."""
         loops = tuple((p.phase, p.T1s, p.depths, len(p.betas)) for p in (self.reverse, *self.passes))
-        return (self.point.system, self.point.system_options, self.point.batch, self.point.dtype, loops)
+        point = self.point
+        return (point.system, point.system_options, point.batch, point.dtype, point.solver, loops)
 
     @property
     def free_cost(self) -> Count:
         """Evaluations of the free phase on one batch of examples; a forward pass is one."""
-        return Count(force=max(1, *self.T1s))
+        return _free_count(self.point, max(self.T1s))
 
     @property
     def cost(self) -> Count:
@@ -135,9 +140,22 @@ class Problem:
         total = Count()
         for cell in self.cells:
             total += cell_count(cell)
-            if phase_of(cell) != REFERENCE.phase:
+            if phase_of(cell) != REFERENCE.phase and self.reverse.T1s:
                 total += REFERENCE.phase.count(cell.steps, None)
         return total
+
+
+def no_way_back(system: AbstractSystem | type[AbstractSystem], solver: str) -> str | None:
+    """Why there are no steps of the relaxation that a gradient could go back through; None: there are."""
+    return None if solver == Solver.EULER else f"solver = {solver!r} takes none"
+
+
+@registry.remembered
+def system_of(name: str, options: str) -> AbstractSystem:
+    """The system of a cell, by its name and canonical options."""
+    named = json.loads(options)
+    named.pop(PARAMS_FROM, None)
+    return registry.system(name, named)
 
 
 @registry.remembered
@@ -156,7 +174,13 @@ def cell_count(cell: Cell) -> Count:
 
     A forward pass in place of a free phase counts as one force, since it evaluates every layer once.
     """
-    return Count(force=max(1, cell.steps)) + phase_of(cell).count(cell.steps, cell.T2)
+    return _free_count(cell, cell.steps) + phase_of(cell).count(cell.steps, cell.T2)
+
+
+def _free_count(cell: Cell, T1: int) -> Count:
+    layout = system_of(cell.system, cell.system_options).layout
+    products = Solver(cell.solver).products(sum(map(math.prod, layout.values())))
+    return Count(force=max(1, T1), jvp=products * T1)
 
 
 def _ascending(values: Iterable[N | None]) -> tuple[N, ...]:

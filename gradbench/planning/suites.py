@@ -76,10 +76,15 @@ class AbstractGrid(Strict):
     # folders or checkpoints of trainings, which hold the theta of every seed; None: theta is drawn
     params_from: Words | None = None
 
+    def named(self, coordinate: Coordinate) -> tuple[Any, ...] | None:
+        """The values of a coordinate that the grid names; None: it leaves the coordinate out."""
+        values: tuple[Any, ...] | None = getattr(self, coordinate.name)
+        return values
+
     def along(self, coordinate: Coordinate, defaults: Mapping[str, Value]) -> tuple[Any, ...]:
         """The values of a coordinate: the named ones, else the default of the coordinate, else that of the system."""
-        named: tuple[Any, ...] | None = getattr(self, coordinate.name)
-        return named or (defaults.get(coordinate.name) if coordinate.default is None else coordinate.default,)
+        default = defaults.get(coordinate.name) if coordinate.default is None else coordinate.default
+        return self.named(coordinate) or (default,)
 
 
 if TYPE_CHECKING:

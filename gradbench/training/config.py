@@ -28,8 +28,11 @@ from pydantic_core import ErrorDetails
 from gradbench.data import datasets
 from gradbench.errors import UserError, near_miss, placed
 from gradbench.estimators.base import AbstractEstimator, Role
+from gradbench.estimators.reference import IMPLICIT
 from gradbench.planning import files, registry, suites, values
 from gradbench.planning.overrides import Overrides
+from gradbench.planning.plans import refuse_reference, skip_reason
+from gradbench.planning.problems import no_way_back
 from gradbench.planning.suites import FolderName, Number, Strict, Whole
 from gradbench.systems.base import AbstractSystem
 from gradbench.vocabulary.coordinates import COORDINATES, Coordinate, Point
@@ -174,6 +177,10 @@ def parse(content: Mapping[str, object], where: str, places: Mapping[str, str] =
     defaults = {n: system.defaults[n] for n in HELD if getattr(config, n) is None and n in system.defaults}
     filled: dict[str, Any] = {"system": (system.name, asdict(system)), "estimator": (rule.name, asdict(rule))}  # type: ignore[call-overload]
     config = config.model_copy(update=defaults | filled)
+    solver = getattr(config, COORDINATES["solver"].name)
+    if no_way_back(system, solver):
+        refuse_reference(content.get("reference"), system, solver, places.get("reference", f"{where}: reference"))
+        config = config.model_copy(update={"reference": IMPLICIT})
     with placed(" with ".join([where, *([", ".join(places.values())] if places else [])])):
         _check(config, system, rule)
     if config.log_every is None:
@@ -219,5 +226,5 @@ def _check(config: Config, system: AbstractSystem, rule: AbstractEstimator) -> N
     if rule.draws:
         raise UserError(f"estimator = {rule.name!r}: it draws numbers, which a training step has none of")
     steps = rule.skip_cell(point.T1, point.T2) if point.T1 and point.T2 else None
-    if reason := rule.skip(type(system)) or steps:
+    if reason := skip_reason(system, rule, point.solver) or steps:
         raise UserError(f"estimator = {rule.name!r}: {reason}")

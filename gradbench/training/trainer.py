@@ -17,6 +17,7 @@ from gradbench.training.batches import Drawn, batches_of
 from gradbench.training.config import HELD
 from gradbench.training.state import State, descend, gradient, recorded
 from gradbench.vocabulary.coordinates import Knobs
+from gradbench.vocabulary.solver import Solver
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,6 +42,7 @@ class Trainer:
         self.state = State.start(theta)
         self.caps = {n: cap * theta[n].double().flatten(1).norm(dim=-1) for n, cap in config.norm_cap.items()}
         self.point = config.point
+        self.solver = Solver(self.point.solver)
         knobs = [torch.full((len(drawn),), getattr(self.point, n) or 0.0, dtype=dtype) for n in Knobs._fields]
         self.knobs = Knobs(*(v.to(device) for v in knobs))
         self.betas = torch.full((1, len(drawn)), self.point.beta or 0.0, dtype=dtype, device=device)
@@ -81,7 +83,7 @@ class Trainer:
         return (self.batches.score(field, relax(field, (self.point.T1 or 0,)).ends[0]),)
 
     def fidelity(self) -> list[Outcome]:
-        """The rule against backpropagation through time on one fixed batch of every seed, with its status."""
+        """The rule against the reference on one fixed batch of every seed, with its status."""
         config = self.config
         grid = {
             "system": {"name": config.system[0], **config.system[1]},
@@ -95,12 +97,12 @@ class Trainer:
 
     def _field(self, kind: type[Stack], drawn: Drawn, train: bool) -> Stack:
         kind = kind if self.system.lifted else Looped
-        return kind(self.system, self.state.theta, self.batches.shown(drawn, train), self.knobs)
+        return kind(self.system, self.state.theta, self.batches.shown(drawn, train), self.knobs, solver=self.solver)
 
     def _run(
         self, name: str, function: Callable[..., tuple[Tensor, ...]], drawn: Drawn, *more: Tensor
     ) -> tuple[Tensor, ...]:
-        """Call a function of a batch: on CUDA as a recorded graph where rule and system allow it, stored by `name`."""
+        """Call a function of a batch: on CUDA as a recorded graph where rule, system and solver allow it, by `name`."""
         names = tuple(drawn)
 
         def flat(*values: Tensor) -> tuple[Tensor, ...]:
@@ -108,6 +110,6 @@ class Trainer:
 
         values = (*drawn.values(), *more)
         if name not in self._recorded:
-            allowed = self.rule.phase.recordable and self.system.lifted
+            allowed = self.rule.phase.recordable and self.system.lifted and self.solver is Solver.EULER
             self._recorded[name] = recorded(flat, self.state, *values) if allowed else flat
         return self._recorded[name](*values)

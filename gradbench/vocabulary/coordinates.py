@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gradbench.errors import near_miss
 from gradbench.vocabulary.notation import Word
+from gradbench.vocabulary.solver import Solver
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -97,6 +98,10 @@ class Point:
     # what estimates are compared with: the gradient through the T1 steps, or that of the fixed point at s_T1
     reference: str = _declared(
         "", "reference", type=str, choices=("bptt", "implicit"), default="bptt", shared=True, late=True
+    )
+    # how the free phase finds its end state; T1 counts the iterations
+    solver: str = _declared(
+        "", "solver of the free phase", type=str, choices=tuple(map(str, Solver)), default=str(Solver.EULER), late=True
     )
 
 
