@@ -16,31 +16,37 @@ from gradbench.planning import registry, values
 from gradbench.vocabulary.coordinates import COORDINATES, Knobs
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from gradbench.systems.base import AbstractSystem, Data
     from gradbench.systems.forms import Form
     from gradbench.systems.functions import AbstractFunctionSystem, Definition, Function
     from gradbench.systems.modules import AbstractSlots
 
-TAKES = {"state": (2, 2), "project": (1, 1)}  # positional arguments of a function, at least and at most
+TAKES = {
+    "state": (2, 2),
+    "state_at": (2, 2),
+    "project": (1, 1),
+}  # positional arguments of a function, at least and at most
 OTHERS = (3, 4)  # net, x, z and, in the second form, the knobs k
 WAYS = ({"step"}, {"force"}, {"energy"}, {"energy", "swirl"})  # functions that say how a state moves
 MEANS = ("sum", "mean")
 
 
-def _unmoved(given: Collection[str]) -> str:
-    """What a call lacks in which no function says how a state moves."""
-    return "" if {"step", "force", "energy"} & set(given) else "one of step, force, energy"
+def _lacking(given: Collection[str]) -> str:
+    """What a call lacks in which nothing says how a state moves, or where it begins."""
+    wanted = {"state or state_at": {"state", "state_at"}, "one of step, force, energy": {"step", "force", "energy"}}
+    return ", ".join(words for words, names in wanted.items() if not names & set(given))
 
 
-@public(lacking=_unmoved)
+@public(lacking=_lacking)
 def system(
     *,
     cost: Function,
-    state: Function,
     params: nn.Module | Mapping[str, object],
     data: Mapping[str, object],
+    state: Function | None = None,
+    state_at: object = None,
     step: Function | None = None,
     force: Function | None = None,
     energy: Function | None = None,
@@ -62,6 +68,8 @@ def system(
     Functions treat examples independently.
 
     state(net, x)  s_0
+    state_at       the free state, in place of `state` and of a free phase: a value of all examples, or a function of
+                   (net, x). T1 plays no part, the reference is `implicit`, and the residual says whether it rests
     step           z <- step(z): F(z) = step(z) - z, and eps = 1 unless another one is named
     force          z <- z + eps F(z)
     energy         (b,): F = -dE/dz; with `swirl`, of the form of z: F = -dE/dz + swirl
@@ -81,7 +89,11 @@ def system(
     from gradbench.systems.trial import try_functions
 
     registry.check_name(name)
-    calls = _functions(step=step, force=force, energy=energy, swirl=swirl, project=project, cost=cost, state=state)
+    given = {"state": state, "state_at": state_at if callable(state_at) else None}
+    calls = _functions(step=step, force=force, energy=energy, swirl=swirl, project=project, cost=cost, **given)
+    if (state is None) is (state_at is None):
+        told = "missing: state or state_at" if state is None else "got state and state_at, expected one of them"
+        raise UserError(f"system: {told}: where a free phase begins, or the free state itself")
     if cost_of is not None and cost_of not in MEANS:
         raise UserError(f"cost_of = {cost_of!r} is not a choice{near_miss(str(cost_of), MEANS)}")
     options, common = knob_defaults(_numbers(knobs))
@@ -90,6 +102,11 @@ def system(
         x = tensors(data, "data")
         b = _examples(x, shared)
         at = _coordinates(defaults, eps, step is not None) | common | {"batch": b}
+        if state is None and "T1" in at:
+            raise UserError("defaults['T1']: with state_at there is no free phase; leave it out")
+        form, free_state = _form(
+            calls.get("state", state_at), slots, x, b, name, "state" if state_at is None else "state_at"
+        )
         made = _class(
             Definition(
                 name=name,
@@ -98,11 +115,19 @@ def system(
                 theta=slots.theta,
                 data=x,
                 shared=frozenset(shared),
-                form=_form(calls["state"], slots, x, b, name),
+                form=form,
                 cost_of=cost_of,
                 with_knobs=frozenset(n for n, f in calls.items() if n not in TAKES and _positional(f) == OTHERS[1]),
+                free_state=free_state,
             ),
-            _identity((*calls.items(), params, sorted(slots.theta), x, sorted(shared), cost_of), key),
+            _identity(
+                (
+                    *calls.items(),
+                    *([("state_at", state_at)] if free_state is not None else []),
+                    *(params, sorted(slots.theta), x, sorted(shared), cost_of),
+                ),
+                key,
+            ),
             options,
             at,
         )
@@ -122,7 +147,9 @@ def _functions(**given: Function | None) -> dict[str, Function]:
         if not callable(function):
             raise UserError(f"{name}: got {article(function)}, expected a function")
         if (number := _positional(function)) is not None and not least <= number <= most:
-            expected = {"state": "net, x", "project": "z"}.get(name, "net, x, z) or (net, x, z, k")
+            expected = {"state": "net, x", "state_at": "net, x", "project": "z"}.get(
+                name, "net, x, z) or (net, x, z, k"
+            )
             raise UserError(f"{name}: takes {number} arguments, expected ({expected})")
     moving = set().union(*WAYS) & set(calls)
     if moving not in WAYS:
@@ -199,8 +226,8 @@ def _coordinates(given: Mapping[str, Any] | None, eps: float | None, of_step: bo
         named = {"eps": 1.0} | named
     taken = {}
     for name, value in named.items():
-        if name not in COORDINATES or name in ("batch", "seed", "dtype"):
-            known = [n for n in COORDINATES if n not in ("batch", "seed", "dtype")]
+        known = [n for n, c in COORDINATES.items() if c.default is None and n != "batch"]
+        if name not in known:
             raise UserError(f"defaults[{name!r}]: is not a coordinate with a default{near_miss(name, known)}")
         try:
             taken[str(name)] = values.one(COORDINATES[name], value)
@@ -211,20 +238,29 @@ def _coordinates(given: Mapping[str, Any] | None, eps: float | None, of_step: bo
     return taken
 
 
-def _form(state: Function, slots: AbstractSlots, x: Data, batch: int, name: str) -> Form:
-    """The form of s_0. Raises UserError where the function raises, or gives no state."""
+def _form(
+    state: Any, slots: AbstractSlots, x: Data, batch: int, name: str, argument: str
+) -> tuple[Form, Tensor | None]:
+    """The form of s_0, or of a free state, and a copy of this state where it is a value: flat, (batch, n).
+
+    Raises UserError where a function raises, or where a state is none.
+    """
     import torch
 
     from gradbench.systems.forms import Form
 
+    if not callable(state):
+        form = Form.of(state, batch, name, argument)
+        free_state = form.flat(state, (batch,), f"{name}: {argument}", torch.float64)
+        return form, free_state.detach().to("cpu", copy=True)
     like = next(iter(slots.theta.values()))
     try:
         with torch.no_grad(), slots.bound(slots.theta, like) as net:
             z = state(net, {n: v.to(like.dtype) if v.is_floating_point() else v for n, v in x.items()})
     except Exception as error:  # a function may raise anything
         told = str(error).partition("\n")[0]
-        raise UserError(f"{name}: state raised {type(error).__name__}: {told}") from error
-    return Form.of(z, batch, f"{name}: state")
+        raise UserError(f"{name}: {argument} raised {type(error).__name__}: {told}") from error
+    return Form.of(z, batch, name, argument), None
 
 
 def _identity(content: tuple[object, ...], key: object) -> tuple[str, str | None]:
@@ -264,7 +300,10 @@ def _class(
             "__doc__": f"A system from functions: {', '.join(definition.functions)}.",
             "name": definition.name,
             "defaults": defaults,
-            "uses": functions.AbstractFunctionSystem.uses | {n for n in functions.SHARED_KNOBS if n in defaults},
+            "uses": frozenset({"T1"} if "state" in definition.functions else ())
+            | {n for n in functions.SHARED_KNOBS if n in defaults},
+            "state_given": "state" not in definition.functions,
+            "state_fixed": definition.free_state is not None,
             "per_example": frozenset(definition.data) - definition.shared,
             "knobs": frozenset(options),
             "unseen": unseen,

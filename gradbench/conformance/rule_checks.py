@@ -68,7 +68,7 @@ class Place:
         return self._relaxed(TRANSIENT)
 
     def _relaxed(self, T1: int) -> Trajectory:
-        return relax(self.field, (T1,) if "T1" in self.field.system.uses else (0,))
+        return relax(self.field, (0,) if self.field.predicts else (T1,))
 
     @cached_property
     def known(self) -> Params:

@@ -273,7 +273,7 @@ class Field:
     @property
     def has_way_back(self) -> bool:
         """Whether steps of the relaxation, or a forward pass, lead to the free state: a gradient can go back there."""
-        return self.solver is Solver.EULER
+        return self.solver is Solver.EULER and not self.system.state_given
 
     @property
     def predicts(self) -> bool:

@@ -147,6 +147,8 @@ class Problem:
 
 def no_way_back(system: AbstractSystem | type[AbstractSystem], solver: str) -> str | None:
     """Why there are no steps of the relaxation that a gradient could go back through; None: there are."""
+    if system.state_given:
+        return f"the free state of {system.name} is given by state_at"
     return None if solver == Solver.EULER else f"solver = {solver!r} takes none"
 
 

@@ -47,6 +47,8 @@ class AbstractSystem(ABC):
     unseen: ClassVar[str | None] = None  # a part of its code or data that no digest sees; None: there is none
     mean_cost: ClassVar[bool] = False  # whether C of an example is divided by the number of examples of its batch
     lifted: ClassVar[bool] = True  # whether its functions may be lifted over rows and cells by torch.func.vmap
+    state_given: ClassVar[bool] = False  # whether its author gives the free state, so that there is no free phase
+    state_fixed: ClassVar[bool] = False  # whether that is a value, which follows neither parameters nor data
 
     @property
     @abstractmethod

@@ -35,16 +35,20 @@ class Form:
 
     kind: type  # Tensor, dict, tuple, list, or a named tuple
     blocks: Mapping[str, Block]
+    argument: str = "state"  # where the form was read, as messages name it
 
     @classmethod
-    def of(cls, state: object, batch: int, where: str) -> Form:
-        """The form of a state of `batch` examples. Raises SystemFaultError for what is no state."""
+    def of(cls, state: object, batch: int, name: str, argument: str) -> Form:
+        """The form of a state of `batch` examples, which an `argument` of the system `name` has.
+
+        Raises SystemFaultError for what is no state.
+        """
         import torch
 
         kind: type = torch.Tensor if isinstance(state, torch.Tensor) else type(state)
-        blocks = {}
-        for name, value in entries(state, where):
-            place = where if kind is torch.Tensor else f"{where}[{name!r}]"
+        blocks, where = {}, f"{name}: {argument}"
+        for part, value in entries(state, where):
+            place = where if kind is torch.Tensor else f"{where}[{part!r}]"
             if not isinstance(value, torch.Tensor):
                 raise SystemFaultError(f"{place}: got a {type(value).__name__}, expected a tensor")
             if value.ndim < 1 or len(value) != batch:
@@ -53,12 +57,12 @@ class Form:
                 )
             if not (value.is_floating_point() or value.is_complex()):
                 raise SystemFaultError(f"{place}: got {_word(value.dtype)}, expected floating-point numbers")
-            if "/" in name:
+            if "/" in part:
                 raise SystemFaultError(f"{place}: a name of a part of the state has no '/'")
-            blocks[name] = Block(tuple(value.shape[1:]), value.is_complex())
+            blocks[part] = Block(tuple(value.shape[1:]), value.is_complex())
         if not blocks or not all(math.prod(block.shape) for block in blocks.values()):
             raise SystemFaultError(f"{where}: got a state without a number, expected numbers that relax")
-        return cls(kind, blocks)
+        return cls(kind, blocks, argument)
 
     @property
     def layout(self) -> dict[str, tuple[int, ...]]:
@@ -93,7 +97,7 @@ class Form:
         given = dict(entries(state, where))
         if list(given) != list(self.blocks) and set(given) != set(self.blocks):
             got, expected = _listed(type(state), given), _listed(self.kind, self.blocks)
-            raise SystemFaultError(f"{where}: got {got}, expected {expected} as in `state`")
+            raise SystemFaultError(f"{where}: got {got}, expected {expected} as in `{self.argument}`")
         parts = []
         for name, block in self.blocks.items():
             value, place = given[name], where if self.kind is torch.Tensor else f"{where}[{name!r}]"
@@ -102,10 +106,10 @@ class Form:
             rows = value.shape[: value.ndim - len(block.shape)] if rows is None else rows
             if tuple(value.shape) != (*rows, *block.shape):
                 raise SystemFaultError(
-                    f"{place}: got shape {tuple(value.shape)}, expected {(*rows, *block.shape)} as in `state`"
+                    f"{place}: got shape {tuple(value.shape)}, expected {(*rows, *block.shape)} as in `{self.argument}`"
                 )
             if value.is_complex() and not block.complex:
-                raise SystemFaultError(f"{place}: got complex numbers, expected real ones as in `state`")
+                raise SystemFaultError(f"{place}: got complex numbers, expected real ones as in `{self.argument}`")
             if block.complex:
                 value = torch.view_as_real(
                     value if value.is_complex() else torch.complex(value, torch.zeros_like(value))

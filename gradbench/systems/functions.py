@@ -53,7 +53,7 @@ class Definition:
     """What a call of `gradbench.system` handed over: functions, and copies of parameters and data."""
 
     name: str
-    functions: Mapping[str, Function]  # by argument: step, force, energy, swirl, cost, state, project
+    functions: Mapping[str, Function]  # by argument: step, force, energy, swirl, cost, state, state_at, project
     slots: AbstractSlots  # where the parameters stand in the first argument of the functions
     theta: Params
     data: Data
@@ -61,6 +61,9 @@ class Definition:
     form: Form
     cost_of: str | None  # "sum" or "mean": `cost` is a scalar of its examples; None: it gives a number for each
     with_knobs: frozenset[str]  # functions that take the knobs
+    free_state: Tensor | None = (
+        None  # a free state that was given as a value, (B, n); None: a function makes it, or s_0
+    )
     folded: threading.local = field(default_factory=threading.local)  # data of the last call, repeated
     knobs_read: set[str] = field(default_factory=set)  # knobs that a function has asked for
 
@@ -68,6 +71,11 @@ class Definition:
     def batch(self) -> int:
         """The number of examples of the data."""
         return next(len(v) for name, v in self.data.items() if name not in self.shared)
+
+    @property
+    def start(self) -> str:
+        """The argument that the state comes from at which a measurement begins."""
+        return "state" if "state" in self.functions else "state_at"
 
 
 class KnobValues:
@@ -179,7 +187,8 @@ class AbstractFunctionSystem(ClosedForms, RecordedSteps, AbstractSystem):
         made = self.definition()
         n, p = (sum(map(math.prod, shapes.values())) for shapes in (self.layout, self.shapes))
         return (
-            f"{self.name}: {n} coordinates, {p:,} parameters, {made.batch} examples, from {', '.join(made.functions)}"
+            f"{self.name}: {n} coordinates, {p:,} parameters, {made.batch} examples, "
+            f"from {', '.join(dict.fromkeys((*made.functions, made.start)))}"
         )
 
     @property
@@ -206,6 +215,11 @@ class AbstractFunctionSystem(ClosedForms, RecordedSteps, AbstractSystem):
         made = self.definition()
         if batch > made.batch and set(made.data) - made.shared - set(given):
             raise UserError(f"batch = {batch}: the data of {self.name!r} have {made.batch} examples")
+        if made.free_state is not None and batch != made.batch and (set(made.data) - made.shared) & set(given):
+            raise UserError(
+                f"data: got {batch} examples, and state_at of {self.name!r} is the free state of {made.batch}; "
+                f"give it as a function of the data, state_at(net, x)"
+            )
 
     def init_params(self, rng: Generator) -> Params:
         return {name: p.double() for name, p in self.definition().theta.items()}
@@ -219,9 +233,11 @@ class AbstractFunctionSystem(ClosedForms, RecordedSteps, AbstractSystem):
         like = next(iter(theta.values()))
         made = self.definition()
         batch = next(len(v) for name, v in x.items() if name not in made.shared)
-        with self._calling("state", theta, like) as net:
-            z = made.functions["state"](net, _typed(x, like))
-        return made.form.flat(z, (batch,), f"{self.name}: state", like.dtype).detach().to(like.device)
+        if made.free_state is not None:
+            return made.free_state[:batch].to(like)
+        with self._calling(made.start, theta, like) as net:
+            z = made.functions[made.start](net, _typed(x, like))
+        return made.form.flat(z, (batch,), f"{self.name}: {made.start}", like.dtype).detach().to(like.device)
 
     def force(
         self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"], knobs: Knobs

@@ -210,6 +210,9 @@ def _check(config: Config, system: AbstractSystem, rule: AbstractEstimator) -> N
         raise UserError(f"system: {what}: there is nothing to train on; data sets with a training part: {known}")
     with placed("system"):
         system.check(point.batch)
+    if system.state_fixed:
+        told = "state_at is a value, which does not follow the parameters; give it as a function, state_at(net, x)"
+        raise UserError(f"system: {system.name}: {told}")
     if system.held is None and point.batch > (least := min(config.parts)):
         raise UserError(f"batch = {point.batch}: a part of {config.dataset!r} has {least} images only")
     if config.random_targets and system.held is not None:

@@ -42,6 +42,7 @@ class Trainer:
         self.state = State.start(theta)
         self.caps = {n: cap * theta[n].double().flatten(1).norm(dim=-1) for n, cap in config.norm_cap.items()}
         self.point = config.point
+        self.T1 = self.point.T1 or 0 if "T1" in self.system.uses else 0
         self.solver = Solver(self.point.solver)
         knobs = [torch.full((len(drawn),), getattr(self.point, n) or 0.0, dtype=dtype) for n in Knobs._fields]
         self.knobs = Knobs(*(v.to(device) for v in knobs))
@@ -60,7 +61,7 @@ class Trainer:
 
     def _advance(self, drawn: Drawn, lr: Tensor) -> tuple[Tensor, ...]:
         field = self._field(Plain, drawn, train=True)
-        free = relax(field, (self.point.T1 or 0,))
+        free = relax(field, (self.T1,))
         estimate = gradient(self.rule, free, self.point.T2 or 1, self.betas)
         with torch.no_grad():
             taken = self.state.taken.clone()
@@ -80,7 +81,7 @@ class Trainer:
 
     def _test(self, drawn: Drawn) -> tuple[Tensor, ...]:
         field = self._field(Plain, drawn, train=False)
-        return (self.batches.score(field, relax(field, (self.point.T1 or 0,)).ends[0]),)
+        return (self.batches.score(field, relax(field, (self.T1,)).ends[0]),)
 
     def fidelity(self) -> list[Outcome]:
         """The rule against the reference on one fixed batch of every seed, with its status."""

@@ -1,23 +1,31 @@
-"""Where the free state comes from: a solver of the free phase."""
+"""Where the free state comes from: a solver of the free phase, or a state of the caller's own."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from live import LIVE, whole_gap
-from written import tanh_layer
+from torch import Tensor
+from written import WRITTEN, tanh_layer
 
 import gradbench as gb
+from gradbench.conformance.findings import Conformance
+from gradbench.dynamics.field import Field
+from gradbench.dynamics.trajectory import relax
 from gradbench.engine import packs
+from gradbench.engine.draws import build
 from gradbench.errors import UserError
 from gradbench.planning import registry
 from gradbench.planning.cells import digest
 from gradbench.planning.plans import Plan, plan
 from gradbench.planning.suites import parse
+from gradbench.systems.base import AbstractSystem
 from gradbench.vocabulary.solver import Solver
 from gradbench.vocabulary.status import Thresholds
 
@@ -236,6 +244,120 @@ def test_a_search_for_a_cheap_setting_takes_a_solver() -> None:
     assert (found.chosen.T1, found.unsettled) == (8, (1,))
 
 
+def settled(parts: dict[str, Any], steps: int = 400) -> Any:
+    """The state that a relaxation of the functions rests at, in float64, as its author wrote it."""
+    system = gb.system(name="to settle", **parts)
+    field = field_of(system)
+    return system.shown(relax(field, (steps,)).ends[0])
+
+
+def field_of(system: AbstractSystem) -> Field:
+    at: dict[str, Any] = {"T1": 1, "T2": 1, "dtype": "float64"}
+    (problem,) = planned(system=registry.written(system), estimator="adjoint", **at).problems
+    return build(problem, "cpu")
+
+
+def resting(written: Callable[[], dict[str, Any]] = tanh_layer, name: str = "resting", **more: Any) -> Any:
+    """A system whose free state is that of its relaxation, given as a value."""
+    parts = written() | {"name": name}
+    return gb.system(**{k: v for k, v in parts.items() if k != "state"} | {"state_at": settled(written())} | more)
+
+
+def deq(net: Any, x: dict[str, Tensor]) -> Tensor:
+    """A solver as somebody writes it: z <- net(z) until no example moves."""
+    z = torch.zeros(len(x["x"]), 12, dtype=x["x"].dtype)
+    for _ in range(200):
+        new = net(x["x"], z)
+        if float((new - z).norm() / new.norm()) < 1e-12:
+            break
+        z = new
+    return z
+
+
+@pytest.mark.parametrize("rule", ["adjoint", "ep", "aep"])
+@pytest.mark.parametrize("written", WRITTEN, ids=lambda w: w.__name__)
+def test_a_free_state_of_ones_own_is_measured_as_that_of_the_relaxation(
+    written: Callable[[], dict[str, Any]], rule: str
+) -> None:
+    at: dict[str, Any] = {"T2": 30, "dtype": "float64", **({} if rule == "adjoint" else {"beta": 0.01})}
+    whole = gb.measure(gb.system(name="relaxed", **written()), rule, T1=400, reference="implicit", **at)
+    given = gb.measure(resting(written), rule, **at)
+    assert given.status == whole.status == "settled"
+    assert (given.row["T1"], given.row["reference"]) == (None, "implicit")
+    assert given.cosine == pytest.approx(whole.cosine, rel=1e-9)
+    for one, other in ((whole.estimate, given.estimate), (whole.reference, given.reference)):
+        assert one is not None
+        assert other is not None
+        assert whole_gap(other, one) < 1e-8
+
+
+def test_a_function_makes_the_free_state_and_follows_the_data_and_the_parameters() -> None:
+    value, function = resting(), resting(state_at=deq, name="solved")
+    at: dict[str, Any] = {"T2": 30, "dtype": "float64"}
+    assert whole_gap(gb.measure(function, "adjoint", **at).estimate, gb.measure(value, "adjoint", **at).estimate) < 1e-9
+    data = {n: 2 * v[:4] for n, v in tanh_layer()["data"].items()}
+    other = gb.measure(function, "adjoint", data=data, **at)
+    assert other.residual < 1e-9
+    assert other.row["batch"] == 4
+    moved = {n: 1.1 * p for n, p in function.init_params(None).items()}
+    assert gb.measure(function, "adjoint", params=moved, **at).status == "settled"
+    assert gb.measure(value, "adjoint", params=moved, **at).status == "unsettled"
+
+
+def test_a_state_that_is_no_fixed_point_is_unsettled_with_its_residual() -> None:
+    m = gb.measure(resting(state_at=torch.ones(6, 12)), "adjoint", T2=30, dtype="float64")
+    assert m.status == "unsettled"
+    assert m.residual > 0.1
+    assert m.row["reference"] == "implicit"
+
+
+def test_the_state_of_a_smaller_batch_is_that_of_the_first_examples() -> None:
+    parts = tanh_layer()
+    first = parts | {"data": {n: v[:2] for n, v in parts["data"].items()}}
+    z = settled(parts)
+    few = {k: v for k, v in first.items() if k != "state"} | {"state_at": z[:2], "name": "few"}
+    one = gb.measure(gb.system(**few), "adjoint", T2=30, dtype="float64")
+    other = gb.measure(resting(), "adjoint", T2=30, dtype="float64", batch=2)
+    assert one.estimate is not None
+    assert whole_gap(other.estimate, one.estimate) < 1e-12
+
+
+def test_the_digest_sees_the_free_state_and_no_later_change() -> None:
+    z = settled(tanh_layer())
+    first, same, other = (resting(state_at=v) for v in (z, z.clone(), z + 1e-9))
+    assert first.digest == same.digest != other.digest
+    before = gb.measure(first, "adjoint", T2=5, dtype="float64").row["state_norm"]
+    z.zero_()
+    assert gb.measure(first, "adjoint", T2=5, dtype="float64").row["state_norm"] == before > 0
+
+
+def test_a_run_takes_a_system_with_a_free_state_of_its_own(tmp_path: Path) -> None:
+    suite = gb.suite(
+        {"system": resting(), "estimator": ["bptt", "tbptt", "adjoint", "ep"], "T1": 50, "T2": [5, 40], "beta": 0.01}
+    )
+    run = gb.run(suite, out=tmp_path, device="cpu")
+    cells = run.cells.set_index(["estimator", "T2"])
+    assert set(cells.loc["adjoint"]["status"]) == {"settled"}
+    assert cells["T1"].isna().all()
+    assert set(cells["reference"]) == {"implicit"}
+    (reason,) = set(run.cells[run.cells["estimator"] == "bptt"]["reason"])
+    assert (
+        reason
+        == "bptt goes back through the steps of the relaxation, and the free state of resting is given by state_at"
+    )
+    told = str(run.explain(estimator="ep", worst=1)[0])
+    assert "cause" in told
+    assert run.explain(estimator="ep", worst=1)[0].plot() is not None
+
+
+@pytest.mark.parametrize("more", [{}, {"state_at": deq}], ids=["value", "function"])
+def test_a_system_with_a_free_state_of_its_own_passes_the_checks_of_a_system(more: dict[str, Any]) -> None:
+    told: Conformance = gb.conform(resting(**more))
+    assert told.passed, told
+    on: Conformance = gb.conform("adjoint", on=resting(**more))
+    assert on.passed, on
+
+
 def training(name: str, **more: Any) -> dict[str, Any]:
     toy = {"name": "cet", "D": 8, "heads": 2, "dh": 4, "mem": 8}
     return {
@@ -251,6 +373,16 @@ def training(name: str, **more: Any) -> dict[str, Any]:
     } | more
 
 
+def test_a_training_follows_a_free_state_that_is_a_function(tmp_path: Path) -> None:
+    config = {"system": resting(state_at=deq, name="trained"), "optimiser": {"lr": 1e-2}, "steps": 6, "batch": 3}
+    made = {k: v for k, v in training("solved", **config).items() if k != "T1"}
+    log = gb.train(made, out=tmp_path, device="cpu").log
+    rows = log[log["status"].notna()]
+    assert set(rows["status"]) == {"settled"}
+    assert (rows["cosine"] > 0.999).all()
+    assert log["skipped"].max() == 0
+
+
 @pytest.mark.parametrize("solver", FAST)
 def test_a_training_relaxes_by_a_solver(solver: str, tmp_path: Path) -> None:
     config = {
@@ -263,3 +395,75 @@ def test_a_training_relaxes_by_a_solver(solver: str, tmp_path: Path) -> None:
     assert set(rows["status"]) == {"settled"}
     assert (rows["residual"] < 1e-9).all()
     assert (rows["rel_error"] < 1e-9).all()
+
+
+def without_state(**more: Any) -> dict[str, Any]:
+    return {k: v for k, v in tanh_layer().items() if k != "state"} | {"name": "wrong"} | more
+
+
+STATE_MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
+    "both": (
+        lambda: gb.system(**tanh_layer(), state_at=torch.zeros(6, 12), name="wrong"),
+        "system: got state and state_at, expected one of them",
+    ),
+    "neither": (lambda: gb.system(**without_state()), "system: missing: state or state_at"),
+    "nothing": (lambda: gb.system(step=len), "state or state_at"),
+    "examples": (
+        lambda: gb.system(**without_state(state_at=torch.zeros(5, 12))),
+        "wrong: state_at: got shape (5, 12), expected (6, ...): examples come first",
+    ),
+    "kind": (lambda: gb.system(**without_state(state_at="rest")), "wrong: state_at: got a str, expected a tensor"),
+    "NaN": (lambda: gb.system(**without_state(state_at=torch.full((6, 12), math.nan))), "wrong: state_at"),
+    "arguments": (
+        lambda: gb.system(**without_state(state_at=lambda net, x, z: z)),
+        "state_at: takes 3 arguments, expected (net, x)",
+    ),
+    "raises": (
+        lambda: gb.system(**without_state(state_at=lambda net, x: net.solve(x))),
+        "wrong: state_at raised Attribute",
+    ),
+    "random": (
+        lambda: gb.system(**without_state(state_at=lambda net, x: torch.randn(len(x["x"]), 12))),
+        "wrong: state_at: two calls with equal arguments differ: it draws random numbers",
+    ),
+    "form": (
+        lambda: gb.system(**without_state(state_at=torch.zeros(6, 12), step=lambda net, x, z: (z,))),
+        "step: got a tuple of 1 tensors, expected a tensor as in `state_at`",
+    ),
+    "T1": (
+        lambda: gb.system(**without_state(state_at=torch.zeros(6, 12), defaults={"T1": 20})),
+        "defaults['T1']: with state_at there is no free phase; leave it out",
+    ),
+    "T1 of a call": (lambda: gb.measure(resting(), "adjoint", T1=20, T2=5), "T1 = 20: nobody uses it here"),
+    "solver": (
+        lambda: gb.measure(resting(), "adjoint", solver="newton", T2=5),
+        "measure: resting has no free phase that solver = 'newton' could solve",
+    ),
+    "reference": (
+        lambda: gb.measure(resting(), "adjoint", reference="bptt", T2=5),
+        "reference = 'bptt': it goes back through the steps of the relaxation, and the free state of resting is given "
+        "by state_at; leave it out, or write 'implicit'",
+    ),
+    "rule": (
+        lambda: gb.measure(resting(), "bptt"),
+        "measure: bptt goes back through the steps of the relaxation, and the free state of resting is given by "
+        "state_at",
+    ),
+    "other data": (
+        lambda: gb.measure(resting(), "adjoint", T2=5, data={n: v[:4] for n, v in tanh_layer()["data"].items()}),
+        "data: got 4 examples, and state_at of 'resting' is the free state of 6; give it as a function of the data, "
+        "state_at(net, x)",
+    ),
+    "training": (
+        lambda: gb.train({k: v for k, v in training("t", system=resting()).items() if k != "T1"}),
+        "system: resting: state_at is a value, which does not follow the parameters; give it as a function, "
+        "state_at(net, x)",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", STATE_MISTAKES.values(), ids=STATE_MISTAKES)
+def test_a_mistake_with_a_free_state_is_told(mistake: tuple[Callable[[], object], str]) -> None:
+    call, told = mistake
+    with pytest.raises(UserError, match=re.escape(told)):
+        call()
