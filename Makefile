@@ -50,11 +50,12 @@ SETUP_none = \
 	$(BIN)/python -c 'from importlib.metadata import version; print("torch", version("torch"), "is there")' && \
 	$(PIP) --constraint $(VENV)/constraints.txt --editable '.[dev]'
 
-# figures are drawn before the checks, so that they exist when a check fails and the verdict is the last line
-bench: $(READY) ## run a suite, draw its figures, check its claims: SUITE= DEVICE=
+# figures are drawn and the report is written before the checks, so that they exist when a check fails; the last two lines
+# are the path of the report and the verdict
+bench: $(READY) ## run a suite, draw its figures, write its report, check its claims: SUITE= DEVICE=
 	@$(BENCH) run $(SUITE) --device $(DEVICE) $(ARGS) || [ $$? -eq 3 ]
 	@$(BENCH) plot $(RUN)
-	@$(BENCH) check $(RUN)
+	@report=$$($(BENCH) report $(RUN)) && { $(BENCH) check $(RUN); code=$$?; echo "report: $$report" >&2; exit $$code; }
 
 plan: $(READY) ## what a suite would do: SUITE=
 	@$(BENCH) plan $(SUITE) $(ARGS)

@@ -483,6 +483,32 @@ def plot(run: RunName = "latest", out: Out = Path("results")) -> None:
 
 
 @app.command()
+def report(
+    run: RunName = "latest",
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="FILE", help="Where to write it; report.html of the run by default."),
+    ] = None,
+    open_: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
+    out: Out = Path("results"),
+) -> None:
+    """Write a run as one HTML page: what was found, every cell, and how to replay it."""
+    from gradbench.commands import reporting
+
+    target = _target(run, out)
+    if output is None:
+        path = reporting.report(target)
+    else:
+        text, path = reporting.html(target), output
+        _write(path, text)
+    _put(path)
+    if open_:
+        import webbrowser
+
+        webbrowser.open(path.resolve().as_uri())
+
+
+@app.command()
 def explain(
     run: RunName = "latest",
     cell: Annotated[str | None, typer.Argument(metavar="CELL", help="Key of a cell, or the start of one.")] = None,

@@ -104,6 +104,7 @@ def test_a_walk_through_the_house_calls_functions_of_every_room(
         run = gb.run(suite, out=tmp_path / "r", device="cpu", overrides={"seed": 0})
         assert cli._code(["check", run.id, *out]) == 0
         pytest_plugin.assert_readings(suite, out=tmp_path / "r", device="cpu", overrides={"seed": 0})
+        assert run.report().name == "report.html"
         assert gallery.collect()["residual_vs_cosine"](Tables.of(run)) is not None
         assert cli._code(["train", str(tmp_path / "t.toml"), *out, "--device", "cpu"]) == 0
         options = json.loads(run.cells["system_options"].iloc[0])

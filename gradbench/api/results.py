@@ -97,6 +97,17 @@ class Results(Run):
         return written(drawn(self, names), folder)
 
     @public()
+    def report(self, path: str | Path | None = None) -> Path:
+        """Write the report of the run, one HTML file, as `gradbench.report` does; its path.
+
+        It is `report.html` in the folder of the run, unless `path` names another file. Raises UserError for a path that
+        cannot be written to, StoreError for a damaged run.
+        """
+        from gradbench.commands.reporting import report
+
+        return report(self, path)
+
+    @public()
     def check(
         self,
         *,

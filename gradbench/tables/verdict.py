@@ -99,6 +99,22 @@ def judge(run: Run, *, deep: bool = False, demand: Demand | None = None, unheld:
     with suppress(OSError):  # so that a verdict of before does not stand where there is none now
         path.unlink(missing_ok=True)
     snapshot, faults = verify(run, deep=deep)
+    verdict = _decided(run.id, snapshot, faults, demand, unheld)
+    try:
+        write_json(path, verdict.to_json())
+    except StoreError as error:
+        return replace(verdict, unwritten=str(error))
+    return verdict
+
+
+def decided(snapshot: Snapshot) -> Verdict:
+    """The verdict on the checks of a run that was verified. It is compared with no baseline, and nothing is written."""
+    return _decided(snapshot.id, snapshot, (), None, "")
+
+
+def _decided(
+    name: str, snapshot: Snapshot | None, faults: tuple[Finding, ...], demand: Demand | None, unheld: str
+) -> Verdict:
     planned, statuses = 0, Counter[str]()
     if snapshot is not None:
         lists = (snapshot.plan.get(name) for name in ("cells", "skipped"))
@@ -112,12 +128,7 @@ def judge(run: Run, *, deep: bool = False, demand: Demand | None = None, unheld:
         findings = tuple(evaluate(Check(**check), cells) for check in claims["check"])
         findings += _compared(demand, snapshot)
         code = _code(findings, incomplete=present < planned or unmeasured > 0)
-    verdict = Verdict(run.id, code, planned, present, dict(statuses), findings, snapshot, unheld)
-    try:
-        write_json(path, verdict.to_json())
-    except StoreError as error:
-        return replace(verdict, unwritten=str(error))
-    return verdict
+    return Verdict(name, code, planned, present, dict(statuses), findings, snapshot, unheld)
 
 
 def _compared(demand: Demand | None, snapshot: Snapshot) -> tuple[Finding, ...]:

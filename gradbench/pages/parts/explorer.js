@@ -1,0 +1,367 @@
+// The explorer: filters, the heat map, two curves and the table of cells, all of the same rows.
+
+const PAGE_ROWS = 50, PANELS = 6;
+
+class Explorer {
+  constructor(tables, state, changed) {
+    Object.assign(this, { ...tables, state, changed });
+    const { cells, meta } = this;
+    this.axes = meta.coordinates.filter((c) => this.words(c.name).length > 1);
+    this.axisOf = Object.fromEntries(meta.coordinates.map((c) => [c.name, c]));
+    this.fields = ["system_label", "estimator_label", "status", "cause", ...this.axes.map((c) => c.name)];
+    this.looks = looks([...cells.columns.estimator_label.words].sort(), meta.estimators);
+    this.settled = new Uint8Array(cells.rows);
+    const status = cells.columns.status;
+    for (let i = 0; i < cells.rows; i++) this.settled[i] = status.at(i) === "settled";
+    this.metricNames = Object.keys(meta.metrics).filter((n) => meta.metrics[n].better || ["residual", "rho", "antisymmetry", "drift", "curvature", "gamma", "work"].includes(n)).filter((n) => this.any(n));
+    this.build();
+  }
+
+  any(name) {
+    return this.cells.columns[name]?.numbers.some((v) => !Number.isNaN(v));
+  }
+
+  static words(cells, name) {
+    const { words } = cells.columns[name];
+    return typeof words[0] === "number" ? [...words].sort((a, b) => a - b) : [...words];
+  }
+
+  words(name) {
+    return Explorer.words(this.cells, name);
+  }
+
+  letter(name) {
+    return this.axisOf[name]?.letter ?? { system_label: "system", estimator_label: "estimator" }[name] ?? name;
+  }
+
+  // the rows that the filters leave
+  select() {
+    const { cells, state } = this;
+    const keep = new Uint8Array(cells.rows).fill(1);
+    for (const [name, chosen] of state.filters) {
+      const column = cells.columns[name], codes = column.codes;
+      const wanted = Uint8Array.from([0, ...column.words.map((w) => (chosen.has(w) ? 1 : 0))]);
+      for (let i = 0; i < cells.rows; i++) keep[i] &= wanted[codes[i]];
+    }
+    const rows = [];
+    for (let i = 0; i < cells.rows; i++) if (keep[i]) rows.push(i);
+    return rows;
+  }
+
+  build() {
+    const { state, meta } = this;
+    const place = $(".filters");
+    this.menus = {};
+    for (const name of this.fields) {
+      const words = this.words(name);
+      if (words.length < 2 && !["system_label", "estimator_label"].includes(name)) continue;
+      const codes = this.cells.columns[name].codes, counts = new Map();
+      const list = this.cells.columns[name].words;
+      for (const code of codes) if (code) counts.set(list[code - 1], (counts.get(list[code - 1]) ?? 0) + 1);
+      const summary = make("summary");
+      const boxes = words.map((word) => {
+        const box = make("input", { type: "checkbox", onchange: () => this.filter(name) });
+        return { word, box, label: make("label", {}, box, plain(word), make("span", {}, counts.get(word).toLocaleString("en-US"))) };
+      });
+      const clear = make("button", { type: "button", class: "quiet all", onclick: () => { state.set(name, new Set()); this.changed(); } }, "All");
+      const menu = make("details", { class: "filter" }, summary, make("div", { class: "menu" }, clear, ...boxes.map((b) => b.label)));
+      menu.addEventListener("toggle", () => menu.open && Object.values(this.menus).forEach((m) => m.menu !== menu && (m.menu.open = false)));
+      menu.addEventListener("keydown", (e) => { if (e.key === "Escape" && menu.open) { e.stopPropagation(); menu.open = false; summary.focus(); } });
+      this.menus[name] = { menu, summary, boxes };
+      place.append(menu);
+    }
+    document.addEventListener("click", (e) => Object.values(this.menus).forEach(({ menu }) => !menu.contains(e.target) && (menu.open = false)));
+    $("#reset").addEventListener("click", () => { state.reset(); this.changed(); });
+    $("#every").addEventListener("click", () => { state.reset(); state.filters.clear(); this.changed(); });
+    $("#link").addEventListener("click", (e) => copied(location.href, e.currentTarget));
+    const numeric = this.axes.filter((c) => typeof this.words(c.name)[0] === "number");
+    const names = numeric.map((c) => c.name), brought = meta.brought.filter((n) => names.includes(n));
+    const others = names.filter((n) => !brought.includes(n));
+    this.numeric = names;
+    const [x, y] = [...brought, ...others];
+    const pick = (id, label, allowed, fallback, words) => {
+      const select = make("select", { onchange: (e) => { state.options.set(id, e.target.value); this.changed(); } }, ...allowed.map((n) => make("option", { value: n }, words(n))));
+      return { id, select, allowed, fallback, label: make("label", {}, label, select) };
+    };
+    const metricWords = (n) => n;
+    this.picks = names.length ? [
+      pick("metric", "number", this.metricNames, "cosine_min", metricWords),
+      pick("over", "of the cells in a field", ["worst", "median"], "worst", (n) => n),
+      pick("x", "across", names, x, (n) => this.letter(n)),
+      pick("y", "down", ["", ...names], y ?? "", (n) => (n ? this.letter(n) : "nothing")),
+      pick("c0", "against", names, x, (n) => this.letter(n)),
+      pick("c1", "against", names, y ?? x, (n) => this.letter(n)),
+    ] : [];
+    $("#map .controls").append(...this.picks.slice(0, 4).map((p) => p.label));
+    this.picks.slice(4).forEach((p, i) => $(`#curve-${i} .controls`).append(p.label));
+    for (const id of ["#map", "#curve-0", "#curve-1"]) $(id).hidden = !names.length;
+    document.querySelectorAll("[data-csv]").forEach((b) => b.addEventListener("click", () => this.download(b.dataset.csv)));
+    new ResizeObserver(() => { if (innerWidth !== this.width && this.rows) { this.width = innerWidth; this.curves(); } }).observe(document.body);
+  }
+
+  filter(name) {
+    const { boxes } = this.menus[name];
+    this.state.set(name, new Set(boxes.filter((b) => b.box.checked).map((b) => b.word)));
+    this.changed();
+  }
+
+  option(id) {
+    const p = this.picks.find((q) => q.id === id);
+    return p ? this.state.option(id, p.allowed, p.fallback) : null;
+  }
+
+  show() {
+    const { state } = this;
+    for (const [name, { menu, summary, boxes }] of Object.entries(this.menus)) {
+      const chosen = state.filters.get(name);
+      for (const b of boxes) b.box.checked = !chosen || chosen.has(b.word);
+      if (!chosen) for (const b of boxes) b.box.checked = false;
+      const words = chosen ? [...chosen].map(plain) : [];
+      summary.textContent = `${this.letter(name)}: ${!chosen ? "all" : words.length <= 2 ? words.join(", ") : `${words.length} of ${boxes.length}`}`;
+      menu.classList.toggle("on", !!chosen);
+    }
+    for (const p of this.picks) p.select.value = this.option(p.id);
+    this.rows = this.select();
+    const settled = this.rows.reduce((n, i) => n + this.settled[i], 0);
+    $("#count").textContent = `${this.rows.length.toLocaleString("en-US")} of ${this.cells.rows.toLocaleString("en-US")} cells, ${settled.toLocaleString("en-US")} settled`;
+    if (this.picks.length) { this.heat(); this.curves(); }
+    this.table();
+  }
+
+  worst(name) {
+    return this.meta.metrics[name].better === "down" || name === "work" ? (a, b) => Math.max(a, b) : (a, b) => Math.min(a, b);
+  }
+
+  // the rows by (system, estimator), in the order of the tables
+  groups() {
+    const { cells, meta } = this, groups = new Map();
+    for (const i of this.rows) {
+      const key = cells.columns.system_label.codes[i] * 65536 + cells.columns.estimator_label.codes[i];
+      if (!groups.has(key)) groups.set(key, { system: cells.columns.system_label.at(i), rule: cells.columns.estimator_label.at(i), rows: [] });
+      groups.get(key).rows.push(i);
+    }
+    const rank = new Map(meta.matrix.data.map((row, k) => [`${row[0]}\n${row[1]}`, k]));
+    const place = (g) => rank.get(`${g.system}\n${g.rule}`) ?? Infinity;
+    return [...groups.values()].sort((a, b) => place(a) - place(b) || 0);
+  }
+
+  heat() {
+    const [metric, over, x, y] = ["metric", "over", "x", "y"].map((id) => this.option(id));
+    const numbers = this.cells.columns[metric].numbers, reduce = this.worst(metric);
+    const down = y && y !== x ? y : "";
+    const groups = this.groups().filter((g) => g.rows.some((i) => this.cells.columns[x].codes[i]));
+    const shown = groups.slice(0, PANELS);
+    const role = (label) => this.meta.estimators[label].name;
+    this.mapRows = [];
+    const all = [];
+    for (const g of shown) {
+      g.fields = new Map();
+      for (const i of g.rows) {
+        const a = this.cells.columns[x].at(i), b = down ? this.cells.columns[down].at(i) : "";
+        if (a == null || b == null) continue;
+        const k = `${a}|${b}`;
+        if (!g.fields.has(k)) g.fields.set(k, { a, b, values: [], worst: null, n: 0, statuses: new Map() });
+        const f = g.fields.get(k);
+        f.n++;
+        const s = this.cells.columns.status.at(i);
+        f.statuses.set(s, (f.statuses.get(s) ?? 0) + 1);
+        if (this.settled[i] && !Number.isNaN(numbers[i])) {
+          f.values.push(numbers[i]);
+          if (f.worst == null || reduce(numbers[i], numbers[f.worst]) === numbers[i]) f.worst = i;
+        }
+      }
+      for (const f of g.fields.values()) {
+        f.values.sort((p, q) => p - q);
+        const n = f.values.length;
+        f.median = n ? (f.values[(n - 1) >> 1] + f.values[n >> 1]) / 2 : NaN;
+        f.value = !n ? NaN : over === "median" ? f.median : numbers[f.worst];
+        if (n) all.push(f.value);
+        this.mapRows.push([g.system, g.rule, f.a, down ? f.b : "", f.n, n, n ? f.value : "", f.worst == null ? "" : this.cells.columns.cell.at(f.worst)]);
+      }
+    }
+    const { shade, words } = shades(metric, this.meta.metrics[metric], all, this.meta.faithful);
+    const title = `${over === "worst" ? "Worst" : "Median"} ${metric} over ${this.letter(x)}${down ? ` and ${this.letter(down)}` : ""}`;
+    $("#map-title").textContent = title;
+    const panels = shown.map((g) => this.panel(g, x, down, metric, shade));
+    if (!panels.length) panels.push(make("p", { class: "note" }, `No cell here has a ${this.letter(x)}.`));
+    if (groups.length > PANELS) panels.push(make("p", { class: "note" }, `${groups.length - PANELS} more pairs of a system and a rule match: filter for them.`));
+    $("#map .panels").replaceChildren(...panels);
+    $("#map .legend").replaceChildren(...words.map((w, i) => make("span", {}, make("i", { class: `g${i}` }), w)), make("span", {}, make("i", { class: "hollow" }), "no settled cell"));
+  }
+
+  panel(g, x, y, metric, shade) {
+    const sorted = (values) => [...new Set(values)].sort((p, q) => p - q);
+    const fields = [...g.fields.values()];
+    const across = sorted(fields.map((f) => f.a)), downs = y ? sorted(fields.map((f) => f.b)).reverse() : [""];
+    const head = make("tr", {}, y ? make("th", { scope: "col" }, `${this.letter(y)} \\ ${this.letter(x)}`) : make("th", { scope: "col" }, this.letter(x)), ...across.map((a) => make("th", { scope: "col" }, plain(a))));
+    const body = downs.map((b) => make("tr", {}, make("th", { scope: "row" }, y ? plain(b) : metric), ...across.map((a) => this.tile(g, g.fields.get(`${a}|${b}`), x, y, metric, shade))));
+    return make("div", { class: "panel" }, make("h4", {}, `${g.rule} on ${g.system}`), make("table", { class: "heat" }, make("thead", {}, head), make("tbody", {}, ...body)));
+  }
+
+  tile(g, f, x, y, metric, shade) {
+    if (!f) return make("td");
+    const n = f.values.length;
+    const lines = [`${g.rule} on ${g.system}`, [`${this.letter(x)} = ${plain(f.a)}`, y && `${this.letter(y)} = ${plain(f.b)}`].filter(Boolean).join(", ")];
+    if (n) lines.push(`${metric}: worst ${inText(metric, this.cells.columns[metric].numbers[f.worst])}, median ${inText(metric, f.median)}`);
+    lines.push(`${f.n} cells: ${[...f.statuses].map(([s, k]) => `${k} ${s}`).join(", ")}`);
+    const wanted = { system_label: g.system, estimator_label: g.rule, [x]: f.a, ...(y ? { [y]: f.b } : {}) };
+    const chosen = Object.entries(wanted).every(([k, v]) => { const s = this.state.filters.get(k); return s?.size === 1 && s.has(v); });
+    const text = n ? inTile(metric, f.value) : [...f.statuses.keys()][0];
+    const tile = make("button", { type: "button", class: `tile ${n ? `g${shade(f.value)}` : "hollow"}${chosen ? " chosen" : ""}`, "aria-label": lines.join("; ") }, text);
+    tile.addEventListener("click", () => {
+      for (const [k, v] of Object.entries(wanted)) {
+        if (chosen && (k === x || k === y)) this.state.set(k, new Set());
+        else if (!chosen) this.state.set(k, new Set([v]));
+      }
+      this.changed();
+    });
+    tips(tile, () => lines.join("\n"));
+    return make("td", {}, tile);
+  }
+
+  curves() {
+    [0, 1].forEach((i) => this.curve(i));
+  }
+
+  curve(number) {
+    const figure = $(`#curve-${number}`), name = this.option(`c${number}`), metric = this.option("metric");
+    const { letter, words, unit, log } = this.axisOf[name];
+    const told = this.meta.metrics[metric], numbers = this.cells.columns[metric].numbers, column = this.cells.columns[name];
+    const by = new Map();
+    let left = 0;
+    for (const i of this.rows) {
+      const x = column.at(i);
+      if (x == null) continue;
+      if (!this.settled[i] || Number.isNaN(numbers[i])) { left++; continue; }
+      const label = this.cells.columns.estimator_label.at(i);
+      if (!by.has(label)) by.set(label, new Map());
+      const points = by.get(label);
+      if (!points.has(x)) points.set(x, []);
+      points.get(x).push(numbers[i]);
+    }
+    const lines = [...by].map(([label, points]) => ({
+      label, look: this.looks[label],
+      points: [...points].sort((a, b) => a[0] - b[0]).map(([x, v]) => {
+        v.sort((a, b) => a - b);
+        return { x, n: v.length, low: v[0], middle: (v[(v.length - 1) >> 1] + v[v.length >> 1]) / 2, high: v[v.length - 1] };
+      }),
+    })).sort((a, b) => a.label.localeCompare(b.label));
+    const rows = lines.flatMap((l) => l.points.map((p) => [l.label, p.x, p.n, p.low, p.middle, p.high]));
+    this[`curveRows${number}`] = [["estimator", name, "cells", `${metric}_min`, `${metric}_median`, `${metric}_max`], rows];
+    $("h3", figure).textContent = `${metric} against ${letter}`;
+    $(".keys", figure).replaceChildren(...lines.map((l) => make("span", {}, key(l.look), l.label)), make("span", { class: "dim" }, `Median, and from smallest to largest; settled cells${left ? `, ${left.toLocaleString("en-US")} others are left out` : ""}.`));
+    const place = $(".plot", figure);
+    this.drawn = this.drawn ?? [];
+    this.drawn[number]?.destroy();
+    this.drawn[number] = null;
+    place.replaceChildren();
+    $("details .scroll", figure).replaceChildren(simpleTable(this[`curveRows${number}`][0], rows.map((r) => [r[0], plain(r[1]), plain(r[2]), ...r.slice(3).map((v) => inText(metric, v))])));
+    const xs = [...new Set(lines.flatMap((l) => l.points.map((p) => p.x)))].sort((a, b) => a - b);
+    if (!xs.length) return place.append(make("p", { class: "note" }, "No settled cell is left by the filters."));
+    const onPoint = (j, u) => {
+      if (j == null) return hideTip();
+      const text = [`${letter} = ${plain(xs[j])}`, ...lines.flatMap((l) => { const p = l.points.find((q) => q.x === xs[j]); return p ? [`${l.label}: ${inText(metric, p.middle)} (${inText(metric, p.low)} to ${inText(metric, p.high)}, ${p.n} cells)`] : []; })].join("\n");
+      const box = u.over.getBoundingClientRect();
+      showTip(text, box.left + u.valToPos(xs[j], "x"), box.top + 10);
+    };
+    const yLog = told.log && lines.some((l) => l.points.some((p) => p.middle > 0));
+    this.drawn[number] = curve(place, lines, { xs, xLog: log && xs[0] > 0, yLog, inNines: isCosine(metric), xName: `${words} ${letter}${unit ? ` (${unit})` : ""}`, yName: metric, text: (v) => (isCosine(metric) ? minus(String(Number(v.toPrecision(5)))) : short(v, 3)), onPoint });
+    place.onmouseleave = hideTip;
+  }
+
+  columns() {
+    const varies = (name) => { const { codes } = this.cells.columns[name]; return this.rows.some((i) => codes[i] !== codes[this.rows[0]]); };
+    const varied = this.axes.map((c) => c.name).filter(varies);
+    return [
+      { name: "cell", words: "cell" }, { name: "status", words: "status" }, ...(varies("system_label") ? [{ name: "system_label", words: "system" }] : []), { name: "estimator_label", words: "estimator" },
+      ...["cosine_min", "error"].map((name) => ({ name, words: name, number: true })),
+      ...varied.map((name) => ({ name, words: this.letter(name), number: true })),
+      ...["cause", "worst", "cosine", "work"].map((name) => ({ name, words: { worst: "worst parameter", work: "evaluations" }[name] ?? name, number: !["worst", "cause"].includes(name) })),
+    ];
+  }
+
+  sorted() {
+    const down = this.state.sort.startsWith("-"), name = this.state.sort.replace(/^-/, "");
+    const column = this.cells.columns[name];
+    if (!column) return this.rows;
+    if (column.kind === "digits" || (column.kind === "words" && typeof column.words[0] === "number")) {
+      const v = column.numbers, sign = down ? -1 : 1;
+      return this.rows.toSorted((a, b) => { const p = v[a], q = v[b]; return Number.isNaN(p) ? (Number.isNaN(q) ? a - b : 1) : Number.isNaN(q) ? -1 : sign * (p - q) || a - b; });
+    }
+    const text = this.rows.map((i) => [i, column.at(i)]);
+    text.sort(([a, p], [b, q]) => (p == null ? (q == null ? a - b : 1) : q == null ? -1 : (down ? -1 : 1) * (p < q ? -1 : p > q ? 1 : 0) || a - b));
+    return text.map(([i]) => i);
+  }
+
+  table() {
+    const { state } = this, columns = this.columns(), order = this.sorted();
+    this.order = order;
+    const pages = Math.max(1, Math.ceil(order.length / PAGE_ROWS));
+    state.page = Math.min(state.page, pages - 1);
+    const sortName = state.sort.replace(/^-/, ""), down = state.sort.startsWith("-");
+    const head = make("tr", {}, ...columns.map((c) => {
+      const now = c.name === sortName;
+      const flip = () => { state.sort = now && !down ? `-${c.name}` : c.name; state.page = 0; this.changed(); };
+      return make("th", { scope: "col", class: `${c.number ? "n" : ""}${["cause", "cosine", "work"].includes(c.name) ? " wideonly" : ""}`, "aria-sort": now ? (down ? "descending" : "ascending") : "none" }, make("button", { type: "button", onclick: flip }, `${c.words}${now ? (down ? " ↓" : " ↑") : ""}`));
+    }));
+    const from = state.page * PAGE_ROWS;
+    const body = order.slice(from, from + PAGE_ROWS).map((i) => {
+      const id = this.cells.columns.cell.at(i);
+      const row = make("tr", { class: id === this.state.cell ? "chosen" : "" }, ...columns.map((c) => {
+        const v = this.cells.columns[c.name].at(i);
+        const cls = `${c.number ? "n" : ""}${["cause", "cosine", "work"].includes(c.name) ? " wideonly" : ""}`;
+        if (c.name === "cell") return make("td", {}, make("a", { href: "#", "data-cell": id, onclick: (e) => { e.preventDefault(); e.stopPropagation(); this.open(id); } }, id.slice(0, 8)));
+        if (c.name === "status") return make("td", { class: "state" }, make("i", { class: `dot status ${v}`, "aria-hidden": "true" }), v);
+        const text = isCosine(c.name) ? cosine(v) : c.name === "error" ? percent(v) : typeof v === "number" ? (this.axisOf[c.name] ? plain(v) : short(v)) : v ?? "";
+        return make("td", { class: cls }, text === "–" && !c.number ? "" : text);
+      }));
+      row.addEventListener("click", () => this.open(id));
+      return row;
+    });
+    $("#cells").replaceChildren(make("table", { class: "cells" }, make("thead", {}, head), make("tbody", {}, ...body)));
+    const turn = (to) => { state.page = to; this.changed(); $("#cells").scrollIntoView({ block: "nearest" }); };
+    const last = Math.min(from + PAGE_ROWS, order.length);
+    $(".pager").replaceChildren(
+      make("button", { type: "button", class: "quiet", disabled: state.page === 0, onclick: () => turn(state.page - 1) }, "Previous"),
+      make("span", {}, order.length ? `${(from + 1).toLocaleString("en-US")} to ${last.toLocaleString("en-US")} of ${order.length.toLocaleString("en-US")}` : "no cell"),
+      make("button", { type: "button", class: "quiet", disabled: state.page >= pages - 1, onclick: () => turn(state.page + 1) }, "Next"),
+    );
+  }
+
+  open(id) {
+    this.state.cell = id;
+    this.changed();
+  }
+
+  download(what) {
+    const name = `${this.meta.suite}-${what}.csv`.replace(/[^\w.-]+/g, "_");
+    if (what === "matrix") return save(name, csv(this.meta.matrix.columns, this.meta.matrix.data));
+    if (what === "map") return save(name, csv(["system", "estimator", this.option("x"), this.option("y") || "", "cells", "settled", this.option("metric"), "worst_cell"], this.mapRows));
+    if (what.startsWith("curve")) return save(name, csv(...this[`curveRows${what.at(-1)}`]));
+    const names = this.cells.names;
+    return save(name, csv(names, this.order.map((i) => names.map((n) => this.cells.columns[n].at(i)))));
+  }
+}
+
+const percent = (v) => (v == null || Number.isNaN(v) ? "–" : !Number.isFinite(v) ? "not finite" : `${100 * v >= 1000 ? Math.round(100 * v).toLocaleString("en-US") : minus(String(Number((100 * v).toPrecision(3))))} %`);
+
+function simpleTable(head, rows) {
+  return make("table", {}, make("thead", {}, make("tr", {}, ...head.map((h, i) => make("th", { scope: "col", class: i ? "n" : "" }, h)))), make("tbody", {}, ...rows.map((r) => make("tr", {}, ...r.map((v, i) => make("td", { class: i ? "n" : "" }, v))))));
+}
+
+function showTip(text, x, y) {
+  const tip = $("#tip");
+  tip.textContent = text;
+  tip.hidden = false;
+  const { width, height } = tip.getBoundingClientRect();
+  tip.style.left = `${Math.max(6, Math.min(x + 12, document.documentElement.clientWidth - width - 6))}px`;
+  tip.style.top = `${Math.max(6, y - height - 8 < 6 ? y + 18 : y - height - 8)}px`;
+}
+const hideTip = () => { $("#tip").hidden = true; };
+function tips(element, text) {
+  const here = () => { const box = element.getBoundingClientRect(); showTip(text(), box.left, box.top); };
+  element.addEventListener("mouseenter", here);
+  element.addEventListener("focus", here);
+  element.addEventListener("mouseleave", hideTip);
+  element.addEventListener("blur", hideTip);
+}
