@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -26,6 +26,7 @@ from gradbench.vocabulary.status import Status
 
 if TYPE_CHECKING:
     from gradbench.commands.explaining import Explanation
+    from gradbench.commands.reporting import Form, What
     from gradbench.planning.overrides import Overrides
     from gradbench.tables.comparing import Comparison
     from gradbench.tables.snapshots import Snapshot
@@ -506,6 +507,36 @@ def report(
         import webbrowser
 
         webbrowser.open(path.resolve().as_uri())
+
+
+@app.command()
+def export(
+    run: RunName = "latest",
+    to: Annotated[str, typer.Option(metavar="csv|latex", help="csv, or latex with the rules of booktabs.")] = "csv",
+    of: Annotated[str, typer.Option(metavar="cells|matrix", help="cells, or every rule on every system.")] = "cells",
+    where: Annotated[
+        list[str] | None, typer.Option("--where", metavar="KEY=V,...", help="Cells by column or option.")
+    ] = None,
+    columns: Annotated[list[str] | None, typer.Option(metavar="NAME,...", help="Columns of the cells.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Where to write it; stdout by default.")
+    ] = None,
+    out: Out = Path("results"),
+) -> None:
+    """Write the cells of a run, or its rules and systems, as CSV or LaTeX."""
+    from gradbench.commands.reporting import exported
+    from gradbench.errors import near_miss
+
+    for option, given, known in (("--to", to, ("csv", "latex")), ("--of", of, ("cells", "matrix"))):
+        if given not in known:
+            raise UserError(f"{option} {given}: is not a choice{near_miss(given, known)}")
+    form, what = cast("tuple[Form, What]", (to, of))
+    text = exported(_target(run, out), form, what, _settings(where, "--where"), _words(columns) or ())
+    if output is None:
+        _put(text.removesuffix("\n"))
+    else:
+        _write(output, text)
+        say(str(output))
 
 
 @app.command()
