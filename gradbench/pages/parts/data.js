@@ -14,7 +14,7 @@ async function unpacked() {
   const tables = {};
   let from = 4 + size;
   for (const [name, { rows, columns }] of Object.entries(header.tables)) {
-    const table = (tables[name] = { rows, names: Object.keys(columns), columns: {} });
+    const table = (tables[name] = { rows, names: Object.keys(columns), columns: Object.create(null) });
     for (const [column, told] of Object.entries(columns)) {
       const length = rows * (told.kind === "hex" ? 8 : told.kind === "digits" ? told.width + 1 : told.width);
       table.columns[column] = new Column(told, content.subarray(from, from + length), rows);

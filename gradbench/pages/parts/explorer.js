@@ -207,7 +207,7 @@ class Explorer {
     const wanted = { system_label: g.system, estimator_label: g.rule, [x]: f.a, ...(y ? { [y]: f.b } : {}) };
     const chosen = Object.entries(wanted).every(([k, v]) => { const s = this.state.filters.get(k); return s?.size === 1 && s.has(v); });
     const text = n ? inTile(metric, f.value) : [...f.statuses.keys()][0];
-    const tile = make("button", { type: "button", class: `tile ${n ? `g${shade(f.value)}` : "hollow"}${chosen ? " chosen" : ""}`, "aria-label": lines.join("; ") }, text);
+    const tile = make("button", { type: "button", class: `tile ${n ? `g${shade(f.value)}` : "hollow"}${chosen ? " chosen" : ""}`, "aria-label": `${text}; ${lines.join("; ")}` }, text);
     tile.addEventListener("click", () => {
       for (const [k, v] of Object.entries(wanted)) {
         if (chosen && (k === x || k === y)) this.state.set(k, new Set());

@@ -34,7 +34,7 @@ const plain = (v) => (v == null ? "–" : typeof v === "number" ? minus(String(v
 
 class State {
   constructor(fields, first) {
-    this.fields = fields; // name -> the words that it may be
+    this.fields = Object.assign(Object.create(null), fields); // name -> the words that it may be
     this.first = first; // the filters of a fresh page
     this.reset();
   }
