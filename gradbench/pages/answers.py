@@ -29,6 +29,8 @@ POINT = tuple(name for name in COORDINATES if name != SEED)
 # a nudged phase that leaves every bound from a settled state says something of the rule
 TESTED = (Status.SETTLED, Status.NUDGE_DIVERGED)
 WITHOUT_CAUSE = "without a cause"
+READ = ["system_label", "estimator_label", *COORDINATES, "cell", "status", "cause", "cosine", "cosine_min", "rel_error"]
+READ += ["error", "error_of", "work"]
 
 
 Grade = Literal["all", "most", "some", "none", "silent"]  # places at which a setting holds; silent: nothing was tested
@@ -123,7 +125,7 @@ class Answer:
 def answered(source: Source) -> dict[str, list[Answer]]:
     """The answers by system, in the order of the plan; of each system the rule to take comes first."""
     by_system: dict[str, list[Answer]] = {}
-    for labels, cells in source.rules.groupby(["system_label", "estimator_label"], sort=False):
+    for labels, cells in source.rules[READ].groupby(["system_label", "estimator_label"], sort=False):
         by_system.setdefault(str(labels[0]), []).append(_answer(source, cells))
     return {system: sorted(told, key=_rank) for system, told in by_system.items()}
 

@@ -143,7 +143,7 @@ class CellPanel {
       if (this.meta.groups[name]) { group = this.meta.groups[name]; list = null; }
       if (!group || !(name in this.meta.metrics) || this.meta.coordinates.some((c) => c.name === name)) continue;
       const value = this.at(name, i);
-      if (value == null) continue;
+      if (value == null || typeof value === "string" || name === "error") continue; // words are said above
       if (!list) told.push(make("h4", {}, upper(group)), (list = make("dl", { class: "facts" })));
       const words = this.meta.metrics[name].words;
       list.append(make("div", {}, make("dt", {}, name), make("dd", {}, typeof value === "boolean" ? (value ? "yes" : "no") : isCosine(name) ? cosine(value) : short(value, 4), words ? make("small", {}, words) : null)));

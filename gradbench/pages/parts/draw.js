@@ -54,7 +54,12 @@ function shades(name, metric, numbers, faithful) {
   return { shade, words: turned ? words.reverse() : words };
 }
 
+const COLOURS = new Map(); // of the theme that is shown
 function resolved(name) {
+  if (!COLOURS.has(name)) COLOURS.set(name, computed(name));
+  return COLOURS.get(name);
+}
+function computed(name) {
   const probe = make("span", { style: `color: var(${name}); display: none` });
   document.body.append(probe);
   const colour = getComputedStyle(probe).color;

@@ -43,6 +43,7 @@ class Explorer {
       const wanted = Uint8Array.from([0, ...column.words.map((w) => (chosen.has(w) ? 1 : 0))]);
       for (let i = 0; i < cells.rows; i++) keep[i] &= wanted[codes[i]];
     }
+    this.keep = keep;
     const rows = [];
     for (let i = 0; i < cells.rows; i++) if (keep[i]) rows.push(i);
     return rows;
@@ -154,16 +155,22 @@ class Explorer {
     const role = (label) => this.meta.estimators[label].name;
     this.mapRows = [];
     const all = [];
+    const { status } = this.cells.columns, across = this.cells.columns[x], downs = down ? this.cells.columns[down] : null;
     for (const g of shown) {
+      const fields = new Map();
       g.fields = new Map();
       for (const i of g.rows) {
-        const a = this.cells.columns[x].at(i), b = down ? this.cells.columns[down].at(i) : "";
-        if (a == null || b == null) continue;
-        const k = `${a}|${b}`;
-        if (!g.fields.has(k)) g.fields.set(k, { a, b, values: [], worst: null, n: 0, statuses: new Map() });
-        const f = g.fields.get(k);
+        const p = across.codes[i], q = downs ? downs.codes[i] : 1;
+        if (!p || !q) continue;
+        const k = p * 65536 + q;
+        let f = fields.get(k);
+        if (!f) {
+          f = { a: across.words[p - 1], b: downs ? downs.words[q - 1] : "", values: [], worst: null, n: 0, statuses: new Map() };
+          fields.set(k, f);
+          g.fields.set(`${f.a}|${f.b}`, f);
+        }
         f.n++;
-        const s = this.cells.columns.status.at(i);
+        const s = status.codes[i];
         f.statuses.set(s, (f.statuses.get(s) ?? 0) + 1);
         if (this.settled[i] && !Number.isNaN(numbers[i])) {
           f.values.push(numbers[i]);
@@ -171,7 +178,8 @@ class Explorer {
         }
       }
       for (const f of g.fields.values()) {
-        f.values.sort((p, q) => p - q);
+        f.statuses = new Map([...f.statuses].map(([code, n]) => [status.words[code - 1], n]));
+        f.values = Float64Array.from(f.values).sort();
         const n = f.values.length;
         f.median = n ? (f.values[(n - 1) >> 1] + f.values[n >> 1]) / 2 : NaN;
         f.value = !n ? NaN : over === "median" ? f.median : numbers[f.worst];
@@ -227,22 +235,25 @@ class Explorer {
     const figure = $(`#curve-${number}`), name = this.option(`c${number}`), metric = this.option("metric");
     const { letter, words, unit, log } = this.axisOf[name];
     const told = this.meta.metrics[metric], numbers = this.cells.columns[metric].numbers, column = this.cells.columns[name];
-    const by = new Map();
+    const rules = this.cells.columns.estimator_label, by = new Map();
     let left = 0;
     for (const i of this.rows) {
-      const x = column.at(i);
-      if (x == null) continue;
+      if (!column.codes[i]) continue;
       if (!this.settled[i] || Number.isNaN(numbers[i])) { left++; continue; }
-      const label = this.cells.columns.estimator_label.at(i);
-      if (!by.has(label)) by.set(label, new Map());
-      const points = by.get(label);
-      if (!points.has(x)) points.set(x, []);
-      points.get(x).push(numbers[i]);
+      const k = rules.codes[i] * 65536 + column.codes[i];
+      if (by.has(k)) by.get(k).push(numbers[i]);
+      else by.set(k, [numbers[i]]);
     }
-    const lines = [...by].map(([label, points]) => ({
+    const byRule = new Map();
+    for (const [k, values] of by) {
+      const label = rules.words[Math.floor(k / 65536) - 1];
+      if (!byRule.has(label)) byRule.set(label, []);
+      byRule.get(label).push([column.words[(k % 65536) - 1], values]);
+    }
+    const lines = [...byRule].map(([label, points]) => ({
       label, look: this.looks[label],
-      points: [...points].sort((a, b) => a[0] - b[0]).map(([x, v]) => {
-        v.sort((a, b) => a - b);
+      points: points.sort((a, b) => a[0] - b[0]).map(([x, given]) => {
+        const v = Float64Array.from(given).sort();
         return { x, n: v.length, low: v[0], middle: (v[(v.length - 1) >> 1] + v[v.length >> 1]) / 2, high: v[v.length - 1] };
       }),
     })).sort((a, b) => a.label.localeCompare(b.label));
@@ -280,15 +291,22 @@ class Explorer {
     ];
   }
 
+  // the rows in the order that is asked for; the order of all rows is kept
   sorted() {
+    this.orders = this.orders ?? new Map();
+    if (!this.orders.has(this.state.sort)) this.orders.set(this.state.sort, this.ordered(Array.from({ length: this.cells.rows }, (_, i) => i)));
+    return this.orders.get(this.state.sort).filter((i) => this.keep[i]);
+  }
+
+  ordered(rows) {
     const down = this.state.sort.startsWith("-"), name = this.state.sort.replace(/^-/, "");
     const column = this.cells.columns[name];
-    if (!column) return this.rows;
+    if (!column) return rows;
     if (column.kind === "digits" || (column.kind === "words" && typeof column.words[0] === "number")) {
       const v = column.numbers, sign = down ? -1 : 1;
-      return this.rows.toSorted((a, b) => { const p = v[a], q = v[b]; return Number.isNaN(p) ? (Number.isNaN(q) ? a - b : 1) : Number.isNaN(q) ? -1 : sign * (p - q) || a - b; });
+      return rows.toSorted((a, b) => { const p = v[a], q = v[b]; return Number.isNaN(p) ? (Number.isNaN(q) ? a - b : 1) : Number.isNaN(q) ? -1 : sign * (p - q) || a - b; });
     }
-    const text = this.rows.map((i) => [i, column.at(i)]);
+    const text = rows.map((i) => [i, column.at(i)]);
     text.sort(([a, p], [b, q]) => (p == null ? (q == null ? a - b : 1) : q == null ? -1 : (down ? -1 : 1) * (p < q ? -1 : p > q ? 1 : 0) || a - b));
     return text.map(([i]) => i);
   }
@@ -311,7 +329,7 @@ class Explorer {
         const v = this.cells.columns[c.name].at(i);
         const cls = `${c.number ? "n" : ""}${["cause", "cosine", "work"].includes(c.name) ? " wideonly" : ""}`;
         if (c.name === "cell") return make("td", {}, make("a", { href: "#", "data-cell": id, onclick: (e) => { e.preventDefault(); e.stopPropagation(); this.open(id); } }, id.slice(0, 8)));
-        if (c.name === "status") return make("td", { class: "state" }, make("i", { class: `dot status ${v}`, "aria-hidden": "true" }), v);
+        if (c.name === "status") return make("td", { class: "what" }, make("i", { class: `dot status ${v}`, "aria-hidden": "true" }), v);
         const text = isCosine(c.name) ? cosine(v) : c.name === "error" ? percent(v) : typeof v === "number" ? (this.axisOf[c.name] ? plain(v) : short(v)) : v ?? "";
         return make("td", { class: cls }, text === "–" && !c.number ? "" : text);
       }));

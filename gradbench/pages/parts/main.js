@@ -54,7 +54,7 @@ async function begin() {
   $("#loading").hidden = true;
   explorer = new Explorer(tables, state, changed);
   panel = new CellPanel(tables, explorer);
-  redraw = () => explorer.picks.length && explorer.curves();
+  redraw = () => { COLOURS.clear(); if (explorer.picks.length) explorer.curves(); };
   const read = () => { state.read(location.hash); show(); };
   addEventListener("hashchange", read);
   document.addEventListener("click", (e) => {
@@ -72,7 +72,10 @@ async function begin() {
       $("#explorer").focus({ preventScroll: true });
     });
   }
-  addEventListener("beforeprint", () => explorer.picks.length && explorer.curves());
+  // paper is light
+  let before;
+  addEventListener("beforeprint", () => { before = document.documentElement.dataset.theme; document.documentElement.dataset.theme = "light"; redraw(); });
+  addEventListener("afterprint", () => { if (before) document.documentElement.dataset.theme = before; else delete document.documentElement.dataset.theme; redraw(); });
   read();
   document.documentElement.dataset.ready = "yes";
 }
