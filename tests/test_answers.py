@@ -13,6 +13,7 @@ from answering import cell, source
 
 from gradbench.pages import matrix, sentences, wording
 from gradbench.pages.answers import TESTED, Answer, answered
+from gradbench.pages.page import rendered
 from gradbench.pages.sources import Source
 from gradbench.tables.store import Run
 from gradbench.tables.verifying import trusted
@@ -137,6 +138,8 @@ def test_a_product_with_the_jacobian_counts_as_three_and_costs_are_those_of_the_
     assert answer.setting is not None
     assert answer.setting.work == (180.0, 280.0)
     assert answer.setting.times == (280 / 800, 180 / 400)
+    other = [cell("bptt", T1=t, n_force=1, n_vjp=1, system="toy_noncons") for t in (100, 200)]
+    assert one(*rule, *other, *reference).setting == answer.setting
     elsewhere = one(*rule, cell("bptt", T1=999, n_force=1, n_vjp=1))
     assert elsewhere.setting is not None
     assert elsewhere.setting.times is None
@@ -247,6 +250,18 @@ def test_a_matrix_has_a_row_for_every_rule_on_every_system() -> None:
 )
 def test_a_cosine_that_is_not_one_does_not_read_one(given: float, text: str) -> None:
     assert wording.cosine(given) == text
+
+
+def test_a_coordinate_of_rules_may_be_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gradbench.planning.registry.of_rules", lambda: frozenset({"T2", "dtype"}))
+    rows = [cell(dtype="float32", rel_error=0.5, cause="precision"), cell(dtype="float64")]
+    answer = one(*rows)
+    assert answer.setting is not None
+    assert answer.setting.values == {"T2": 10, "dtype": "float64"}
+    assert [(s.value, s.holds) for s in answer.reach["dtype"]] == [("float32", 0), ("float64", 1)]
+    assert answer.breaks[0].values["dtype"] == ("float32",)
+    assert "at T2 = 10, dtype = float64 its error" in told(*rows)
+    assert "dtype = float64" in rendered(source(*rows))
 
 
 def test_every_coordinate_is_a_setting_or_a_place() -> None:

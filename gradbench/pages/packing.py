@@ -94,10 +94,7 @@ def _decimal(values: np.ndarray, digits: int) -> tuple[np.ndarray, np.ndarray]:
     scaled = wide * np.power(np.longdouble(10), -power)
     whole = np.rint(scaled)
     exponents[rows], numbers[rows] = power, whole.astype(int)
-    # a number between two roundings, and one that is rounded up to a power of ten, are left to `format`
-    doubtful = (np.abs(np.abs(scaled - np.trunc(scaled)) - 0.5) < DOUBT) | (np.abs(whole) >= 10**digits)
-    doubtful |= np.abs(whole) < 10 ** (digits - 1)
-    for i in rows[doubtful]:
+    for i in rows[np.abs(np.abs(scaled - np.trunc(scaled)) - 0.5) < DOUBT]:  # `format` knows which way a tie goes
         mantissa, _, shown = f"{values[i]:.{digits - 1}e}".partition("e")
         exponents[i], numbers[i] = int(shown) - digits + 1, int(mantissa.replace(".", ""))
     return exponents, numbers
