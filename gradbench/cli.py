@@ -472,14 +472,18 @@ def compare(
 
 
 @app.command()
-def plot(run: RunName = "latest", out: Out = Path("results")) -> None:
-    """Draw the figures of a run as SVG and PNG."""
+def plot(
+    run: RunName = "latest",
+    out: Out = Path("results"),
+    style: Annotated[str, typer.Option(help="screen, paper or paper-sans: widths of a journal column.")] = "screen",
+) -> None:
+    """Draw the figures of a run as SVG and PNG; for paper as PDF and SVG with embedded letters."""
     from gradbench import plots
     from gradbench.tables.verifying import trusted
 
     target = trusted(_target(run, out))
     say(f"drawing {target.folder}")
-    for path in plots.draw(target):
+    for path in plots.draw(target, style):
         _put(path)
 
 

@@ -244,7 +244,9 @@ def test_a_figure_says_what_its_axes_and_rows_are(gated: Run, other: Run) -> Non
         scatter, changes = figure.axes[:2]
         words = METRICS["cosine_min"].axis
         assert (scatter.get_xlabel(), scatter.get_ylabel()) == (f"{words}\n{sides[0]}", f"{sides[1]}\n{words}")
-        assert scatter.get_title() == "Cell by cell (line: no change)"
+        shown = comparison.pairs[comparison.pairs["metric"] == "cosine_min"]
+        lost = int((~(shown["loss"] <= shown["allowed"])).sum())
+        assert scatter.get_title().startswith(f"{lost or 'None'} of {len(shown)} cells")
         assert sum(len(legend.get_texts()) for legend in figure.legends) == rules
         assert rows in [label.get_text() for label in changes.get_yticklabels()]
         assert figure.texts[-1].get_text() == "White, crossed: no number to compare."  # toy_cons has no attention

@@ -180,7 +180,8 @@ def test_no_cell_with_a_cosine_is_dropped_and_the_others_are_counted(cells: pd.D
 def test_lines_join_settled_medians_only(cells: pd.DataFrame) -> None:
     figure = draw_cosine_sweep(cells, "T1")
     assert figure is not None
-    joined = {x for line in figure.axes[0].lines for x in line.get_xdata() if line.get_linestyle() != "None"}
+    lines = [line for line in figure.axes[0].lines if line.get_color() != look.GREY]  # grey: a cosine of 0.99
+    joined = {x for line in lines for x in line.get_xdata() if line.get_linestyle() != "None"}
     assert list(joined) == [pytest.approx(100)]
 
 
@@ -191,7 +192,9 @@ def test_credit_is_drawn_layer_by_layer_for_settled_cells_of_layered_systems(cel
     )
     figure = draw_credit_by_layer(cells, blocks.astype({"cosine_error": float}))
     assert figure is not None
-    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["h0", "h1", "h2"]
+    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["h0\nno credit", "h1", "h2"]
+    lines = [line for line in figure.axes[0].lines if line.get_color() != look.GREY]
+    assert {float(x) for line in lines for x in line.get_xdata()} == {1.0, 2.0}  # no line leads to what has no credit
     assert {float(x) for c in _markers(figure) for x in c.get_offsets()[:, 0]} == {0.0, 1.0, 2.0}
     assert all(len(c.get_facecolor()) for c in _markers(figure))
     assert draw_credit_by_layer(cells, blocks[blocks["block"] != "h1"]) is None  # two blocks are no layers
@@ -209,7 +212,7 @@ def test_rules_of_equal_credit_lie_on_top_of_each_other_and_one_without_credit_i
     sizes = [float(c.get_sizes()[0]) for c in figure.axes[0].collections if len(c.get_offsets())]
     assert sizes == [look.MARKERS[name][1] ** 2 for name in ("ep", "aep")]  # the larger below
     named = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert named == ["aep", "ep", "settled", "not settled"]
+    assert named == ["asymmetric EP (aep)", "naive EP (ep)", "cosine 0.99: follows BPTT"]
 
 
 def test_a_colour_belongs_to_the_name_whatever_else_is_drawn(cells: pd.DataFrame) -> None:
@@ -254,7 +257,7 @@ def test_an_undefined_parameter_is_named(cells: pd.DataFrame, rows: list[dict]) 
     figure = draw_params(cells, pd.DataFrame(partly))
     assert figure is not None
     assert [t.get_text() for t in figure.axes[0].texts] == ["undefined"] * 2  # aep, aep with an option
-    assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["W", "b"]
+    assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["whole g", "W", "b"]
 
 
 def test_long_names_of_parameters_stand_upright_and_touch_no_other_name(cells: pd.DataFrame, rows: list[dict]) -> None:
@@ -285,8 +288,8 @@ def test_rules_with_options_are_drawn_while_few_and_named_where_they_are_not(cel
 
 @pytest.mark.fast
 def test_a_title_names_the_point_without_an_empty_word(cells: pd.DataFrame) -> None:
-    (title,) = hold.by_system(cells.assign(T1=None, T2=None, beta=None, s=None, damp=None), ("T1", "T2", "beta"))
-    assert title.endswith("at float32")
+    (place,) = hold.by_system(cells.assign(T1=None, T2=None, beta=None, s=None, damp=None), ("T1", "T2", "beta"))
+    assert place == ("toy", "at float32")
 
 
 LONG = "cet_real D=32 ch=3 dataset=cifar10 dh=32 heads=2 img=32 mem=32 patch=8 params_from=quick@8759bb5e"
@@ -308,19 +311,25 @@ def test_a_system_with_many_options_stays_within_its_figure(cells: pd.DataFrame,
 
 
 def test_the_held_point_is_written_above_its_row(cells: pd.DataFrame) -> None:
-    (title,) = hold.by_system(cells, free=("damp",))
-    assert all(part in title for part in ("toy", "1", "100", "20", "0.02", "float32"))
+    (place,) = hold.by_system(cells, free=("damp",))
+    assert place.system == "toy"
+    assert all(part in place.point for part in ("1", "100", "20", "0.02", "float32"))
     figure = draw_cosine_sweep(cells, "damp")
     assert figure is not None
-    assert figure.subfigs[0].get_suptitle() == title
+    assert figure.subfigs[0].get_suptitle() == place.point  # of one system, what is to be seen is the figure's title
+    other = cells.assign(system_label="other", cell="f" + cells["cell"])
+    figure = draw_cosine_sweep(pd.concat([cells, other], ignore_index=True), "damp")
+    assert figure is not None
+    assert figure.subfigs[1].get_suptitle().startswith("toy: naive EP ")
+    assert figure.subfigs[1].get_suptitle().endswith(place.point)
 
 
 def test_a_coordinate_that_every_system_has_is_said_only_where_cells_differ_in_it(cells: pd.DataFrame) -> None:
     (alike,) = hold.by_system(cells)
     (differing,) = hold.by_system(cells.assign(batch=[4] + [8] * (len(cells) - 1)))
     assert set(hold.HELD) - set(hold.ALWAYS) == {"eps", "batch"}
-    assert "batch" not in alike
-    assert r"batch$\,=\,$8" in differing
+    assert "batch" not in alike.point
+    assert r"batch$\,=\,$8" in differing.point
 
 
 def test_float64_is_drawn_with_float32_along_beta_alone(cells: pd.DataFrame) -> None:
@@ -464,7 +473,8 @@ def test_a_rule_that_no_list_knows_is_named_in_every_figure(cells: pd.DataFrame,
     figure = gallery.collect()[name](Tables(known, params, pd.DataFrame(), budget, 1e-4, 0.1, ""))
     assert figure is not None
     said = {text.get_text() for text in figure.findobj(Text)}
-    assert {*STRANGERS, "ep", "aep"} <= said
+    assert {*STRANGERS} <= said
+    assert {"ep", "aep"} <= said or {"naive EP (ep)", "asymmetric EP (aep)"} <= said
 
 
 def test_rules_without_a_fixed_marker_never_share_one_in_any_figure_of_a_run(cells: pd.DataFrame) -> None:
@@ -579,12 +589,14 @@ def test_an_estimate_that_escapes_leaves_the_reference_in_sight() -> None:
     eigenvalues = pd.DataFrame({"real": [0.5, 1.1], "imaginary": [0.1, 0.0], "whole": [False, False]})
     depths = pd.DataFrame({"estimator": "ep", "T2": [1, 10, 4000], "cosine": [0.5, 0.9, math.nan]})
     steps = {"param": "W[0]", "step": [1, 2, 3], "estimate": [0.1, 1e67, math.nan], "reference": [0.1, 0.05, 0.01]}
+    words = {"system": "toy", "rule": "ep", "status": "settled"}
     figure = draw_explanation(
-        causes, eigenvalues, depths, pd.DataFrame(steps), negligible=0.01, T2=10, rule="ep", sentences=["A cell."]
+        causes, eigenvalues, depths, pd.DataFrame(steps), negligible=0.01, T2=10, **words, sentences=["A cell."]
     )
     bars, spectrum, curve, moves = figure.axes
     assert moves.get_ylim() == pytest.approx((-0.3, 0.3))
     assert "off scale" in moves.get_title()
+    assert look.said(figure, "title") == "toy, naive EP (settled): its error is truncation, not finite of |g|"
     assert [t.get_text() for t in bars.texts] == ["not finite", "5.0e-01"]
     assert spectrum.get_title().startswith("Ritz values")
     figure.draw_without_rendering()

@@ -191,7 +191,9 @@ def picture(e: Explanation) -> Figure | None:
         DataFrame(list(_moves(moves)), columns=["param", "step", "estimate", "reference"]),
         negligible=NEGLIGIBLE,
         T2=cell.T2,
+        system=str(e.recorded["system_label"]),
         rule=str(e.recorded["estimator_label"]),
+        status=str(e.status),
         sentences=[
             f"{e.title}: {e.status}, cause {e.ladder.culprit[0]}.",
             f"Eigenvalues of sample {spectrum.sample}"

@@ -15,15 +15,25 @@ if TYPE_CHECKING:
 
     from gradbench.plots.sources import Tables
 
+SCREEN = "screen"  # the style that is drawn where none is named
 
-def draw(run: Run) -> list[Path]:
-    """Draw the figures of a run into its folder, as SVG and PNG; the files. A figure with nothing to show is left out.
 
-    pandas, seaborn and matplotlib are loaded here, and not where the package is imported.
+def draw(run: Run, style: str = SCREEN) -> list[Path]:
+    """Draw the figures of a run into its folder; the files. A figure with nothing to show is left out.
+
+    On the screen they are SVG and PNG in `plots/`. Any other style is for print: PDF and SVG in a folder of its name
+    there. pandas, seaborn and matplotlib are loaded here, and not where the package is imported. Raises UserError for a
+    style that there is none of.
     """
+    from gradbench.plots import look
+
+    if style not in look.PAGES:
+        raise UserError(f"plot: there is no style {style!r}{near_miss(style, look.PAGES)}")
+    folder = run.folder / "plots" / ("" if style == SCREEN else style)
     paths = []
-    for name, figure in drawn(run):
-        paths += save(figure, run.folder / "plots" / name)
+    with look.on(style):
+        for name, figure in drawn(run):
+            paths += save(figure, folder / name)
     return paths
 
 
@@ -82,18 +92,30 @@ def _of_tables(tables: Tables, names: Collection[str]) -> Iterator[tuple[str, Fi
             yield name, figure
 
 
-def save(figure: Figure, stem: Path, kinds: Collection[str] = ("svg", "png")) -> list[Path]:
-    """Write a figure as SVG, as PNG, or as both; the files."""
+def save(figure: Figure, stem: Path, kinds: Collection[str] = ()) -> list[Path]:
+    """Write a figure in the kinds of files of the page (SVG and PNG on the screen), or in those named; the files.
+
+    Title and caption are in the metadata of every file.
+    """
+    from matplotlib.transforms import Bbox
+
     from gradbench.plots import look
 
+    title, caption = look.said(figure, "title"), look.said(figure, "caption")
     # The files hold no dates and no version strings, so that equal tables make equal files.
-    metadata = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}
+    metadata: dict[str, dict[str, str | None]] = {
+        "svg": {"Title": title, "Description": caption, "Date": None, "Creator": None},
+        "png": {"Title": title, "Description": caption, "Software": None},
+        "pdf": {"Title": title, "Subject": caption, "Creator": None, "Producer": None, "CreationDate": None},
+    }
     paths = []
     with look.theme():
         figure.draw_without_rendering()  # the layout is computed once, and not again for each file
         figure.set_layout_engine("none")
-        inches = figure.get_tightbbox().padded(0.06)  # the caption stands below the figure
-        for kind in kinds:
+        drawn = figure.get_tightbbox()  # the caption stands below the figure
+        margin = look.pt(0.06)
+        inches = Bbox.from_extents(0, drawn.y0 - margin, figure.get_figwidth(), drawn.y1 + margin)
+        for kind in kinds or look.page().kinds:
             paths.append(stem.with_suffix(f".{kind}"))
             fill = partial(figure.savefig, format=kind, metadata=metadata[kind], dpi=150, bbox_inches=inches)
             write(paths[-1], fill)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import textwrap
 from math import log
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from gradbench.estimators.base import Role
 from gradbench.planning import registry
@@ -22,8 +22,18 @@ ALWAYS = tuple(name for name in HELD if COORDINATES[name].optional)  # every tit
 FREQUENT = ("damp", *(name for name in HELD if name not in ALWAYS))  # held where most cells are; `point` says the rest
 USUAL_S, USUAL_BETA = 1.0, 0.02
 FORMS = 6  # rules with their options that fit beside each other
-ONE_LINE = 40  # characters of a system that leave room for its point in the same line
 LINE = 100  # characters of a line
+
+
+class Place(NamedTuple):
+    """A system and the point at which its cells are held, in words."""
+
+    system: str
+    point: str
+
+    def title(self, width: int) -> str:
+        """Both in lines of so many characters, of the system too."""
+        return f"{lines(self.system, width)}\n{self.point}"
 
 
 def estimates(cells: DataFrame) -> DataFrame:
@@ -87,16 +97,15 @@ def at(cells: DataFrame, point: dict[str, float]) -> DataFrame:
     return cells[here]
 
 
-def by_system(cells: DataFrame, free: tuple[str, ...] = (), dtypes: bool = False) -> dict[str, DataFrame]:
-    """The cells of each system at its point, under a title that names system and point; in one dtype or in all."""
+def by_system(cells: DataFrame, free: tuple[str, ...] = (), dtypes: bool = False) -> dict[Place, DataFrame]:
+    """The cells of each system at its point, in one dtype or in all."""
     held = {}
     for system, rows in cells.groupby("system_label"):
         rows = rows if dtypes else one_dtype(rows)
         where = point(rows, free)
         here = at(rows, where)
-        between = "   " if len(system) <= ONE_LINE else "\n"
         words = ", ".join([*_words(where, rows), *sorted(here["dtype"].unique())])
-        held[f"{lines(system, LINE)}{between}at {words}"] = here
+        held[Place(str(system), f"at {words}")] = here
     return held
 
 

@@ -1,4 +1,7 @@
-"""How figures look: a colour and a marker for every name, filled for settled, one theme, one caption."""
+"""How figures look: a colour and a marker for every name, filled for settled, a page, one title, one caption.
+
+Lengths of this package are those of the screen. `figure`, `pt` and the theme turn them into those of the page.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,9 @@ import itertools
 import math
 import textwrap
 import zlib
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache, partial, wraps
 from typing import TYPE_CHECKING, Literal, ParamSpec, TypeAlias, TypeVar
@@ -15,7 +19,8 @@ from typing import TYPE_CHECKING, Literal, ParamSpec, TypeAlias, TypeVar
 import matplotlib as mpl
 import numpy as np
 import seaborn as sns
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
 from matplotlib.textpath import TextPath
 
@@ -24,19 +29,58 @@ from gradbench.vocabulary.status import Status
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.layout_engine import LayoutEngine
     from matplotlib.patches import Patch
     from matplotlib.typing import LineStyleType, RcKeyType
     from pandas import DataFrame
 
-WIDTH = 9.0  # inches; in a print of 7 inches, and in a PNG that is shown at 900 pixels, 9 points read as 7
+WIDTH = 9.0  # inches; in a PNG that is shown at 900 pixels, 9 points read as 7
 GREY = "0.35"
-TEXT = 9  # points of a letter
-VALUE = 8  # the same of the values on an axis
+FOLLOWS = 0.99  # smallest cosine over parameters from which on titles say that a rule follows BPTT: `tune` asks for it
+FOLLOWED = (0, (7, 2.5))  # dashes of the line there
+HEAD = 11  # points of a letter of the title
+ROW = 9.5  # the same of the title of a row of panels
+TEXT = 9  # of all else
+CAPTION = 8.5  # of the caption
+VALUE = 8  # of the values on an axis
+LINE = 0.17  # inches of a line of a row's title
+FILL = 0.94  # of the room for a text: on the screen letters are a little wider than their outlines
+SPACE = 0.4  # of a letter's size: between words
 HANDLE, GAP, SPACING = 2.0, 0.8, 2.0  # of a legend, in letters: a handle, the space to its text, that between columns
+
+
+@dataclass(frozen=True)
+class Page:
+    """What figures are drawn for. `scale` times a length of the screen is the length there."""
+
+    width: float  # inches of a figure that has panels side by side
+    column: float  # inches of a figure of one panel
+    scale: float
+    family: str  # a font that comes with matplotlib, so that the picture is the same on every machine
+    maths: str  # the font of formulas
+    kinds: tuple[str, ...]  # of files
+    captioned: bool  # whether a paragraph stands below the panels; in print the text has it
+
+
+# 88.9 and 182.9 mm are what journals call one column and two. At this scale the text has 7.2 points and the smallest
+# letters 5.2, where journals ask for 5 or more.
+PAGES = {
+    "screen": Page(WIDTH, 0.75 * WIDTH, 1.0, "DejaVu Sans", "dejavusans", ("svg", "png"), captioned=True),
+    "paper": Page(7.2, 3.5, 0.8, "STIXGeneral", "stix", ("pdf", "svg"), captioned=False),
+    "paper-sans": Page(7.2, 3.5, 0.8, "DejaVu Sans", "dejavusans", ("pdf", "svg"), captioned=False),
+}
+_PAGE: ContextVar[Page] = ContextVar("page", default=PAGES["screen"])
 
 # Okabe & Ito 2008: colours that can be told apart under every common colour blindness. The reserve is from Tol's
 # muted scheme.
 COLOURS = {"ep": "#D55E00", "aep": "#0072B2", "bptt": "#000000", "adjoint": "#009E73", "tbptt": "#E69F00"}
+WORDS = {
+    "ep": "naive EP",
+    "aep": "asymmetric EP",
+    "bptt": "BPTT",
+    "adjoint": "adjoint",
+    "tbptt": "truncated BPTT",
+}  # what titles say for a name
 RESERVE = ("#CC79A7", "#882255", "#999933", "#44AA99", "#332288", "#AA4499", "#117733")
 
 Marker: TypeAlias = str | tuple[int, Literal[0, 1, 2], int]  # a letter, or points, style and turn of a star
@@ -72,6 +116,47 @@ class Style:
     def line(self) -> LineStyleType:
         """Its dashes, as matplotlib wants them."""
         return (0, self.dashes) if self.dashes else "-"
+
+
+@contextmanager
+def on(style: str) -> Iterator[Page]:
+    """Draw and save what is drawn and saved inside for a page of `PAGES`."""
+    token = _PAGE.set(PAGES[style])
+    try:
+        yield PAGES[style]
+    finally:
+        _PAGE.reset(token)
+
+
+def page() -> Page:
+    """The page that is drawn for."""
+    return _PAGE.get()
+
+
+def pt(length: float) -> float:
+    """A length of the screen, in points or inches, as it is on the page."""
+    return length * page().scale
+
+
+def figure(height: float, wide: bool = True, layout: LayoutEngine | Literal["constrained"] = "constrained") -> Figure:
+    """An empty figure so many inches of the screen high, as wide as the page or as one column of it."""
+    return Figure(figsize=(page().width if wide else page().column, pt(height)), layout=layout)
+
+
+def room(figure: Figure) -> float:
+    """Its width in points of the screen."""
+    return 72 * float(figure.get_figwidth()) / page().scale
+
+
+def words(label: str) -> str:
+    """What a title says for an estimator with its options."""
+    name, _, options = label.partition(" ")
+    return " ".join([WORDS.get(name, name), *([options] if options else [])])
+
+
+def called(label: str) -> str:
+    """What a legend says for it: its words with its name, where the two differ."""
+    return label if words(label) == label or " " in label else f"{words(label)} ({label})"
 
 
 def colour(estimator: str) -> str:
@@ -119,19 +204,21 @@ def theme() -> AbstractContextManager[None]:
     """Fonts, lines and grids, in force while a figure is made or saved."""
     settings: dict[RcKeyType, float | str | list[str]] = {
         **sns.axes_style("whitegrid"),
-        "font.family": ["DejaVu Sans"],  # comes with matplotlib, so that the picture is the same on every machine
-        "font.size": TEXT,
-        "axes.titlesize": TEXT,
-        "axes.labelsize": TEXT,
-        "legend.fontsize": TEXT,
-        "xtick.labelsize": VALUE,
-        "ytick.labelsize": VALUE,
+        "font.family": [page().family],
+        "mathtext.fontset": page().maths,
+        "font.size": pt(TEXT),
+        "axes.titlesize": pt(TEXT),
+        "axes.labelsize": pt(TEXT),
+        "legend.fontsize": pt(TEXT),
+        "xtick.labelsize": pt(VALUE),
+        "ytick.labelsize": pt(VALUE),
         "axes.linewidth": 0.7,
         "grid.linewidth": 0.5,
         "grid.color": "0.88",
         "hatch.linewidth": 0.5,
         "svg.hashsalt": "gradbench",
         "svg.fonttype": "path",
+        "pdf.fonttype": 42,  # letters are embedded as TrueType, which journals ask for
     }
     return mpl.rc_context(settings)
 
@@ -154,7 +241,7 @@ def themed(figure: Callable[P, R]) -> Callable[P, R]:
 def points(ax: Axes, rows: DataFrame, x: str, y: str, style: Style, alpha: float = 1.0) -> None:
     """Markers, filled where the cell is settled and hollow where it is not."""
     settled = rows["status"] == Status.SETTLED
-    scatter = partial(ax.scatter, marker=style.marker, s=style.size**2, alpha=alpha, zorder=3)
+    scatter = partial(ax.scatter, marker=style.marker, s=pt(style.size) ** 2, alpha=alpha, zorder=3)
     hollow, filled = rows[~settled], rows[settled]
     scatter(hollow[x], hollow[y], facecolors="none", edgecolors=style.colour, linewidths=0.9)
     scatter(filled[x], filled[y], facecolors=style.colour, edgecolors="white", linewidths=0.4)
@@ -165,15 +252,18 @@ def metric(name: str) -> str:
     return f"{textwrap.fill(METRICS[name].words, 16)} {METRICS[name].symbol}"
 
 
-def legend(figure: Figure, styles: dict[str, Style], extra: Iterable[Line2D] = (), lines: bool = True) -> None:
-    """What colours, markers and filling mean, in a strip above the panels."""
+def legend(
+    figure: Figure, styles: dict[str, Style], extra: Iterable[Line2D] = (), lines: bool = True, hollow: bool = True
+) -> None:
+    """What colours, markers and filling mean, in a strip above the panels; filling where some markers are hollow."""
     entries: list[Line2D | Patch] = []
     for label, style in sorted(styles.items()):
         line = Line2D([], [], color=style.colour, linestyle=style.line if lines else "", marker=style.marker)
-        line.set(label=label, markersize=style.size, markeredgecolor="white", markeredgewidth=0.4)
+        line.set(label=called(label), markersize=pt(style.size), markeredgecolor="white", markeredgewidth=0.4)
         entries.append(line)
-    grey = partial(Line2D, [], [], color=GREY, linestyle="", marker="o", markersize=5)
-    entries += [grey(label="settled"), grey(label="not settled", markerfacecolor="none")]
+    if hollow:
+        grey = partial(Line2D, [], [], color=GREY, linestyle="", marker="o", markersize=pt(5))
+        entries += [grey(label="settled"), grey(label="not settled: no evidence", markerfacecolor="none")]
     entries += extra
     strip(figure, entries, 5)
 
@@ -187,9 +277,8 @@ def strip(figure: Figure, entries: Sequence[Line2D | Patch], most: int) -> None:
         ends = itertools.accumulate(lines + (column < longer) for column in range(columns))
         return sum(max(widths[a:b]) for a, b in itertools.pairwise([0, *ends])) + TEXT * SPACING * (columns - 1)
 
-    room = 72 * figure.get_figwidth() - TEXT
-    columns = next((n for n in range(min(most, len(entries)), 1, -1) if total(n) < room), 1)
-    figure.legend(handles=entries, loc="outside upper center", ncols=columns, frameon=False)
+    columns = next((n for n in range(min(most, len(entries)), 1, -1) if total(n) < room(figure) - TEXT), 1)
+    figure.legend(handles=entries, loc="outside upper left", ncols=columns, frameon=False)
 
 
 def label_values(ax: Axes, places: Sequence[float], words: Sequence[str], width: float) -> None:
@@ -206,10 +295,31 @@ def label_values(ax: Axes, places: Sequence[float], words: Sequence[str], width:
     ax.set_xticks(places, [word if i in shown else "" for i, word in enumerate(words)])
 
 
-@cache
-def length(text: str, size: float) -> float:
+def length(text: str, size: float, bold: bool = False) -> float:
     """How long a text is, in points, in letters of so many points."""
-    return float(TextPath((0, 0), text, size=size).get_extents().width)
+    return _length(text, size, bold, page().family) if text.strip() else 0.0
+
+
+@cache
+def _length(text: str, size: float, bold: bool, family: str) -> float:
+    letters = FontProperties(family=family, weight="bold" if bold else "normal")
+    return float(TextPath((0, 0), text, size=size, prop=letters).get_extents().width)
+
+
+def fit(text: str, size: float, width: float, bold: bool = False) -> str:
+    """A text in lines of so many points, broken between words; lines that are there stay."""
+    lines: list[str] = []
+    for paragraph in text.split("\n"):
+        line, end = "", 0.0
+        for word in paragraph.split(" "):
+            long = length(word, size, bold)
+            if line and end + SPACE * size + long > width:
+                lines.append(line)
+                line, end = word, long
+            else:
+                line, end = (f"{line} {word}", end + SPACE * size + long) if line else (word, long)
+        lines.append(line)
+    return "\n".join(lines)
 
 
 def count(number: int, what: str) -> str:
@@ -220,22 +330,64 @@ def count(number: int, what: str) -> str:
 def without(cells: DataFrame) -> list[str]:
     """A sentence that counts cells without a cosine by status; none where there are no such cells."""
     counts = cells["status"].value_counts()
-    said = ", ".join(f"{number} {status}" for status, number in counts.items())
-    return [f"No cosine: {count(len(cells), 'cell')} ({said})."] if said else []
+    counted = ", ".join(f"{number} {status}" for status, number in counts.items())
+    return [f"No cosine: {count(len(cells), 'cell')} ({counted})."] if counted else []
+
+
+def row_title(sentence: str, point: str, width: float = 72 * WIDTH) -> str:
+    """The title of a row of panels: what is to be seen there, and below it the point at which the row is held."""
+    return f"{fit(sentence, ROW, FILL * width, bold=True)}\n{point}" if sentence else point
+
+
+def head(strip: SubFigure, text: str) -> None:
+    """Put a title over a row of panels."""
+    strip.suptitle(text, x=0.01, ha="left", size=pt(ROW), weight="bold")
+
+
+def panel_title(ax: Axes, sentence: str, point: str, width: float) -> None:
+    """The title of a panel of so many points: what is to be seen there, and the point at which it is held."""
+    text = "\n".join(fit(words, VALUE, width) for words in (sentence, point) if words)
+    ax.set_title(text, loc="left", fontsize=pt(VALUE))
+
+
+def followed(ax: Axes, cosine: bool = True) -> None:
+    """A line at the cosine, or at the error 1 - cos, from which on a rule is said to follow BPTT."""
+    ax.axhline(FOLLOWS if cosine else 1 - FOLLOWS, color=GREY, linewidth=0.9, linestyle=FOLLOWED, zorder=1)
+
+
+def followed_key() -> Line2D:
+    """What that line means."""
+    return Line2D([], [], color=GREY, linewidth=0.9, linestyle=FOLLOWED, label=f"cosine {FOLLOWS:g}: follows BPTT")
+
+
+def title(figure: Figure, sentence: str) -> None:
+    """What is to be seen in a figure, above its legend; the figure is made higher by its lines."""
+    text = fit(sentence, HEAD, FILL * room(figure), bold=True)
+    figure.set_figheight(figure.get_figheight() + pt(1.3 * HEAD / 72) * len(text.split("\n")))
+    if figure.legends:
+        (legend,) = figure.legends
+        legend.set_title(text, prop=FontProperties(size=pt(HEAD), weight="bold", family=page().family))
+        legend.set_alignment("left")
+        legend.get_title().set_gid("title")
+    else:
+        figure.suptitle(text, x=0.01, ha="left", size=pt(HEAD), weight="bold", gid="title")
 
 
 def caption(figure: Figure, sentences: Iterable[str]) -> None:
-    """A small grey paragraph below the panels."""
-    text = _fit(" ".join(sentences), figure)
-    figure.text(0.01, -0.01, text, size=8.5, color=GREY, va="top", ha="left", gid="caption")
+    """A small grey paragraph below the panels, where the page has captions."""
+    text = fit(" ".join(sentences), CAPTION, FILL * room(figure))
+    shown = page().captioned
+    figure.text(0.01, -0.01, text, size=pt(CAPTION), color=GREY, va="top", ha="left", gid="caption", visible=shown)
+
+
+def said(figure: Figure, gid: Literal["title", "caption"]) -> str:
+    """What the title or the caption of a figure says, in one line; empty where it has none."""
+    texts = [*figure.texts, *(legend.get_title() for legend in figure.legends)]
+    return next((" ".join(text.get_text().split()) for text in texts if text.get_gid() == gid), "")
 
 
 def sign(figure: Figure, source: str) -> None:
     """Add the source of the numbers to the caption of a figure."""
     for text in figure.texts:
         if text.get_gid() == "caption":
-            text.set_text(_fit(f"{text.get_text()} {source}.", figure))
-
-
-def _fit(text: str, figure: Figure) -> str:
-    return textwrap.fill(text, int(figure.get_figwidth() * 14.5))  # characters of 8.5 points an inch
+            text.set_text(fit(f"{said(figure, 'caption')} {source}.", CAPTION, FILL * room(figure)))

@@ -5,18 +5,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pandas as pd
-from matplotlib.figure import Figure
 
-from gradbench.plots import hold, look
+from gradbench.plots import hold, look, titles
 from gradbench.vocabulary.notation import METRICS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pandas import DataFrame
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from pandas import DataFrame, Series
 
     from gradbench.plots.sources import Tables
 
+PANEL = 0.88  # of the width of the figure: the rest is the axis of errors, and space
 FLOOR = 1e-10  # smaller errors are drawn here; AEP in float64 reaches 1e-16
 
 
@@ -34,14 +36,17 @@ def draw_antisymmetry_vs_error(cells: DataFrame) -> Figure | None:
     if shown.empty:
         return None
     shown = shown.assign(error=(1 - shown["cosine_min"]).clip(lower=FLOOR))
-    figure = Figure(figsize=(look.WIDTH * 0.75, 4.0), layout="constrained")
+    figure = look.figure(4.4, wide=False)
     ax = figure.subplots()
     styles = {label: style for label, style in styles.items() if label in set(shown["estimator_label"])}
     for label, style in styles.items():
         look.points(ax, shown[shown["estimator_label"] == label], "antisymmetry", "error", style, alpha=0.8)
-    ax.set(yscale="log", xlabel=METRICS["antisymmetry"].axis, ylabel=f"1 $-$ {METRICS['cosine_min'].axis}")
-    look.legend(figure, styles, lines=False)
+    look.followed(ax, cosine=False)
+    ax.set(yscale="log", xlabel=METRICS["antisymmetry"].axis, ylabel=f"$1-$ {METRICS['cosine_min'].words}")
     middle = shown.groupby("system_label")["antisymmetry"].median().sort_values()
+    _name_systems(ax, middle, look.room(figure))
+    look.legend(figure, styles, [look.followed_key()], lines=False)
+    look.title(figure, titles.of_antisymmetry(shown))
     look.caption(
         figure,
         [
@@ -53,6 +58,27 @@ def draw_antisymmetry_vs_error(cells: DataFrame) -> Figure | None:
         ],
     )
     return figure
+
+
+def _name_systems(ax: Axes, middle: Series, width: float) -> None:
+    """Name systems above the panel at their median antisymmetry; those that stand too close share a place."""
+    low, high = ax.get_xlim()
+    named: list[tuple[float, str]] = []  # place and names
+    for system, place in middle.items():
+        words = str(system).replace(" ", "\n")
+        near = (_long(named[-1][1]) + _long(words)) / 2 + look.VALUE if named else 0.0
+        if named and (place - named[-1][0]) / (high - low) * PANEL * width < near:
+            named[-1] = named[-1][0], f"{named[-1][1]},\n{words}"
+        else:
+            named.append((float(place), words))
+    upper = ax.secondary_xaxis("top")
+    upper.set_xticks([place for place, _ in named], [words for _, words in named])
+    upper.tick_params(labelsize=look.pt(look.VALUE), length=3, color=look.GREY)
+
+
+def _long(words: str) -> float:
+    """Points of the longest line."""
+    return max(look.length(line, look.VALUE) for line in words.split("\n"))
 
 
 def _deep(rows: DataFrame) -> DataFrame:

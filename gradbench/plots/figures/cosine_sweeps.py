@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 import seaborn as sns
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from gradbench.plots import hold, look
+from gradbench.plots import hold, look, titles
 from gradbench.plots.scale import FLOOR_WORDS, SPACED, floored, show_cosines
 from gradbench.vocabulary.coordinates import COORDINATES
 from gradbench.vocabulary.status import Status
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from pandas import DataFrame
 
     from gradbench.plots.sources import Tables
@@ -43,35 +43,40 @@ def draw_cosine_sweep(cells: DataFrame, x: str) -> Figure | None:
     cells = cells[cells[x].notna()]
     rows = hold.by_system(cells, free=(x,), dtypes=x == "beta")  # dtypes differ in rounding
     # a rule is drawn where it has two points for a line
-    rows = {title: here[here.groupby("estimator_label")[x].transform("nunique") > 1] for title, here in rows.items()}
-    rows = {title: here for title, here in rows.items() if here.dropna(subset=["cosine"])[x].nunique() > 1}
+    rows = {place: here[here.groupby("estimator_label")[x].transform("nunique") > 1] for place, here in rows.items()}
+    rows = {place: here for place, here in rows.items() if here.dropna(subset=["cosine"])[x].nunique() > 1}
     if not rows:
         return None
 
     # a system without attention has no panel for it; the title of a column stands in its first row
-    has = {title: [metric for metric in SHOWN if here[metric].notna().any()] for title, here in rows.items()}
+    has = {place: [metric for metric in SHOWN if here[metric].notna().any()] for place, here in rows.items()}
     columns = [metric for metric in SHOWN if any(metric in metrics for metrics in has.values())]
-    first = {metric: next(title for title, metrics in has.items() if metric in metrics) for metric in columns}
-    heights = [1.95 + 0.35 * (title in first.values()) for title in rows]  # inches
+    first = {metric: next(place for place, metrics in has.items() if metric in metrics) for metric in columns}
+    said = {
+        place: look.row_title(titles.of_sweep(place.system, here, x) if len(rows) > 1 else "", place.point)
+        for place, here in rows.items()
+    }
+    heights = [1.75 + 0.35 * (place in first.values()) + look.LINE * len(said[place].split("\n")) for place in rows]
     heights[-1] += 0.25  # for the label of x
-    figure = Figure(figsize=(look.WIDTH, 0.6 + sum(heights)), layout="constrained")
+    figure = look.figure(0.6 + sum(heights))
     strips = figure.subfigures(len(rows), 1, squeeze=False, height_ratios=heights)[:, 0]
     panels: list[Axes] = []
-    width = 72 * PANELS * look.WIDTH / len(columns)
-    for strip, (title, here) in zip(strips, rows.items(), strict=True):
-        strip.suptitle(title, x=0.01, ha="left", size=9.5, weight="bold")
+    width = PANELS * look.room(figure) / len(columns)
+    for strip, (place, here) in zip(strips, rows.items(), strict=True):
+        look.head(strip, said[place])
         for ax, metric in zip(strip.subplots(1, len(columns), sharey=True), columns, strict=True):
-            if metric not in has[title]:
+            if metric not in has[place]:
                 ax.set_visible(False)
                 continue
             _panel(ax, here, x, metric, styles, width)
-            ax.set_title(look.metric(metric) if title == first[metric] else "")
+            ax.set_title(look.metric(metric) if place == first[metric] else "")
             ax.set_xlabel(COORDINATES[x].axis if strip is strips[-1] else "")
             ax.set_ylabel(f"cosine to BPTT\n{SPACED}" if metric == columns[0] else "")
             panels.append(ax)
     drawn = pd.concat(rows.values())
     show_cosines(panels, drawn[list(SHOWN)])
     look.legend(figure, {label: styles[label] for label in drawn["estimator_label"].unique()}, _keys(drawn))
+    look.title(figure, titles.of_sweeps({place.system: here for place, here in rows.items()}, x))
     look.caption(
         figure,
         [
@@ -85,9 +90,9 @@ def draw_cosine_sweep(cells: DataFrame, x: str) -> Figure | None:
 
 
 def _keys(drawn: DataFrame) -> list[Line2D]:
-    keys = []
+    keys = [look.followed_key()]
     if drawn["cosine"].isna().any():
-        keys.append(Line2D([], [], color=look.GREY, linestyle="", marker="x", markersize=5, label="no cosine"))
+        keys.append(Line2D([], [], color=look.GREY, linestyle="", marker="x", markersize=look.pt(5), label="no cosine"))
     if (drawn.groupby("system_label")["dtype"].nunique() > 1).any():
         keys.append(Line2D([], [], color=look.GREY, linewidth=4, alpha=0.3, label="float64"))
     return keys
@@ -105,7 +110,10 @@ def _panel(ax: Axes, here: DataFrame, x: str, metric: str, styles: dict[str, loo
     look.label_values(ax, ticks, list(map(hold.number, ticks)), width)
     # a value with cells that have no cosine gets a cross at the bottom of the panel
     absent = here[here["cosine"].isna()][x].unique()
-    ax.plot(absent, [0.05] * len(absent), "x", color=look.GREY, markersize=5, transform=ax.get_xaxis_transform())
+    ax.plot(
+        absent, [0.05] * len(absent), "x", color=look.GREY, markersize=look.pt(5), transform=ax.get_xaxis_transform()
+    )
+    look.followed(ax)
     here = here.assign(**{metric: floored(here[metric])})
     for dtype, rows in here.groupby("dtype"):
         pale = dtype == "float64" and here["dtype"].nunique() > 1

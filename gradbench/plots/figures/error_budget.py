@@ -8,14 +8,14 @@ what happens to parameters with a small gradient.
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from gradbench.plots import hold, look
+from gradbench.plots import hold, look, titles
 from gradbench.vocabulary.cause import CAUSES, column
 from gradbench.vocabulary.coordinates import COORDINATES
 from gradbench.vocabulary.reason import REFERENCE
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from matplotlib.axes import Axes
-    from matplotlib.lines import Line2D
+    from matplotlib.figure import Figure
     from pandas import DataFrame, Series
 
     from gradbench.plots.sources import Tables
 
-    Panel = tuple[str, str, DataFrame]  # knob, the point at which the other coordinates are held, cells
+    Panel = tuple[str, hold.Place, DataFrame, DataFrame]  # knob, where the others are held, cells, bars
 
 KNOBS = ("T1", "T2", "beta")  # a panel each, from left to right: the knobs that bring an error of their own
 TOP = 1.5  # longer bars are cut here; an error of 1 is that of no estimate at all
@@ -50,7 +50,10 @@ PALETTE = (
 COLOURS = dict(zip(map(column, CAUSES), itertools.chain(PALETTE, itertools.repeat(look.GREY)), strict=False))
 FAITHFUL, OPEN = "faithful", "without a cause"  # what an error is that has none: small, or not looked into
 FACES = {**COLOURS, FAITHFUL: "0.8", OPEN: "0.6"}
-HATCH = "////"
+# A cause has a hatch as well as a colour, so that it can be read in grey.
+PATTERNS = ("....", "xxxx", "\\\\\\\\", "", "++++", "||||", "////", "----", "oooo", "**")
+HATCHES = dict(zip(COLOURS, itertools.chain(PATTERNS, itertools.repeat("")), strict=False))
+HOLLOW = "hollow"  # what a bar is whose seeds are not all settled
 PART = "part: {}"  # the column that holds the share of a cause in the error of a cell
 
 
@@ -61,36 +64,37 @@ def draw_error_budget(cells: DataFrame, params: DataFrame, budget: DataFrame, fa
     shown = _with_parts(shown[~shown["status"].isin(WITHOUT)], params, budget, faithful)
     panels: dict[str, list[Panel]] = {}
     for knob in KNOBS:
-        for title, here in hold.by_system(shown, free=(knob,)).items():
+        for place, here in hold.by_system(shown, free=(knob,)).items():
             here = here[here[knob].notna()]
             if here[knob].nunique() > 1 and here["cause"].notna().any():
-                system, _, point = title.rpartition("at ")
-                panels.setdefault(" ".join(system.split()), []).append((knob, point, here))
+                panels.setdefault(place.system, []).append((knob, place, here, _bars(here, knob)))
     if not panels:
         return None
-    bars = [here.groupby(knob)["estimator_label"].nunique() for p in panels.values() for knob, _, here in p]
-    across = min(_across(bars), len(bars))
+    counts = [bars.groupby(knob).size() for p in panels.values() for knob, _, _, bars in p]
+    across = min(_across(counts), len(counts))
     lines = _packed(panels, across)
-    names = [max(_room(here, knob, across) for _, (knob, _, here) in line) / 72 for line in lines]
-    figure = Figure(figsize=(look.WIDTH, 1.0 + 2.3 * len(lines) + sum(names)), layout="constrained")
-    axes = figure.subplots(len(lines), across, squeeze=False)
+    heights = [max(_height(panel, faithful, across) for panel in line) for line in lines]
+    figure = look.figure(0.8 + sum(heights))
+    axes = figure.subplots(len(lines), across, squeeze=False, height_ratios=heights)
     seen: set[str] = set()
     for line, axs in zip(lines, axes, strict=True):
         for i, ax in enumerate(axs):
             ax.set_visible(i < len(line))
-        for ax, (system, (knob, point, here)) in zip(axs, line, strict=False):
-            seen |= _panel(ax, here, knob, across)
-            words = [hold.lines(system, 120 // across), *_wrapped(f"at {point}", WIDE * 3 / across)]
-            ax.set_title("\n".join(words), loc="left", fontsize=look.VALUE)
+        for ax, panel in zip(axs, line, strict=False):
+            seen |= _panel(ax, panel, across)
+            ax.set_title(_said(panel, faithful, across), loc="left", fontsize=look.pt(look.VALUE))
             ax.set_ylabel("worst parameter's error\n" r"$\max_p\ |\hat g_p-g_p|/|g_p|$" if ax is axs[0] else "")
             ax.tick_params(labelleft=ax is axs[0])
-    _legend(figure, seen, faithful)
+    every = pd.concat([bars for of in panels.values() for _, _, _, bars in of])
+    _legend(figure, seen, faithful, set(every["estimator_label"]))
+    look.title(figure, titles.of_budgets(every, faithful))
     look.caption(
         figure,
         [
             "The error of the parameter that a rule gets most wrong, of its reference's norm, in the median seed.",
             f"Parts are the steps of the ladder for this parameter, in proportion. A bar longer than {TOP:g} is cut",
-            "there, and its error stands above it; ∞: not finite. No bar: no cell, or one that diverged or collapsed.",
+            "there, and its error stands above it; ∞: not finite. Hollow: some seeds are not settled, so that the bar",
+            "is no evidence. No bar: no cell, or one that diverged or collapsed.",
             *left_out,
         ],
     )
@@ -121,12 +125,12 @@ def _across(bars: list[Series]) -> int:
     return next((across for across in (3, 2) if FILLED * WIDE * 3 / across / widest >= PITCH), 1)
 
 
-def _packed(panels: dict[str, list[Panel]], across: int) -> list[list[tuple[str, Panel]]]:
+def _packed(panels: dict[str, list[Panel]], across: int) -> list[list[Panel]]:
     """Lines of panels: those of a system side by side, beside them a system that fits."""
-    lines: list[list[tuple[str, Panel]]] = []
-    for system, of_system in sorted(panels.items(), key=lambda item: (-len(item[1]), item[0])):
+    lines: list[list[Panel]] = []
+    for _, of_system in sorted(panels.items(), key=lambda item: (-len(item[1]), item[0])):
         for i in range(0, len(of_system), across):
-            chunk = [(system, panel) for panel in of_system[i : i + across]]
+            chunk = of_system[i : i + across]
             line = next((line for line in lines if len(line) + len(chunk) <= across), None)
             if line is None:
                 lines.append(line := [])
@@ -134,53 +138,77 @@ def _packed(panels: dict[str, list[Panel]], across: int) -> list[list[tuple[str,
     return lines
 
 
+def _said(panel: Panel, faithful: float, across: int) -> str:
+    """The title of a panel: what every rule errs by, and the point at which the other coordinates are held."""
+    knob, place, _, bars = panel
+    width = WIDE * 3 / across
+    sentence = look.fit(titles.of_budget(place.system, bars, knob, faithful), look.VALUE, width)
+    return f"{sentence}\n{look.fit(place.point, look.VALUE, width)}"
+
+
+def _height(panel: Panel, faithful: float, across: int) -> float:
+    """Inches of a panel with the lines of its title and the names of its bars."""
+    return 2.0 + 0.15 * len(_said(panel, faithful, across).split("\n")) + _room(panel, across) / 72
+
+
 def _length(text: str) -> float:
     """How long a name or a number is, in points."""
     return look.length(text, SMALL)
 
 
-def _wrapped(point: str, width: float) -> list[str]:
-    """The words of a point in lines of so many points, broken between coordinates."""
-    lines: list[str] = []
-    for word in point.split(", "):
-        if lines and look.length(f"{lines[-1]}, {word}", look.VALUE) < width:
-            lines[-1] += f", {word}"
-        else:
-            lines.append(word)
-    return lines
+def _bars(here: DataFrame, knob: str) -> DataFrame:
+    """A row for every bar: its value and rule, error, shares of the causes, the largest one, whether all is settled."""
+    drawn = []
+    for (value, label), rows in here.groupby([knob, "estimator_label"]):
+        error, parts = _median(rows)
+        settled = bool((rows["status"] == Status.SETTLED).all())
+        bar = {knob: value, "estimator_label": label, "error": error, "settled": settled}
+        drawn.append(bar | {"leading": str(parts.idxmax()).replace("_", " "), **parts})
+    return pd.DataFrame(drawn)
 
 
-def _width(here: DataFrame) -> float:
+def _median(rows: DataFrame) -> tuple[float, Series]:
+    """The error of one rule at one value and the shares of its causes: of the median seed, or the two in the middle."""
+    rows = rows.sort_values(["error", "seed"])
+    middle = rows.iloc[(len(rows) - 1) // 2 : len(rows) // 2 + 1]
+    error = float(middle["error"].mean())
+    weights = middle["error"].clip(lower=TINY) if np.isfinite(error) else (middle["error"] == np.inf).astype(float)
+    shares = middle[[PART.format(name) for name in FACES]].set_axis(list(FACES), axis=1)
+    return error, shares.mul(weights, axis=0).sum() / weights.sum()
+
+
+def _width(bars: DataFrame) -> float:
     """Of a bar and the space to the next, where a value has a place of 1."""
-    return min(BROADEST, FILLED / here["estimator_label"].nunique())
+    return min(BROADEST, FILLED / bars["estimator_label"].nunique())
 
 
-def _pitch(here: DataFrame, knob: str, across: int) -> float:
+def _pitch(bars: DataFrame, knob: str, across: int) -> float:
     """The same in points."""
-    return _width(here) * WIDE * 3 / across / here[knob].nunique()
+    return _width(bars) * WIDE * 3 / across / bars[knob].nunique()
 
 
-def _room(here: DataFrame, knob: str, across: int) -> float:
+def _room(panel: Panel, across: int) -> float:
     """How much height the names of rules take, in points: one line where they fit side by side, else upright."""
-    longest = max(map(_length, here["estimator_label"].unique()))
-    return SMALL if longest + 3 < _pitch(here, knob, across) else longest
+    knob, _, _, bars = panel
+    longest = max(map(_length, bars["estimator_label"].unique()))
+    return SMALL if longest + 3 < _pitch(bars, knob, across) else longest
 
 
-def _panel(ax: Axes, here: DataFrame, knob: str, across: int) -> set[str]:
+def _panel(ax: Axes, panel: Panel, across: int) -> set[str]:
     """Draw a group of bars for every value, in it a bar for every rule with its name; what they are made of."""
-    values, labels = sorted(here[knob].unique()), look.in_order(here["estimator_label"].unique())
-    names, seen = {}, set()
-    for (x, value), (k, label) in itertools.product(enumerate(values), enumerate(labels)):
-        rows = here[(here[knob] == value) & (here["estimator_label"] == label)]
-        if not rows.empty:
-            place = x + _width(here) * (k - (len(labels) - 1) / 2)
-            names[place] = label
-            seen |= _bar(ax, rows, place, _width(here), _pitch(here, knob, across))
+    knob, _, _, bars = panel
+    values, labels = sorted(bars[knob].unique()), look.in_order(bars["estimator_label"].unique())
+    width, pitch, names, seen = _width(bars), _pitch(bars, knob, across), {}, set()
+    for bar in bars.to_dict("records"):
+        place = values.index(bar[knob]) + width * (labels.index(bar["estimator_label"]) - (len(labels) - 1) / 2)
+        names[place] = bar["estimator_label"]
+        seen |= _bar(ax, bar, place, width, pitch)
+    names = dict(sorted(names.items()))
     ax.xaxis.remove_overlapping_locs = False  # the middle bar of a group stands where the value does
-    room = _room(here, knob, across)
-    ax.set_xticks(list(names), list(names.values()), minor=True, rotation=0 if room == SMALL else 90, size=SMALL)
-    ax.tick_params(axis="x", which="minor", length=0, pad=2)
-    ax.tick_params(axis="x", which="major", length=0, pad=room + 9)  # values stand below the names of bars
+    room, small = _room(panel, across), look.pt(SMALL)
+    ax.set_xticks(list(names), list(names.values()), minor=True, rotation=0 if room == SMALL else 90, size=small)
+    ax.tick_params(axis="x", which="minor", length=0, pad=look.pt(2))
+    ax.tick_params(axis="x", which="major", length=0, pad=look.pt(room + 9))  # values stand below the names of bars
     ax.set(xlabel=COORDINATES[knob].axis, xlim=(-0.55, len(values) - 0.45), ylim=(0, TOP * HEADROOM))
     look.label_values(ax, range(len(values)), list(map(hold.number, values)), WIDE * 3 / across)
     ax.set_yticks(np.arange(0, TOP + 0.1, 0.5))
@@ -188,38 +216,45 @@ def _panel(ax: Axes, here: DataFrame, knob: str, across: int) -> set[str]:
     return seen
 
 
-def _bar(ax: Axes, rows: DataFrame, place: float, width: float, pitch: float) -> set[str]:
-    """One bar, of the median seed of one rule at one value, or of the two in the middle; what it is made of."""
-    rows = rows.sort_values(["error", "seed"])
-    middle = rows.iloc[(len(rows) - 1) // 2 : len(rows) // 2 + 1]
-    error = float(middle["error"].mean())
-    weights = middle["error"].clip(lower=TINY) if np.isfinite(error) else (middle["error"] == np.inf).astype(float)
-    shares = middle[[PART.format(name) for name in FACES]].set_axis(list(FACES), axis=1)
-    shares = shares.mul(weights, axis=0).sum() / weights.sum()
+def _bar(ax: Axes, drawn: dict[str, Any], place: float, width: float, pitch: float) -> set[str]:
+    """One bar, hollow where some seed is not settled; what it is made of."""
+    error, shares = drawn["error"], pd.Series({name: drawn[name] for name in FACES})
     height, bottom, seen = min(max(error, LEAST), TOP), 0.0, set()
     shares = shares[shares * height >= min(VISIBLE, shares.max() * height)]
-    hatch = HATCH if (rows["status"] != Status.SETTLED).any() else None
     for name, part in (shares / shares.sum() * height).items():
-        (bar,) = ax.bar(place, part, 0.9 * width, bottom, color=FACES[name])
-        bar.set(hatch=hatch, edgecolor="white", linewidth=0.3)
+        (bar,) = ax.bar(place, part, 0.9 * width, bottom)
+        bar.set(**_fill(str(name), drawn["settled"]))
         bottom += part
-        seen |= {name, HATCH} if hatch else {name}
+        seen |= {str(name)} if drawn["settled"] else {str(name), HOLLOW}
     if error > TOP:
         text = f"{error:.2g}" if error < 100 else f"{error:.0e}".replace("e+0", "e").replace("e+", "e")
         text = text if np.isfinite(error) else "∞"
         turn = 0 if _length(text) + 1 < pitch else 90
-        ax.text(place, TOP + ABOVE, text, size=SMALL, rotation=turn, ha="center", va="bottom")
+        ax.text(place, TOP + ABOVE, text, size=look.pt(SMALL), rotation=turn, ha="center", va="bottom")
     return seen
 
 
-def _legend(figure: Figure, seen: set[str], faithful: float) -> None:
-    """What colours and hatching mean; which bar is which rule stands below the bars."""
-    words = {FAITHFUL: f"faithful: no parameter is off by more than {faithful:g}"}
+def _fill(name: str, settled: bool) -> dict[str, Any]:
+    """Face, edge and hatch of a part. A hatch has the colour of the edge."""
+    face, hatch = FACES[name], HATCHES.get(name) or None
+    if settled:
+        return {"facecolor": face, "edgecolor": "white", "linewidth": 0.3, "hatch": hatch}
+    return {"facecolor": "white", "edgecolor": face, "linewidth": 1.1, "hatch": hatch}
+
+
+def _legend(figure: Figure, seen: set[str], faithful: float, labels: set[str]) -> None:
+    """What colours, hatches and hollow bars mean, and the words for the names that stand below the bars."""
+    names = {FAITHFUL: f"faithful: no parameter is off by more than {faithful:g}"}
     handles: list[Line2D | Patch] = [
-        Patch(color=face, label=words.get(name, name.replace("_", " "))) for name, face in FACES.items() if name in seen
+        Patch(**_fill(name, settled=True), label=names.get(name, name.replace("_", " ")))
+        for name in FACES
+        if name in seen
     ]
-    if HATCH in seen:
-        handles.append(Patch(facecolor="0.7", edgecolor="white", hatch=HATCH, label="some seeds are not settled"))
+    if HOLLOW in seen:
+        words = "hollow: some seeds not settled, no evidence"
+        handles.append(Patch(facecolor="white", edgecolor=look.GREY, linewidth=1.1, label=words))
+    named = [label for label in look.in_order(labels) if look.words(label) != label and " " not in label]
+    handles += [Line2D([], [], linestyle="", label=f"{label}: {look.words(label)}") for label in named]
     look.strip(figure, handles, 5)
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from gradbench.plots import hold, look
+from gradbench.plots import hold, look, titles
 from gradbench.vocabulary.coordinates import COORDINATES
 from gradbench.vocabulary.notation import METRICS
 from gradbench.vocabulary.status import Status
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from pandas import DataFrame
 
     from gradbench.plots.sources import Tables
@@ -33,28 +33,34 @@ def draw_error_vs_beta(cells: DataFrame) -> Figure | None:
     styles = look.styles(cells)
     cells = cells[cells["beta"].notna() & (cells["status"] == Status.SETTLED) & cells["rel_error"].notna()]
     systems = {
-        title: here
-        for title, here in hold.by_system(cells, free=("beta",), dtypes=True).items()
+        place: here
+        for place, here in hold.by_system(cells, free=("beta",), dtypes=True).items()
         if here["beta"].nunique() > 2
     }
     if not systems:
         return None
-    lines = -(-len(systems) // COLUMNS)
-    figure = Figure(figsize=(look.WIDTH, 0.9 + 2.9 * lines), layout="constrained")
-    axes = figure.subplots(lines, COLUMNS, squeeze=False).ravel()
+    columns = min(COLUMNS, len(systems))
+    lines = -(-len(systems) // columns)
+    figure = look.figure(0.9 + 3.2 * lines, wide=columns > 1)
+    axes = figure.subplots(lines, columns, squeeze=False).ravel()
     drawn = {label for here in systems.values() for label in here["estimator_label"]}
-    for ax, (title, here) in zip(axes, systems.items(), strict=False):
+    for ax, (place, here) in zip(axes, systems.items(), strict=False):
         _panel(ax, here, styles)
-        ax.set_title(title.replace("   at ", "\nat "), loc="left")
+        look.panel_title(
+            ax,
+            titles.of_nudge(place.system, here) if len(systems) > 1 else "",
+            place.point,
+            (look.room(figure) - 60) / columns - 30,
+        )
     for i, ax in enumerate(axes):
         ax.set_visible(i < len(systems))
-        ax.set_ylabel(METRICS["rel_error"].axis if i % COLUMNS == 0 else "")
-    keys = [
-        Line2D([], [], color=look.GREY, linestyle=":", label="round-off of float32, predicted"),
-        Line2D([], [], color=look.GREY, linewidth=0.8, label=r"slopes $\beta$, $\beta^2$"),
-        Line2D([], [], color=look.GREY, linewidth=4, alpha=0.3, label="float64"),
-    ]
-    look.legend(figure, {label: style for label, style in styles.items() if label in drawn}, keys)
+        ax.set_ylabel(METRICS["rel_error"].axis if i % columns == 0 else "")
+    keys = [Line2D([], [], color=look.GREY, linestyle=":", label="round-off of float32, predicted")]
+    if any((here["dtype"] == "float64").any() for here in systems.values()):
+        keys.append(Line2D([], [], color=look.GREY, linewidth=4, alpha=0.3, label="float64"))
+    styles = {label: style for label, style in styles.items() if label in drawn}
+    look.legend(figure, styles, keys, hollow=False)
+    look.title(figure, titles.of_nudges({place.system: here for place, here in systems.items()}))
     look.caption(
         figure,
         [
@@ -77,9 +83,15 @@ def _panel(ax: Axes, here: DataFrame, styles: dict[str, look.Style]) -> None:
     floor = here[here["dtype"] == "float32"].groupby("beta")["noise_floor"].median()
     ax.plot(floor.index, floor, ":", color=look.GREY, zorder=1)
     betas, top = np.array(sorted(here["beta"].unique())), here["error"].max()
-    for slope in (1, 2):
-        ax.plot(betas, top * (betas / betas[-1]) ** slope, color=look.GREY, linewidth=0.8, zorder=1)
-    ax.set_ylim(max(FLOOR / 2, 0.3 * min(here["error"].min(), floor.min() if len(floor) else 1)), top * 3)
+    low = max(FLOOR / 2, 0.3 * min(here["error"].min(), floor.min() if len(floor) else 1))
+    for slope, words in ((1, r"$\propto\beta$"), (2, r"$\propto\beta^2$")):
+        line = top * (betas / betas[-1]) ** slope
+        ax.plot(betas, line, color=look.GREY, linewidth=0.8, zorder=1)
+        end = int(np.argmax(line > low))  # the name of a slope stands at its lower end
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
+        small = look.pt(look.VALUE)
+        ax.text(betas[end], line[end], words, size=small, color=look.GREY, ha="center", va="center", bbox=box)
+    ax.set_ylim(low, top * 3)
 
 
 FIGURES: dict[str, Callable[[Tables], Figure | None]] = {

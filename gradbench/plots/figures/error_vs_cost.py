@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from gradbench.plots import hold, look
+from gradbench.plots import hold, look, titles
 from gradbench.vocabulary.coordinates import COORDINATES
+from gradbench.vocabulary.notation import METRICS
 from gradbench.vocabulary.status import Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from matplotlib.figure import Figure
     from pandas import DataFrame
 
     from gradbench.plots.sources import Tables
@@ -27,18 +28,18 @@ FREE = tuple(name for name, c in COORDINATES.items() if c.shared and c.type is n
 def draw_error_vs_cost(cells: DataFrame) -> Figure | None:
     """Down and to the left is better. A line is the front of a rule: settings that are better than all cheaper ones."""
     cells = hold.estimates(cells)
-    settings = {title: _settings(rows) for title, rows in hold.by_system(cells, FREE).items()}
-    systems = {title: here for title, here in settings.items() if not here.empty}
+    settings = {place: _settings(rows) for place, rows in hold.by_system(cells, FREE).items()}
+    systems = {place: here for place, here in settings.items() if not here.empty}
     if not systems:
         return None
     columns = min(3, len(systems))
     lines = -(-len(systems) // columns)
-    figure = Figure(figsize=(look.WIDTH, 1.0 + 2.7 * lines), layout="constrained")
+    figure = look.figure(1.0 + 3.1 * lines, wide=columns > 1)
     axes = figure.subplots(lines, columns, sharey=True, squeeze=False).ravel()
     styles = look.styles(cells)
     drawn = {label for here in systems.values() for label in here["estimator_label"]}
     styles = {label: style for label, style in styles.items() if label in drawn}
-    for ax, (title, here) in zip(axes, systems.items(), strict=False):
+    for ax, (place, here) in zip(axes, systems.items(), strict=False):
         for label, style in styles.items():
             rows = here[here["estimator_label"] == label]
             look.points(ax, rows, "cost", "error", style, alpha=0.35)
@@ -46,16 +47,18 @@ def draw_error_vs_cost(cells: DataFrame) -> Figure | None:
             if len(front):
                 line = {"color": style.colour, "linestyle": style.line}
                 ax.step(front["cost"], front["error"], where="post", linewidth=1.5, **line)
-        system, _, point = title.rpartition("at ")
-        ax.set_title(f"{hold.lines(system, 36)}\nat {point}", loc="left")
-        ax.set(xscale="log", yscale="log", xlabel="evaluations of F, $Jv$ and $J^Ta$")
+        look.followed(ax, cosine=False)
+        said = titles.of_cost(place.system, here) if len(systems) > 1 else ""
+        look.panel_title(ax, said, place.point, (look.room(figure) - 60) / columns - 10)
+        ax.set(xscale="log", yscale="log", xlabel="cost of an estimate (evaluations\nof $F$, $Jv$ and $J^Ta$)")
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         ax.xaxis.set_minor_formatter(NullFormatter())
     for i, ax in enumerate(axes):
-        ax.set_ylabel("" if i % columns else "1 $-$ smallest cosine")
+        ax.set_ylabel("" if i % columns else f"$1-$ {METRICS['cosine_min'].words}")
         ax.set_visible(i < len(systems))
-    look.legend(figure, styles)
+    look.legend(figure, styles, [look.followed_key()])
+    look.title(figure, titles.of_costs({place.system: here for place, here in systems.items()}))
     look.caption(
         figure,
         [

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import seaborn as sns
 from matplotlib.colors import ListedColormap
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from gradbench.plots import hold, look
+from gradbench.plots import hold, look, titles
 from gradbench.plots.scale import SPACED, nines, tick
 from gradbench.vocabulary.coordinates import COORDINATES
 from gradbench.vocabulary.status import Status
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from pandas import DataFrame
 
     from gradbench.plots.sources import Tables
@@ -43,18 +43,22 @@ def draw_map_s_damp(cells: DataFrame) -> Figure | None:
     cells = hold.estimates(cells)
     cells, left_out = hold.main_forms(cells)
     rows = hold.by_system(cells, free=("s", "damp"))
-    rows = {title: here for title, here in rows.items() if here["s"].nunique() > 1 and here["damp"].nunique() > 1}
+    rows = {place: here for place, here in rows.items() if here["s"].nunique() > 1 and here["damp"].nunique() > 1}
     if not rows:
         return None
 
-    by_title = {title: look.in_order(here["estimator_label"].unique()) for title, here in rows.items()}
-    lines = [-(-(1 + len(labels)) // ACROSS) for labels in by_title.values()]
-    heights = [0.3 + 2.3 * n for n in lines]
-    figure = Figure(figsize=(look.WIDTH, 0.4 + sum(heights)), layout="constrained")
+    by_place = {place: look.in_order(here["estimator_label"].unique()) for place, here in rows.items()}
+    lines = [-(-(1 + len(labels)) // ACROSS) for labels in by_place.values()]
+    said = {
+        place: look.row_title(_said(place.system, here) if len(rows) > 1 else "", place.point)
+        for place, here in rows.items()
+    }
+    heights = [0.1 + 2.3 * n + look.LINE * len(text.split("\n")) for n, text in zip(lines, said.values(), strict=True)]
+    figure = look.figure(0.4 + sum(heights))
     strips = figure.subfigures(len(rows), 1, squeeze=False, height_ratios=heights)[:, 0]
-    for strip, n, (title, here) in zip(strips, lines, rows.items(), strict=True):
-        labels = by_title[title]
-        strip.suptitle(title, x=0.01, ha="left", size=9.5, weight="bold")
+    for strip, n, (place, here) in zip(strips, lines, rows.items(), strict=True):
+        labels = by_place[place]
+        look.head(strip, said[place])
         axes = strip.subplots(n, ACROSS, squeeze=False).ravel()
         _statuses(axes[0], here)
         for ax, label in zip(axes[1:], labels, strict=False):
@@ -66,6 +70,7 @@ def draw_map_s_damp(cells: DataFrame) -> Figure | None:
         bar.set_ticks(range(TOP + 1), labels=[f"≤ {tick(0)}", *map(tick, range(1, TOP)), f"≥ {tick(TOP)}"])
         bar.set_label(f"{look.metric('cosine_min')}\n{SPACED}")
         bar.outline.set_visible(False)
+    look.title(figure, titles.of_maps({place.system: here for place, here in rows.items()}, ("s", "damp")))
     count = sum(map(len, rows.values()))
     look.caption(
         figure,
@@ -78,13 +83,18 @@ def draw_map_s_damp(cells: DataFrame) -> Figure | None:
     return figure
 
 
+def _said(system: str, here: DataFrame) -> str:
+    """The title of a row: at how many points the system is settled, and at how many of these a rule follows BPTT."""
+    return titles.of_map(system, here, ("s", "damp"))
+
+
 def _worst(statuses: Iterable[str]) -> int:
     return min(ORDER.index(Status(status)) for status in statuses)
 
 
 def _size(table: DataFrame, characters: int) -> float:
     """The font size, in points, at which so many characters fit into a square of a panel."""
-    return min(8, 160 / table.shape[1] / (0.62 * characters))
+    return look.pt(min(8, 160 / table.shape[1] / (0.62 * characters)))
 
 
 def _frame(ax: Axes, title: str) -> None:
@@ -145,7 +155,7 @@ def _cosines(ax: Axes, here: DataFrame, label: str) -> None:
         value = _number(cosine.iat[row, column])
         box = {"facecolor": "0.96", "edgecolor": "none", "pad": 1}
         ax.text(column + 0.5, row + 0.5, value, color="0.5", size=size, ha="center", va="center", bbox=box)
-    _frame(ax, label)
+    _frame(ax, look.called(label))
 
 
 def _number(cosine: float) -> str:

@@ -7,68 +7,89 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from gradbench.plots import hold, look
+from gradbench.plots import hold, look, titles
 from gradbench.plots.scale import FLOOR_WORDS, SPACED, floored, show_cosines
+from gradbench.plots.wording import percent
 from gradbench.vocabulary.status import Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
     from pandas import DataFrame
 
     from gradbench.plots.sources import Tables
 
 WIDE = 530.0  # points of a panel's width, where the names of parameters stand
+WHOLE = "whole g"  # the gradient of all parameters as one vector
+SHADE = "#F3EBC6"  # behind the parameter that decides it
 
 
 @look.themed
 def draw_params(cells: DataFrame, params: DataFrame) -> Figure | None:
-    """Settled cells at one point a system: bars at the median of seeds, whiskers from the smallest to the largest."""
+    """Settled cells at one point a system: bars at the median of seeds, whiskers from the smallest to the largest.
+
+    The whole gradient stands on the left. A parameter that holds most of |g|² is shaded, since it alone decides that.
+    """
     cells = hold.estimates(cells)
     styles = look.styles(cells)
     cells, left_out = hold.main_forms(cells)
     rows = {}
-    for title, here in hold.by_system(cells).items():
+    for place, here in hold.by_system(cells).items():
         here = here[here["status"] == Status.SETTLED]
         if not here.empty:
-            seeds = look.count(here["seed"].nunique(), "seed")
-            rows[f"{title}, {seeds}"] = here.merge(params, on="cell", suffixes=("_whole", ""))
+            rows[place] = here.merge(params, on="cell", suffixes=("_whole", ""))
     if not rows:
         return None
-    unsettled = sorted(
-        set(cells["system_label"]) - {system for here in rows.values() for system in here["system_label"]}
-    )
+    unsettled = sorted(set(cells["system_label"]) - {place.system for place in rows})
 
     drawn = set(pd.concat(rows.values())["estimator_label"])
     styles = {label: styles[label] for label in look.in_order(drawn)}
-    slots = max(
-        here["param"].nunique() for here in rows.values()
-    )  # every row has this many places, so that bars are equally wide
-    longest = {title: max(look.length(name, look.VALUE) for name in here["param"]) for title, here in rows.items()}
-    upright = {title: name for title, name in longest.items() if name + look.VALUE > WIDE / slots}
-    height = 0.6 + 1.75 * len(rows) + sum(upright.values()) / 72
-    figure = Figure(figsize=(look.WIDTH, height), layout="constrained")
+    slots = 1 + max(here["param"].nunique() for here in rows.values())  # as many in all rows, so that bars are equal
+    longest = {
+        place: max(look.length(_name(name, here, ", "), look.VALUE) for name in here["param"].unique())
+        if any(look.length(name, look.VALUE) + look.VALUE > WIDE / slots for name in here["param"].unique())
+        else 0.0
+        for place, here in rows.items()
+    }
+    upright = {place: name for place, name in longest.items() if name + look.VALUE > WIDE / slots}
+    said = {place: _said(place, here) for place, here in rows.items()}
+    lines = sum(len(text.split("\n")) for text in said.values())
+    figure = look.figure(0.6 + 1.55 * len(rows) + look.LINE * lines + sum(upright.values()) / 72)
     axes = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
-    for ax, (title, here) in zip(axes, rows.items(), strict=True):
+    for ax, (place, here) in zip(axes, rows.items(), strict=True):
         _panel(ax, here, styles)
-        ax.tick_params(axis="x", rotation=90 if title in upright else 0)
+        between = ", " if place in upright else "\n"
+        names = [_name(label.get_text(), here, between) for label in ax.get_xticklabels()]
+        ax.set_xticks(ax.get_xticks(), names, rotation=90 if place in upright else 0)
         ax.set_xlim(-0.5, slots - 0.5)
-        ax.set_title(title, loc="left", weight="bold", size=9.5)
-    show_cosines(list(axes), np.concatenate([here["cosine"].to_numpy(float) for here in rows.values()]))
-    handles = [
-        Patch(facecolor=style.colour, edgecolor="black", linewidth=0.6, hatch=style.hatch or None, label=label)
+        ax.set_title(said[place], loc="left", weight="bold", size=look.pt(look.ROW))
+    values = [here[name].to_numpy(float) for here in rows.values() for name in ("cosine", "cosine_whole")]
+    show_cosines(list(axes), np.concatenate(values))
+    handles: list[Patch | Line2D] = [
+        Patch(
+            facecolor=style.colour,
+            edgecolor="black",
+            linewidth=0.6,
+            hatch=style.hatch or None,
+            label=look.called(label),
+        )
         for label, style in styles.items()
     ]
-    look.strip(figure, handles, 5)
+    if any(titles.dominant(here) for here in rows.values()):
+        handles.append(Patch(facecolor=SHADE, edgecolor=look.GREY, linewidth=0.6, label="decides the whole gradient"))
+    look.strip(figure, [*handles, look.followed_key()], 5)
+    look.title(figure, titles.of_params({place.system: here for place, here in rows.items()}))
     look.caption(
         figure,
         [
             "Cosine to BPTT by parameter, settled cells only: bars at the median of seeds with a cosine, whiskers to",
-            "the extremes.",
+            f"the extremes; on the left the whole gradient. Shaded: a parameter that holds over {titles.DOMINATES:.0%}",
+            "of the squared norm of the reference.",
             *([f"Nothing settled there: {', '.join(unsettled)}."] if unsettled else []),
             "Undefined in every seed: the reference is zero, not finite or below the floor of liveness, or the",
             f"estimate is not finite. An estimate of zero has cosine 0. {FLOOR_WORDS.capitalize()}.",
@@ -78,8 +99,25 @@ def draw_params(cells: DataFrame, params: DataFrame) -> Figure | None:
     return figure
 
 
+def _said(place: hold.Place, here: DataFrame) -> str:
+    """The title of a row."""
+    point = f"{place.point}, {look.count(here['seed'].nunique(), 'seed')}"
+    return look.row_title(titles.of_params_row(place.system, here), point, WIDE)
+
+
+def _with_whole(here: DataFrame) -> DataFrame:
+    """The rows of parameters after those of the whole gradient, once a cell."""
+    whole = here.drop_duplicates("cell")
+    return pd.concat([whole.assign(param=WHOLE, cosine=whole["cosine_whole"]), here], ignore_index=True)
+
+
 def _panel(ax: Axes, here: DataFrame, styles: dict[str, look.Style]) -> None:
-    names, labels = list(here["param"].unique()), list(styles)
+    names, labels = [WHOLE, *here["param"].unique()], list(styles)
+    look.followed(ax)
+    if large := titles.dominant(here):
+        place = names.index(large[0])
+        ax.axvspan(place - 0.5, place + 0.5, facecolor=SHADE, edgecolor=look.GREY, linewidth=0.6, zorder=0)
+    here = _with_whole(here)
     sns.barplot(
         here.assign(cosine=floored(here["cosine"])),
         x="param",
@@ -93,6 +131,7 @@ def _panel(ax: Axes, here: DataFrame, styles: dict[str, look.Style]) -> None:
         errorbar=("pi", 100),
         err_kws={"linewidth": 1.2, "color": "black"},
         legend=False,
+        zorder=2,
         ax=ax,
     )
     for bars, label in zip(ax.containers, labels, strict=True):
@@ -100,6 +139,7 @@ def _panel(ax: Axes, here: DataFrame, styles: dict[str, look.Style]) -> None:
             bar.set(edgecolor="black", linewidth=0.6, hatch=styles[label].hatch or None)
     ax.set(xlabel="", ylabel=f"cosine to BPTT\n{SPACED}")
     ax.grid(visible=False, axis="x")
+    ax.axvline(0.5, color=look.GREY, linewidth=0.9)
     width = 0.8 / len(labels)
     undefined = here["cosine"].isna().groupby([here["param"], here["estimator_label"]]).all()
     for i, name in enumerate(names):
@@ -108,7 +148,14 @@ def _panel(ax: Axes, here: DataFrame, styles: dict[str, look.Style]) -> None:
         if len(without) == len(labels) > 1:  # said once, where it is so of every rule
             places = {i: look.GREY}
         for x, colour in places.items():
-            ax.text(x, 0.02, "undefined", rotation=90, size=8, ha="center", va="bottom", color=colour)
+            small = look.pt(look.VALUE)
+            ax.text(x, 0.02, "undefined", rotation=90, size=small, ha="center", va="bottom", color=colour)
+
+
+def _name(param: str, here: DataFrame, between: str) -> str:
+    """A parameter below its bars, with its share of |g|² where that decides the whole gradient."""
+    large = titles.dominant(here)
+    return f"{param}{between}{percent(large[1])} of $|g|^2$" if large and large[0] == param else param
 
 
 FIGURES: dict[str, Callable[[Tables], Figure | None]] = {

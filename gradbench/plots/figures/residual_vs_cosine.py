@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from gradbench.plots import hold, look
+from gradbench.plots import hold, look, titles
 from gradbench.plots.scale import FLOOR_WORDS, SPACED, floored, show_cosines
 from gradbench.vocabulary.notation import METRICS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from matplotlib.figure import Figure
     from pandas import DataFrame
 
     from gradbench.plots.sources import Tables
@@ -32,15 +32,23 @@ def draw_residual_vs_cosine(cells: DataFrame, threshold: float) -> Figure | None
     shown = shown.assign(residual=shown["residual"].clip(lower=EXACT), cosine_min=floored(shown["cosine_min"]))
     systems = dict(list(shown.groupby("system_label")))
     columns = min(3, len(systems))
-    figure = Figure(figsize=(look.WIDTH, 1.0 + 2.5 * -(-len(systems) // columns)), layout="constrained")
+    figure = look.figure(1.0 + 2.7 * -(-len(systems) // columns), wide=columns > 1)
     axes = figure.subplots(-(-len(systems) // columns), columns, sharex=True, sharey=True, squeeze=False).ravel()
     styles = {label: s for label, s in look.styles(cells).items() if label in set(shown["estimator_label"])}
+    small = {"size": look.pt(look.VALUE), "color": look.GREY}
     for ax, (system, rows) in zip(axes, systems.items(), strict=False):
         for label, style in styles.items():
             look.points(ax, rows[rows["estimator_label"] == label], "residual", "cosine_min", style, alpha=0.7)
         ax.axvline(threshold, color=look.GREY, linestyle="--", linewidth=1)
+        ax.text(threshold, 0.98, " no evidence", transform=ax.get_xaxis_transform(), va="top", **small)
+        said = titles.of_cloud(str(system), rows)
+        ax.set_title(
+            look.fit(said, look.VALUE, (look.room(figure) - 100) / columns - 10),
+            loc="left",
+            fontsize=look.pt(look.VALUE),
+        )
+        look.followed(ax)
         ax.set(
-            title=hold.lines(system, hold.LINE // columns),
             xscale="log",
             xlabel=METRICS["residual"].axis,
             ylabel=f"{look.metric('cosine_min')}\n{SPACED}",
@@ -52,8 +60,9 @@ def draw_residual_vs_cosine(cells: DataFrame, threshold: float) -> Figure | None
         ax.set_ylabel("" if i % columns else ax.get_ylabel())
         ax.set_visible(i < len(systems))
     show_cosines(list(axes[: len(systems)]), shown["cosine_min"])
-    line = Line2D([], [], color=look.GREY, linestyle="--", linewidth=1, label=f"threshold {threshold:g}")
-    look.legend(figure, styles, [line], lines=False)
+    line = Line2D([], [], color=look.GREY, linestyle="--", linewidth=1, label=f"settled up to {threshold:g}")
+    look.legend(figure, styles, [line, look.followed_key()], lines=False)
+    look.title(figure, titles.of_residuals(cells))
     look.caption(
         figure,
         [

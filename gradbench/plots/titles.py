@@ -1,0 +1,441 @@
+"""What is to be seen in a figure of a run, in words, computed from what it draws.
+
+A rule *follows* BPTT in cells that are settled and whose smallest cosine over parameters is `FOLLOWS` or more; it
+*misses* BPTT where that is below `MISSES`. All seeds must. Cells that are not settled are no evidence, and nothing is
+said of them but that there are such. Of several systems, and of many rules, titles speak of the default forms alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from gradbench.plots import look
+from gradbench.plots.look import FOLLOWS
+from gradbench.plots.wording import (
+    NAMED,
+    Predicate,
+    capital,
+    cosine,
+    default_forms,
+    equal,
+    listed,
+    number,
+    part,
+    percent,
+    plain,
+    short,
+    some,
+    spoken,
+    spoken_of,
+    tally,
+    things,
+    together,
+)
+from gradbench.vocabulary.status import Status
+
+if TYPE_CHECKING:
+    from pandas import DataFrame, Series
+
+    Systems = Mapping[str, DataFrame]  # the cells of every system that a figure shows
+
+MISSES = 0.9
+DOMINATES = 0.5  # share of |g|² above which a parameter decides the global cosine
+ALIKE = 2.0  # errors within this factor
+SYMMETRIC = 1e-3  # of |A|/|J|: below, the Jacobian counts as symmetric
+NOTHING = "nothing is settled here, so that no cosine is evidence"
+FOLLOW = "follows BPTT"
+
+
+def evidence(cells: DataFrame) -> DataFrame:
+    """The cells that say something about a rule: settled ones that have a smallest cosine."""
+    return cells[(cells["status"] == Status.SETTLED) & cells["cosine_min"].notna()]
+
+
+def _by_rule(
+    rows: DataFrame, spoken: Callable[[Iterable[str]], list[str]] = default_forms
+) -> Iterator[tuple[str, DataFrame]]:
+    """The labels that a title speaks of, each with its rows."""
+    for label in spoken(rows["estimator_label"]):
+        yield label, rows[rows["estimator_label"] == label]
+
+
+def _follows(cosines: Series) -> bool:
+    return bool((cosines >= FOLLOWS).all())
+
+
+def _misses(cosines: Series) -> bool:
+    return bool((cosines < MISSES).all())
+
+
+def _held(systems: Systems, holds: Callable[[DataFrame], bool]) -> dict[str, dict[str, bool]]:
+    """Rule to system to whether something holds of its evidence there."""
+    held: dict[str, dict[str, bool]] = {}
+    for system, here in systems.items():
+        for label, rows in _by_rule(evidence(here)):
+            held.setdefault(label, {})[system] = holds(rows)
+    return held
+
+
+def _silent(systems: Systems) -> str:
+    """A clause that names the systems without evidence; empty where all have some."""
+    names, told = [name for name, here in systems.items() if evidence(here).empty], short(systems)
+    return f"nothing is settled on {some([told[name] for name in names], len(systems))}" if names else ""
+
+
+def _alone(systems: Systems) -> tuple[str, DataFrame] | None:
+    """The system of a figure that has one; what is to be seen there is all that there is to be seen."""
+    return next(iter(systems.items())) if len(systems) == 1 else None
+
+
+def _clauses(*clauses: str) -> str:
+    return "; ".join(filter(None, clauses))
+
+
+# Along a coordinate
+
+
+def along(here: DataFrame, x: str) -> dict[str, Predicate]:
+    """What each rule does along a coordinate on one system."""
+    return {label: _along(rows, x, here) for label, rows in _by_rule(evidence(here), spoken_of)}
+
+
+def _along(rows: DataFrame, x: str, here: DataFrame) -> Predicate:
+    by = rows.groupby(x)["cosine_min"]
+    good, bad = by.apply(_follows), by.apply(_misses)
+    values, at = list(good.index), list(good[good].index)
+    asked = here[here["estimator_label"].isin(rows["estimator_label"])][x].nunique()
+    every = f"at every {'settled ' * (len(values) < asked)}{plain(x)}" if len(values) > 1 else f"at {equal(x, values)}"
+    if good.all():
+        return Predicate(FOLLOW, every)
+    if at and at == values[-len(at) :]:
+        return Predicate(FOLLOW, f"from {equal(x, at[:1])} on")
+    if at and at == values[: len(at)]:
+        return Predicate(FOLLOW, f"up to {equal(x, at[-1:])}")
+    if at:
+        return Predicate(FOLLOW, f"at {part(len(at), len(values))} {plain(x)}")
+    missed = rows[rows[x].isin(bad[bad].index)]
+    if missed.empty:
+        return _short_of(rows["cosine_min"])
+    where = every if bad.all() else f"at {part(int(bad.sum()), len(values))} {plain(x)}"
+    return Predicate("misses " + _culprit(missed), f"{where}{_unseen(missed)}")
+
+
+def _short_of(cosines: Series) -> Predicate:
+    ends = dict.fromkeys([cosine(float(cosines.min())), cosine(float(cosines.max()))])
+    return Predicate("reaches a smallest cosine", f"of {' to '.join(ends)} only")
+
+
+def _culprit(rows: DataFrame) -> str:
+    """The parameter that is the worst in all rows, or that there is one in each."""
+    worst = set(rows["worst"].fillna(""))
+    return worst.pop() if len(worst) == 1 and "" not in worst else "a parameter"
+
+
+def _unseen(rows: DataFrame) -> str:
+    """That the global cosine does not show what is missed, where it is large in all rows."""
+    least = float(rows["cosine"].min())
+    return f", though its global cosine is {cosine(least)} or more" if least >= FOLLOWS else ""
+
+
+def of_sweep(system: str, here: DataFrame, x: str) -> str:
+    """The title of a row of a sweep: what every rule does along x on one system."""
+    return f"{system}: {together(along(here, x)) or NOTHING}"
+
+
+def of_sweeps(systems: Systems, x: str) -> str:
+    """The title of a sweep: on which systems each rule follows BPTT at some value; of one system, at which."""
+    if alone := _alone(systems):
+        return of_sweep(*alone, x)
+    held = _held(systems, lambda rows: bool(rows.groupby(x)["cosine_min"].apply(_follows).any()))
+    return _clauses(tally(f"{FOLLOW} at some {spoken(x)}", held), _silent(systems))
+
+
+# By parameter and by layer
+
+
+def dominant(here: DataFrame) -> tuple[str, float] | None:
+    """The parameter that decides the global cosine, with its share of |g|² in the median cell; None where none does.
+
+    Rows are cells and parameters, with `reference_norm`.
+    """
+    power = here["reference_norm"].astype(float) ** 2
+    share = (power / power.groupby(here["cell"]).transform("sum")).groupby(here["param"], sort=False).median().dropna()
+    if len(share) < 2 or share.max() <= DOMINATES:
+        return None
+    return str(share.idxmax()), float(share.max())
+
+
+def _medians(rows: DataFrame, by: str, column: str) -> Series:
+    return rows.groupby(by, sort=False)[column].median().dropna()
+
+
+def by_parameter(here: DataFrame) -> dict[str, Predicate]:
+    """What each rule does in the parameters of one system; of medians over seeds, as the bars are."""
+    said = {}
+    for label, rows in _by_rule(here, spoken_of):
+        median = _medians(rows, "param", "cosine")
+        missed = list(median[median < MISSES].index)
+        if median.empty:
+            said[label] = Predicate("has", "no cosine in any parameter")
+        elif missed:
+            said[label] = Predicate("misses", some(missed, len(median)))
+        elif _follows(median):
+            said[label] = Predicate(FOLLOW, f"in {_parameters(len(median))}")
+        else:
+            said[label] = Predicate("is worst", f"in {median.idxmin()}, at {cosine(float(median.min()))}")
+    return said
+
+
+def _parameters(number: int) -> str:
+    return {1: "its one parameter", 2: "both parameters"}.get(number, f"all {number} parameters")
+
+
+def of_params_row(system: str, here: DataFrame) -> str:
+    """The title of a row of bars: what every rule does in which parameter."""
+    return f"{system}: {together(by_parameter(here)) or NOTHING}"
+
+
+def of_params(systems: Systems) -> str:
+    """The title of the figure of parameters: what a global cosine hides; where it hides nothing, who follows BPTT.
+
+    Rows are settled cells and parameters, with `cosine` and, of the whole gradient, `cosine_whole`.
+    """
+    names = short(systems)
+    if hidden := [found for system, here in systems.items() for found in _hidden(names[system], here)]:
+        return max(hidden)[1]
+    if alone := _alone(systems):
+        return of_params_row(*alone)
+    held: dict[str, dict[str, bool]] = {}
+    for system, here in systems.items():
+        for label, rows in _by_rule(here):
+            median = _medians(rows, "param", "cosine")
+            held.setdefault(label, {})[system] = not median.empty and _follows(median)
+    return tally(f"{FOLLOW} in every parameter", held)
+
+
+def _hidden(system: str, here: DataFrame) -> Iterator[tuple[float, str]]:
+    """How far, and in words, the global cosine of a rule is above that of a parameter which it misses."""
+    large = dominant(here)
+    for label, rows in _by_rule(here):
+        whole, median = float(rows["cosine_whole"].median()), _medians(rows, "param", "cosine")
+        if median.empty or not whole >= FOLLOWS or not median.min() < MISSES:
+            continue
+        why = f", since {large[0]} holds {percent(large[1])} of |g|²" if large else ""
+        reading = f"On {system} the global cosine of {look.words(label)} is {cosine(whole)}"
+        yield whole - median.min(), f"{reading} where that of {median.idxmin()} is {cosine(float(median.min()))}{why}"
+
+
+def by_layer(here: DataFrame, column: str) -> dict[str, Predicate]:
+    """In which blocks of the state each rule loses the credit; of medians over seeds, of blocks that have credit."""
+    said = {}
+    for label, rows in _by_rule(here[~here["block"].isin(without_credit(here, column))], spoken_of):
+        median = _medians(rows, "block", column)
+        lost = list(median[median < MISSES].index)
+        if not median.empty:
+            kept = Predicate("keeps it", f"in {part(len(median), len(median))}", "blocks")
+            said[label] = Predicate("loses it", f"in {some(lost, len(median))}") if lost else kept
+    return said
+
+
+def without_credit(here: DataFrame, column: str) -> list[str]:
+    """The blocks in which the credit of every rule has cosine 0, as that of a clamped block has: it does not move."""
+    known = here.dropna(subset=[column])
+    zero = (known[column] == 0).groupby(known["block"], sort=False).all()
+    return list(zero[zero].index)
+
+
+def of_credit(system: str, here: DataFrame, credits: Mapping[str, str]) -> str:
+    """The title of a row of layers: where each credit (column to words) is lost by which rule."""
+    told = _alike({words: together(by_layer(here, column)) for column, words in credits.items()})
+    return f"{system}: " + "; ".join(f"credit by {words}: {said}" for words, said in told)
+
+
+def of_credits(systems: Systems, credits: Mapping[str, str]) -> str:
+    """The title of the figure of layers: which rule keeps which credit in all blocks, on which systems."""
+    if alone := _alone(systems):
+        return of_credit(*alone, credits)
+    said = {}
+    for column, words in credits.items():
+        held: dict[str, dict[str, bool]] = {}
+        for system, here in systems.items():
+            for label, predicate in by_layer(here, column).items():
+                held.setdefault(label, {})[system] = predicate.verb == "keeps it"
+        said[words] = tally("keeps it in every block", held)
+    return ". ".join(f"Credit by {words}: {told[:1].lower()}{told[1:]}" for words, told in _alike(said))
+
+
+def _alike(said: Mapping[str, str]) -> list[tuple[str, str]]:
+    """What is said of which credits, those of which the same is said together."""
+    groups: dict[str, list[str]] = {}
+    for words, told in said.items():
+        groups.setdefault(told, []).append(words)
+    return [(" and by ".join(words), told) for told, words in groups.items() if told]
+
+
+# Over two coordinates
+
+
+def _settled(rows: DataFrame, axes: Sequence[str]) -> Series:
+    return rows.groupby(list(axes))["status"].apply(lambda of: bool((of == Status.SETTLED).all()))
+
+
+def _followed(here: DataFrame, axes: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """Rule to the number of points at which it follows BPTT in the median seed, and that of the settled ones."""
+    points = {}
+    for label, rows in _by_rule(here):
+        median = rows.groupby(list(axes))["cosine_min"].median()[_settled(rows, axes)].dropna()
+        if len(median):
+            points[label] = int((median >= FOLLOWS).sum()), len(median)
+    return points
+
+
+def of_map(system: str, here: DataFrame, axes: Sequence[str]) -> str:
+    """The title of a row of maps over two coordinates: where it settles, and where each rule follows BPTT."""
+    settled = _settled(here, axes)
+    if not settled.any():
+        return f"{system}: nothing is settled at any of {len(settled)} points, so that no cosine is evidence"
+    said = {
+        label: Predicate(FOLLOW, f"at {part(*points)}", "of these") for label, points in _followed(here, axes).items()
+    }
+    return _clauses(f"{system} is settled at {part(int(settled.sum()), len(settled))} points", together(said))
+
+
+def of_maps(systems: Systems, axes: Sequence[str]) -> str:
+    """The title of the maps: which rule follows BPTT wherever a system is settled."""
+    if alone := _alone(systems):
+        return of_map(*alone, axes)
+    held: dict[str, dict[str, bool]] = {}
+    for system, here in systems.items():
+        for label, (good, tried) in _followed(here, axes).items():
+            held.setdefault(label, {})[system] = good == tried
+    names = listed([spoken(axis) for axis in axes])
+    return _clauses(tally(f"{FOLLOW} at every {names} that settles", held), _silent(systems))
+
+
+# Clouds of cells
+
+
+def counts(cells: DataFrame) -> dict[str, Predicate]:
+    """In how many settled cells each rule follows BPTT."""
+    said = {}
+    for label, rows in _by_rule(evidence(cells)):
+        good = int((rows["cosine_min"] >= FOLLOWS).sum())
+        said[label] = Predicate(FOLLOW, f"in {part(good, len(rows))}", things(len(rows), "settled cell"))
+    return said
+
+
+def of_cloud(system: str, cells: DataFrame) -> str:
+    """The title of a panel of cells of one system: in how many of the settled ones each rule follows BPTT."""
+    return f"{system}: {together(counts(cells)) or NOTHING}"
+
+
+def of_residuals(cells: DataFrame) -> str:
+    """The title of cosines against residuals: how many cells are no evidence, and what the others say."""
+    idle = int((cells["status"] != Status.SETTLED).sum())
+    lead = f"{part(idle, len(cells))} cells are no evidence, since they are not settled"
+    return _clauses(capital(lead) if idle else "Every cell is settled", together(counts(cells)))
+
+
+def of_antisymmetry(cells: DataFrame) -> str:
+    """The title of errors against antisymmetry: who follows BPTT at an asymmetric Jacobian, and at a symmetric one."""
+    large = cells["antisymmetry"] > SYMMETRIC
+    kinds = {"asymmetric": cells[large], "symmetric": cells[cells["antisymmetry"] <= SYMMETRIC]}
+    told = {kind: together(counts(rows)) for kind, rows in kinds.items()}
+    return ". ".join(f"Where the Jacobian is {kind}, {said}" for kind, said in told.items() if said) or capital(NOTHING)
+
+
+def by_cost(here: DataFrame) -> dict[str, Predicate]:
+    """What each rule needs to follow BPTT on one system; rows are settings at their worst seed, with `cost`."""
+    said = {}
+    for label, rows in _by_rule(evidence(here)):
+        good = rows[rows["cosine_min"] >= FOLLOWS]["cost"]
+        best = Predicate("reaches a smallest cosine", f"of {cosine(float(rows['cosine_min'].max()))} at best")
+        said[label] = Predicate(FOLLOW, f"for {good.min():g} evaluations") if len(good) else best
+    return said
+
+
+def of_cost(system: str, here: DataFrame) -> str:
+    """The title of a panel of errors against cost: the least cost at which each rule follows BPTT."""
+    return f"{system}: {together(by_cost(here)) or NOTHING}"
+
+
+def of_costs(systems: Systems) -> str:
+    """The title of errors against cost: who follows BPTT at any cost, on which systems."""
+    if alone := _alone(systems):
+        return of_cost(*alone)
+    held = _held(systems, lambda rows: bool((rows["cosine_min"] >= FOLLOWS).any()))
+    return _clauses(tally(f"{FOLLOW} at some cost", held), _silent(systems))
+
+
+# Errors and causes
+
+
+def by_nudge(here: DataFrame) -> dict[str, Predicate]:
+    """How the error of each rule goes with beta; of medians over settled seeds, in float32 where there is any."""
+    said = {}
+    for label, rows in _by_rule(here):
+        rows = rows[rows["dtype"] == rows["dtype"].min()]
+        error = rows.groupby("beta")["rel_error"].median()
+        alike = list(error[error <= ALIKE * error.min()].index)
+        least, betas = number(float(error.min())), list(error.index)
+        if len(alike) == len(error) > 1:
+            said[label] = Predicate("is off", f"by {least} at every {plain('beta')}")
+        elif len(alike) > 1 and alike[0] == betas[0]:
+            said[label] = Predicate("is off", f"by {least} however small {plain('beta')} is")
+        else:
+            end = {betas[0]: " (the smallest)", betas[-1]: " (the largest)"}.get(best := float(error.idxmin()), "")
+            said[label] = Predicate("is best", f"at {equal('beta', [best])}{end}, off by {least}")
+    return said
+
+
+def of_nudge(system: str, here: DataFrame) -> str:
+    """The title of a panel of errors against beta."""
+    return f"{system}: {together(by_nudge(here)) or NOTHING}"
+
+
+def of_nudges(systems: Systems) -> str:
+    """The title of errors against beta: for whom a smaller nudge is no remedy, on which systems."""
+    if alone := _alone(systems):
+        return of_nudge(*alone)
+    held: dict[str, dict[str, bool]] = {}
+    for system, here in systems.items():
+        for label, predicate in by_nudge(here).items():
+            held.setdefault(label, {})[system] = predicate.verb == "is off"
+    return tally(f"keeps an error that no {spoken('beta')} removes", held)
+
+
+def of_budget(system: str, bars: DataFrame, knob: str, faithful: float) -> str:
+    """The title of a panel of bars: what each rule errs by along a knob.
+
+    bars: estimator_label, the knob, error, leading (the largest cause), settled (whether all seeds are)
+    """
+    said = {}
+    for label, rows in _by_rule(bars[bars["settled"]]):
+        asked = int((bars["estimator_label"] == label).sum())
+        every = f"at every {'settled ' * (len(rows) < asked)}{plain(knob)}"
+        long = rows[rows["error"] > faithful].sort_values(knob)
+        causes = [
+            f"{cause} {every if len(of) == len(rows) else _at(list(of[knob]), len(rows), knob)}"
+            for cause, of in long.groupby("leading", sort=False)
+        ]
+        said[label] = Predicate("errs", f"by {listed(causes)}") if causes else Predicate("is faithful", every)
+    return f"{system}: {together(said) or NOTHING}"
+
+
+def _at(values: Sequence[float], asked: int, knob: str) -> str:
+    return f"at {equal(knob, values)}" if len(values) < NAMED else f"at {part(len(values), asked)} {plain(knob)}"
+
+
+def of_budgets(bars: DataFrame, faithful: float) -> str:
+    """The title of the budget: what each rule errs by the most often, over all bars that are settled and long."""
+    said = {}
+    for label, rows in _by_rule(bars[bars["settled"]]):
+        counted = rows[rows["error"] > faithful]["leading"].value_counts()
+        if counted.empty:
+            said[label] = Predicate("is faithful", "wherever settled")
+        else:
+            most = sorted(counted[counted == counted.max()].index)
+            share = f"in {part(int(counted.max()), int(counted.sum()))}{' each' * (len(most) > 1)}"
+            said[label] = Predicate("errs", f"by {listed(most)} {share}", f"bars above {number(faithful)}")
+    return capital(together(said) or NOTHING)

@@ -1,0 +1,351 @@
+"""Titles of figures: computed from tables, true in both directions, and plain where there is nothing to say."""
+
+from __future__ import annotations
+
+import re
+
+import pandas as pd
+import pytest
+
+from gradbench.plots import curve, explained, paired, titles, wording
+from gradbench.vocabulary.coordinates import COORDINATES
+
+pytestmark = pytest.mark.fast
+
+
+def cells(readings: dict[str, dict[float, float]], system: str = "toy", x: str = "T2", **more: object) -> pd.DataFrame:
+    """Settled cells: rule to value of a coordinate to smallest cosine."""
+    rows = [
+        {"estimator_label": label, x: value, "cosine_min": smallest, "cosine": 0.9995, "worst": "W"}
+        for label, by in readings.items()
+        for value, smallest in by.items()
+    ]
+    fixed = {"system_label": system, "status": "settled", "cost": 100.0, "antisymmetry": 0.1}
+    return pd.DataFrame(rows).assign(**fixed | more)
+
+
+RIGHT, WRONG, NEAR = {5: 0.999, 60: 0.9999}, {5: 0.2, 60: 0.3}, {5: 0.95, 60: 0.96}
+
+
+@pytest.mark.parametrize(
+    ("of_ep", "words"),
+    [
+        (RIGHT, "follows BPTT at every T2"),
+        (WRONG, "misses W at every T2, though its global cosine is 0.9995 or more"),
+        (NEAR, "reaches a smallest cosine of 0.95 to 0.96 only"),
+        ({5: 0.5, 60: 0.999}, "follows BPTT from T2 = 60 on"),
+        ({5: 0.999, 60: 0.5}, "follows BPTT up to T2 = 5"),
+        ({5: 0.5, 15: 0.999, 60: 0.5}, "follows BPTT at 1 of 3 T2"),
+        ({5: 0.5, 15: 0.95, 60: 0.5}, "misses W at 2 of 3 T2, though its global cosine is 0.9995 or more"),
+        ({5: 0.2}, "misses W at T2 = 5, though its global cosine is 0.9995 or more"),
+    ],
+)
+def test_a_row_of_a_sweep_says_where_a_rule_follows_and_where_it_misses(of_ep: dict[float, float], words: str) -> None:
+    said = titles.of_sweep("toy", cells({"ep": of_ep}), "T2")
+    assert said.replace(wording.BLANK, " ") == f"toy: naive EP {words}"
+
+
+def test_rules_that_do_the_same_share_a_clause_and_a_verb_is_said_once() -> None:
+    here = cells({"ep": RIGHT, "aep": RIGHT, "mine": {5: 0.5, 60: 0.999}})
+    said = titles.of_sweep("toy", here, "T2").replace(wording.BLANK, " ")
+    assert said == "toy: naive EP and asymmetric EP follow BPTT at every T2; mine from T2 = 60 on"
+
+
+def test_a_seed_that_misses_is_enough_for_a_rule_not_to_follow() -> None:
+    here = pd.concat([cells({"ep": RIGHT}, seed=0), cells({"ep": {5: 0.5, 60: 0.9999}}, seed=1)])
+    assert "from T2" in titles.of_sweep("toy", here, "T2")
+    assert "at every T2" in titles.of_sweep("toy", here[here["seed"] == 0], "T2")
+
+
+def test_a_parameter_is_named_only_where_it_is_the_worst_in_every_cell() -> None:
+    here = cells({"ep": WRONG})
+    assert "misses W at" in titles.of_sweep("toy", here, "T2")
+    assert "misses a parameter at" in titles.of_sweep("toy", here.assign(worst=["W", "b"]), "T2")
+
+
+def test_a_small_global_cosine_hides_nothing() -> None:
+    assert "global" not in titles.of_sweep("toy", cells({"ep": WRONG}, cosine=0.4), "T2")
+
+
+def test_of_what_is_not_settled_nothing_is_said_but_that() -> None:
+    here = cells({"ep": RIGHT}, status="unsettled")
+    silent = f"toy: {titles.NOTHING}"
+    assert titles.of_sweep("toy", here, "T2") == silent
+    assert titles.of_cloud("toy", here) == silent
+    assert titles.of_cost("toy", here) == silent
+    assert titles.of_sweeps({"toy": here}, "T2") == silent
+    assert titles.of_residuals(here) == "All 2 cells are no evidence, since they are not settled".replace(
+        "All 2", "Both"
+    )
+    assert titles.of_antisymmetry(here) == wording.capital(titles.NOTHING)
+    half = cells({"ep": RIGHT}).assign(status=["unsettled", "settled"])
+    assert titles.of_residuals(half).startswith("1 of 2 cells")
+    assert titles.of_residuals(cells({"ep": RIGHT})).startswith("Every cell is settled; naive EP follows BPTT in both")
+    partly = pd.concat([half, cells({"ep": {90: 0.999}})])
+    assert "at every settled T2" in titles.of_sweep("toy", partly, "T2")
+
+
+def test_a_sweep_of_several_systems_counts_those_on_which_a_rule_follows() -> None:
+    systems = {name: cells({"ep": by, "aep": RIGHT}, name) for name, by in (("a", RIGHT), ("b", WRONG), ("c", NEAR))}
+    said = titles.of_sweeps(systems, "T2")
+    assert said == "Naive EP follows BPTT at some second phase T2 on a alone; asymmetric EP on all 3 systems"
+    silent = systems | {"d x=1": cells({"ep": RIGHT}, status="diverged")}
+    assert titles.of_sweeps(silent, "T2").endswith("; nothing is settled on d")
+    nowhere = {name: cells({"ep": WRONG}) for name in "abc"}
+    assert titles.of_sweeps(nowhere, "T2") == "Naive EP follows BPTT at some second phase T2 on none of 3 systems"
+    assert "beta" not in titles.of_sweeps(
+        {n: here.rename(columns={"T2": "beta"}) for n, here in systems.items()}, "beta"
+    )
+
+
+def test_every_coordinate_has_a_symbol_in_letters() -> None:
+    for name in COORDINATES:
+        assert wording.plain(name)
+        assert not re.search(r"[\\${}_]", wording.plain(name))
+    assert (wording.plain("beta"), wording.plain("T2"), wording.plain("eps")) == ("β", "T2", "ε")
+    assert wording.spoken("seed") == "seed"
+
+
+def params(readings: dict[str, dict[str, float]], norms: dict[str, float], whole: float = 0.9995) -> pd.DataFrame:
+    rows = [
+        {"cell": label, "estimator_label": label, "param": p, "cosine": c, "reference_norm": norms[p]}
+        for label, by in readings.items()
+        for p, c in by.items()
+    ]
+    return pd.DataFrame(rows).assign(cosine_whole=whole)
+
+
+EVEN, ONE = {"W": 1.0, "b": 1.0}, {"W": 0.1, "b": 10.0}
+MISSED = {"ep": {"W": 0.1, "b": 0.9999}}
+
+
+def test_the_figure_of_parameters_says_what_the_global_cosine_hides_and_which_parameter_decides_it() -> None:
+    said = titles.of_params({"toy": params(MISSED, ONE)}).replace(wording.BLANK, " ")
+    assert said == (
+        "On toy the global cosine of naive EP is 0.9995 where that of W is 0.10, since b holds 99.9 % of |g|²"
+    )
+    assert "holds" not in titles.of_params({"toy": params(MISSED, EVEN)})
+    low = titles.of_params({"toy": params(MISSED, ONE, whole=0.5)})  # nothing is hidden
+    assert low == "toy: naive EP misses W"
+    right = {"ep": {"W": 0.999, "b": 0.9999}}
+    assert titles.of_params({"toy": params(right, ONE)}) == "toy: naive EP follows BPTT in both parameters"
+    both = titles.of_params({"toy": params(right, ONE), "other": params(right, ONE)})
+    assert both == "Naive EP follows BPTT in every parameter on both systems"
+
+
+def test_a_parameter_decides_the_global_cosine_from_more_than_half_of_the_squared_norm_on() -> None:
+    assert titles.dominant(params(MISSED, ONE)) == ("b", pytest.approx(100 / 100.01))
+    assert titles.dominant(params(MISSED, EVEN)) is None
+    assert titles.dominant(params({"ep": {"b": 0.1}}, ONE)) is None  # a parameter alone hides no other
+
+
+def test_many_parameters_are_counted_and_a_cosine_that_is_undefined_is_none() -> None:
+    names = [f"W{i}" for i in range(6)]
+    norms = dict.fromkeys(names, 1.0)
+    assert titles.of_params_row("toy", params({"ep": dict.fromkeys(names, 0.1)}, norms)).endswith(
+        "misses W0, W1 and 4 more of 6"
+    )
+    near = dict.fromkeys(names, 0.999) | {"W3": 0.95}
+    assert titles.of_params_row("toy", params({"ep": near}, norms)).endswith("is worst in W3, at 0.95")
+    none = params({"ep": dict.fromkeys(names, float("nan"))}, norms)
+    assert titles.of_params_row("toy", none).endswith("has no cosine in any parameter")
+
+
+CREDITS = {"cosine": "displacement", "cosine_error": "prediction error"}
+
+
+def layers(by: dict[str, list[float]]) -> pd.DataFrame:
+    rows = [
+        {"estimator_label": label, "block": f"h{i}", "cosine": c, "cosine_error": float("nan")}
+        for label, of in by.items()
+        for i, c in enumerate(of)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_a_row_of_layers_says_where_credit_is_lost_and_leaves_out_what_has_none() -> None:
+    here = layers({"ep": [0.0, 0.1, 0.99], "aep": [0.0, 0.99, 0.99]})
+    said = "toy: credit by displacement: naive EP loses it in h1; asymmetric EP keeps it in both blocks"
+    assert titles.of_credit("toy", here, CREDITS) == said
+    assert titles.without_credit(here, "cosine") == ["h0"]
+    assert "h0" in titles.of_credit("toy", layers({"ep": [0.0, 0.1, 0.99], "aep": [0.5, 0.99, 0.99]}), CREDITS)
+    several = titles.of_credits({"a": here, "b": layers({"ep": [0.0, 0.99, 0.99]})}, CREDITS)
+    assert several == "Credit by displacement: naive EP keeps it in every block on b alone; asymmetric EP on a"
+
+
+def test_a_map_counts_the_settled_points_at_which_a_rule_follows() -> None:
+    here = pd.concat([cells({"ep": {0: low, 1: 0.999}}, x="damp", s=s) for s, low in ((1.0, 0.5), (2.0, 0.999))])
+    axes = ("s", "damp")
+    assert (
+        titles.of_map("toy", here, axes) == "toy is settled at all 4 points; naive EP follows BPTT at 3 of 4 of these"
+    )
+    lost = here.assign(status=["diverged", "settled", "settled", "settled"])
+    assert (
+        titles.of_map("toy", lost, axes) == "toy is settled at 3 of 4 points; naive EP follows BPTT at all 3 of these"
+    )
+    assert "nothing is settled" in titles.of_map("toy", here.assign(status="diverged"), axes)
+    both = titles.of_maps({"a": here, "b": lost}, axes)
+    assert both == "Naive EP follows BPTT at every coupling scale s and damping c that settles on b alone"
+
+
+def test_antisymmetry_separates_symmetric_from_asymmetric_jacobians() -> None:
+    here = pd.concat([cells({"ep": WRONG}), cells({"ep": RIGHT}, antisymmetry=0.0)])
+    assert titles.of_antisymmetry(here) == (
+        "Where the Jacobian is asymmetric, naive EP follows BPTT in none of 2 settled cells. "
+        "Where the Jacobian is symmetric, naive EP follows BPTT in both settled cells"
+    )
+    assert "symmetric, naive EP follows BPTT in both" in titles.of_antisymmetry(cells({"ep": RIGHT}))
+
+
+def test_the_cost_of_following_is_the_least_one_and_a_rule_that_never_does_is_told() -> None:
+    here = cells({"ep": WRONG, "aep": RIGHT}).assign(cost=[10, 20, 40, 30])
+    said = "toy: naive EP reaches a smallest cosine of 0.30 at best; asymmetric EP follows BPTT for 30 evaluations"
+    assert titles.of_cost("toy", here) == said
+    both = titles.of_costs({"a": here, "b": cells({"ep": RIGHT})})
+    assert both == "Naive EP follows BPTT at some cost on b alone; asymmetric EP on a"
+
+
+def nudges(by: dict[str, dict[float, float]], dtype: str = "float32") -> pd.DataFrame:
+    rows = [
+        {"estimator_label": n, "beta": b, "rel_error": e, "dtype": dtype, "status": "settled"}
+        for n, of in by.items()
+        for b, e in of.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize(
+    ("errors", "words"),
+    [
+        ({0.01: 0.4, 0.1: 0.41, 1: 0.5}, "is off by 0.4 at every β"),
+        ({0.01: 0.02, 0.1: 0.021, 1: 0.5}, "is off by 0.02 however small β is"),
+        ({0.01: 1e-6, 0.1: 1e-4, 1: 1e-2}, "is best at β = 0.01 (the smallest), off by 1e-6"),
+        ({0.01: 1e-3, 0.1: 1e-5, 1: 1e-2}, "is best at β = 0.1, off by 1e-5"),
+        ({0.01: 0.9, 0.1: 0.4, 1: 0.1}, "is best at β = 1 (the largest), off by 0.1"),
+    ],
+)
+def test_error_against_beta_is_flat_levels_off_or_has_a_best_nudge(errors: dict[float, float], words: str) -> None:
+    both = pd.concat([nudges({"ep": errors}), nudges({"ep": {0.01: 1e-9, 1: 1.0}}, "float64")])
+    for here in (both, nudges({"ep": errors})):
+        assert titles.of_nudge("toy", here).replace(wording.BLANK, " ") == f"toy: naive EP {words}"
+
+
+def test_an_error_that_no_beta_removes_is_counted_over_systems() -> None:
+    flat, best = {0.01: 0.4, 1: 0.41}, {0.01: 1e-6, 1: 1e-2}
+    systems = {"a": nudges({"ep": flat, "aep": best}), "b": nudges({"ep": flat, "aep": best})}
+    said = "Naive EP keeps an error that no nudge β removes on both systems; asymmetric EP on neither of two systems"
+    assert titles.of_nudges(systems) == said
+    assert "on a alone" in titles.of_nudges(systems | {"b": nudges({"ep": best})})
+
+
+def bars(by: dict[str, list[tuple[float, str]]], settled: bool = True) -> pd.DataFrame:
+    rows = [
+        {"estimator_label": n, "T2": 10 * (i + 1), "error": error, "leading": cause, "settled": settled}
+        for n, of in by.items()
+        for i, (error, cause) in enumerate(of)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_a_budget_says_what_a_rule_errs_by_and_where() -> None:
+    asymmetry, short, small = (0.5, "asymmetry"), (0.4, "truncation"), (0.01, "faithful")
+    here = bars({"ep": [asymmetry] * 3, "aep": [short, small, small]})
+    said = "toy: naive EP errs by asymmetry at every T2; asymmetric EP by truncation at T2 = 10"
+    assert titles.of_budget("toy", here, "T2", 0.1).replace(wording.BLANK, " ") == said
+    both = bars({"ep": [short, asymmetry, asymmetry]})
+    said = "toy: naive EP errs by truncation at T2 = 10 and asymmetry at T2 = 20 and 30"
+    assert titles.of_budget("toy", both, "T2", 0.1).replace(wording.BLANK, " ") == said
+    assert titles.of_budget("toy", here, "T2", 1.0).endswith("naive EP and asymmetric EP are faithful at every T2")
+    assert titles.of_budget("toy", bars({"ep": [asymmetry]}, settled=False), "T2", 0.1) == f"toy: {titles.NOTHING}"
+    every = titles.of_budgets(here, 0.1)
+    assert every == "Naive EP errs by asymmetry in all 3 bars above 0.1; asymmetric EP by truncation in the one"
+    assert titles.of_budgets(here, 1.0) == "Naive EP and asymmetric EP are faithful wherever settled"
+
+
+def test_the_title_of_many_rules_speaks_of_their_default_forms_and_of_those_without() -> None:
+    labels = ["ep", "ep nudge=positive", "aep", "aep clip=batch", "mine k=1"]
+    assert wording.default_forms(labels) == ["ep", "aep", "mine k=1"]
+    assert wording.spoken_of(labels) == ["ep", "aep", "mine k=1"]
+    assert set(wording.spoken_of(labels[:3])) == set(labels[:3])
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (0.123, "0.12"),
+        (0.989, "0.98"),
+        (0.9996, "0.9996"),
+        (0.99, "0.99"),
+        (0.99999, "0.99999"),
+        (1.0, "1"),
+        (-0.696, "\u22120.69"),
+        (-0.001, "0.00"),
+    ],
+)
+def test_a_cosine_is_cut_with_as_many_digits_as_tell_it_from_one(value: float, words: str) -> None:
+    assert wording.cosine(value) == words
+
+
+def test_an_explanation_blames_the_culprit_or_no_cause() -> None:
+    causes = pd.DataFrame({"cause": ["truncation", "asymmetry"], "size": [0.001, 0.3], "culprit": [False, True]})
+    assert explained.blame(causes, 0.01) == "its error is asymmetry, 0.3 of |g|"
+    assert explained.blame(causes.assign(culprit=False), 0.01) == "no cause is above 0.01 of the reference"
+    assert "not finite" in explained.blame(causes.assign(size=float("inf")), 0.01)
+
+
+def test_eigenvalues_outside_of_the_circle_repel() -> None:
+    inside = pd.DataFrame({"real": [0.5, 0.1], "imaginary": [0.1, 0.0], "whole": True})
+    assert explained.stability(inside) == "Eigenvalues of $J_G$: all inside the circle, s* attracts"
+    outside = explained.stability(inside.assign(imaginary=[1.0, 0.0], whole=False))
+    assert outside == "Ritz values of $J_G$: 1 of 2 outside the circle, s* repels"
+
+
+def test_depth_names_the_closest_rule_and_the_farthest() -> None:
+    depths = pd.DataFrame({"estimator": ["ep", "tbptt"] * 2, "T2": [1, 1, 9, 9], "cosine": [0.5, 0.5, 0.6, 0.9999]})
+    assert explained.reach(depths, 9) == "T2 = 9: truncated BPTT off by 1e-4,\nEP, linearised by 0.4"
+    assert explained.reach(depths, None) == explained.reach(depths, 9)
+    assert "all 2 within" in explained.reach(depths, 1)
+    assert "nothing is defined" in explained.reach(depths.assign(cosine=float("nan")), 9)
+
+
+def test_updates_leave_bptt_at_a_step_or_stay() -> None:
+    steps = {"param": "W[0]", "step": [1, 2, 3], "estimate": [0.1, 0.05, 0.04], "reference": [0.1, 0.05, 0.01]}
+    assert explained.departure(pd.DataFrame(steps)) == "Updates of W[0] leave BPTT at step 3"
+    assert explained.departure(pd.DataFrame(steps | {"estimate": [0.1, float("nan"), 0.01]})).endswith("at step 2")
+    same = pd.DataFrame(steps | {"estimate": steps["reference"]})
+    assert explained.departure(same) == "Updates stay with BPTT for all 3 steps"
+
+
+def log(test: list[float], status: str = "settled") -> pd.DataFrame:
+    rows = {"step": [0, 10] * 2, "seed": [0, 0, 1, 1], "test": test, "train": 1.0, "score": "accuracy"}
+    return pd.DataFrame(rows).assign(status=status, cosine_min=[0.99, 0.5, 0.99, 0.7])
+
+
+def test_a_training_says_where_the_score_goes_and_how_faithful_it_ends() -> None:
+    nan = float("nan")
+    assert curve.progress(log([0.1, 0.8, 0.1, 0.9])) == "test accuracy goes from 0.1 to 0.85"
+    assert curve.progress(log([0.1, 0.1, 0.1, 0.1])) == "test accuracy stays at 0.1"
+    assert curve.progress(log([0.1, 0.8, 0.1, nan])).endswith("to 0.8, without 1 seed that diverged")
+    assert curve.progress(log([0.1, nan, 0.1, nan])) == "test accuracy is not finite in any seed at the end"
+    assert curve.progress(log([nan] * 4)).startswith("train accuracy")
+    assert curve.fidelity(log([0.1] * 4)) == "the smallest cosine ends at 0.50 to 0.70"
+    assert "nothing is settled" in curve.fidelity(log([0.1] * 4, "unsettled"))
+    half = log([0.1] * 4).assign(status=["settled", "settled", "settled", "unsettled"])
+    assert curve.fidelity(half) == "the smallest cosine ends at 0.50 in 1 of 2 seeds"
+
+
+def test_two_runs_are_alike_within_noise_or_one_has_lost() -> None:
+    pairs = pd.DataFrame(
+        {
+            "cell": ["a", "b"] * 2,
+            "metric": ["cosine", "cosine", "cosine_min", "cosine_min"],
+            "loss": [0.0, 0.0, 0.2, -0.1],
+            "allowed": 0.01,
+            "system_label": "toy",
+            "estimator_label": "ep",
+        }
+    )
+    said = "worse than noise is cosine_min in 1 of 2 cells, and the largest loss is 0.2 of cosine_min (naive EP on toy)"
+    assert paired.losses(pairs) == said
+    assert paired.losses(pairs.assign(allowed=0.5)) == "nothing is worse than noise in any of 2 cells"
+    assert "no number" in paired.losses(pairs.assign(loss=float("nan")))
