@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 from gradbench import plots
-from gradbench.errors import StoreError
+from gradbench.errors import StoreError, UserError
 from gradbench.plots import gallery, hold, look
 from gradbench.plots.explained import draw_explanation
 from gradbench.plots.figures import error_budget
@@ -28,10 +29,11 @@ from gradbench.plots.figures.error_budget import COLOURS, FACES, LEAST, TOP, dra
 from gradbench.plots.figures.error_vs_beta import draw_error_vs_beta
 from gradbench.plots.figures.error_vs_cost import _front, _settings, draw_error_vs_cost
 from gradbench.plots.figures.map_s_damp import draw_map_s_damp
-from gradbench.plots.figures.params import draw_params
+from gradbench.plots.figures.params import SHADE, draw_params
 from gradbench.plots.figures.residual_vs_cosine import draw_residual_vs_cosine
 from gradbench.plots.scale import SPACED, cosine_at, nines
 from gradbench.plots.sources import Tables
+from gradbench.plots.wording import BLANK
 from gradbench.tables.schema import BUDGETS, CELLS, PARAMS
 from gradbench.tables.store import Run, read_json, write_json
 from gradbench.vocabulary.reason import REFERENCE
@@ -143,6 +145,98 @@ def test_every_file_of_figures_is_collected_in_the_order_of_names() -> None:
     names = list(gallery.collect())
     assert names == sorted(names)
     assert {"params", "map_s_damp", *(f"cosine_vs_{x}" for x in ("s", "damp", "T1", "T2", "beta"))} < set(names)
+
+
+def test_every_figure_has_a_title_that_its_files_know_and_that_stands_above_its_legend(run: Run) -> None:
+    for name, figure in plots.drawn(run):
+        title = look.said(figure, "title")
+        assert title, name
+        figure.draw_without_rendering()
+        (text,) = (t for t in figure.findobj(Text) if t.get_gid() == "title")
+        box = text.get_window_extent()
+        assert box.x0 >= 0, name
+        assert box.x1 <= figure.bbox.width, name
+        assert box.y1 <= figure.bbox.height + 1, name
+        assert all(entry.get_window_extent().y1 < box.y0 for legend in figure.legends for entry in legend.get_texts())
+        panels = [ax.get_window_extent() for ax in figure.axes if ax.get_visible()]
+        assert not any(box.overlaps(panel) for panel in panels), name
+    (path,) = plots.save(figure, run.folder / "plots" / name, ("svg",))
+    assert f"<dc:title>{title}</dc:title>" in path.read_text()
+
+
+@pytest.mark.parametrize(("style", "letters"), [("paper", b"STIXGeneral"), ("paper-sans", b"DejaVuSans")])
+def test_on_paper_a_figure_has_the_width_of_a_column_and_its_letters_in_the_file(
+    run: Run, monkeypatch: pytest.MonkeyPatch, style: str, letters: bytes
+) -> None:
+    wanted = {"antisymmetry_vs_error": 3.5, "map_s_damp": 7.2}
+    known = gallery.collect()
+    monkeypatch.setattr(gallery, "collect", lambda: {name: known[name] for name in wanted})
+    drawn = plots.draw(run, style)
+    assert {p.relative_to(run.folder / "plots").as_posix() for p in drawn} == {
+        f"{style}/{name}.{kind}" for name in wanted for kind in ("pdf", "svg")
+    }
+    for path in (p for p in drawn if p.suffix == ".pdf"):
+        content = path.read_bytes()
+        assert content.count(b"/Subtype /CIDFontType2") + content.count(b"/Subtype /TrueType") > 0
+        assert b"/Subtype /Type3" not in content
+        assert letters in content
+        (width,) = re.findall(rb"/MediaBox \[ 0 0 ([0-9.]+) [0-9.]+ \]", content)
+        assert float(width) == pytest.approx(72 * wanted[path.stem])
+    for path in (p for p in drawn if p.suffix == ".svg"):
+        assert "<text" not in path.read_text()  # letters are paths
+    before = {path: path.read_bytes() for path in drawn}
+    assert {path: path.read_bytes() for path in plots.draw(run, style)} == before
+    assert look.page() is look.PAGES[plots.SCREEN]  # nothing of the style is left
+
+
+def test_the_smallest_letters_on_paper_have_five_points(run: Run) -> None:
+    with look.on("paper"):
+        figures = dict(plots.drawn(run))
+        sizes = {
+            t.get_fontsize() for f in figures.values() for t in f.findobj(Text) if t.get_text() and t.get_visible()
+        }
+    assert min(sizes) >= 5
+    assert max(sizes) <= 9
+    assert {look.said(figure, "caption") != "" for figure in figures.values()} == {True}
+    assert not any(t.get_visible() for f in figures.values() for t in f.texts if t.get_gid() == "caption")
+
+
+def test_a_style_that_there_is_none_of_is_a_mistake_with_its_near_miss(run: Run) -> None:
+    with pytest.raises(UserError, match=r"there is no style 'papper'\. Did you mean 'paper'"):
+        plots.draw(run, "papper")
+    assert not (run.folder / "plots").exists()
+
+
+def test_the_parameter_that_decides_the_whole_gradient_is_shaded_and_named_with_its_share(
+    cells: pd.DataFrame, rows: list[dict]
+) -> None:
+    for norm, shades, named in ((10.0, 1, "b\n99.0 % of $|g|^2$"), (1.0, 0, "b")):
+        norms = {"W": 1.0, "b": norm}
+        parameters = [p for row in rows for p in _params({"W": 0.1, "b": 0.9999}, row)]
+        parameters = pd.DataFrame([p | {"reference_norm": norms[p["param"]]} for p in parameters])
+        figure = draw_params(cells, parameters)
+        assert figure is not None
+        (ax,) = figure.axes
+        assert sum(p.get_facecolor()[:3] == to_rgb(SHADE) for p in ax.patches) == shades
+        assert [t.get_text().replace(BLANK, " ") for t in ax.get_xticklabels()] == ["whole g", "W", named]
+        legend = [t.get_text() for t in figure.legends[0].get_texts()]
+        assert ("decides the whole gradient" in legend) == bool(shades)
+
+
+def test_bars_of_seeds_that_are_not_settled_are_hollow_and_causes_have_hatches(cells: pd.DataFrame) -> None:
+    figure = draw_error_budget(cells, *_tables(cells), 0.1)
+    assert figure is not None
+    hatches = {p.get_hatch() for p in figure.axes[0].patches if p.get_facecolor()[:3] == to_rgb(COLOURS["truncation"])}
+    assert len(hatches) == 1
+    assert hatches != {None}
+    figure = draw_error_budget(cells.assign(status="unsettled"), *_tables(cells), 0.1)
+    assert figure is not None
+    parts = [p for ax in figure.axes for p in ax.patches]
+    assert {p.get_facecolor()[:3] for p in parts} == {to_rgb("white")}
+    assert to_rgb(COLOURS["truncation"]) in {p.get_edgecolor()[:3] for p in parts}
+    assert any("hollow" in t.get_text() for t in figure.legends[0].get_texts())
+    assert look.said(figure, "title").startswith("Nothing is settled")
+    assert len({*error_budget.HATCHES.values()}) >= len(error_budget.PATTERNS)
 
 
 def test_two_figures_of_one_name_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -345,7 +345,9 @@ def test_two_runs_are_alike_within_noise_or_one_has_lost() -> None:
             "estimator_label": "ep",
         }
     )
-    said = "worse than noise is cosine_min in 1 of 2 cells, and the largest loss is 0.2 of cosine_min (naive EP on toy)"
-    assert paired.losses(pairs) == said
-    assert paired.losses(pairs.assign(allowed=0.5)) == "nothing is worse than noise in any of 2 cells"
-    assert "no number" in paired.losses(pairs.assign(loss=float("nan")))
+    said = "cosine_min is worse beyond noise in 1 of 2 cells, better in 1; no other metric lost in any cell"
+    assert paired.losses(pairs, "cosine_min") == said
+    said = "cosine is worse beyond noise in none of 2 cells, better in 0; worse in others: cosine_min (1)"
+    assert paired.losses(pairs, "cosine") == said
+    undefined = paired.losses(pairs.assign(loss=float("nan")), "cosine")
+    assert undefined == "cosine is worse beyond noise in both cells, better in 0; worse in others: cosine_min (2)"

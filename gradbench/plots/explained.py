@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from gradbench.plots import look
-from gradbench.plots.wording import capital, number, part
+from gradbench.plots.wording import number, part
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -128,8 +128,7 @@ def _causes(ax: Axes, causes: DataFrame, negligible: float) -> None:
     ax.set_yticks(places, causes["cause"])
     ax.set_ylim(len(causes) - 0.4, -0.6)
     ax.grid(axis="y", visible=False)
-    said = capital(blame(causes, negligible))
-    ax.set(xlabel="error, of the reference's norm $|g|$", title=f"{said}\n(dotted: negligible below)")
+    ax.set(xlabel="error, of the reference's norm $|g|$", title="Error by cause (dotted: negligible below)")
 
 
 def _eigenvalues(ax: Axes, eigenvalues: DataFrame) -> None:
@@ -145,7 +144,7 @@ def _eigenvalues(ax: Axes, eigenvalues: DataFrame) -> None:
     ax.set_aspect("equal", adjustable="datalim")
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
-    said = f"{stability(eigenvalues)}\n(worst sample{'' if whole else '; hollow: Ritz values'})"
+    said = f"{stability(eigenvalues)}\n(worst sample)"
     ax.set(xlabel=r"Re $\lambda$, eigenvalue of a step", ylabel=r"Im $\lambda$", title=said)
 
 

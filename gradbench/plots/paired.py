@@ -9,7 +9,7 @@ from matplotlib.colors import SymLogNorm
 from matplotlib.lines import Line2D
 
 from gradbench.plots import look
-from gradbench.plots.wording import MINUS, capital, number, part, short
+from gradbench.plots.wording import MINUS, capital, listed, part, short
 from gradbench.vocabulary.notation import METRICS
 
 if TYPE_CHECKING:
@@ -55,25 +55,21 @@ def draw_comparison(pairs: DataFrame, sides: tuple[str, str], sentences: Sequenc
     ]
     if len(dots) > 1:
         look.strip(figure, dots, 4)
-    look.title(figure, f"From {sides[0]} to {sides[1]}: {losses(pairs)}")
+    look.title(figure, f"From {sides[0]} to {sides[1]}: {losses(pairs, metric)}")
     look.caption(figure, [*sentences, *(["White, crossed: no number to compare."] if empty else [])])
     return figure
 
 
-def losses(pairs: DataFrame) -> str:
-    """How many cells lost more than noise allows, in which metrics, and which loss is the largest."""
-    worse = pairs[~(pairs["loss"] <= pairs["allowed"])]
-    cells = pairs["cell"].nunique()
-    if worse.empty:
-        return f"nothing is worse than noise in any of {look.count(cells, 'cell')}"
-    metrics = worse["metric"].value_counts()
-    most = f"{metrics.index[0]} in {part(int(metrics.iloc[0]), cells)} cells"
-    if worse["loss"].isna().all():
-        return f"{most} has no number to compare"
-    first = worse.loc[worse["loss"].idxmax()]
-    size = f"{number(float(first['loss']))} of {first['metric']}"
-    where = f"{look.words(str(first['estimator_label']))} on {first['system_label']}"
-    return f"worse than noise is {most}, and the largest loss is {size} ({where})"
+def losses(pairs: DataFrame, metric: str) -> str:
+    """In how many cells a metric is worse than noise allows, and better, and in how many others lost."""
+    worse = ~(pairs["loss"] <= pairs["allowed"])  # a loss that is not a number is one, too
+    lost = pairs[worse]["metric"].value_counts(sort=False)
+    shown = pairs["metric"] == metric
+    better = int((pairs[shown]["loss"] < -pairs[shown]["allowed"]).sum())
+    others = [f"{name} ({count})" for name, count in lost.items() if name != metric]
+    where = part(int(lost.get(metric, 0)), int(shown.sum()))
+    first = f"{metric} is worse beyond noise in {where} cells, better in {better}"
+    return f"{first}; worse in others: {listed(others)}" if others else f"{first}; no other metric lost in any cell"
 
 
 def _scatter(ax: Axes, shown: DataFrame, metric: str, sides: tuple[str, str], styles: dict[str, look.Style]) -> None:

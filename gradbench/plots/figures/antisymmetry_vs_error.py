@@ -66,7 +66,7 @@ def _name_systems(ax: Axes, middle: Series, width: float) -> None:
     named: list[tuple[float, str]] = []  # place and names
     for system, place in middle.items():
         words = str(system).replace(" ", "\n")
-        near = (_long(named[-1][1]) + _long(words)) / 2 + look.VALUE if named else 0.0
+        near = (_long(named[-1][1]) + _long(words)) / 2 + 2 * look.VALUE if named else 0.0
         if named and (place - named[-1][0]) / (high - low) * PANEL * width < near:
             named[-1] = named[-1][0], f"{named[-1][1]},\n{words}"
         else:
