@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from PIL import Image
+
 from gradbench.planning import files, registry
 from gradbench.planning.plans import plan
 from gradbench.planning.suites import load
@@ -53,12 +55,21 @@ def _coordinates() -> Iterator[tuple[str, ...]]:
         yield f"`{name}`", f"`{c.attribute}`", c.symbol or "-", c.words, c.unit or "-", default, users
 
 
+def _gallery() -> Iterator[tuple[str, ...]]:
+    yield "figure", "its title"
+    for path in sorted((ROOT / "results" / "gallery").glob("*/*.png")):
+        with Image.open(path) as image:
+            title = image.text["Title"]  # type: ignore[attr-defined]
+        yield f"[{path.parent.name}/{path.stem}](../{path.relative_to(ROOT).as_posix()})", title.replace("|", "\\|")
+
+
 TABLES: dict[tuple[str, str], Callable[[], Iterator[tuple[str, ...]]]] = {
     ("README.md", "systems"): _systems,
     ("README.md", "estimators"): _estimators,
     ("README.md", "statuses"): _statuses,
     ("docs/suites.md", "suites"): _suites,
     ("docs/notation.md", "coordinates"): _coordinates,
+    ("docs/gallery.md", "gallery"): _gallery,
 }
 
 

@@ -351,7 +351,7 @@ def by_cost(here: DataFrame) -> dict[str, Predicate]:
     for label, rows in _by_rule(evidence(here)):
         good = rows[rows["cosine_min"] >= FOLLOWS]["cost"]
         best = Predicate("reaches a smallest cosine", f"of {cosine(float(rows['cosine_min'].max()))} at best")
-        said[label] = Predicate(FOLLOW, f"for {good.min():g} evaluations") if len(good) else best
+        said[label] = Predicate(FOLLOW, f"for {good.min():g}", "evaluations") if len(good) else best
     return said
 
 
