@@ -9,10 +9,12 @@ import pandas as pd
 from gradbench.pages.sources import Source
 from gradbench.tables.schema import BUDGETS, CELLS, PARAMS
 from gradbench.tables.verdict import Verdict
+from gradbench.vocabulary.coordinates import LATE
 from gradbench.vocabulary.exit import Exit
 from gradbench.vocabulary.status import Thresholds
 
 POINT = {"s": 1.0, "damp": 0.0, "T1": 100, "T2": 10, "beta": 0.1, "eps": 0.2, "seed": 0, "dtype": "float64", "batch": 2}
+POINT |= LATE
 READS = {"cosine": 0.999, "cosine_min": 0.998, "worst": "W", "rel_error": 0.02, "norm_ratio": 1.0}
 COST = {"n_force": 120, "n_jvp": 0, "n_vjp": 0}
 

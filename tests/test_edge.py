@@ -684,7 +684,7 @@ CALLS: dict[str, tuple[Callable[[], object], str]] = {
     "explain": (lambda: gb.explain("toy_cons"), "explain: missing: estimator"),
     "measure": (lambda: gb.measure("toy_cons"), "measure: missing: estimator"),
     "measure, and a coordinate": (lambda: gb.measure("toy_cons", T2=3), "measure: missing: estimator"),
-    "system without": (lambda: gb.system(), "data, name, one of step, force, energy"),
+    "system without": (lambda: gb.system(), "data, name, state or state_at, one of step, force, energy"),
     "method": (lambda: measure().explain(worst=1), "explain: there is no argument 'worst': it takes none"),
     "method position": (lambda: measure().explain(1), "explain: 1 given without a name; taken without a name: none"),
     "systems": (lambda: gb.systems("toy"), "systems: got 'toy', and takes no argument: it lists the names"),

@@ -130,7 +130,8 @@ def test_a_watch_changes_nothing_and_may_stop_the_climb_at_the_first_rung(run: R
     assert (plain.remedy, plain.arbiter) == (watched.remedy, watched.arbiter)
     for a, b in zip(plain.ladder.rungs, watched.ladder.rungs, strict=True):
         assert (a.name, a.cause) == (b.name, b.cause)
-        assert all(torch.equal(a.gradient[n], b.gradient[n]) for n in a.gradient)
+        for n, g in a.gradient.items():  # where a product finds its numbers in memory changes its last digit
+            torch.testing.assert_close(b.gradient[n], g, rtol=1e-9, atol=1e-12 * float(g.abs().max()))
     stopped: list[Explanation] = []
 
     def stop(known: Explanation) -> None:

@@ -163,7 +163,7 @@ def test_a_report_holds_no_path_no_user_and_no_time(finished: Path, html: str) -
     for text in (html, content):
         assert str(finished.parent) not in text
         assert env["started"] not in text
-        assert env["command"][0] not in text
+        assert not [word for word in env["command"] if "/" in word and word in text]
     assert not re.findall(r'(?:src|href|action)="(?!#|data:,)[^"]*"', html)
 
 

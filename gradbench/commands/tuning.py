@@ -107,9 +107,8 @@ def tune(
     _refuse_options(replaced, (grid["system"], rule))
     _refuse_lists(_parsed(grid | {"estimator": rule}, places), places)
     planned = _planned(grid | {"estimator": rule}, places)
-    cheapest = {"estimator": REFERENCE.name} if planned.problems[0].reverse.T1s else {"estimator": "adjoint", "T2": 1}
     watch = watching(watch)
-    settled, unsettled = _free_phases(_outcomes(grid | cheapest, device, watch))
+    settled, unsettled = _free_phases(_outcomes(grid | _cheapest(planned, rule), device, watch))
     if not settled:
         return Tuned(None, (), unsettled)
     if None not in settled:
@@ -120,6 +119,14 @@ def tune(
         if not front or point.cosine_min > front[-1].cosine_min:
             front.append(point)
     return Tuned(next((p for p in points if p.cosine_min >= want), None), tuple(front), unsettled)
+
+
+def _cheapest(planned: Plan, rule: object) -> dict[str, Any]:
+    """What a grid asks for whose free phases alone are wanted: the reference, or the rule at its first T2 and beta."""
+    if planned.problems[0].reverse.T1s:
+        return {"estimator": REFERENCE.name}
+    first = planned.cells[0]
+    return {"estimator": rule} | {n: v for n in ("T2", "beta") if (v := getattr(first, n)) is not None}
 
 
 def _wanted(want: object) -> float:

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 from unicodedata import lookup
 
+from gradbench.estimators.base import Role
 from gradbench.tables.schema import COLUMNS
 from gradbench.vocabulary.cause import Cause
 from gradbench.vocabulary.coordinates import COORDINATES
@@ -94,7 +95,7 @@ PAGE = {
     "error": "the largest relative error of the whole gradient and of its live parameters",
     "global cosine": "the cosine of the whole gradient, in which the parameters with the largest norm decide",
     "without a cause": "the run did not take this error apart",
-    "control": "the reference, changed so that every reading of it is known: it tests the ruler and not a rule",
+    str(Role.CONTROL): "the reference, changed so that every reading of it is known: it tests the ruler and not a rule",
 }
 
 
