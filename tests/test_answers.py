@@ -217,6 +217,21 @@ def test_the_sentence_names_setting_places_seeds_worst_and_cost() -> None:
     )
 
 
+def test_one_seed_is_said_to_tell_nothing_of_the_spread() -> None:
+    assert "measured with 1 seed, which tells nothing of the spread; the worst" in told(cell())
+    assert "spread" not in told(cell(), cell(seed=1))
+
+
+def test_a_tiny_error_is_told_as_such() -> None:
+    assert [wording.percent(v) for v in (0.0, 9e-6, 1e-5, 0.1234, 24.7)] == [
+        "0 %",
+        "<0.001 %",
+        "0.001 %",
+        "12.3 %",
+        "2,470 %",
+    ]
+
+
 def test_completeness_counts_what_is_measured_and_what_is_evidence() -> None:
     made = source(cell(), cell(seed=1, status="error"), cell(seed=2, status="skipped"))
     text = sentences.plain([sentences.completeness(made)])

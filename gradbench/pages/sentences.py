@@ -135,9 +135,10 @@ def _of(holds: int, places: int) -> str:
 
 def _worst(s: Setting) -> Sentence:
     of = f" in {w.param}" if (w := s.worst).param else ""
+    alone = ", which tells nothing of the spread" if [*s.seeds] == [1] else ""
     told = str(w.status) if w.status is not Status.SETTLED else f"an error of {wording.percent(w.error)}{of}"
     return said(
-        f"It was measured with {seeds_of(s)}; the worst is ",
+        f"It was measured with {seeds_of(s)}{alone}; the worst is ",
         Piece(told, cell=w.cell),
         f"; the smallest cosine of a parameter is {wording.cosine(s.worst.cosine_min)}.",
     )

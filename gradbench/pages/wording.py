@@ -20,6 +20,7 @@ GREEK = {  # the symbols of coordinates that are one letter
     rf"\{name}": lookup(f"GREEK SMALL LETTER {name.removeprefix('var').upper()}")
     for name in ("alpha", "beta", "gamma", "delta", "varepsilon", "eta", "kappa", "rho", "sigma", "tau", "omega")
 }
+LEAST = 0.001  # per cent: smaller errors are told as such
 MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
 
 
@@ -50,10 +51,12 @@ def cosine(given: float) -> str:
 
 
 def percent(share: float) -> str:
-    """A relative error in percent, with three digits."""
+    """A relative error in percent, with three digits, where it is not too small to matter."""
     if not math.isfinite(share):
         return "not finite"
     digits = 100 * share
+    if 0 < digits < LEAST:
+        return f"<{LEAST} %"
     return f"{digits:,.0f} %" if digits >= 1000 else f"{digits:.3g} %"
 
 

@@ -361,7 +361,7 @@ class Explorer {
   }
 }
 
-const percent = (v) => (v == null || Number.isNaN(v) ? "–" : !Number.isFinite(v) ? "not finite" : `${100 * v >= 1000 ? Math.round(100 * v).toLocaleString("en-US") : minus(String(Number((100 * v).toPrecision(3))))} %`);
+const percent = (v) => (v == null || Number.isNaN(v) ? "–" : !Number.isFinite(v) ? "not finite" : v > 0 && v < 1e-5 ? "<0.001 %" : `${100 * v >= 1000 ? Math.round(100 * v).toLocaleString("en-US") : minus(String(Number((100 * v).toPrecision(3))))} %`);
 
 function simpleTable(head, rows) {
   return make("table", {}, make("thead", {}, make("tr", {}, ...head.map((h, i) => make("th", { scope: "col", class: i ? "n" : "" }, h)))), make("tbody", {}, ...rows.map((r) => make("tr", {}, ...r.map((v, i) => make("td", { class: i ? "n" : "" }, v))))));
