@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from gradbench.tables.store import Run, write_json
+from gradbench.tables.store import Run, read_json, write_json
 
 ROOT = Path(__file__).parents[1]
 TABLES = "cells", "params", "budget"  # of the first run: what its figures show can be looked up there
@@ -32,10 +32,12 @@ def main(items: list[str]) -> None:
         for path in sorted((run.folder / "plots").glob("*.png")):
             if not names or path.stem in names.split(","):
                 reduce(path, gallery / path.name)
-        for name in [*(f"{name}.parquet" for name in TABLES if number == 0), "verdict.json"]:
+        for name in (f"{name}.parquet" for name in TABLES if number == 0):
             shutil.copyfile(run.folder / name, gallery / name)
-        command = ["gradbench", "run", str(run.plan["suite"])]  # without the paths of a machine
-        write_json(gallery / "env.json", run.env | {"command": command})
+        # without the paths of a machine
+        verdict = {k: v for k, v in read_json(run.folder / "verdict.json").items() if k != "unheld"}
+        write_json(gallery / "verdict.json", verdict)
+        write_json(gallery / "env.json", run.env | {"command": ["gradbench", "run", str(run.plan["suite"])]})
 
 
 def reduce(source: Path, target: Path) -> None:

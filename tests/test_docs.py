@@ -6,9 +6,14 @@ import re
 import runpy
 from pathlib import Path
 
+import pandas as pd
 import pytest
+from PIL import Image
 
 from gradbench.planning import files
+from gradbench.plots import gallery, look
+from gradbench.plots.sources import Tables
+from gradbench.vocabulary.status import Thresholds
 
 pytestmark = pytest.mark.fast
 
@@ -50,3 +55,27 @@ def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(sources) == 2
     for source in sources:
         exec(compile(source, "README.md", "exec"), names)
+
+
+GALLERY = ROOT / "results" / "gallery"
+
+
+def test_every_figure_has_a_caption_in_the_gallery_which_is_small_and_knows_no_machine() -> None:
+    page = (ROOT / "docs" / "gallery.md").read_text()
+    captions = set(re.findall(r"^\*\*`(\w+)`\.\*\* \S", page, re.MULTILINE))
+    shown = {Path(path).stem for path in re.findall(r"^!\[.+\]\((.+\.png)\)$", page, re.MULTILINE)}
+    assert captions == shown == set(gallery.collect())
+    assert shown == {path.stem for path in GALLERY.glob("*/*.png")}
+    assert sum(path.stat().st_size for path in GALLERY.rglob("*") if path.is_file()) < 3_000_000
+    assert not [path for path in GALLERY.glob("*/*.json") if re.search(r'"[^"]*(?<![\w)])/\w+/', path.read_text())]
+
+
+def test_a_title_of_the_gallery_is_what_the_code_says_of_its_tables() -> None:
+    folder = GALLERY / "aep"
+    cells, params, budget = (pd.read_parquet(folder / f"{name}.parquet") for name in ("cells", "params", "budget"))
+    tables = Tables(cells, params, pd.DataFrame(), budget, Thresholds().residual, Thresholds().faithful, "")
+    for name in ("params", "antisymmetry_vs_error"):
+        figure = gallery.collect()[name](tables)
+        assert figure is not None
+        with Image.open(folder / f"{name}.png") as image:
+            assert image.text["Title"] == look.said(figure, "title")  # type: ignore[attr-defined]
