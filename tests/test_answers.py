@@ -13,7 +13,7 @@ from answering import cell, source
 
 from gradbench.pages import matrix, sentences, wording
 from gradbench.pages.answers import TESTED, Answer, answered
-from gradbench.pages.page import rendered
+from gradbench.pages.composing import rendered
 from gradbench.pages.sources import Source
 from gradbench.tables.store import Run
 from gradbench.tables.verifying import trusted

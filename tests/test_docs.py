@@ -73,7 +73,7 @@ def test_every_figure_has_a_caption_in_the_gallery_which_is_small_and_knows_no_m
 def test_a_title_of_the_gallery_is_what_the_code_says_of_its_tables() -> None:
     folder = GALLERY / "aep"
     cells, params, budget = (pd.read_parquet(folder / f"{name}.parquet") for name in ("cells", "params", "budget"))
-    tables = Tables(cells, params, pd.DataFrame(), budget, Thresholds().residual, Thresholds().faithful, "")
+    tables = Tables(cells, params, pd.DataFrame(), budget, Thresholds().residual, Thresholds().faithful, "", cells)
     for name in ("params", "antisymmetry_vs_error"):
         figure = gallery.collect()[name](tables)
         assert figure is not None

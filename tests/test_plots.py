@@ -17,6 +17,7 @@ from matplotlib.colors import to_rgb, to_rgba
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
+import gradbench as gb
 from gradbench import plots
 from gradbench.errors import StoreError, UserError
 from gradbench.plots import gallery, hold, look
@@ -394,7 +395,7 @@ def test_a_system_with_many_options_stays_within_its_figure(cells: pd.DataFrame,
     other = cells.assign(system_label=LONG, cell="f" + cells["cell"])
     both = pd.concat([cells, other], ignore_index=True)
     parameters = pd.DataFrame([p for row in both.to_dict("records") for p in _params({"W": 0.9, "b": 0.8}, row)])
-    figure = gallery.collect()[name](Tables(both, parameters, pd.DataFrame(), pd.DataFrame(), 1e-4, 0.1, ""))
+    figure = gallery.collect()[name](Tables(both, parameters, pd.DataFrame(), pd.DataFrame(), 1e-4, 0.1, "", both))
     assert figure is not None
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
@@ -560,11 +561,11 @@ def _with_strangers(cells: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([known, known.assign(T2=40, cell="d" + known["cell"])], ignore_index=True)
 
 
-@pytest.mark.parametrize("name", sorted(set(gallery.collect()) - {"credit_by_layer"}))
+@pytest.mark.parametrize("name", sorted(set(gallery.collect()) - {"credit_by_layer", "gap_vs_residual"}))
 def test_a_rule_that_no_list_knows_is_named_in_every_figure(cells: pd.DataFrame, name: str) -> None:
     known = _with_strangers(cells)
     params, budget = _tables(known)
-    figure = gallery.collect()[name](Tables(known, params, pd.DataFrame(), budget, 1e-4, 0.1, ""))
+    figure = gallery.collect()[name](Tables(known, params, pd.DataFrame(), budget, 1e-4, 0.1, "", known))
     assert figure is not None
     said = {text.get_text() for text in figure.findobj(Text)}
     assert {*STRANGERS} <= said
@@ -710,3 +711,20 @@ def test_captions_say_what_a_zero_estimate_is_and_when_there_is_no_cosine(cells:
         assert zero in caption
         assert "reference is zero, not finite or below the floor of liveness, or" in caption
         assert "estimate is not finite" in caption
+
+
+def test_figures_draw_cosines_to_one_reference_and_the_gap_of_both(tmp_path: Path) -> None:
+    grid = {"system": "toy_noncons", "estimator": "adjoint", "T1": [20, 200], "T2": 20, "damp": 3.0, "batch": 2}
+    suite = gb.suite(grid | {"reference": ["bptt", "implicit"]}, name="both")
+    run = gb.run(suite, out=tmp_path, device="cpu")
+    tables = Tables.of(Run(run.folder))
+    assert set(tables.cells["reference"]) == {"bptt"}
+    assert len(tables.whole) == 2 * len(tables.cells)
+    assert set(tables.params["cell"]) == set(tables.cells["cell"])
+    figures = run.plot()
+    assert "2 cells compared otherwise are left out" in look.said(figures["residual_vs_cosine"], "caption")
+    assert look.said(figures["gap_vs_residual"], "title").startswith("The two references part by at most")
+    alone = gb.run(gb.suite(grid | {"reference": "implicit"}, name="alone"), out=tmp_path, device="cpu").plot()
+    words = [text.get_text() for text in alone["residual_vs_cosine"].findobj(Text)]
+    assert not [text for text in words if "BPTT" in text]
+    assert [text for text in words if "the implicit gradient" in text]

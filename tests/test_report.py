@@ -28,7 +28,7 @@ from gradbench.api.results import Results
 from gradbench.cli import _code
 from gradbench.commands import reporting
 from gradbench.errors import StoreError, UserError
-from gradbench.pages import page as pages
+from gradbench.pages import composing as pages
 from gradbench.pages.packing import INF, MINUS_INF, NULL, packed
 from gradbench.pages.sources import Source
 from gradbench.tables.store import Run

@@ -22,7 +22,7 @@ from answering import cell, source
 
 import gradbench as gb
 from gradbench.commands import reporting
-from gradbench.pages import page as pages
+from gradbench.pages import composing as pages
 from gradbench.pages.wording import MINUS
 from gradbench.tables.store import Run
 

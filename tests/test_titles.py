@@ -323,11 +323,11 @@ def log(test: list[float], status: str = "settled") -> pd.DataFrame:
 
 def test_a_training_says_where_the_score_goes_and_how_faithful_it_ends() -> None:
     nan = float("nan")
-    assert curve.progress(log([0.1, 0.8, 0.1, 0.9])) == "test accuracy goes from 0.1 to 0.85"
-    assert curve.progress(log([0.1, 0.1, 0.1, 0.1])) == "test accuracy stays at 0.1"
-    assert curve.progress(log([0.1, 0.8, 0.1, nan])).endswith("to 0.8, without 1 seed that diverged")
-    assert curve.progress(log([0.1, nan, 0.1, nan])) == "test accuracy is not finite in any seed at the end"
-    assert curve.progress(log([nan] * 4)).startswith("train accuracy")
+    assert curve.advance(log([0.1, 0.8, 0.1, 0.9])) == "test accuracy goes from 0.1 to 0.85"
+    assert curve.advance(log([0.1, 0.1, 0.1, 0.1])) == "test accuracy stays at 0.1"
+    assert curve.advance(log([0.1, 0.8, 0.1, nan])).endswith("to 0.8, without 1 seed that diverged")
+    assert curve.advance(log([0.1, nan, 0.1, nan])) == "test accuracy is not finite in any seed at the end"
+    assert curve.advance(log([nan] * 4)).startswith("train accuracy")
     assert curve.fidelity(log([0.1] * 4)) == "the smallest cosine ends at 0.50 to 0.70"
     assert "nothing is settled" in curve.fidelity(log([0.1] * 4, "unsettled"))
     half = log([0.1] * 4).assign(status=["settled", "settled", "settled", "unsettled"])
@@ -351,3 +351,10 @@ def test_two_runs_are_alike_within_noise_or_one_has_lost() -> None:
     assert paired.losses(pairs, "cosine") == said
     undefined = paired.losses(pairs.assign(loss=float("nan")), "cosine")
     assert undefined == "cosine is worse beyond noise in both cells, better in 0; worse in others: cosine_min (2)"
+
+
+def test_the_title_of_a_gap_says_how_far_the_references_part_at_rest_and_elsewhere() -> None:
+    states = pd.DataFrame({"status": ["settled", "settled", "unsettled"], "reference_gap": [1e-6, 3e-4, 0.5]})
+    said = titles.of_gap(states)
+    assert said == "The two references part by at most 0.03 % in 2 settled states, and by at most 50 % in 1 other state"
+    assert titles.of_gap(states[:1]) == "The two references part by at most 0.0001 % in 1 settled state"

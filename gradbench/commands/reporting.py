@@ -53,7 +53,7 @@ def file_at(path: object) -> Path:
 
 def html(run: Run) -> str:
     """The report of a run as text. Raises StoreError for a damaged run."""
-    from gradbench.pages.page import rendered
+    from gradbench.pages.composing import rendered
     from gradbench.pages.sources import Source
 
     return rendered(Source.of(trusted(run)))

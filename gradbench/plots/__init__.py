@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradbench.errors import UserError, near_miss
+from gradbench.estimators.reference import IMPLICIT
 from gradbench.tables.store import Run, write
 
 if TYPE_CHECKING:
@@ -74,8 +75,8 @@ def of_cell(
     }
     cells = DataFrame([row], columns=[*CELLS.names, *(n for n in row if n not in CELLS.names)])
     limits = Thresholds().residual, Thresholds().faithful
-    tables = Tables(cells, frames["params"], frames["blocks"], frames["budget"], *limits, "One measurement")
-    yield from _of_tables(tables, names)
+    tables = cells, frames["params"], frames["blocks"], frames["budget"]
+    yield from _of_tables(Tables.by_one_reference(tables, *limits, "One measurement"), names)
 
 
 def _of_tables(tables: Tables, names: Collection[str]) -> Iterator[tuple[str, Figure]]:
@@ -89,6 +90,8 @@ def _of_tables(tables: Tables, names: Collection[str]) -> Iterator[tuple[str, Fi
         figure = drawing(tables) if not names or name in names else None
         if figure is not None:
             look.sign(figure, tables.source)
+            if tables.reference == IMPLICIT:
+                look.say(figure, "BPTT", "the implicit gradient")
             yield name, figure
 
 

@@ -70,7 +70,7 @@ def draw_curve(log: DataFrame, config: dict[str, Any], env: dict[str, Any]) -> F
     for ax in (left, *right):
         ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     look.strip(figure, entries, 3)
-    reading = [progress(log), *([fidelity(log)] if faithful else [])]
+    reading = [advance(log), *([fidelity(log)] if faithful else [])]
     for ax, sentence in zip((left, *right), reading, strict=True):
         ax.set_title(look.fit(capital(sentence), look.TEXT, look.room(figure) / len(reading) - 60))
     look.title(figure, f"{config['system'][0]} trained by {look.words(config['estimator'][0])}: {'; '.join(reading)}")
@@ -87,7 +87,7 @@ def draw_curve(log: DataFrame, config: dict[str, Any], env: dict[str, Any]) -> F
     return figure
 
 
-def progress(log: DataFrame) -> str:
+def advance(log: DataFrame) -> str:
     """How the score goes from the first step to the last, in the median seed; of test where there is any."""
     column = "train" if log["test"].isna().all() else "test"
     known = log[["step", "seed", column]].dropna()

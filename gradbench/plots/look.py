@@ -22,6 +22,7 @@ import seaborn as sns
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
 from matplotlib.textpath import TextPath
 
 from gradbench.vocabulary.notation import METRICS
@@ -384,6 +385,12 @@ def said(figure: Figure, gid: Literal["title", "caption"]) -> str:
     """What the title or the caption of a figure says, in one line; empty where it has none."""
     texts = [*figure.texts, *(legend.get_title() for legend in figure.legends)]
     return next((" ".join(text.get_text().split()) for text in texts if text.get_gid() == gid), "")
+
+
+def say(figure: Figure, word: str, other: str) -> None:
+    """Say `other` wherever a figure says `word`."""
+    for text in figure.findobj(Text):
+        text.set_text(text.get_text().replace(word, other))
 
 
 def sign(figure: Figure, source: str) -> None:

@@ -202,7 +202,7 @@ def of_params(systems: Systems) -> str:
     Rows are settled cells and parameters, with `cosine` and, of the whole gradient, `cosine_whole`.
     """
     names = short(systems)
-    if hidden := [found for system, here in systems.items() for found in _hidden(names[system], here)]:
+    if hidden := [one for system, here in systems.items() for one in _hidden(names[system], here)]:
         return max(hidden)[1]
     if alone := _alone(systems):
         return of_params_row(*alone)
@@ -233,8 +233,8 @@ def by_layer(here: DataFrame, column: str) -> dict[str, Predicate]:
         median = _medians(rows, "block", column)
         lost = list(median[median < MISSES].index)
         if not median.empty:
-            kept = Predicate("keeps it", f"in {part(len(median), len(median))}", "blocks")
-            said[label] = Predicate("loses it", f"in {some(lost, len(median))}") if lost else kept
+            followed_at = Predicate("keeps it", f"in {part(len(median), len(median))}", "blocks")
+            said[label] = Predicate("loses it", f"in {some(lost, len(median))}") if lost else followed_at
     return said
 
 
@@ -439,3 +439,14 @@ def of_budgets(bars: DataFrame, faithful: float) -> str:
             share = f"in {part(int(counted.max()), int(counted.sum()))}{' each' * (len(most) > 1)}"
             said[label] = Predicate("errs", f"by {listed(most)} {share}", f"bars above {number(faithful)}")
     return capital(together(said) or NOTHING)
+
+
+def of_gap(states: DataFrame) -> str:
+    """The title of gaps between the references: how far they part at rest, and elsewhere."""
+    settled = states["status"] == Status.SETTLED
+    said = [
+        f"by at most {100 * rows['reference_gap'].max():.2g} % in {look.count(len(rows), what)}"
+        for what, rows in (("settled state", states[settled]), ("other state", states[~settled]))
+        if len(rows)
+    ]
+    return f"The two references part {', and '.join(said)}"

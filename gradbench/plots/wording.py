@@ -22,10 +22,10 @@ MINUS = "\u2212"  # as formulas have it
 
 
 class Predicate(NamedTuple):
-    """What a clause says of a rule: a verb with its object, in the singular, the rest, and what the rest counts."""
+    """What a clause says of a rule: a verb with its object, in the singular, what follows, and what that counts."""
 
     verb: str
-    rest: str
+    more: str
     unit: str = ""  # said by the first clause only
 
     @property
@@ -41,7 +41,7 @@ PLURALS = {"misses": "miss", "reaches": "reach", "is": "are", "has": "have"}
 def plain(name: str) -> str:
     """The symbol of a coordinate in letters, without TeX; its name where it has none."""
     symbol = COORDINATES[name].symbol or name
-    letters = GREEK.sub(lambda found: unicodedata.lookup(f"GREEK SMALL LETTER {found[1].upper()}"), symbol)
+    letters = GREEK.sub(lambda match: unicodedata.lookup(f"GREEK SMALL LETTER {match[1].upper()}"), symbol)
     return re.sub(r"[${}_]", "", letters)
 
 
@@ -112,8 +112,8 @@ def spoken_of(labels: Iterable[str]) -> list[str]:
 def default_forms(labels: Iterable[str]) -> list[str]:
     """Rules in their default form, and in all their forms where they are there with options only."""
     ordered = look.in_order(set(labels))
-    bare = {label for label in ordered if " " not in label}
-    return [label for label in ordered if label in bare or label.partition(" ")[0] not in bare]
+    default = {label for label in ordered if " " not in label}
+    return [label for label in ordered if label in default or label.partition(" ")[0] not in default]
 
 
 def together(predicates: Mapping[str, Predicate]) -> str:
@@ -125,7 +125,7 @@ def together(predicates: Mapping[str, Predicate]) -> str:
     for predicate, names in groups.items():
         subject = listed(names) if len(names) <= NAMED else f"{part(len(names), len(predicates))} rules"
         verb = "" if predicate.verb == before else predicate.verb if len(names) == 1 else predicate.plural
-        clauses.append(" ".join(filter(None, [subject, verb, predicate.rest, predicate.unit if verb else ""])))
+        clauses.append(" ".join(filter(None, [subject, verb, predicate.more, predicate.unit if verb else ""])))
         before = predicate.verb
     return "; ".join(clauses)
 

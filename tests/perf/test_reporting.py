@@ -21,7 +21,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from test_checking import synthetic
 
 import gradbench
-from gradbench.pages.page import rendered
+from gradbench.pages.composing import rendered
 from gradbench.pages.sources import Source
 from gradbench.tables.verifying import trusted
 from gradbench.vocabulary.coordinates import COORDINATES
