@@ -445,8 +445,13 @@ def of_gap(states: DataFrame) -> str:
     """The title of gaps between the references: how far they part at rest, and elsewhere."""
     settled = states["status"] == Status.SETTLED
     said = [
-        f"by at most {100 * rows['reference_gap'].max():.2g} % in {look.count(len(rows), what)}"
+        f"by at most {_in_percent(rows['reference_gap'].max())} in {look.count(len(rows), what)}"
         for what, rows in (("settled state", states[settled]), ("other state", states[~settled]))
         if len(rows)
     ]
     return f"The two references part {', and '.join(said)}"
+
+
+def _in_percent(share: float) -> str:
+    """A share of any size in percent: two digits, or all before the point."""
+    return f"{100 * share:.2g} %" if share < 1 else f"{100 * share:.0f} %"
