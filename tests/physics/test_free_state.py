@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ def planned(**grid: Any) -> Plan:
     return plan(parse({"name": "t", "about": "", "grid": [grid]}, "t"), "t")
 
 
+@cache
 def by_solver(name: str, rule: str, solver: str, **more: Any) -> gb.Measurement:
     options = {k: v for k, v in LIVE.get(name, {}).items() if k != "damp"}
     at = {"damp": LIVE[name].get("damp", 1.0), "batch": 2, "dtype": "float64", "reference": "implicit"}
@@ -268,7 +270,7 @@ def deq(net: Any, x: dict[str, Tensor]) -> Tensor:
     z = torch.zeros(len(x["x"]), 12, dtype=x["x"].dtype)
     for _ in range(200):
         new = net(x["x"], z)
-        if float((new - z).norm() / new.norm()) < 1e-12:
+        if float((new - z).detach().norm() / new.detach().norm()) < 1e-12:
             break
         z = new
     return z
