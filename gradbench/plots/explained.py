@@ -12,6 +12,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodF
 
 from gradbench.plots import look
 from gradbench.plots.wording import number, part
+from gradbench.vocabulary.status import Thresholds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.typing import LineStyleType
-    from pandas import DataFrame
+    from pandas import DataFrame, Series
 
 SMALLEST = 1e-8  # a smaller error by cause, and a smaller 1 - cos, is drawn here
 FAR = 0.1  # of 1 - cos: where every curve stays above it, the axis is linear, since there are no decades to show
@@ -72,16 +73,22 @@ def blame(causes: DataFrame, negligible: float) -> str:
     if blamed.empty:
         return f"no cause is above {number(negligible)} of the reference"
     size = float(blamed["size"].iloc[0])
-    return f"its error is {blamed['cause'].iloc[0]}, {number(size) if math.isfinite(size) else 'not finite'} of |g|"
+    large = f"{number(size)} of |g|" if math.isfinite(size) else "not finite"
+    return f"the cause of its error is {blamed['cause'].iloc[0]} ({large})"
 
 
 def stability(eigenvalues: DataFrame) -> str:
     """Whether the eigenvalues of the step map lie in the unit circle, and what that means for s*."""
     whole = bool(eigenvalues["whole"].all())
-    outside = int((np.hypot(eigenvalues["real"], eigenvalues["imaginary"]) >= 1).sum())
+    outside = int(_outside(eigenvalues).sum())
     kind = "Eigenvalues" if whole else "Ritz values"
     where = f"{part(outside, len(eigenvalues))} outside the circle" if outside else "all inside the circle"
     return f"{kind} of $J_G$: {where}, s* {'repels' if outside else 'attracts'}"
+
+
+def _outside(eigenvalues: DataFrame) -> Series:
+    """Whether an eigenvalue is larger than the status of a stable cell allows; round-off puts some at 1."""
+    return np.hypot(eigenvalues["real"], eigenvalues["imaginary"]) > 1 + Thresholds().growth
 
 
 def reach(depths: DataFrame, T2: int | None) -> str:
@@ -92,7 +99,8 @@ def reach(depths: DataFrame, T2: int | None) -> str:
         return f"Depth: nothing is defined at T2 = {at}"
     names = {name: NAMES.get(str(name), look.words(str(name))) for name in off.index}
     if off.max() <= FEW_TIMES * off.min():
-        return f"T2 = {at}: all {len(off)} within {FEW_TIMES:g} times {number(off.min())}"
+        ends = " to ".join(dict.fromkeys([number(off.min()), number(off.max())]))
+        return f"T2 = {at}: all {len(off)} rules off by {ends}"
     return f"T2 = {at}: {names[off.idxmin()]} off by {number(off.min())},\n{names[off.idxmax()]} by {number(off.max())}"
 
 
@@ -135,7 +143,7 @@ def _eigenvalues(ax: Axes, eigenvalues: DataFrame) -> None:
     turn = np.linspace(0, 2 * np.pi, 361)
     ax.plot(np.cos(turn), np.sin(turn), color=look.GREY, linewidth=0.9)
     whole = bool(eigenvalues["whole"].all())
-    outside = np.hypot(eigenvalues["real"], eigenvalues["imaginary"]) >= 1
+    outside = _outside(eigenvalues)
     kinds = ((eigenvalues[~outside], look.COLOURS["aep"], "o"), (eigenvalues[outside], CAUSED, "D"))
     for rows, colour, marker in kinds:
         faces = colour if whole else "none"
@@ -182,7 +190,7 @@ def _updates(ax: Axes, updates: DataFrame, rule: str) -> None:
     if updates.empty:
         ax.set_title("Updates: none to be compared")
         ax.text(0.5, 0.5, "no steps of both\nto be compared", transform=ax.transAxes, ha="center", va="center")
-        ax.set(xticks=[], yticks=[])
+        ax.set_axis_off()
         return
     ax.set_title(departure(updates))
     entries, looks = [], zip(look.RESERVE, MARKERS, strict=True)

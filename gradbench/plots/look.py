@@ -278,7 +278,7 @@ def strip(figure: Figure, entries: Sequence[Line2D | Patch], most: int) -> None:
         ends = itertools.accumulate(lines + (column < longer) for column in range(columns))
         return sum(max(widths[a:b]) for a, b in itertools.pairwise([0, *ends])) + TEXT * SPACING * (columns - 1)
 
-    columns = next((n for n in range(min(most, len(entries)), 1, -1) if total(n) < room(figure) - TEXT), 1)
+    columns = next((n for n in range(min(most, len(entries)), 1, -1) if total(n) < FILL * room(figure) - TEXT), 1)
     figure.legend(handles=entries, loc="outside upper left", ncols=columns, frameon=False)
 
 
