@@ -25,10 +25,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from gradbench.diagnostics.ladder import adjoint_powers, adjoints
+from gradbench.diagnostics.dissection import State, opaque
+from gradbench.diagnostics.ladder import adjoints
 from gradbench.dynamics.trajectory import chosen
+from gradbench.errors import RuleFaultError
 from gradbench.estimators.base import Role, Snapshot, along
-from gradbench.estimators.reference import IMPLICIT
+from gradbench.estimators.implicit import solution
+from gradbench.estimators.reference import IMPLICIT, REFERENCE
 from gradbench.vocabulary.cause import Cause
 from gradbench.vocabulary.status import Status
 
@@ -73,6 +76,7 @@ class Asked:
     estimate: Params  # (i, j, *c, ...)
     credit: Float[Tensor, "i j *c b n"] | None
     wanted: Mapping[Cell, tuple[Place, Comparison]]
+    by_chance: frozenset[Cell] = frozenset()  # of those that are wanted: the error is within what the draws leave
 
     @property
     def series(self) -> set[int]:
@@ -111,13 +115,19 @@ class Budgets:
     faithful: float
     depths: tuple[int, ...]  # of all readings
     _series: dict[object, dict[int, Params]] = field(default_factory=dict)  # gradients by depth
-    _powers: dict[int, tuple[Tensor, Params]] = field(default_factory=dict)  # credit and gradient by number of terms
+    _sweeps: dict[tuple[int, int, int], Params] = field(
+        default_factory=dict
+    )  # gradients of the last steps of the reverse sweep
+    _states: dict[tuple[int, int, bool], State] = field(default_factory=dict)
 
     def of(self, asked: Sequence[Asked]) -> dict[Cell, Budget]:
         """The budget of every cell that wants a cause. Readings of one phase have the same T1 and beta."""
         budgets: dict[Cell, Budget] = {}
         nudged: dict[AbstractPhase, list[Asked]] = {}
         for a in asked:
+            if opaque(a.rule, a.depth):
+                budgets |= self._dissected(a)
+                continue
             of_reading = self._budgets(a, self._steps(a))
             budgets |= of_reading
             bent = {cell: a.wanted[cell] for cell, budget in of_reading.items() if budget.cause is Cause.NUDGE}
@@ -141,8 +151,7 @@ class Budgets:
         if a.rule.role is not Role.RULE:
             return {Cause.READOUT: _minus(a.estimate, reference)}
         phase, terms = a.rule.phase, a.rule.terms(a.depth)
-        if terms is None:
-            return self._nearest(a, rows, reference)
+        assert terms is not None
         adjoint = self._series_gradient(phase, rows, terms)
         # no truncation of the sweep to compare with, or none that is on the way
         if terms != a.depth or self.free.field.predicts or a.reference == IMPLICIT:
@@ -166,27 +175,74 @@ class Budgets:
         series = [self._series_gradient(a.rule.phase, rows, depth) for depth in depths]
         return {n: torch.stack([g[n][i] for i, g in enumerate(series)]) for n in a.estimate}
 
-    def _nearest(self, a: Asked, rows: Sequence[int], reference: Params) -> Steps:
-        """The steps of a rule that declares no number of terms, by way of the adjoint that is nearest to it.
+    def _dissected(self, a: Asked) -> dict[Cell, Budget]:
+        """The budgets of a rule that the package knows nothing of, cell by cell."""
+        budgets = {}
+        for cell, ((i, j, c), comparison) in a.wanted.items():
+            if cell in a.by_chance:
+                sizes = {"": comparison.whole} | {n: p for n, p in comparison.params.items() if not p.no_reference}
+                of = wanting(comparison, self.faithful) or ""
+                chance = {n: {Cause.VARIANCE: similarity.rel_error} for n, similarity in sizes.items()}
+                budgets[cell] = Budget(Cause.VARIANCE, of, chance)
+                continue
+            (row,) = self.free.rows([a.free.T1s[i]])
+            estimate = {n: g[i, j, c] if self._stacked else g[i, j] for n, g in a.estimate.items()}
+            beta = float((a.betas[j, c] if self._stacked else a.betas[j]).double()) if len(a.betas) else None
+            steps = self._dissected_steps(a, beta, (row, c), estimate)
+            squares = {n: [float(step[n].double().square().sum()) for step in steps.values()] for n in estimate}
+            budgets[cell] = self._budget(comparison, squares, tuple(steps))
+        return budgets
 
-        Of the adjoints with 1, 2, 4 ... T1 terms, the one whose credit is nearest to that of the rule, or whose
-        gradient is, where the rule gives no credit. It is chosen for every T1, beta and stacked problem.
-        """
-        if not self._powers:
-            self._powers |= {k: (credit, self._pulled(credit)) for k, credit in adjoint_powers(self.free).items()}
-        gaps, gradients = [], []
-        bound = self.free.ends.new_tensor([self.free.T1s[row] or math.inf for row in rows])
-        for k, (credit, gradient) in self._powers.items():
-            gradients.append({n: chosen(g, rows) for n, g in gradient.items()})
-            if a.credit is not None:
-                gap = (a.credit - chosen(credit, rows)[:, None]).double().square().sum((-2, -1))
-            else:
-                gap = _squares(_minus(a.estimate, gradients[-1]), list(reference), self._lead).sum(-1)
-            outside = (bound < k).reshape(-1, *[1] * (gap.ndim - 1))
-            gaps.append(gap.nan_to_num(nan=math.inf).masked_fill(outside, math.inf))
-        best = torch.stack(gaps).argmin(0)
-        nearest = {n: _picked([g[n] for g in gradients], best) for n in reference}
-        return {Cause.TRUNCATION: _minus(nearest, reference), Cause.READOUT: _minus(a.estimate, nearest)}
+    def _dissected_steps(self, a: Asked, beta: float | None, place: tuple[int, int], estimate: Params) -> Steps:
+        """The steps of one cell, by cause; all of its error is not taken apart where the rule fails on the way."""
+        row, c = place
+        reference = self._at(self.references[a.reference], row, c)
+        try:
+            state = self._state(row, c, states=not a.rule.phase.hints)
+            terms, parts, end = state.dissection(a.rule, a.depth, beta)
+        except RuleFaultError:
+            return {Cause.UNKNOWN: _minus(estimate, reference)}
+        last = parts[0].gradient
+        steps: Steps = {Cause.TRUNCATION: _minus(last, reference)}
+        if not (self.free.field.predicts or a.reference == IMPLICIT):
+            whole = terms is None or terms >= self.free.T1s[row]
+            truncated = reference if whole else self._truncated(terms or 0, row, c)
+            steps = {Cause.TRUNCATION: _minus(truncated, reference), Cause.TRANSIENT: _minus(last, truncated)}
+        for part in parts[1:]:
+            step, last = _minus(part.gradient, last), part.gradient
+            steps[part.cause] = _plus(steps[part.cause], step) if part.cause in steps else step
+        rounded = _minus(estimate, last)
+        steps[end] = _plus(steps[end], rounded) if end in steps else rounded
+        return steps
+
+    def _truncated(self, terms: int, row: int, c: int) -> Params:
+        """The gradient of the last steps of the reverse sweep of one cell."""
+        if terms in self.truncated:
+            return self._at(self.truncated[terms], row, c)
+        if (terms, row, c) not in self._sweeps:
+            free = self.free.alone(row, c, states=True)
+            free = REFERENCE.phase.trained(free, terms) if free.every == 1 else free
+            snapshot = next(REFERENCE.phase.run(free, (terms,), free.ends.new_empty(0)))
+            assert snapshot.gradient is not None
+            self._sweeps[terms, row, c] = {n: g[0].double() for n, g in snapshot.gradient.items()}
+        return self._sweeps[terms, row, c]
+
+    def _state(self, row: int, c: int, *, states: bool) -> State:
+        """One free state in float64; with the states before it, where a rule may want them."""
+        if (row, c, states) not in self._states:
+            narrow = self.free.alone(row, c, states=states)
+            wide = narrow.wide
+            same = narrow.ends.dtype == torch.float64
+            self._states[row, c, states] = State(wide, solution(wide), None if same else lambda: narrow)
+        return self._states[row, c, states]
+
+    def _at(self, gradient: Params, row: int, c: int) -> Params:
+        """That of one T1 and cell, in float64."""
+        return {n: (g[row, c] if self._stacked else g[row]).double() for n, g in gradient.items()}
+
+    @property
+    def _stacked(self) -> bool:
+        return self._lead == 3
 
     def _pulled(self, credit: Float[Tensor, "i *c b n"]) -> Params:
         return along(self.free, Snapshot(None), credit[:, None]).gradient
@@ -266,7 +322,7 @@ class Budgets:
         return budgets
 
     def _budgets(self, a: Asked, steps: Steps) -> dict[Cell, Budget]:
-        names, stacked = list(a.estimate), self._lead == 3
+        names, stacked = list(a.estimate), self._stacked
         parts = torch.broadcast_tensors(*(_squares(step, names, self._lead) for step in steps.values()))
         squares = torch.stack(parts, -1).expand(-1, len(a.betas) or 1, *[-1] * (parts[0].ndim - 1))
         values = (squares if stacked else squares[:, :, None]).tolist()
@@ -287,7 +343,7 @@ class Budgets:
         }
         of = wanting(comparison, self.faithful) or ""
         cause = _largest(sizes[of])
-        if cause in (Cause.READOUT, Cause.RULE):
+        if cause in (Cause.READOUT, Cause.RULE, Cause.UNKNOWN):
             cause = _multiple(comparison) or cause
         return Budget(cause, of, sizes)
 
@@ -374,13 +430,6 @@ def _taken(g: Params, j: Int[Tensor, "i 1 *c"]) -> Params:
     return {
         n: v.gather(1, j.reshape(*j.shape, *[1] * (v.ndim - j.ndim)).expand(-1, -1, *v.shape[2:])) for n, v in g.items()
     }
-
-
-def _picked(gradients: Sequence[Tensor], best: Int[Tensor, "i j *c"]) -> Tensor:
-    """Of every T1, beta and stacked problem the gradient `(i, j, *c, ...)` with the index that is best there."""
-    g = torch.stack([g.expand(-1, best.shape[1], *g.shape[2:]) for g in gradients])
-    index = best.reshape(1, *best.shape, *[1] * (g.ndim - 1 - best.ndim)).expand(1, *g.shape[1:])
-    return g.gather(0, index)[0]
 
 
 def _squares(step: Params, names: Sequence[str], lead: int) -> Float[Tensor, "*lead P"]:

@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from gradbench.diagnostics.dissection import State, opaque
 from gradbench.diagnostics.metrics import Comparison, compare
 from gradbench.dynamics.trajectory import relax
 from gradbench.estimators.base import Role, Snapshot, along
@@ -43,12 +44,12 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
+    from gradbench.diagnostics.dissection import Dissection
     from gradbench.dynamics.field import Field
     from gradbench.dynamics.trajectory import Trajectory
-    from gradbench.estimators.base import AbstractEstimator, Reading
+    from gradbench.estimators.base import AbstractEstimator, AbstractPhase
     from gradbench.systems.base import Params
 
-FORWARD = 256  # most terms of the adjoint series where no steps of the relaxation lead to s*, and T1 is no bound
 STATES = 2**27  # entries of a trajectory up to which all states are stored; of a longer one only some are
 LIVE = 1e-12  # a parameter whose reference is below this share of the whole has no error
 
@@ -185,7 +186,7 @@ class Relaxed:
     @cached_property
     def as_run(self) -> Trajectory:
         """In the dtype of the cell."""
-        return self.wide if self.field.step_size.dtype == torch.float64 else free_phase(self.field, self.T1)
+        return self.wide if self.as_wide else free_phase(self.field, self.T1)
 
     @cached_property
     def reference(self) -> Params:
@@ -203,6 +204,16 @@ class Relaxed:
     def solution(self) -> Solution:
         """The credit of the implicit reference, which is the limit of the series where that has one."""
         return solution(self.wide)
+
+    @cached_property
+    def state(self) -> State:
+        """What rules are taken apart by that the package knows nothing of."""
+        return State(self.wide, self.solution, None if self.as_wide else lambda: self.as_run)
+
+    @property
+    def as_wide(self) -> bool:
+        """Whether the cell is run in float64."""
+        return self.field.step_size.dtype == torch.float64
 
 
 def climb(
@@ -252,11 +263,15 @@ def _climbed(
     elif rule.role is not Role.REFERENCE:
         if not implicit:
             yield from _limit_rungs(relaxed, no_limit)
-        if rule.role is Role.RULE:
-            yield from _phase_rungs(free, rule, T2, beta, length, no_limit)
-        yield Rung("readout", Cause.READOUT, estimate(rule, free, T2, beta))
+        if opaque(rule, T2):
+            yield from _dissected_rungs(relaxed.state.dissection(rule, T2, beta), length, no_limit)
+        else:
+            if rule.role is Role.RULE:
+                yield from _phase_rungs(free, rule, T2, beta, length, no_limit)
+            yield Rung("readout", Cause.READOUT, estimate(rule, free, T2, beta))
     if relaxed.as_run is not free:
-        yield Rung("as run", Cause.PRECISION, estimate(rule, relaxed.as_run, T2, beta))
+        last = relaxed.state.dissection(rule, T2, beta).last if opaque(rule, T2) else Cause.PRECISION
+        yield Rung("as run", last, estimate(rule, relaxed.as_run, T2, beta))
 
 
 def _limit_rungs(relaxed: Relaxed, no_limit: Cause) -> Iterator[Rung | str]:
@@ -279,10 +294,7 @@ def _phase_rungs(
 ) -> Iterator[Rung]:
     """From the limit of the series to the phase as it is; `length` is the cause of what the number of terms changes."""
     phase, terms = rule.phase, rule.terms(T2)
-    if terms is None:
-        terms, credit = _nearest(free, rule, T2, beta)
-        yield _rung(free, f"adjoint, {terms} term{'' if terms == 1 else 's'}", length, credit)
-        return
+    assert terms is not None
     yield _rung(free, "adjoint, T2 terms", length, adjoint_credit(free, terms, phase.step_size(free)))
     if phase.linearises and beta is not None and T2 is not None:
         ((_, a),) = phase.linearised(free, (T2,), drifting=False)
@@ -291,28 +303,12 @@ def _phase_rungs(
             yield _rung(free, c.name, c.cause, c.credit[:, 0])
 
 
-def _nearest(
-    free: Trajectory, rule: AbstractEstimator, T2: int | None, beta: float | None
-) -> tuple[int, Float[Tensor, "1 b n"]]:
-    """The number of terms, among 1, 2, 4 ... T1, whose adjoint is nearest to a rule that declares none."""
-    reading = read(rule, free, T2, beta)
-    gaps = {}
-    for k, a in adjoint_powers(free).items():
-        if reading.credit is not None:
-            gap = float((reading.credit[:, 0] - a).norm())
-        else:
-            gradient = _only(along(free, Snapshot(None), a[:, None]).gradient)
-            gap = math.hypot(*(float((g[0, 0] - gradient[n]).norm()) for n, g in reading.gradient.items()))
-        gaps[k] = gap if math.isfinite(gap) else math.inf, a
-    k = min(gaps, key=lambda k: gaps[k][0])
-    return k, gaps[k][1]
-
-
-def adjoint_powers(free: Trajectory) -> dict[int, Float[Tensor, "i *c b n"]]:
-    """Credits of the adjoint with 1, 2, 4 ... terms, up to T1 and with it; without steps to s* up to `FORWARD`."""
-    most = (max(free.T1s) if free.field.has_way_back else 0) or FORWARD
-    wanted = {2**k for k in range(most.bit_length())} | {T1 for T1 in free.T1s if T1}
-    return {k: a for k, a in enumerate(adjoints(free, most)) if k in wanted}
+def _dissected_rungs(dissection: Dissection, length: Cause, no_limit: Cause) -> Iterator[Rung | str]:
+    """The rungs of a rule that the package knows nothing of; a series without an end has its rung already."""
+    changed = {Cause.TRUNCATION: length, Cause.TRANSIENT: no_limit}
+    for part in dissection.parts[dissection.terms is None :]:
+        credit = None if part.credit is None else part.credit[None]
+        yield Rung(part.name, changed.get(part.cause, part.cause), part.gradient, credit)
 
 
 def free_phase(field: Field, T1: int) -> Trajectory:
@@ -320,17 +316,18 @@ def free_phase(field: Field, T1: int) -> Trajectory:
     return relax(field, (T1,), max(2, STATES // field.init_state().numel()))
 
 
-def estimate(rule: AbstractEstimator, free: Trajectory, T2: int | None, beta: float | None) -> Params:
-    """The gradient that a rule makes of a trajectory of one T1."""
-    return _only(read(rule, free, T2, beta).gradient)
-
-
-def read(rule: AbstractEstimator, free: Trajectory, T2: int | None, beta: float | None) -> Reading:
-    """What a rule makes of a trajectory of one T1."""
+def estimate(
+    rule: AbstractEstimator,
+    free: Trajectory,
+    T2: int | None,
+    beta: float | None,
+    phase: AbstractPhase | None = None,
+) -> Params:
+    """The gradient that a rule makes of a trajectory of one T1; in place of its phase it may have another such one."""
     betas = free.ends.new_tensor([] if beta is None else [beta])
-    snapshots = rule.phase.run(free, () if T2 is None else (T2,), betas)
+    snapshots = (phase or rule.phase).run(free, () if T2 is None else (T2,), betas)
     snapshot = next(s for s in snapshots if s.depth == T2)
-    return rule.read(free, snapshot, betas)
+    return _only(rule.read(free, snapshot, betas).gradient)
 
 
 def adjoint_credit(free: Trajectory, terms: int, eps: Tensor | None = None) -> Float[Tensor, "i *c b n"]:

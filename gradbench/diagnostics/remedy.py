@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -12,6 +13,7 @@ import torch
 from gradbench.data.streams import Streams, normal
 from gradbench.diagnostics.arnoldi import leading
 from gradbench.diagnostics.deep import certify_deep
+from gradbench.diagnostics.dissection import opaque
 from gradbench.diagnostics.ladder import Relaxed, adjoints, climb, estimate
 from gradbench.diagnostics.metrics import compare
 from gradbench.estimators.base import Exact, Role
@@ -73,9 +75,12 @@ def remedy_for(case: Case) -> str | None:
         Cause.CLIP: _varied,
         Cause.READOUT: _varied,
         Cause.PRECISION: _nudged,
+        Cause.WEIGHTS: _more_steps,
+        Cause.VARIANCE: _more_draws,
     }
     cause, _ = case.ladder.culprit
-    return remedies[cause](case) if cause in remedies else None
+    told = remedies[cause](case) if cause in remedies else None
+    return told or (_undone(case) if opaque(case.rule, case.T2) else None)
 
 
 def _longer(case: Case) -> str | None:
@@ -127,7 +132,7 @@ def _deeper(case: Case) -> str | None:
         if case.relaxed.compared_with == IMPLICIT:
             return None
         return f"T2 = T1 = {free.T1s[0]} is exact"
-    if case.rule.terms(case.T2) is None:
+    if opaque(case.rule, case.T2) and case.T2 is not None:
         return _more_steps(case)
     try:
         limit = case.ladder["implicit"].credit
@@ -162,8 +167,11 @@ def _transposed(case: Case) -> str | None:
 
 def _nudged(case: Case) -> str | None:
     """The range around the best beta in which the errors by nonlinearity and by round-off stay negligible."""
-    assert case.beta is not None
-    free, target = case.relaxed.as_run, case.ladder["along the drift"].gradient
+    if case.beta is None:
+        return None
+    free, target = case.relaxed.as_run, _before(case, Cause.NONLINEARITY)
+    if target is None:
+        return None
     size = _norm(case.ladder.reference)
     errors = {}
     for factor in NUDGES:
@@ -186,6 +194,48 @@ def _nudged(case: Case) -> str | None:
     )
 
 
+def _before(case: Case, cause: Cause) -> Params | None:
+    """The last rung before the first step of a cause; of a nudge the one that it should come to. None: no such step."""
+    rungs = case.ladder.rungs
+    if cause is Cause.NONLINEARITY and any(rung.name == "along the drift" for rung in rungs):
+        return case.ladder["along the drift"].gradient
+    return next((a.gradient for a, b in itertools.pairwise(rungs) if b.cause is cause), None)
+
+
+UNDONE = {  # what is tried against a cause of a rule that the package knows nothing of
+    Cause.ASYMMETRY: "J_G^T in place of J_G",
+    Cause.DAMPING: "the series without damping",
+    Cause.WEIGHTS: "a weight of 1 of every term",
+    Cause.JACOBIAN: "J_G^T at s* in place of the Jacobian of the rule",
+    Cause.NONLINEARITY: "a nudge too small to bend the response",
+    Cause.READOUT: "the gradient of the credit, with the projection of the system,",
+    Cause.SIGN: "the other sign",
+    Cause.SCALE: "a factor of 1",
+    Cause.PRECISION: "float64 throughout",
+}
+
+
+def _undone(case: Case) -> str | None:
+    """The rule without the culprit, as the ladder has it, where that is better."""
+    cause, _ = case.ladder.culprit
+    without = _before(case, cause) if cause in UNDONE else None
+    if without is None:
+        return None
+    error, now = _error(without, case.ladder.reference), case.ladder.whole.whole.rel_error
+    return f"{UNDONE[cause]} brings the error from {now:.2g} to {error:.2g}" if error < now else None
+
+
+def _more_draws(case: Case) -> str | None:
+    """The mean over more draws."""
+    now = case.ladder.whole.whole.rel_error
+    for draws in [max(1, case.rule.draws) * factor for factor in LONGER]:
+        phase = case.rule.phase.drawn(range(draws))
+        left = _error(estimate(case.rule, case.relaxed.wide, case.T2, case.beta, phase), case.ladder.reference)
+        if left <= now / 2:
+            return f"{draws} draws bring the error from {now:.2g} to {left:.2g}"
+    return None
+
+
 def _more_steps(case: Case) -> str | None:
     """A longer second phase of a rule whose credit is no series that the package knows."""
     for T2 in [case.T2 * factor for factor in LONGER] if case.T2 is not None else ():
@@ -199,7 +249,7 @@ def _varied(case: Case) -> str | None:
     """The variant that the rule itself names against the culprit, where its error is smaller."""
     cause, _ = case.ladder.culprit
     if cause not in case.rule.variants():
-        return None if case.rule.phase.linearises else _more_steps(case)
+        return _more_steps(case) if opaque(case.rule, case.T2) else None
     change, other = case.rule.variants()[cause]
     error = _error(estimate(other, case.relaxed.as_run, case.T2, case.beta), case.ladder.reference)
     now = case.ladder.whole.whole.rel_error

@@ -54,6 +54,40 @@ class Trajectory:
             self._views[T1s] = dataclasses.replace(self, T1s=T1s, ends=ends, _views={})
         return self._views[T1s]
 
+    def alone(self, row: int, c: int, *, states: bool) -> Trajectory:
+        """One T1 of one cell. Without `states` it cannot be gone back through: it is s* and no more."""
+        field, stacked = self.field.cell(c), self.ends.ndim == 4
+
+        def of_cell(v: Tensor, cells: int) -> Tensor:
+            return v.select(cells, c) if stacked else v
+
+        s, T1 = of_cell(self.ends, 1)[row : row + 1], self.T1s[row]
+        stored = T1 // self.every + 1
+        return dataclasses.replace(
+            self,
+            field=field,
+            T1s=(T1,),
+            ends=s,
+            norms=of_cell(self.norms, 1)[: T1 + 1],
+            energies=None if self.energies is None else of_cell(self.energies, 1)[: T1 + 1],
+            states=of_cell(self.states, 1)[:stored] if states else s,
+            step=lambda s: (field.step(s),),
+            _views={},
+        )
+
+    @property
+    def wide(self) -> Trajectory:
+        """The same in float64, as it was rounded."""
+        field = self.field.wide
+        return dataclasses.replace(
+            self,
+            field=field,
+            ends=self.ends.double(),
+            states=self.states.double(),
+            step=lambda s: (field.step(s),),
+            _views={},
+        )
+
     def rows(self, T1s: Iterable[int]) -> list[int]:
         """Rows of some of the T1."""
         places = {T1: i for i, T1 in enumerate(self.T1s)}

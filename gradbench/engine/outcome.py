@@ -16,6 +16,8 @@ from gradbench.tables.placeholders import extra, unmeasured
 from gradbench.vocabulary.cause import column
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from gradbench.diagnostics.budget import Budget
     from gradbench.diagnostics.certificate import Certificate
     from gradbench.diagnostics.judgement import Judgement
@@ -72,6 +74,7 @@ class Outcome:
         row |= {name: value for name, value in vars(self.certificate).items() if name not in _INTERNAL}
         row |= self._apart() | {f.name: getattr(self.certificate.deep, f.name, None) for f in fields(Deep)}
         row |= {name: self.evidence.get(name) for name in (*_NUDGED, *SUMMARY)}
+        row |= self._of_draws()
         row["rho_T2"] = _power(self.certificate.rho, self.cell.T2) if self.cell.T2 is not None else None
         c = self.comparison
         whole = c.whole if c else UNDEFINED
@@ -96,6 +99,14 @@ class Outcome:
             return columns
         return columns | dict.fromkeys(("reference_gap", "implicit_open"))
 
+    def _of_draws(self) -> dict[str, float | int | None]:
+        """What several draws of a rule leave open; null for a rule that has one estimate alone."""
+        draws = self.evidence.get("draws")
+        if draws is None or not math.isfinite(draws):
+            return {"draws": None, "variance": None, "bias_se": None}
+        error = standard_error(self.evidence, self.comparison)
+        return {"draws": int(draws), "variance": error**2 * draws, "bias_se": error}
+
     def _budget(self) -> list[dict[str, Any]]:
         """A row for the whole gradient and one for every live parameter."""
         if self.budget is None or self.comparison is None:
@@ -105,6 +116,14 @@ class Outcome:
             error = (self.comparison.params[name] if name else self.comparison.whole).rel_error
             rows.append({"param": name, "rel_error": error} | {column(c): size for c, size in sizes.items()})
         return rows
+
+
+def standard_error(evidence: Mapping[str, float], comparison: Comparison | None) -> float:
+    """Of the mean over the draws of a rule, over the norm of the reference; NaN where there is no reference."""
+    norm = comparison.whole.reference_norm if comparison else math.nan
+    if not (math.isfinite(norm) and norm > 0):
+        return math.nan
+    return evidence["draw_spread"] / (math.sqrt(evidence["draws"]) * norm)
 
 
 def _power(rho: float, T2: int) -> float:
@@ -118,6 +137,6 @@ def _power(rho: float, T2: int) -> float:
 _NUDGED = ("nudge_residual", "clip_share", "drift", "curvature", "noise_floor")
 COUNTED = ("n_force", "n_jvp", "n_vjp")
 # evidence that has columns of its own, or none; what else a rule returns is a further column
-EVIDENCE = frozenset({*_NUDGED, *SUMMARY, *COUNTED, "nudge_norm"})
+EVIDENCE = frozenset({*_NUDGED, *SUMMARY, *COUNTED, "nudge_norm", "draws", "draw_spread"})
 # fields of a certificate without a column: `deep` has a column a field, and the reason tells what decided the status
 _INTERNAL = ("scale", "shrink", "collapsed_share", "escape", "judgement", "deep")

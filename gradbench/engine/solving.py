@@ -18,12 +18,13 @@ from torch.profiler import record_function
 from gradbench.diagnostics.budget import Asked, Budget, Budgets, asks, blamed, wanting
 from gradbench.diagnostics.certificate import certify
 from gradbench.diagnostics.deep import deepen
+from gradbench.diagnostics.dissection import STANDARD_ERRORS
 from gradbench.diagnostics.judgement import Judgement, against_implicit, of_cell
 from gradbench.dynamics.meter import Meter
 from gradbench.dynamics.stack import Stack, Tried
 from gradbench.dynamics.trajectory import chosen, relax
 from gradbench.engine.draws import try_force
-from gradbench.engine.outcome import Outcome
+from gradbench.engine.outcome import Outcome, standard_error
 from gradbench.engine.readings import Place, Readings
 from gradbench.engine.references import Apart, References, gather_references
 from gradbench.errors import RuleFaultError
@@ -178,6 +179,7 @@ def _causes(
     asked = []
     for taken in readings.taken:
         wanted: dict[Cell, tuple[Place, Comparison]] = {}
+        by_chance = set()
         for cell, place in taken.cells:
             comparison, judged = measured[cell].comparison, measured[cell].judgement
             if comparison is None:
@@ -187,10 +189,13 @@ def _causes(
                 budgets[cell] = budget
             elif asks(judged.status, of):
                 wanted[cell] = place, comparison
+                if "draws" in (evidence := measured[cell].evidence):
+                    error = standard_error(evidence, comparison)
+                    by_chance |= {cell} if comparison.whole.rel_error <= STANDARD_ERRORS * error else set()
         if wanted:
             reading = taken.reading
             at = (taken.free, taken.betas, reading.gradient, reading.credit)
-            asked.append(Asked(taken.rule, taken.reference, reading.depth, *at, wanted))
+            asked.append(Asked(taken.rule, taken.reference, reading.depth, *at, wanted, frozenset(by_chance)))
     if not asked:
         return budgets
     T1s = tuple(sorted({a.free.T1s[i] for a in asked for (i, _, _), _ in a.wanted.values()}))

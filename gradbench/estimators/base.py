@@ -141,6 +141,7 @@ class AbstractPhase(ABC):
     """
 
     linearises: ClassVar[bool] = False  # whether `linearised` and `changes` are given
+    hints: ClassVar[bool] = False  # whether `terms` is no more than a hint of whoever wrote the rule
     recordable: ClassVar[bool] = True  # whether a training step with it can be recorded as a CUDA graph
     beta_tells: frozenset[Cause] = frozenset()  # causes that the other beta of a grid tell apart
 
@@ -162,6 +163,10 @@ class AbstractPhase(ABC):
     @property
     def unobserved(self) -> AbstractPhase:
         """The same without what only evidence needs."""
+        return self
+
+    def drawn(self, draws: range) -> AbstractPhase:
+        """The same as the mean over other draws, by their numbers; of a phase that draws nothing itself."""
         return self
 
     def terms(self, depth: int | None) -> int | None:
@@ -214,7 +219,7 @@ class AbstractEstimator(ABC):
     uses: ClassVar[frozenset[str]]  # of {"T2", "beta"}
     source: ClassVar[str]
     role: ClassVar[Role] = Role.RULE
-    draws: ClassVar[bool] = False  # whether it draws random numbers
+    draws: ClassVar[int] = 0  # how many draws its estimate is the mean of; 0: it draws no random numbers
     unseen: ClassVar[str | None] = None  # a part of its code or data that no digest sees; None: there is none
     truncates: ClassVar[bool] = False  # whether the estimate is the reference, summed over its last T2 steps alone
 

@@ -26,7 +26,7 @@ from gradbench.vocabulary.coordinates import COORDINATES
 
 if TYPE_CHECKING:
     from jaxtyping import Float
-    from torch import Tensor
+    from torch import Generator, Tensor
 
     from gradbench.dynamics.field import Field
     from gradbench.dynamics.linear import Linear
@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 
 AXES = ("T2", "beta")  # coordinates that a rule may read
 Scalar = bool | int | float | str
+DRAWS = 16  # of a rule that says that it draws, and not how often
 _NUMBERS = ("n_force", "n_jvp", "n_vjp")  # evidence of every function: what was evaluated for it
+_OF_DRAWS = ("draws", "draw_spread")  # and of every function that is called for several draws
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,6 +266,45 @@ class _Answer:
         return self.end.grad(self.credit)
 
 
+class _Mean:
+    """The mean of answers as they come, and how far the gradients are spread around theirs."""
+
+    def __init__(self) -> None:
+        self._answers = 0
+        self._end: _End | None = None
+        self._credit: Tensor | None = None
+        self._gradient_given = False  # whether there are gradients beside those of the credits
+        self._gradient: Params = {}
+        self._evidence: dict[str, float] = {}
+        self._squares = 0.0  # sum of |g - mean|^2
+
+    def add(self, answer: _Answer) -> None:
+        """One more answer. Welford 1962."""
+        first, self._answers, self._end = not self._answers, self._answers + 1, answer.end
+        share = 1 / self._answers
+        if first:
+            self._credit = answer.credit
+        elif self._credit is not None:
+            self._credit = None if answer.credit is None else self._credit + share * (answer.credit - self._credit)
+        self._gradient_given |= answer.gradient is not None
+        gradient = answer.estimate
+        before = gradient if first else self._gradient
+        self._gradient = {n: before[n] + share * (g - before[n]) for n, g in gradient.items()}
+        self._squares += sum(float(((g - before[n]) * (g - self._gradient[n])).sum()) for n, g in gradient.items())
+        for name, value in answer.evidence.items():
+            told = self._evidence.get(name, 0.0)
+            self._evidence[name] = told + (value if name in _NUMBERS else (value - told) * share)
+
+    @property
+    def answer(self) -> _Answer:
+        """What stands for all of them: evaluations are summed, all else is a mean."""
+        assert self._end is not None
+        spread = math.sqrt(self._squares / (self._answers - 1))
+        evidence = self._evidence | {"draws": float(self._answers), "draw_spread": spread}
+        gradient = self._gradient if self._gradient_given or self._credit is None else None
+        return _Answer(self._end, self._credit, gradient, evidence)
+
+
 def _sorted_out(given: Any, end: _End) -> Estimate:
     """A dict by its keys as a credit or a gradient; anything else is a credit."""
     import torch
@@ -298,7 +339,7 @@ def _numbers(evidence: Any, rule: str) -> dict[str, float]:
         raise RuleFaultError(f"{rule}: the evidence is {article(evidence)}, expected numbers by name")
     numbers = {}
     for name, value in evidence.items():
-        if not isinstance(name, str) or not name.isidentifier() or name in _NUMBERS:
+        if not isinstance(name, str) or not name.isidentifier() or name in (*_NUMBERS, *_OF_DRAWS):
             raise RuleFaultError(f"{rule}: evidence {name!r}: a column cannot have this name")
         try:
             numbers[name] = float(value)
@@ -350,13 +391,15 @@ class Answers(Snapshot):
 @final
 @dataclass(frozen=True)
 class FunctionPhase(AbstractPhase):
-    """Calls of the function of a rule, one for every T1, beta and cell.
+    """Calls of the function of a rule, one for every T1, beta, cell and draw.
 
     It is not called for the cells of a stack whose free phase left every float.
     """
 
     rule: AbstractFunctionRule
+    draws: range = range(0)  # numbers of the draws; none: those of the rule
 
+    hints = True
     recordable = False
 
     def run(self, free: Trajectory, depths: tuple[int, ...], betas: Float[Tensor, "j *c"]) -> Iterator[Snapshot]:
@@ -372,11 +415,25 @@ class FunctionPhase(AbstractPhase):
                     beta = column[c] if isinstance(column, list) else column
                     seed = free.field.seeds[c] if free.field.seeds else 0
                     if finite[row][c]:
-                        answers.append(self.rule.answers(end, depths, beta, seed))
+                        answers.append(self._mean(end, depths, beta, seed))
                     else:
                         answers.append(dict.fromkeys(steps, _Answer(end, end.s * math.nan, None, {})))
         for depth in steps:
             yield _stacked([by_depth[depth] for by_depth in answers], depth, (lead[0], len(columns), *lead[1:]))
+
+    def drawn(self, draws: range) -> AbstractPhase:
+        return dataclasses.replace(self, draws=draws) if self.rule.draws else self
+
+    def _mean(self, end: _End, depths: tuple[int, ...], beta: float | None, seed: int) -> dict[int | None, _Answer]:
+        """The mean of the answers to all draws, by depth."""
+        draws = self.draws or range(max(1, self.rule.draws))
+        if len(draws) == 1:
+            return self.rule.answers(end, depths, beta, seed, draws[0])
+        means: dict[int | None, _Mean] = {}
+        for draw in draws:
+            for depth, answer in self.rule.answers(end, depths, beta, seed, draw).items():
+                means.setdefault(depth, _Mean()).add(answer)
+        return {depth: mean.answer for depth, mean in means.items()}
 
     def _end(self, free: Trajectory, row: int, c: int) -> _End:
         s = free.ends[row]
@@ -446,20 +503,28 @@ class AbstractFunctionRule(AbstractEstimator):
             return along(free, snapshot, snapshot.credits)
         return Reading(snapshot.depth, snapshot.gradients, snapshot.credits, snapshot.evidence)
 
-    def answers(self, end: _End, depths: tuple[int, ...], beta: float | None, seed: int) -> dict[int | None, _Answer]:
-        """What the function returns for one T1, beta and cell, by depth."""
+    def answers(
+        self, end: _End, depths: tuple[int, ...], beta: float | None, seed: int, draw: int
+    ) -> dict[int | None, _Answer]:
+        """What the function returns for one T1, beta, cell and draw, by depth."""
+        rng = self._stream(seed, draw)
         if not depths:
-            return {None: self._answer(Free(end, ()), None, beta, seed)}
+            return {None: self._answer(Free(end, ()), None, beta, rng)}
         if "T2" in self.asked:
-            return {T2: self._answer(Free(end, (T2,)), T2, beta, seed) for T2 in depths}
-        return dict(self._growing(Free(end, depths), beta, seed))
+            return {T2: self._answer(Free(end, (T2,)), T2, beta, self._stream(seed, draw)) for T2 in depths}
+        return dict(self._growing(Free(end, depths), beta, rng))
 
-    def _answer(self, free: Free, T2: int | None, beta: float | None, seed: int) -> _Answer:
-        return _Answer.of(self._guarded(lambda: self._called(free, T2, beta, seed)), free)
+    def _stream(self, seed: int, draw: int) -> Generator | None:
+        """What the function draws from; the first draw has the stream of the seed itself."""
+        streams = Streams(seed).part(f"draw {draw}") if draw else Streams(seed)
+        return streams[f"rule {self.name}"] if self.draws else None
 
-    def _growing(self, free: Free, beta: float | None, seed: int) -> Iterator[tuple[int, _Answer]]:
+    def _answer(self, free: Free, T2: int | None, beta: float | None, rng: Generator | None) -> _Answer:
+        return _Answer.of(self._guarded(lambda: self._called(free, T2, beta, rng)), free)
+
+    def _growing(self, free: Free, beta: float | None, rng: Generator | None) -> Iterator[tuple[int, _Answer]]:
         """The answers of a function that goes through the depths by itself."""
-        given = self._guarded(lambda: self._called(free, None, beta, seed))
+        given = self._guarded(lambda: self._called(free, None, beta, rng))
         if not isinstance(given, Iterator):
             wanted = "(depth, estimate) for every depth of free.depths, by `yield`; or take T2 as a parameter"
             raise RuleFaultError(f"{self.name}: returned {article(given)}, expected {wanted}")
@@ -474,8 +539,8 @@ class AbstractFunctionRule(AbstractEstimator):
         if self._guarded(lambda: next(given, None)) is not None:
             raise RuleFaultError(f"{self.name}: yielded more than the depths that were asked for: {free.depths}")
 
-    def _called(self, free: Free, T2: int | None, beta: float | None, seed: int) -> Any:
-        known = {"T2": T2, "beta": beta, "rng": Streams(seed)[f"rule {self.name}"] if self.draws else None}
+    def _called(self, free: Free, T2: int | None, beta: float | None, rng: Generator | None) -> Any:
+        known = {"T2": T2, "beta": beta, "rng": rng}
         chosen = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "digest"}  # type: ignore[arg-type]
         return type(self).function(free, **{name: known[name] for name in self.asked}, **chosen)
 
@@ -503,7 +568,7 @@ def estimator(
     exact: Literal["always", "fixed point", "symmetric"] | None = None,
     order: int | None = None,
     terms: int | Literal["T2"] | None = None,
-    draws: bool = False,
+    draws: bool | int = False,
     source: str = "",
     name: str | None = None,
 ) -> Callable[[Callable[..., Any]], type[AbstractFunctionRule]]:
@@ -517,9 +582,11 @@ def estimator(
     A function that uses T2 and does not take it yields (T2, one of these) for every T2 of `free.depths`.
 
     `uses`: coordinates that it reads; those among its parameters count. `exact`, `order`: where it claims to be exact,
-    and the order of its error in beta. `terms`: how many terms of the adjoint series its credit stands for. `draws`:
-    it takes `rng`, a generator on the CPU that is the same in every call of a cell, by its seed. `source`: where the
-    rule is from. `name`: that of the function by default. Raises UserError where these do not go together.
+    and the order of its error in beta. `terms`: how many terms of the adjoint series its credit stands for, a hint to
+    the diagnostics. A function that takes `rng` is given a generator on the CPU, the same in every call of a cell, by
+    its seed; with `draws`, a number or True for 16, it is called so many times, with a stream of its own each time, and
+    the estimate is the mean. `source`: where the rule is from. `name`: that of the function by default. Raises
+    UserError where these do not go together.
 
     The result is an estimator class: it stands in a grid and in `measure` where a name does, and a call of it sets
     options, as in `rule(damping=0.5)`. The function itself is its attribute `function`.
@@ -539,7 +606,8 @@ def estimator(
         asked, options = _parameters(function, where)
         used = frozenset(uses) | (set(asked) & set(AXES))
         _check(where, title, source, used, asked, exact, order, terms, draws)
-        facts = (sorted(used), exact, order, terms)
+        times = (DRAWS if draws is True else int(draws) or 1) if "rng" in asked else 0
+        facts = (sorted(used), exact, order, terms, *([times] if times > 1 else []))
         digest = fingerprint(function, facts)
         cls = dataclasses.make_dataclass(
             getattr(function, "__name__", "rule"),
@@ -551,7 +619,7 @@ def estimator(
                 "name": title,
                 "uses": used,
                 "source": source,
-                "draws": "rng" in asked,
+                "draws": times,
                 "unseen": None if digest else undigested(function, facts),
                 "function": staticmethod(function),
                 "asked": asked,
@@ -635,7 +703,7 @@ def _check(
     exact: object,
     order: object,
     terms: object,
-    draws: bool,
+    draws: object,
 ) -> None:
     """Raise UserError for what does not go together."""
     if not isinstance(title, str) or not title.strip():
@@ -649,6 +717,8 @@ def _check(
             raise UserError(f"{where}: uses {axis!r}{near_miss(axis, AXES)}")
     if "beta" in used and "beta" not in asked:
         raise UserError(f"{where}: uses beta, and so takes it as a parameter")
+    if not isinstance(draws, bool | int) or draws < 0:
+        raise UserError(f"{where}: draws = {draws!r}, expected how many draws an estimate is the mean of, or True")
     if draws and "rng" not in asked:
         raise UserError(f"{where}: draws, and so takes rng as a parameter")
     if exact is not None and exact not in list(Exact):

@@ -149,6 +149,12 @@ def _status_rules(cells: _Columns, at: Thresholds) -> Iterator[tuple[str, Mask, 
         power = rho ** cells["T2"]
         wrong = np.abs(cells["rho_T2"] - power) > SUM_ERROR * power
     yield "rho_T2 is rho to the power of T2", wrong & np.isfinite(power), "have another rho_T2"
+    draws, variance, error = cells["draws"], cells["variance"], cells["bias_se"]
+    lone = cells.given("draws") & ~((draws >= 2) & cells.given("variance") & cells.given("bias_se"))
+    yield "draws have a variance", lone, "are the mean of draws, and have no variance"
+    with np.errstate(all="ignore"):
+        wrong = np.abs(draws * error**2 - variance) > SUM_ERROR * variance
+    yield "the standard error is that of the variance", wrong & cells.given("draws"), "have another standard error"
     causes = np.isin(cells["cause"], [str(c) for c in Cause])
     yield "a cause is a word of the list", (cells["cause"] != "") & ~causes, "have a cause that is none"
 

@@ -18,13 +18,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gradbench.vocabulary.cause import CAUSES, column
+from gradbench.vocabulary.cause import CAUSES, Cause, column
 from gradbench.vocabulary.coordinates import COORDINATES, LATE
 
 VERSION = 5
 BASELINE_VERSION = 2
 # columns, of nested rows too, that came with this version, beside the late coordinates
-LATER = frozenset({"reference_open", "reference_gap", "implicit_open"})
+LATER = frozenset(
+    {
+        *("reference_open", "reference_gap", "implicit_open", "draws", "variance", "bias_se"),
+        *map(column, (Cause.DAMPING, Cause.WEIGHTS, Cause.JACOBIAN, Cause.SIGN, Cause.SCALE)),
+        *map(column, (Cause.UNKNOWN, Cause.VARIANCE)),
+    }
+)
 OLDER = {str(VERSION): ("4",), f"baseline {BASELINE_VERSION}": ("baseline 1",)}  # versions that are read, too
 
 
@@ -117,6 +123,9 @@ OUTCOME = {
     "rho_corr": _CORRELATION,  # correlation of the credit with the effect of perturbations on the cost
     "rho_corr_free": _CORRELATION,
     "state_error": _SIZE,
+    "draws": _COUNT,  # of which the estimate is the mean; this column and the next two are null for rules without draws
+    "variance": _SIZE,  # E|estimate of a draw - mean|^2 / |reference|^2
+    "bias_se": _SIZE,  # standard error of the mean, over |reference|
     "n_force": _COUNT,  # evaluations that the cell needs alone, with the free phase and without the reference
     "n_jvp": _COUNT,
     "n_vjp": _COUNT,

@@ -14,6 +14,9 @@ class Cause(StrEnum):
     NO_FIXED_POINT = "no fixed point"
     TRUNCATION = "truncation"
     ASYMMETRY = "asymmetry"
+    DAMPING = "damping of the series"
+    WEIGHTS = "weights of the series"
+    JACOBIAN = "another Jacobian"
     RULE = "the rule itself"
     NUDGE = "nudge"
     NONLINEARITY = "nonlinearity in beta"
@@ -21,6 +24,8 @@ class Cause(StrEnum):
     READOUT = "projection or readout"
     SIGN = "sign"
     SCALE = "scale"
+    UNKNOWN = "not taken apart"
+    VARIANCE = "variance"
     PRECISION = "precision"
     NONE = "none"
 
@@ -38,6 +43,9 @@ _PROSE = {
     Cause.NO_FIXED_POINT: "perturbations of s* grow, so that the adjoint series has no limit to approach",
     Cause.TRUNCATION: "the second phase is too short for the credit to arrive",
     Cause.ASYMMETRY: "the rule goes by a Jacobian that is not the transposed one",
+    Cause.DAMPING: "every term of the adjoint series carries one more factor: the rule damps J_G^T",
+    Cause.WEIGHTS: "the terms of the adjoint series have other weights, as in a phantom gradient",
+    Cause.JACOBIAN: "the rule is linear in dC/ds by a Jacobian that is not that of s*: fixed feedback, or an old one",
     Cause.RULE: "as beta -> 0 the rule does not do what its linearisation does: another cost, an old Jacobian",
     Cause.NUDGE: "what a finite nudge adds in the dtype of the cell, taken apart only where it is the largest",
     Cause.NONLINEARITY: "the nudge is too large for the response to be linear",
@@ -45,6 +53,8 @@ _PROSE = {
     Cause.READOUT: "the projection or the readout is not that of the adjoint",
     Cause.SIGN: "every parameter points the opposite way: the rule's own sign is wrong",
     Cause.SCALE: "every parameter points the right way with the same wrong length: the rule's own scale is wrong",
+    Cause.UNKNOWN: "the rule does something that no rung of the ladder stands for",
+    Cause.VARIANCE: "the rule draws, and its mean over so many draws is still off by chance",
     Cause.PRECISION: "the difference of the nudged states drowns in the round-off of the cell's dtype",
     Cause.NONE: f"no error to explain: it is below {NEGLIGIBLE:g} of the reference",
 }
@@ -56,4 +66,4 @@ def column(cause: Cause) -> str:
 
 
 # those that are steps of a ladder, and so have a size
-CAUSES = tuple(cause for cause in Cause if cause not in (Cause.SIGN, Cause.SCALE, Cause.NONE))
+CAUSES = tuple(cause for cause in Cause if cause is not Cause.NONE)

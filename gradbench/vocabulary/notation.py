@@ -67,5 +67,7 @@ METRICS = {
     "reference_open": Word(r"$|g-(1-J_G^T)a|/|g|$", "distance of BPTT's credit from a fixed point's", log=True),
     "reference_gap": Word(r"$|g_{BPTT}-g_{impl}|/|g_{BPTT}|$", "gap between the references", log=True),
     "implicit_open": Word("", "residual of the implicit reference", log=True),
+    "variance": Word(r"$E|\hat g_d-\hat g|^2/|g|^2$", "variance of a draw", log=True),
+    "bias_se": Word("", "standard error of the mean over draws", log=True),
     "seconds": Word("", "time of a cell", "s", log=True),
 }

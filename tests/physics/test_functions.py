@@ -185,6 +185,30 @@ def test_draws_are_those_of_the_seed_of_the_cell() -> None:
     assert gap(*drawn) > 1e-3
 
 
+def test_rules_that_draw_are_read_as_the_mean_of_their_draws() -> None:
+    def rule(free: Free, rng: torch.Generator) -> Any:
+        a = free.cost_slope
+        for _ in range(80):
+            a = free.cost_slope + free.step_vjp(a)
+        a = free.back(a)
+        return a + a.norm() * torch.randn(a.shape, generator=rng, dtype=torch.float64).to(a) / a.numel() ** 0.5
+
+    one, many = (gb.estimator(source="a test", name=f"of {n}", draws=n)(rule) for n in (False, 64))
+    single, mean = (gb.measure("toy_noncons", r, **TOY) for r in (one, many))
+    assert [single.row[c] for c in ("draws", "variance", "bias_se")] == [None] * 3
+    assert mean.row["draws"] == 64
+    assert mean.row["bias_se"] == pytest.approx(math.sqrt(mean.row["variance"] / 64))
+    assert mean.rel_error == pytest.approx(mean.row["bias_se"], rel=0.6)  # the rule has no bias
+    assert single.rel_error == pytest.approx(math.sqrt(mean.row["variance"]), rel=0.6)
+    assert mean.row["n_vjp"] == 64 * single.row["n_vjp"] == 64 * 80
+    assert registry.digest_of(one) != registry.digest_of(many)
+    first = relax(live_field("toy_noncons"), (50,))
+    drawn = [one().phase.drawn(range(k, k + 1)) for k in (0, 1)]
+    a, b = (next(phase.run(first, (), first.ends.new_empty(0))).credits for phase in drawn)
+    assert not torch.equal(a, b)
+    assert torch.equal(a, next(one().phase.run(first, (), first.ends.new_empty(0))).credits)
+
+
 def suite(tmp_path: Path, estimators: list[object], name: str = "mine", **more: object) -> Path:
     """A suite file of two problems of the toy with these estimators."""
     grid = {"damp": 3.0, "T1": [50, 100], "T2": [2, 9], "beta": [0.02, 0.2], "s": 1.0, "seed": [0, 1]}
@@ -219,7 +243,7 @@ def test_it_is_run_in_batches_explained_and_drawn_beside_the_others(tmp_path: Pa
     (row,) = choose(runs[0], None, {"estimator": "phantom"}, 1)
     explained = explain(runs[0], row)
     assert explained.ladder is not None
-    assert explained.ladder.cause == "truncation"
+    assert explained.ladder.cause == "weights of the series"
     tables, figures = Tables.of(runs[0]), collect()
     assert all(figures[name](tables) is not None for name in ("error_budget", "error_vs_cost", "params"))
     assert "at least " in plan(load(path), "x").summary["vjp"]
@@ -262,7 +286,7 @@ MUTANTS: dict[str, tuple[Callable[[Free], Any], str]] = {
     "missing eps": (lambda free: solved.function(free).credit / free.eps, "scale"),
     "no transpose": (
         lambda free: free.back(sum(powers(free.step_jvp, free.cost_slope, 60))),
-        "projection or readout",
+        "asymmetry",
     ),
 }
 
@@ -470,6 +494,7 @@ def test_a_function_cannot_change_what_the_others_read() -> None:
         (lambda free: 0, {"uses": {"T3"}}, r"uses 'T3'. Did you mean 'T2'\?"),
         (lambda free: 0, {"uses": {"beta"}}, "uses beta, and so takes it"),
         (lambda free: 0, {"draws": True}, "draws, and so takes rng"),
+        (lambda free, rng: 0, {"draws": -1}, "draws = -1, expected how many draws"),
         (lambda free: 0, {"exact": "sometimes"}, "exact = 'sometimes' is not a choice"),
         (lambda free: 0, {"order": 2}, "order = 2, expected a whole number from 1, of a rule that uses beta"),
         (lambda free: 0, {"terms": 0}, "terms = 0, expected a whole number"),

@@ -7,7 +7,6 @@ what happens to parameters with a small gradient.
 
 from __future__ import annotations
 
-import itertools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from gradbench.plots import hold, look, titles
-from gradbench.vocabulary.cause import CAUSES, column
+from gradbench.vocabulary.cause import CAUSES, Cause, column
 from gradbench.vocabulary.coordinates import COORDINATES
 from gradbench.vocabulary.reason import REFERENCE
 from gradbench.vocabulary.status import Status
@@ -44,15 +43,43 @@ SMALL = 6.5  # points of the names below bars and the numbers above them
 WIDE = 185.0  # points of a panel's width where three stand side by side
 PITCH = 7.5  # points that a bar wants, for its name
 FILLED, BROADEST = 0.84, 0.4  # of the place of a value, that its bars fill together, and a bar alone
-PALETTE = (
-    "#56B4E9", "#332288", "#0072B2", "#D55E00", "#882255", "#999933", "#E69F00", "#CC79A7", "#117733", "#000000"
-)  # fmt: skip
-COLOURS = dict(zip(map(column, CAUSES), itertools.chain(PALETTE, itertools.repeat(look.GREY)), strict=False))
+PALETTE = {
+    Cause.TRANSIENT: "#56B4E9",
+    Cause.NO_FIXED_POINT: "#332288",
+    Cause.TRUNCATION: "#0072B2",
+    Cause.ASYMMETRY: "#D55E00",
+    Cause.DAMPING: "#44AA99",
+    Cause.WEIGHTS: "#AA4499",
+    Cause.JACOBIAN: "#661100",
+    Cause.RULE: "#882255",
+    Cause.NUDGE: "#999933",
+    Cause.NONLINEARITY: "#E69F00",
+    Cause.CLIP: "#CC79A7",
+    Cause.READOUT: "#117733",
+    Cause.VARIANCE: "#DDCC77",
+    Cause.PRECISION: "#000000",
+}
+COLOURS = {column(cause): PALETTE.get(cause, look.GREY) for cause in CAUSES}
 FAITHFUL, OPEN = "faithful", "without a cause"  # what an error is that has none: small, or not looked into
 FACES = {**COLOURS, FAITHFUL: "0.8", OPEN: "0.6"}
 # A cause has a hatch as well as a colour, so that it can be read in grey.
-PATTERNS = ("....", "xxxx", "\\\\\\\\", "", "++++", "||||", "////", "----", "oooo", "**")
-HATCHES = dict(zip(COLOURS, itertools.chain(PATTERNS, itertools.repeat("")), strict=False))
+PATTERNS = {
+    Cause.TRANSIENT: "....",
+    Cause.NO_FIXED_POINT: "xxxx",
+    Cause.TRUNCATION: "\\\\\\\\",
+    Cause.ASYMMETRY: "",
+    Cause.DAMPING: "..",
+    Cause.WEIGHTS: "xx",
+    Cause.JACOBIAN: "++",
+    Cause.RULE: "++++",
+    Cause.NUDGE: "||||",
+    Cause.NONLINEARITY: "////",
+    Cause.CLIP: "----",
+    Cause.READOUT: "oooo",
+    Cause.VARIANCE: "--",
+    Cause.PRECISION: "**",
+}
+HATCHES = {column(cause): PATTERNS.get(cause, "") for cause in CAUSES}
 HOLLOW = "hollow"  # what a bar is whose seeds are not all settled
 PART = "part: {}"  # the column that holds the share of a cause in the error of a cell
 
