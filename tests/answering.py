@@ -20,7 +20,8 @@ COST = {"n_force": 120, "n_jvp": 0, "n_vjp": 0}
 
 
 def cell(estimator: str = "ep", status: str = "settled", system: str = "toy_cons", **columns: Any) -> dict[str, Any]:
-    """A row of `cells`; `params` is {name: (cosine, relative error)} or (cosine, relative error, reason)."""
+    """A row of `cells`; `params` is {name: (cosine, relative error)}, where a reason and the norm of the
+    reference may follow."""
     names = {"system": system, "system_label": system, "estimator": estimator, "estimator_label": estimator}
     options = {"system_options": "{}", "estimator_options": "{}", "reason": ""}
     rule = {"T2": None, "beta": None} if estimator in ("bptt", "control") else {}
@@ -33,9 +34,10 @@ def source(*rows: dict[str, Any], suite: str = "by_hand", faithful: float = 0.1)
     for i, row in enumerate(rows):
         key = f"{i:016x}"
         cells.append({**row, "cell": key, "problem": key})
-        for name, (cosine, error, *reason) in row["params"].items():
-            of = {"cosine": cosine, "rel_error": error, "norm_ratio": 1.0, "sign_agreement": 1.0, "reference_norm": 1.0}
-            params.append({"cell": key, "param": name, **of, "reason": reason[0] if reason else None})
+        for name, (cosine, error, *more) in row["params"].items():
+            reason, norm = [*more, *(None, 1.0)[len(more) :]]
+            of = {"cosine": cosine, "rel_error": error, "norm_ratio": 1.0, "sign_agreement": 1.0}
+            params.append({"cell": key, "param": name, **of, "reference_norm": norm, "reason": reason})
     frame = pd.DataFrame(cells, columns=CELLS.names)
     numeric = [f.name for f in CELLS if str(f.type) in ("double", "int64")]
     frame[numeric] = frame[numeric].astype(float)

@@ -95,7 +95,7 @@ def cells(finished: Path) -> pd.DataFrame:
 def test_the_page_opens_from_disk_without_a_network_and_says_what_was_found(chromium: Any, report: Path) -> None:
     with opened(chromium, report) as page:
         assert page.inner_text("h1") == "gated"
-        assert "can be trusted" in page.inner_text("#findings")
+        assert "its error is at most" in page.inner_text("#findings")
         assert page.locator("#map .tile").count() > 0
         assert page.locator(".curve canvas").count() == 2
         assert page.locator("#loading").is_hidden()
@@ -105,7 +105,7 @@ def test_without_javascript_all_but_the_explorer_is_there(chromium: Any, report:
     context = chromium.new_context(java_script_enabled=False)
     page = context.new_page()
     page.goto(report.as_uri())
-    assert "can be trusted" in page.inner_text("#findings")
+    assert "its error is at most" in page.inner_text("#findings")
     assert page.locator(".matrix .field").count() > 0
     assert page.locator("noscript").count() == 1
     context.close()
@@ -174,12 +174,15 @@ def test_a_click_on_a_row_opens_the_cell_with_its_numbers(chromium: Any, report:
         for name in ("residual", "rho", "rel_error", "norm_ratio", "n_force"):
             read = float(facts[name].splitlines()[0].replace(MINUS, "-").replace(",", ""))
             assert read == float(f"{with_cause[name]:.4g}"), name
-        params = run.params[run.params["cell"] == key].set_index("param")["cosine"]
+        of_cell = run.params[run.params["cell"] == key].set_index("param")
+        params, squares = of_cell["cosine"], of_cell["reference_norm"] ** 2
         rows = panel.locator("table.params").first.locator("tbody tr")
         assert rows.count() == len(params)
         for row in rows.all():
             name, shown = row.locator("th").inner_text(), row.locator("td").nth(1).inner_text()
             assert abs(float(shown.replace(MINUS, "-")) - params[name]) < 6e-5
+            share = row.locator("td").nth(3).inner_text().removesuffix(" %").replace(",", "")
+            assert float(share) == pytest.approx(100 * squares[name] / squares.sum(), rel=6e-3)
         assert "What the error is made of" in text
         assert page.evaluate("document.activeElement.id") == "cell-title"
         page.keyboard.press("Escape")
@@ -433,5 +436,5 @@ def test_a_page_whose_data_were_torn_says_so(chromium: Any, report: Path, tmp_pa
     page = context.new_page()
     page.goto(path.as_uri())
     page.wait_for_function("document.querySelector('#loading').textContent.includes('cannot be read')")
-    assert "can be trusted" in page.inner_text("#findings")
+    assert "its error is at most" in page.inner_text("#findings")
     context.close()

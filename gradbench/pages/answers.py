@@ -20,7 +20,7 @@ from gradbench.vocabulary.status import Status
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable
 
-    from pandas import DataFrame
+    from pandas import DataFrame, Series
 
     from gradbench.pages.sources import Source
 
@@ -49,6 +49,24 @@ class Worst:
 
 
 @dataclass(frozen=True)
+class Failure:
+    """A place where a setting does not hold."""
+
+    at: dict[str, object]  # by the coordinates in which the places differ
+    worst: Worst
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a setting costs at the places with one T1, in evaluations of the force: the least and the most."""
+
+    T1: object
+    work: tuple[float, float]
+    reference: tuple[float, float] | None  # of BPTT at these places; None: it was not run there
+    times: tuple[float, float] | None  # the first over the second, place by place
+
+
+@dataclass(frozen=True)
 class Setting:
     """A setting of a rule over all places where it is tested."""
 
@@ -56,11 +74,22 @@ class Setting:
     places: int
     holds: int
     varied: tuple[str, ...]  # the coordinates in which the places differ
-    fails: tuple[dict[str, object], ...]  # the places where it does not hold, by these coordinates
+    fails: tuple[Failure, ...]
+    within: float  # the largest error at the places where it holds; NaN where it holds nowhere
     seeds: dict[int, int]  # how many places have so many seeds, the most seeds first
     worst: Worst
-    work: tuple[float, float]  # evaluations of the force, over the places
-    times: tuple[float, float] | None  # the same over those of the reference at this place; None: it was not run
+    costs: tuple[Cost, ...]  # by T1, ascending
+
+    @property
+    def work(self) -> tuple[float, float]:
+        """Evaluations of the force, over the places."""
+        return min(c.work[0] for c in self.costs), max(c.work[1] for c in self.costs)
+
+    @property
+    def times(self) -> tuple[float, float] | None:
+        """The same over those of BPTT at this place; None where it was not run."""
+        there = [c.times for c in self.costs if c.times]
+        return (min(low for low, _ in there), max(high for _, high in there)) if there else None
 
 
 @dataclass(frozen=True)
@@ -88,9 +117,11 @@ class Hidden:
     cells: int
     of: int  # settled cells
     cosine: float  # the smallest cosine of the whole gradient among them
+    cell: str  # that has this cosine
     param: str  # that most often has the largest error
-    lowest: float  # its smallest cosine among them; NaN where it has none
-    cell: str  # where the cosine is smallest
+    share: float  # its share of |g|^2, g the reference: the median over these cells
+    leader: str  # the parameter that most often has the largest share
+    leads: float  # its share, the median
 
 
 @dataclass(frozen=True)
@@ -100,10 +131,11 @@ class Answer:
     system: str  # labels
     rule: str
     cells: int
-    tested: int  # places at a setting
-    holds: int
+    places: int  # that are settled, at whatever setting
+    tested: int  # pairs of a setting and a place
+    holds: int  # of these
     untested: dict[str, int]  # cells by status at places where not every seed is settled
-    setting: Setting | None  # the one to take; where none holds, the nearest; None: nothing was tested
+    setting: Setting | None  # the one to take; of a rule that holds nowhere, that of the rule to take; None: untested
     reach: dict[str, tuple[Step, ...]]  # how far one may go from the setting, by coordinate
     breaks: tuple[Break, ...]  # the most frequent first
     hidden: Hidden | None
@@ -125,18 +157,27 @@ class Answer:
 def answered(source: Source) -> dict[str, list[Answer]]:
     """The answers by system, in the order of the plan; of each system the rule to take comes first."""
     by_system: dict[str, list[Answer]] = {}
-    for labels, cells in source.rules[READ].groupby(["system_label", "estimator_label"], sort=False):
-        by_system.setdefault(str(labels[0]), []).append(_answer(source, cells))
-    return {system: sorted(told, key=_rank) for system, told in by_system.items()}
+    for system, of_system in source.rules[READ].groupby("system_label", sort=False):
+        by_rule = [cells for _, cells in of_system.groupby("estimator_label", sort=False)]
+        told = sorted((_answer(source, cells) for cells in by_rule), key=_rank)
+        if told[0].trusted and told[0].setting is not None:
+            # a rule that holds nowhere is told where the rule to take is told, so that the two compare
+            same = told[0].setting.values
+            told = sorted((_answer(source, cells, same) for cells in by_rule), key=_rank)
+        by_system[str(system)] = told
+    return by_system
 
 
 def _rank(answer: Answer) -> tuple[object, ...]:
-    """The rule that holds at the most places beyond those where it fails comes first; of equals, the cheaper one."""
+    """The rule that holds at the most places, less those where it fails, comes first; of equals, the cheaper one.
+
+    Of those that hold nowhere, the one that was tried at the most places comes first.
+    """
     if answer.setting is None:
         return (2,)
     s = answer.setting
     if not answer.trusted:
-        return (1, _number(s.worst.error))
+        return (1, -answer.places, _number(s.worst.error))
     return (0, s.places - 2 * s.holds, s.work[0], answer.rule)
 
 
@@ -145,7 +186,7 @@ def _number(value: float) -> float:
     return value if value == value else np.inf
 
 
-def _answer(source: Source, cells: DataFrame) -> Answer:
+def _answer(source: Source, cells: DataFrame, same: dict[str, object] | None = None) -> Answer:
     first = cells.iloc[0]
     brought = [name for name in COORDINATES if name in registry.of_rules() and cells[name].notna().any()]
     holds = (cells["status"] == Status.SETTLED) & (cells["error"] <= source.thresholds.faithful)
@@ -157,11 +198,13 @@ def _answer(source: Source, cells: DataFrame) -> Answer:
         cells[name] = grouped[name].transform("all")
     tested = cells[cells["tested"]]
     points = tested.drop_duplicates(list(POINT))
-    setting = _setting(source, tested, points, brought) if len(tested) else None
+    setting = _setting(source, tested, points, brought, same or {}) if len(tested) else None
+    shared = [name for name in POINT if name not in brought]
     return Answer(
         str(first["system_label"]),
         str(first["estimator_label"]),
         len(cells),
+        len(points.drop_duplicates(shared)),
         len(points),
         int(points["holds"].sum()),
         {str(s): int(n) for s, n in cells.loc[~cells["tested"], "status"].value_counts().items()},
@@ -172,17 +215,24 @@ def _answer(source: Source, cells: DataFrame) -> Answer:
     )
 
 
-def _setting(source: Source, tested: DataFrame, points: DataFrame, brought: list[str]) -> Setting:
-    """The setting to take: it holds at the most places beyond those where it fails; of equals, it is the cheapest one,
+def _setting(
+    source: Source, tested: DataFrame, points: DataFrame, brought: list[str], same: dict[str, object]
+) -> Setting:
+    """The setting to take: it holds at the most places, less those where it fails; of equals, it is the cheapest one,
     and then the one with the smallest error.
 
-    Where none holds anywhere it is the one whose largest error is the smallest.
+    Where none holds anywhere it is the one with the values `same`, where it was tested there, and else the one whose
+    largest error is the smallest.
     """
     ranked = []
     for values, here in _by_setting(points, brought):
         rows = _at(tested, dict(zip(brought, values, strict=True)))
         holds = int(here["holds"].sum())
-        first = len(here) - 2 * holds if points["holds"].any() else float(rows["error"].max())
+        if points["holds"].any():
+            first: tuple[float, ...] = (len(here) - 2 * holds,)
+        else:
+            differ = sum(same.get(name, _plain(v)) != _plain(v) for name, v in zip(brought, values, strict=True))
+            first = (differ > 0, float(rows["error"].max()))
         ranked.append(((first, float(here["work"].mean()), float(rows["error"].max())), values, here, rows))
     _, values, here, rows = min(ranked, key=lambda entry: entry[0])
     seeds = rows.groupby(list(POINT), dropna=False)[SEED].nunique()
@@ -192,12 +242,17 @@ def _setting(source: Source, tested: DataFrame, points: DataFrame, brought: list
         len(here),
         int(here["holds"].sum()),
         varied,
-        tuple({name: _plain(row[name]) for name in varied} for row in here[~here["holds"]].to_dict("records")),
+        tuple(_failures(rows[~rows["holds"]], varied)),
+        float(rows.loc[rows["holds"], "error"].max()),
         {int(n): int(places) for n, places in seeds.value_counts().sort_index(ascending=False).items()},
         _worst(rows),
-        (float(here["work"].min()), float(here["work"].max())),
-        _times(source, here, brought),
+        tuple(_costs(source, here, brought)),
     )
+
+
+def _failures(rows: DataFrame, varied: tuple[str, ...]) -> Iterable[Failure]:
+    for _, place in rows.groupby(list(POINT), dropna=False, sort=False):
+        yield Failure({name: _plain(place[name].iloc[0]) for name in varied}, _worst(place))
 
 
 def _by_setting(points: DataFrame, brought: list[str]) -> Iterable[tuple[tuple[Hashable, ...], DataFrame]]:
@@ -223,19 +278,28 @@ def _worst(rows: DataFrame) -> Worst:
     return Worst(str(row["cell"]), float(row["error"]), lowest, str(row["error_of"]), Status(row["status"]), at)
 
 
-def _times(source: Source, here: DataFrame, brought: list[str]) -> tuple[float, float] | None:
-    """What a setting costs over what the reference costs at the same place."""
+def _costs(source: Source, here: DataFrame, brought: list[str]) -> Iterable[Cost]:
+    """What a setting costs, and what BPTT costs at the same places."""
     shared = [name for name in POINT if name not in brought]
     cells = source.judged
     same = (cells["role"] == Role.REFERENCE) & cells["work"].notna()
     same &= cells["system_label"] == here["system_label"].iloc[0]
     reference = cells.loc[same].drop_duplicates(shared)[[*shared, "work"]]
     # a merge takes two missing values for equal
-    there = here[[*shared, "work"]].merge(reference, on=shared, suffixes=("", "_reference"))
-    if there.empty:
-        return None
-    times = there["work"] / there["work_reference"]
-    return float(times.min()), float(times.max())
+    there = here[[*shared, "work"]].merge(reference, on=shared, how="left", suffixes=("", "_reference"))
+    there["times"] = there["work"] / there["work_reference"]
+    for T1, rows in there.groupby("T1", sort=True):
+        run = rows["times"].notna().any()
+        yield Cost(
+            _plain(T1),
+            _ends(rows["work"]),
+            _ends(rows["work_reference"]) if run else None,
+            _ends(rows["times"]) if run else None,
+        )
+
+
+def _ends(numbers: Series[float]) -> tuple[float, float]:
+    return float(numbers.min()), float(numbers.max())
 
 
 def _reach(points: DataFrame, setting: Setting, brought: list[str]) -> Iterable[tuple[str, tuple[Step, ...]]]:
@@ -265,11 +329,22 @@ def _hidden(source: Source, tested: DataFrame) -> Hidden | None:
     if hiding.empty:
         return None
     param = str(hiding["error_of"].mode().iloc[0])
-    rows = source.params[(source.params["param"] == param) & source.params["cell"].isin(hiding["cell"])]
-    rows = rows[~(rows["rel_error"] <= limit)]
-    lowest = rows.sort_values("cosine", kind="stable").iloc[0]  # a cosine that is undefined comes last
+    params = source.params[source.params["cell"].isin(hiding["cell"])]
+    squares = params["reference_norm"].fillna(0) ** 2
+    params = params.assign(share=squares / squares.groupby(params["cell"]).transform("sum"))
+    leaders = params.sort_values("share", kind="stable").drop_duplicates("cell", keep="last")
+    leader = str(leaders["param"].mode().iloc[0])
+    shares = params.groupby("param")["share"].median()
+    lowest = hiding.sort_values("cosine", kind="stable").iloc[0]
     return Hidden(
-        len(hiding), len(settled), float(hiding["cosine"].min()), param, float(lowest["cosine"]), str(lowest["cell"])
+        len(hiding),
+        len(settled),
+        float(lowest["cosine"]),
+        str(lowest["cell"]),
+        param,
+        float(shares[param]),
+        leader,
+        float(shares[leader]),
     )
 
 

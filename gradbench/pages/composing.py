@@ -69,7 +69,7 @@ def rendered(source: Source) -> str:
         "at": wording.at,
         "value": wording.value,
     }
-    environment.globals |= {"span": wording.span, "letter": wording.letter, "seeds_of": sentences.seeds_of}
+    environment.globals |= {"span": wording.span, "letter": wording.letter, "ends": sentences.ends}
     by_system = answered(source)
     script, library = _script(), shipped("uPlot.iife.min.js")
     return environment.get_template("report.html.jinja").render(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from gradbench.pages import wording
 from gradbench.vocabulary.cause import Cause
@@ -13,18 +12,11 @@ from gradbench.vocabulary.status import Status
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from gradbench.pages.answers import Answer, Break, Setting
+    from gradbench.pages.answers import Answer, Break, Cost, Setting, Worst
     from gradbench.pages.sources import Source
 
 FEW = 3  # places, or causes, that a sentence names
 _TERMS = {str(word) for word in (*Cause, *Status)} | wording.PAGE.keys()
-
-
-_GRADES = {
-    "all": " can be trusted: ",
-    "most": " can be trusted, with exceptions: ",
-    "some": " can be trusted at some places only: ",
-}
 
 
 @dataclass(frozen=True)
@@ -41,6 +33,17 @@ class Piece:
 
 
 Sentence = tuple[Piece, ...]
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """Sentences of one kind: what to do, what to keep away from, or what there is to know besides."""
+
+    kind: Literal["advice", "warning", "aside"]
+    sentences: tuple[Sentence, ...]
+
+    def __iter__(self) -> Iterator[Sentence]:
+        return iter(self.sentences)
 
 
 def said(*parts: str | Piece) -> Sentence:
@@ -80,68 +83,93 @@ def completeness(source: Source) -> Iterator[Sentence]:
     )
 
 
-def of_system(source: Source, answers: Sequence[Answer]) -> list[list[Sentence]]:
-    """What is said of one system, a paragraph each: the rule to take, the others, and those that cannot be trusted."""
+def of_system(source: Source, answers: Sequence[Answer]) -> list[Paragraph]:
+    """What is said of one system: the rule to take, those to keep away from, what else holds, what is not known."""
     limit = wording.percent(source.thresholds.faithful)
     trusted = [a for a in answers if a.trusted]
+    wrong = [a for a in answers if not a.trusted and a.setting is not None]
     silent = [a for a in answers if a.setting is None]
-    paragraphs = [list(_trusted(first, limit)) for first in trusted[:1]]
-    paragraphs += [told for first in trusted[:1] if (told := list(_limits(first)))]
-    paragraphs += [[_others(trusted[1:])]] if trusted[1:] else []
-    paragraphs += [list(_wrong(a, limit)) for a in answers if not a.trusted and a.setting is not None]
-    paragraphs += [[_silent(silent)]] if silent else []
-    return paragraphs
+    told = [Paragraph("advice", (*_advice(first, limit),)) for first in trusted[:1]]
+    told += [Paragraph("warning", (*_wrong(a, limit),)) for a in wrong]
+    told += [Paragraph("aside", (*_besides(first),)) for first in trusted[:1]]
+    told += [Paragraph("aside", (_others(trusted[1:]),))] if trusted[1:] else []
+    told += [Paragraph("aside" if trusted else "advice", (_silent(silent),))] if silent else []
+    return told
 
 
-def _trusted(answer: Answer, limit: str) -> Iterator[Sentence]:
+def _advice(answer: Answer, limit: str) -> Iterator[Sentence]:
+    """The rule to take, at which setting, how exact it is, and where it is not."""
     s = answer.setting
     assert s is not None
-    where = f"at {wording.at(s.values)} its " if s.values else "its "
-    seeds = "the one seed" if [*s.seeds] == [1] else "every seed"
+    where = f" at {wording.at(s.values)}" if s.values else ""
     yield said(
+        "Use ",
         rule(answer.rule),
-        _GRADES[answer.grade],
-        where,
+        f"{where}, which holds at some places only: its " if answer.grade == "some" else f"{where}: its ",
         term("error"),
-        f" is at most {limit}, in every parameter and in {seeds}, at {_of(s.holds, s.places)} settled ",
+        f" is at most {wording.percent(s.within)} at {_of(s.holds, s.places)} settled ",
         term("place", "place" if s.places == 1 else "places"),
-        f" ({_varied(s)})." if s.varied else ".",
+        f" ({seeds_of(s)}{', which tells nothing of the spread' if [*s.seeds] == [1] else ''}).",
     )
     if s.fails:
-        shown = "; ".join(wording.at(place) for place in s.fails[:FEW])
-        more = f" and {len(s.fails) - FEW} more" if len(s.fails) > FEW else ""
-        yield said(f"It fails at {shown}{more}.")
-    yield _worst(s)
-    yield said(f"It costs {wording.span(*s.work)} ", term("work", "evaluations"), f" of the force{_times(s)}.")
+        parts: list[str | Piece] = ["The exception: " if len(s.fails) == 1 else f"The {len(s.fails)} exceptions: "]
+        for i, f in enumerate(s.fails[:FEW]):
+            there = f" at {wording.at(f.at)}" if f.at else ""
+            parts += ["; " if i else "", Piece(_error(f.worst), cell=f.worst.cell), there]
+        more = f"; and {len(s.fails) - FEW} more" if len(s.fails) > FEW else ""
+        yield said(*parts, f"{more}. Up to {limit} counts as faithful.")
 
 
-def _limits(answer: Answer) -> Iterator[Sentence]:
-    """What breaks a rule that can be trusted, and what the global cosine hides."""
+def _error(worst: Worst) -> str:
+    """An error and the parameter that has it."""
+    if worst.status is not Status.SETTLED:
+        return str(worst.status)
+    return wording.percent(worst.error) + (f" in {worst.param}" if worst.param else "")
+
+
+def _besides(answer: Answer) -> Iterator[Sentence]:
+    """What a rule that can be trusted costs, where it was tried, what breaks it, and what the global cosine hides."""
+    s = answer.setting
+    assert s is not None
+    told = f"The smallest cosine of a parameter is {wording.cosine(s.worst.cosine_min)}"
+    yield said(f"{told}; {_varied(s)}." if s.varied else f"{told}.")
+    yield _costs(s)
     if answer.breaks:
-        yield said(f"Elsewhere {_breakers(answer.breaks)} it.")
+        yield said(
+            f"At other settings {_breakers(answer.breaks)} it." if s.values else f"{_breakers(answer.breaks)} it."
+        )
     if answer.hidden:
         yield _hidden(answer)
 
 
+def _costs(s: Setting) -> Sentence:
+    """What a setting costs at its smallest and its largest T1, beside backpropagation through time."""
+    parts: list[str | Piece] = ["It costs "]
+    for i, c in enumerate(ends(s.costs)):
+        if i:
+            parts += ["; ", wording.span(*c.work)]
+        else:
+            parts += [wording.span(*c.work), " ", term("work", "evaluations"), " of the force"]
+        parts.append(f" at T1 = {wording.value(c.T1)}")
+        if c.times and c.reference:
+            parts.append(f", {wording.span(*c.times, digits=3)} times the {wording.span(*c.reference)} of BPTT")
+    return said(*parts, ".")
+
+
+def ends(costs: Sequence[Cost]) -> Sequence[Cost]:
+    """The costs at the smallest and at the largest T1."""
+    return [costs[0], costs[-1]] if len(costs) > 1 else costs
+
+
 def _varied(s: Setting) -> str:
-    return wording.listed(map(wording.letter, s.varied)) + (" vary" if len(s.varied) > 1 else " varies")
+    verb = "vary" if len(s.varied) > 1 else "varies"
+    return f"{wording.listed(map(wording.letter, s.varied))} {verb} between the places"
 
 
 def _of(holds: int, places: int) -> str:
     if holds == places:
         return "the one" if places == 1 else "both" if places == 2 else f"all {places:,}"
     return f"{holds:,} of {places:,}"
-
-
-def _worst(s: Setting) -> Sentence:
-    of = f" in {w.param}" if (w := s.worst).param else ""
-    alone = ", which tells nothing of the spread" if [*s.seeds] == [1] else ""
-    told = str(w.status) if w.status is not Status.SETTLED else f"an error of {wording.percent(w.error)}{of}"
-    return said(
-        f"It was measured with {seeds_of(s)}{alone}; the worst is ",
-        Piece(told, cell=w.cell),
-        f"; the smallest cosine of a parameter is {wording.cosine(s.worst.cosine_min)}.",
-    )
 
 
 def seeds_of(s: Setting) -> str:
@@ -152,10 +180,6 @@ def seeds_of(s: Setting) -> str:
     first, *more = s.seeds.items()
     told = [f"{wording.many(first[0], 'seed')} at {wording.many(first[1], 'place')}"]
     return wording.listed([*told, *(f"{wording.many(seeds, 'seed')} at {places:,}" for seeds, places in more)])
-
-
-def _times(s: Setting) -> str:
-    return "" if s.times is None else f", {wording.span(*s.times, digits=2)} times as many as the reference takes there"
 
 
 def _others(answers: Sequence[Answer]) -> Sentence:
@@ -173,21 +197,24 @@ def _others(answers: Sequence[Answer]) -> Sentence:
 def _wrong(answer: Answer, limit: str) -> Iterator[Sentence]:
     s = answer.setting
     assert s is not None
+    none = "at the one settled " if answer.places == 1 else f"at any of {answer.places:,} settled "
     yield said(
+        "Do not trust ",
         rule(answer.rule),
-        " cannot be trusted: at none of ",
-        f"{wording.many(answer.tested, 'settled point')} is its ",
+        ": with no setting is its ",
         term("error"),
-        f" within {limit} in every parameter and seed. ",
+        f" within {limit} {none}",
+        term("place", "place" if answer.places == 1 else "places"),
+        ".",
+    )
+    where = f"At {wording.at(s.values)} it" if s.values else "It"
+    yield said(
+        f"{where} errs by up to ",
+        Piece(_error(s.worst), cell=s.worst.cell),
+        f", and the smallest cosine of a parameter is {wording.cosine(s.worst.cosine_min)}.",
     )
     if answer.breaks:
         yield said(f"{_capital(_breakers(answer.breaks))} it.")
-    where = f" is {wording.at(s.values)}, where" if s.values else ":"
-    yield said(
-        f"The nearest setting{where} the worst seed has ",
-        Piece(f"an error of {wording.percent(s.worst.error)}", cell=s.worst.cell),
-        f" and a smallest cosine of {wording.cosine(s.worst.cosine_min)}.",
-    )
     if answer.hidden:
         yield _hidden(answer)
 
@@ -205,15 +232,21 @@ def _breakers(breaks: Sequence[Break]) -> str:
 def _hidden(answer: Answer) -> Sentence:
     h = answer.hidden
     assert h is not None
-    parts: list[str | Piece] = [
+    low: list[str | Piece] = [
         "The ",
         term("global cosine"),
-        f" hides this: it reads {wording.cosine(h.cosine)} or more at {h.cells:,} of ",
-        f"{wording.many(h.of, 'settled cell')} where a parameter errs beyond that. Most often it is {h.param}",
+        " hides this: it reads ",
+        Piece(wording.cosine(h.cosine), cell=h.cell),
+        f" or more at {h.cells:,} of {wording.many(h.of, 'settled cell')} where a parameter errs beyond that. ",
+        f"Most often it is {h.param}",
     ]
-    if math.isfinite(h.lowest):
-        parts += [", whose cosine falls to ", Piece(wording.cosine(h.lowest), cell=h.cell)]
-    return said(*parts, ".")
+    if h.leader == h.param:
+        return said(*low, ".")
+    return said(
+        *low,
+        f", which holds {wording.percent(h.share)} of |g|² in the median cell; {h.leader} holds ",
+        f"{wording.percent(h.leads)}, and the global cosine follows it.",
+    )
 
 
 def _silent(answers: Sequence[Answer]) -> Sentence:

@@ -104,6 +104,7 @@ class CellPanel {
     if (!rows.length) return [];
     const get = (n, r) => this.params.columns[n].at(r);
     const order = rows.toSorted((a, b) => (get("cosine", a) ?? 2) - (get("cosine", b) ?? 2));
+    const square = (r) => (get("reference_norm", r) ?? 0) ** 2, total = rows.reduce((sum, r) => sum + square(r), 0);
     const body = order.map((r) => {
       const c = get("cosine", r), error = get("rel_error", r);
       const track = make("span", { class: "track", "aria-hidden": "true" });
@@ -113,9 +114,9 @@ class CellPanel {
         track.append(make("i", { class: error <= this.meta.faithful ? "" : "low", style: `left: ${place(from)}%; width: ${Math.max(0.5, place(to) - place(from))}%` }));
         if (all) track.append(make("u", { style: "left: 50%" }));
       }
-      return make("tr", {}, make("th", { scope: "row" }, get("param", r)), make("td", {}, track), make("td", { class: "n" }, cosine(c)), make("td", { class: "n" }, percent(error)), make("td", { class: "n" }, short(get("norm_ratio", r), 3)), make("td", {}, get("reason", r) ?? ""));
+      return make("tr", {}, make("th", { scope: "row" }, get("param", r)), make("td", {}, track), make("td", { class: "n" }, cosine(c)), make("td", { class: "n" }, percent(error)), make("td", { class: "n" }, total ? percent(square(r) / total) : "–"), make("td", { class: "n" }, short(get("norm_ratio", r), 3)), make("td", {}, get("reason", r) ?? ""));
     });
-    const head = ["parameter", "cosine", "", "error", "norm ratio", ""].map((h, k) => make("th", { scope: "col", class: k > 1 && k < 5 ? "n" : "" }, h));
+    const head = ["parameter", "cosine", "", "error", "share of |g|²", "norm ratio", ""].map((h, k) => make("th", { scope: "col", class: k > 1 && k < 6 ? "n" : "" }, h));
     const button = make("button", { type: "button", class: "quiet" }, "CSV");
     const names = this.params.names.filter((n) => n !== "further");
     button.addEventListener("click", () => save(`${this.at("cell", i)}-params.csv`, csv(names, rows.map((r) => names.map((n) => get(n, r))))));
