@@ -138,7 +138,7 @@ def test_every_coordinate_that_varies_has_a_filter(chromium: Any, report: Path, 
 
 
 def test_a_click_on_a_head_sorts_and_a_second_one_turns_it(chromium: Any, report: Path, cells: pd.DataFrame) -> None:
-    with opened(chromium, report, "#all=1") as page:
+    with opened(chromium, report, "#all=1&rows=all") as page:
         head = page.locator(".cells th button", has_text="cosine_min")
         assert head.locator("xpath=..").get_attribute("aria-sort") == "ascending"
         low = column(page, 1)
@@ -152,7 +152,7 @@ def test_a_click_on_a_head_sorts_and_a_second_one_turns_it(chromium: Any, report
 
 
 def test_pages_of_the_table_turn(chromium: Any, report: Path, cells: pd.DataFrame) -> None:
-    with opened(chromium, report, "#all=1") as page:
+    with opened(chromium, report, "#all=1&rows=all") as page:
         first = column(page, 1)
         assert page.locator(".pager button", has_text="Previous").is_disabled()
         page.locator(".pager button", has_text="Next").click()
@@ -237,6 +237,73 @@ def test_the_address_holds_the_view_and_restores_it(chromium: Any, report: Path)
         assert counted(page)[0] == counted(page)[1]
 
 
+def test_the_table_leaves_out_what_is_no_evidence_until_it_is_asked_for(
+    chromium: Any, report: Path, cells: pd.DataFrame
+) -> None:
+    told = r"(\d+) that are not settled or of a control are left out"
+    left_out = (cells["status"] != "settled") | (cells["estimator"] == "control")
+    assert left_out.any()
+    with opened(chromium, report, "#all=1") as page:
+        heads = page.locator(".cells th").all_inner_texts()
+        assert "status" not in heads
+        assert heads.index("worst parameter") == heads.index("cosine_min ↑") + 1
+        assert heads[-1] == "global cosine"
+        assert int(re.findall(told, page.inner_text(".pager"))[0]) == left_out.sum()
+        page.check("#rows")
+        assert "status" in page.locator(".cells th").all_inner_texts()
+        assert "left out" not in page.inner_text(".pager")
+        assert f"of {len(cells):,}" in page.inner_text(".pager")
+        assert page.locator(".cells tr.open").count() > 0
+        page.uncheck("#rows")
+        assert int(re.findall(told, page.inner_text(".pager"))[0]) == left_out.sum()
+    status = cells.loc[cells["status"] != "settled", "status"].iloc[0]
+    with opened(chromium, report, f"#status={status}") as page:
+        assert "left out" not in page.inner_text(".pager")  # a filter has asked for them
+        shown = page.locator(".cells tbody tr").count()
+        assert shown == page.locator(".cells tr.open").count() == min(50, (cells["status"] == status).sum())
+
+
+def test_back_undoes_a_filter_and_a_link_to_a_view_shows_it(chromium: Any, report: Path) -> None:
+    with opened(chromium, report, "#all=1") as page:
+        assert abs(page.evaluate("document.querySelector('#explorer').getBoundingClientRect().top")) < 120
+        every = counted(page)
+        choose(page, "estimator", "aep")
+        fewer = counted(page)
+        choose(page, "T1", "200")
+        assert counted(page)[0] < fewer[0] < every[0]
+        page.go_back()
+        page.wait_for_function("!location.hash.includes('T1=')")
+        assert counted(page) == fewer
+        page.go_back()
+        page.wait_for_function("!location.hash.includes('aep')")
+        assert counted(page) == every
+    with opened(chromium, report) as page:
+        assert page.evaluate("scrollY") == 0
+
+
+@pytest.mark.parametrize("width", [320, 380])
+def test_on_a_phone_navigation_and_menus_are_whole_and_labels_break_between_words(
+    chromium: Any, report: Path, width: int
+) -> None:
+    with opened(chromium, report, "#all=1&rows=all", viewport={"width": width, "height": 800}) as page:
+        inside = "e => { const b = e.getBoundingClientRect(); return b.left >= 0 && b.right <= innerWidth + 0.5; }"
+        for link in page.locator("nav a").all():
+            assert link.evaluate(inside), link.inner_text()
+        for filter_ in page.locator(".filter").all():
+            filter_.locator("summary").click()
+            assert filter_.locator(".menu").evaluate(inside), filter_.inner_text()
+            page.keyboard.press("Escape")
+        assert not [t for t in page.locator(".cells td.what").all_inner_texts() if not t.strip()]
+        for label in page.locator(".matrix tbody th").all():
+            height, line = label.evaluate(
+                "e => [e.firstChild, e.lastChild].map((n) => {"
+                "const r = document.createRange(); r.selectNode(n); return r.getBoundingClientRect(); })"
+                ".reduce((a, b) => [b.bottom - a.top, parseFloat(getComputedStyle(e).lineHeight)])"
+            )
+            assert height <= line * len(re.split(r"[ =_-]", label.inner_text())), label.inner_text()
+            assert label.evaluate("e => e.scrollWidth <= e.clientWidth"), label.inner_text()
+
+
 @pytest.mark.parametrize(
     "address",
     [
@@ -265,7 +332,7 @@ def test_a_tile_of_the_map_and_a_field_of_the_matrix_choose_their_cells(
         tile.click()
         number = int(re.findall(r"(\d+) cells:", told)[0])
         assert counted(page)[0] == number
-        assert set(column(page, 3)) == {rule}
+        assert set(column(page, 2)) == {rule}
         page.locator(".matrix .field").first.click()
         field = page.locator(".matrix .field").first
         system, rule = field.get_attribute("data-system"), field.get_attribute("data-rule")
@@ -307,7 +374,7 @@ def test_hovering_and_focus_tell_of_a_tile(chromium: Any, report: Path) -> None:
 
 def test_every_chart_gives_its_numbers_as_csv(chromium: Any, report: Path, cells: pd.DataFrame, tmp_path: Path) -> None:
     files = {}
-    with opened(chromium, report, "#all=1") as page:
+    with opened(chromium, report, "#all=1&rows=all") as page:
         for button in page.locator("[data-csv]").all():
             with page.expect_download() as download:
                 button.click()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from gradbench.vocabulary.status import Status, Thresholds
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from markupsafe import Markup
     from pandas import DataFrame
 
     from gradbench.pages.answers import Answer
@@ -68,6 +70,7 @@ def rendered(source: Source) -> str:
         "cosine": wording.cosine,
         "at": wording.at,
         "value": wording.value,
+        "breakable": _breakable,
     }
     environment.globals |= {"span": wording.span, "letter": wording.letter, "ends": sentences.ends}
     by_system = answered(source)
@@ -91,6 +94,13 @@ def rendered(source: Source) -> str:
         digests=[_csp(library), _csp(script)],
         data=_data(source, by_system),
     )
+
+
+def _breakable(label: str) -> Markup:
+    """A label that a narrow column may break behind its signs."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub("([=_])", r"\1<wbr>", str(escape(label))))
 
 
 def shipped(name: str) -> str:

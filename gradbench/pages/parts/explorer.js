@@ -74,6 +74,7 @@ class Explorer {
     document.addEventListener("click", (e) => Object.values(this.menus).forEach(({ menu }) => !menu.contains(e.target) && (menu.open = false)));
     $("#reset").addEventListener("click", () => { state.reset(); this.changed(); });
     $("#every").addEventListener("click", () => { state.reset(); state.filters.clear(); this.changed(); });
+    $("#rows").addEventListener("change", (e) => { if (e.target.checked) state.options.set("rows", "all"); else state.options.delete("rows"); state.page = 0; this.changed(); });
     $("#link").addEventListener("click", (e) => copied(location.href, e.currentTarget));
     const numeric = this.axes.filter((c) => typeof this.words(c.name)[0] === "number");
     const names = numeric.map((c) => c.name), brought = meta.brought.filter((n) => names.includes(n));
@@ -125,8 +126,21 @@ class Explorer {
     this.rows = this.select();
     const settled = this.rows.reduce((n, i) => n + this.settled[i], 0);
     $("#count").textContent = `${this.rows.length.toLocaleString("en-US")} of ${this.cells.rows.toLocaleString("en-US")} cells, ${settled.toLocaleString("en-US")} settled`;
+    $("#rows").checked = this.everyRow();
     if (this.picks.length) { this.heat(); this.curves(); }
     this.table();
+  }
+
+  everyRow() {
+    return this.state.option("rows", ["all"], "") === "all";
+  }
+
+  // whether a row is in the table of cells: one that is not settled, and one of a control, has to be asked for
+  listed(i) {
+    const { state, cells } = this;
+    if (!this.keep[i]) return false;
+    if (this.everyRow()) return true;
+    return (state.filters.has("status") || this.settled[i]) && (state.filters.has("estimator_label") || cells.columns.role.at(i) !== "control");
   }
 
   worst(name) {
@@ -281,13 +295,13 @@ class Explorer {
   }
 
   columns() {
-    const varies = (name) => { const { codes } = this.cells.columns[name]; return this.rows.some((i) => codes[i] !== codes[this.rows[0]]); };
+    const varies = (name) => { const { codes } = this.cells.columns[name]; return this.order.some((i) => codes[i] !== codes[this.order[0]]); };
     const varied = this.axes.map((c) => c.name).filter(varies);
     return [
-      { name: "cell", words: "cell" }, { name: "status", words: "status" }, ...(varies("system_label") ? [{ name: "system_label", words: "system" }] : []), { name: "estimator_label", words: "estimator" },
-      ...["cosine_min", "error"].map((name) => ({ name, words: name, number: true })),
+      { name: "cell", words: "cell" }, ...(varies("status") ? [{ name: "status", words: "status" }] : []), ...(varies("system_label") ? [{ name: "system_label", words: "system" }] : []), { name: "estimator_label", words: "estimator" },
+      { name: "cosine_min", words: "cosine_min", number: true }, { name: "worst", words: "worst parameter" }, { name: "error", words: "error", number: true },
       ...varied.map((name) => ({ name, words: this.letter(name), number: true })),
-      ...["cause", "worst", "cosine", "work"].map((name) => ({ name, words: { worst: "worst parameter", work: "evaluations" }[name] ?? name, number: !["worst", "cause"].includes(name) })),
+      { name: "cause", words: "cause" }, { name: "work", words: "evaluations", number: true }, { name: "cosine", words: "global cosine", number: true },
     ];
   }
 
@@ -295,7 +309,7 @@ class Explorer {
   sorted() {
     this.orders = this.orders ?? new Map();
     if (!this.orders.has(this.state.sort)) this.orders.set(this.state.sort, this.ordered(Array.from({ length: this.cells.rows }, (_, i) => i)));
-    return this.orders.get(this.state.sort).filter((i) => this.keep[i]);
+    return this.orders.get(this.state.sort).filter((i) => this.listed(i));
   }
 
   ordered(rows) {
@@ -312,22 +326,21 @@ class Explorer {
   }
 
   table() {
-    const { state } = this, columns = this.columns(), order = this.sorted();
-    this.order = order;
+    const { state } = this, order = (this.order = this.sorted()), columns = this.columns();
     const pages = Math.max(1, Math.ceil(order.length / PAGE_ROWS));
     state.page = Math.min(state.page, pages - 1);
     const sortName = state.sort.replace(/^-/, ""), down = state.sort.startsWith("-");
     const head = make("tr", {}, ...columns.map((c) => {
       const now = c.name === sortName;
       const flip = () => { state.sort = now && !down ? `-${c.name}` : c.name; state.page = 0; this.changed(); };
-      return make("th", { scope: "col", class: `${c.number ? "n" : ""}${["cause", "cosine", "work"].includes(c.name) ? " wideonly" : ""}`, "aria-sort": now ? (down ? "descending" : "ascending") : "none" }, make("button", { type: "button", onclick: flip }, `${c.words}${now ? (down ? " ↓" : " ↑") : ""}`));
+      return make("th", { scope: "col", class: `${c.number ? "n" : ""}${["cause", "worst", "cosine", "work"].includes(c.name) ? " wideonly" : ""}`, "aria-sort": now ? (down ? "descending" : "ascending") : "none" }, make("button", { type: "button", onclick: flip }, `${c.words}${now ? (down ? " ↓" : " ↑") : ""}`));
     }));
     const from = state.page * PAGE_ROWS;
     const body = order.slice(from, from + PAGE_ROWS).map((i) => {
       const id = this.cells.columns.cell.at(i);
-      const row = make("tr", { class: id === this.state.cell ? "chosen" : "" }, ...columns.map((c) => {
+      const row = make("tr", { class: `${id === this.state.cell ? "chosen" : ""}${this.settled[i] ? "" : " open"}` }, ...columns.map((c) => {
         const v = this.cells.columns[c.name].at(i);
-        const cls = `${c.number ? "n" : ""}${["cause", "cosine", "work"].includes(c.name) ? " wideonly" : ""}`;
+        const cls = `${c.number ? "n" : ""}${["cause", "worst", "cosine", "work"].includes(c.name) ? " wideonly" : ""}`;
         if (c.name === "cell") return make("td", {}, make("a", { href: "#", "data-cell": id, onclick: (e) => { e.preventDefault(); e.stopPropagation(); this.open(id); } }, id.slice(0, 8)));
         if (c.name === "status") return make("td", { class: "what" }, make("i", { class: `dot status ${v}`, "aria-hidden": "true" }), v);
         const text = isCosine(c.name) ? cosine(v) : c.name === "error" ? percent(v) : typeof v === "number" ? (this.axisOf[c.name] ? plain(v) : short(v)) : v ?? "";
@@ -339,11 +352,12 @@ class Explorer {
     $("#cells").replaceChildren(make("table", { class: "cells" }, make("thead", {}, head), make("tbody", {}, ...body)));
     const turn = (to) => { state.page = to; this.changed(); $("#cells").scrollIntoView({ block: "nearest" }); };
     const last = Math.min(from + PAGE_ROWS, order.length);
-    $(".pager").replaceChildren(
+    $(".pager").replaceChildren(...[
       make("button", { type: "button", class: "quiet", disabled: state.page === 0, onclick: () => turn(state.page - 1) }, "Previous"),
       make("span", {}, order.length ? `${(from + 1).toLocaleString("en-US")} to ${last.toLocaleString("en-US")} of ${order.length.toLocaleString("en-US")}` : "no cell"),
+      order.length < this.rows.length ? make("span", { class: "dim" }, `${(this.rows.length - order.length).toLocaleString("en-US")} that are not settled or of a control are left out`) : null,
       make("button", { type: "button", class: "quiet", disabled: state.page >= pages - 1, onclick: () => turn(state.page + 1) }, "Next"),
-    );
+    ].filter(Boolean));
   }
 
   open(id) {

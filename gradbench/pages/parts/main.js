@@ -49,7 +49,8 @@ async function begin() {
   const state = new State(fields, meta.first ? { system_label: [meta.first] } : {});
   let explorer, panel;
   const show = () => { explorer.show(); panel.show(state.cell); };
-  const changed = () => { history.replaceState(null, "", state.write()); show(); };
+  // every view is a step that Back undoes
+  const changed = () => { const to = state.write(); if (to !== location.hash) history.pushState(null, "", to); show(); };
   $("#app").hidden = false;
   $("#loading").hidden = true;
   explorer = new Explorer(tables, state, changed);
@@ -77,6 +78,7 @@ async function begin() {
   addEventListener("beforeprint", () => { before = document.documentElement.dataset.theme; document.documentElement.dataset.theme = "light"; redraw(); });
   addEventListener("afterprint", () => { if (before) document.documentElement.dataset.theme = before; else delete document.documentElement.dataset.theme; redraw(); });
   read();
+  if (location.hash.includes("=")) $("#explorer").scrollIntoView({ behavior: "instant" }); // a link to a view shows the view
   document.documentElement.dataset.ready = "yes";
 }
 
