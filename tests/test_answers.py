@@ -18,6 +18,7 @@ from gradbench.pages.sources import Source
 from gradbench.tables.store import Run
 from gradbench.tables.verifying import trusted
 from gradbench.vocabulary.coordinates import COORDINATES
+from gradbench.vocabulary.status import Status
 
 pytestmark = pytest.mark.fast
 
@@ -80,7 +81,19 @@ def test_nothing_is_said_where_no_cell_settled_however_good_its_cosine_is(status
     assert (answer.grade, answer.setting, answer.tested) == ("silent", None, 0)
     assert answer.untested == {status: 2}
     text = told(cell(status=status), cell(status=status, seed=1))
-    assert text == f"Nothing is said of ep: nowhere is every seed settled. Its cells are {status}."
+    advice = wording.ADVICE[Status(status)]
+    assert text == (
+        f"Nothing is said of ep: nowhere is every seed settled. Its cells are {status}. Where {status}: {advice}."
+    )
+
+
+def test_every_status_without_evidence_says_what_may_be_done_and_no_other_does() -> None:
+    assert set(wording.ADVICE) == set(Status) - {Status.SETTLED, Status.SKIPPED}
+    assert "a longer T1 does not help" in told(cell(status="collapsed"))
+    both = told(cell(status="collapsed"), cell(status="unsettled", T1=50))
+    assert "Where collapsed: " in both
+    assert "Where unsettled: " in both
+    assert "Where settled" not in told(cell(T1=50), cell(T1=50, seed=1, status="unsettled"))
 
 
 def test_a_place_where_one_seed_is_not_settled_is_not_counted() -> None:

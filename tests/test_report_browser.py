@@ -263,6 +263,59 @@ def test_the_table_leaves_out_what_is_no_evidence_until_it_is_asked_for(
         assert shown == page.locator(".cells tr.open").count() == min(50, (cells["status"] == status).sum())
 
 
+def test_a_chart_says_what_a_point_of_it_pools(chromium: Any, report: Path, cells: pd.DataFrame) -> None:
+    def differ(rows: pd.DataFrame, *told: str) -> str:
+        letters = {"T1": "T1", "T2": "T2", "beta": "β", "seed": "seed", "system_label": "system"}
+        names = ["system_label", "T1", "T2", "beta", "seed"]
+        there = [letters[n] for n in names if n not in told and rows[n].dropna().nunique() > 1]
+        return ", ".join(there[:-1]) + " and " * (len(there) > 1) + there[-1]
+
+    settled = cells[(cells["status"] == "settled") & (cells["estimator"] == "aep")]
+    with opened(chromium, report, "#estimator_label=aep&x=T2&y=T1&c0=T2") as page:
+        caption = page.locator("#curve-0 .keys .dim").inner_text()
+        counts = settled.groupby("T2").size()
+        few = f"{counts.min()} to " if counts.min() < counts.max() else ""
+        assert f"of {few}{counts.max()} cells a point, which differ in {differ(settled, 'T2')}: filter" in caption
+        told = f"which differ in {differ(settled, 'T2', 'T1', 'system_label')}; the small number counts them"
+        assert told in page.inner_text("#map .pooled")
+    with opened(chromium, report, "#estimator_label=aep&T1=200&c0=T2") as page:
+        assert "T1" not in page.locator("#curve-0 .keys .dim").inner_text()
+
+
+def test_where_nothing_is_settled_a_sentence_stands_in_place_of_a_chart(chromium: Any, tmp_path: Path) -> None:
+    rows = [
+        cell(status=s, T2=t, seed=i) for i, s in enumerate(("collapsed", "collapsed", "unsettled")) for t in (5, 10)
+    ]
+    path = tmp_path / "silent.html"
+    path.write_text(pages.rendered(source(*rows)))
+    with opened(chromium, path, "#all=1") as page:
+        assert page.locator("#map .tile").count() == page.locator("canvas").count() == 0
+        for part in ("#map .panels", "#curve-0 .plot", "#curve-1 .plot"):
+            text = page.inner_text(part)
+            assert "No cell here is settled: 4 collapsed, 2 unsettled." in text
+            assert "a longer T1 does not help" in text
+        assert "large" not in page.inner_text("#curve-0 .keys")
+
+
+def test_the_worst_cosine_has_the_strongest_colour_after_the_best(chromium: Any, tmp_path: Path) -> None:
+    path = tmp_path / "shades.html"
+    values = [0.1, 0.7, 0.95, 0.995, 0.9999]
+    rows = [cell(T2=t, cosine_min=c, residual=10.0**-t) for t, c in enumerate(values, 1)]
+    path.write_text(pages.rendered(source(*rows)))
+    contrast = """e => { const of = (c) => { const [r, g, b] = c.match(/[\\d.]+/g).map(
+        (v) => ((v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+        const [a, b] = [e, document.body].map((x) => of(getComputedStyle(x).backgroundColor) + 0.05);
+        return Math.max(a, b) / Math.min(a, b); }"""
+    for scheme in ("light", "dark"):
+        with opened(chromium, path, "#all=1&x=T2&y=", color_scheme=scheme) as page:
+            against = [tile.evaluate(contrast) for tile in page.locator("#map .tile").all()]
+            assert len(against) == 5
+            assert against[0] > 5  # a middle one is quiet
+            assert min(against) == against[2]
+            assert against[4] > against[2]
+
+
 def test_back_undoes_a_filter_and_a_link_to_a_view_shows_it(chromium: Any, report: Path) -> None:
     with opened(chromium, report, "#all=1") as page:
         assert abs(page.evaluate("document.querySelector('#explorer').getBoundingClientRect().top")) < 120
@@ -330,7 +383,7 @@ def test_a_tile_of_the_map_and_a_field_of_the_matrix_choose_their_cells(
         rule, system = page.locator("#map .panel h4").first.inner_text().split(" on ")
         told = tile.get_attribute("aria-label")
         tile.click()
-        number = int(re.findall(r"(\d+) cells:", told)[0])
+        number = int(re.findall(r"(\d+) cells?:", told)[0])
         assert counted(page)[0] == number
         assert set(column(page, 2)) == {rule}
         page.locator(".matrix .field").first.click()
@@ -355,6 +408,8 @@ def test_a_tile_shows_the_worst_settled_cell(chromium: Any, report: Path, cells:
                     shown = re.findall(rf"worst ([{MINUS}\d.]+)", label)
                     assert bool(shown) == here["cosine_min"].notna().any()
                     if shown:
+                        assert int(re.findall(r"(\d+) cells?", tile.inner_text())[0]) == here["cosine_min"].count()
+                    if shown:
                         assert abs(float(shown[0].replace(MINUS, "-")) - here["cosine_min"].min()) < 6e-5
                         seen += 1
         assert seen > 4
@@ -365,7 +420,7 @@ def test_hovering_and_focus_tell_of_a_tile(chromium: Any, report: Path) -> None:
         tile = page.locator("#map .tile").first
         tile.hover()
         told = page.inner_text("#tip").replace("\n", "; ")
-        assert tile.get_attribute("aria-label") == f"{tile.inner_text()}; {told}"
+        assert tile.get_attribute("aria-label") == f"{tile.inner_text().replace(chr(10), ' ')}; {told}"
         page.mouse.move(0, 0)
         assert page.locator("#tip").is_hidden()
         tile.focus()

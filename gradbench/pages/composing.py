@@ -177,6 +177,7 @@ def _data(source: Source, by_system: Mapping[str, Sequence[Answer]]) -> str:
         "metrics": _metrics(cells),
         "groups": GROUPS,
         "statuses": {str(s): s.prose for s in Status},
+        "advice": {str(s): told for s, told in wording.ADVICE.items()},
         "causes": {str(c): c.prose for c in Cause},
         "budget": {column(c): str(c) for c in CAUSES if column(c) in BUDGET},
         "glossary": wording.glossary(),

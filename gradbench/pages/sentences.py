@@ -261,7 +261,11 @@ def _silent(answers: Sequence[Answer]) -> Sentence:
         parts.append("every seed settled. Its cells are ")
     for i, status in enumerate(sorted(statuses, key=lambda s: -statuses[s])):
         parts += [" and " if i and i == len(statuses) - 1 else ", " if i else "", term(status)]
-    return said(*parts, ".")
+    parts.append(".")
+    for status in sorted(statuses, key=lambda s: -statuses[s]):
+        if advice := wording.ADVICE.get(Status(status)):
+            parts.append(f" Where {status}: {advice}.")
+    return said(*parts)
 
 
 def _capital(text: str) -> str:

@@ -88,6 +88,16 @@ def some(values: Iterable[object], most: int = 4) -> str:
     return listed(map(value, given)) if len(given) <= most else f"{value(given[0])} to {value(given[-1])}"
 
 
+ADVICE = {  # what may be done where a cell has this status; nothing is to be done where it is settled or skipped
+    Status.ERROR: "read its reason and run it again",
+    Status.OOM: "take fewer examples or a larger device",
+    Status.DIVERGED: "a longer T1 does not help; a smaller step eps, a smaller s or more damp may",
+    Status.COLLAPSED: "the state decays to 0 and a longer T1 does not help; a larger s or a stronger input may",
+    Status.UNSETTLED: "a longer T1 may help, or another solver",
+    Status.UNSTABLE: "a longer T1 does not help; a smaller s or more damp may",
+    Status.NUDGE_DIVERGED: "a smaller beta or a shorter T2 may help",
+    Status.UNDEFINED: "other data or another cost are needed, since the reference has nothing to compare with",
+}
 PAGE = {
     "faithful": "an estimate whose error is at most the threshold of this name, of the whole gradient and of every "
     "parameter that has a reference, in every seed",
@@ -111,7 +121,9 @@ def glossary() -> dict[str, dict[str, str]]:
     }
     return {
         "words of this page": PAGE,
-        "statuses": {str(status): status.prose for status in Status},
+        "statuses": {
+            str(s): s.prose + (f". What may be done: {told}" if (told := ADVICE.get(s)) else "") for s in Status
+        },
         "causes": {str(cause): cause.prose for cause in Cause},
         "coordinates": coordinates,
         "metrics": {name: metrics[name] for name in COLUMNS["cells"] if name in metrics},

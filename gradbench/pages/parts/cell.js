@@ -46,7 +46,7 @@ class CellPanel {
 
   said(i) {
     const status = this.at("status", i), cause = this.at("cause", i), of = this.at("cause_of", i);
-    const told = [make("p", { class: "verdict" }, make("i", { class: `dot status ${status}`, "aria-hidden": "true" }), make("b", {}, status), `: ${this.meta.statuses[status]}.`)];
+    const told = [make("p", { class: "verdict" }, make("i", { class: `dot status ${status}`, "aria-hidden": "true" }), make("b", {}, status), `: ${this.meta.statuses[status]}.${this.meta.advice[status] ? ` ${upper(this.meta.advice[status])}.` : ""}`)];
     const reason = this.at("reason", i);
     if (reason) told.push(make("p", { class: "small" }, reason));
     if (this.at("cosine_min", i) != null) {
@@ -129,7 +129,7 @@ class CellPanel {
     const get = (n, r) => this.budget.columns[n].at(r);
     const names = Object.keys(this.meta.budget).filter((n) => rows.some((r) => get(n, r)));
     const largest = Math.max(...rows.flatMap((r) => names.map((n) => get(n, r) ?? 0)).filter(Number.isFinite));
-    const shade = (v) => (v == null || v === 0 ? "" : v >= this.meta.faithful ? (v >= 0.5 * largest ? "g4" : "g3") : v >= 0.01 ? "g1" : "");
+    const shade = (v) => (v == null || v === 0 ? "" : v >= this.meta.faithful ? (v >= 0.5 * largest ? "m4" : "m3") : v >= 0.01 ? "m1" : "");
     const body = rows.map((r) => make("tr", {}, make("th", { scope: "row" }, get("param", r) || "whole gradient"), ...names.map((n) => make("td", { class: "n" }, make("span", { class: `step ${shade(get(n, r))}` }, get(n, r) == null ? "" : percent(get(n, r)))))));
     const button = make("button", { type: "button", class: "quiet" }, "CSV");
     button.addEventListener("click", () => save(`${this.at("cell", i)}-budget.csv`, csv(["param", "rel_error", ...names], rows.map((r) => ["param", "rel_error", ...names].map((n) => get(n, r))))));

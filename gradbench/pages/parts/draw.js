@@ -27,17 +27,18 @@ const NINES = 7;
 const nines = (v) => -Math.log10(Math.max(1 - v, 10 ** -NINES));
 const ofNines = (n) => (n < 0 ? minus(String(Number((1 - 10 ** -n).toFixed(1)))) : n >= NINES ? "1" : n ? `0.${"9".repeat(n)}` : "0");
 
-// a function from a number to a shade, 4 the best or the largest, and the words of the five shades
+// A function from a number to a shade, 4 the best or the largest, and the words of the five shades. Shades of kind "g" go from
+// bad to good, those of kind "m" from small to large.
 function shades(name, metric, numbers, faithful) {
   if (isCosine(name)) {
     const words = ["below 0.5", "0.5 to 0.9", "0.9 to 0.99", "0.99 to 0.999", "0.999 and more"];
-    return { shade: (v) => BANDS.filter((b) => v >= b).length, words };
+    return { shade: (v) => BANDS.filter((b) => v >= b).length, words, kind: "g" };
   }
   if (metric.better === "down" && (name === "error" || name === "rel_error")) {
     const ends = [1, 3 * faithful, faithful, faithful / 10];
     const told = ends.map((e) => short(e, 2));
     const words = [`above ${told[0]}`, `${told[1]} to ${told[0]}`, `${told[2]} to ${told[1]}`, `${told[3]} to ${told[2]}`, `at most ${told[3]}`];
-    return { shade: (v) => ends.filter((e) => v <= e).length, words };
+    return { shade: (v) => ends.filter((e) => v <= e).length, words, kind: "g" };
   }
   const finite = numbers.filter((v) => Number.isFinite(v) && (!metric.log || v > 0));
   const [low, high] = [Math.min(...finite), Math.max(...finite)];
@@ -51,7 +52,7 @@ function shades(name, metric, numbers, faithful) {
   const g = metric.log ? Math.exp : (v) => v;
   const edge = (p) => short(g(f(low) + p * (f(high) - f(low))), 3);
   const words = [0, 1, 2, 3, 4].map((p) => (finite.length ? `${edge(p / 5)} to ${edge((p + 1) / 5)}` : "–"));
-  return { shade, words: turned ? words.reverse() : words };
+  return { shade, words: turned ? words.reverse() : words, kind: ["up", "down"].includes(metric.better) ? "g" : "m" };
 }
 
 const COLOURS = new Map(); // of the theme that is shown

@@ -201,35 +201,58 @@ class Explorer {
         this.mapRows.push([g.system, g.rule, f.a, down ? f.b : "", f.n, n, n ? f.value : "", f.worst == null ? "" : this.cells.columns.cell.at(f.worst)]);
       }
     }
-    const { shade, words } = shades(metric, this.meta.metrics[metric], all, this.meta.faithful);
+    const scale = shades(metric, this.meta.metrics[metric], all, this.meta.faithful);
     const title = `${over === "worst" ? "Worst" : "Median"} ${metric} over ${this.letter(x)}${down ? ` and ${this.letter(down)}` : ""}`;
     $("#map-title").textContent = title;
-    const panels = shown.map((g) => this.panel(g, x, down, metric, shade));
+    const over_ = this.pooled(shown.flatMap((g) => g.rows), "system_label", "estimator_label", x, down);
+    $("#map .pooled").textContent = over_ ? `Every field is the ${over} of its settled cells, which differ in ${over_}; the small number counts them.` : "";
+    const panels = shown.map((g) => (all.length && [...g.fields.values()].some((f) => f.values.length) ? this.panel(g, x, down, metric, scale) : make("div", { class: "panel" }, make("h4", {}, `${g.rule} on ${g.system}`), this.silence(g.rows, metric))));
     if (!panels.length) panels.push(make("p", { class: "note" }, `No cell here has a ${this.letter(x)}.`));
     if (groups.length > PANELS) panels.push(make("p", { class: "note" }, `${groups.length - PANELS} more pairs of a system and a rule match: filter for them.`));
     $("#map .panels").replaceChildren(...panels);
-    $("#map .legend").replaceChildren(...words.map((w, i) => make("span", {}, make("i", { class: `g${i}` }), w)), make("span", {}, make("i", { class: "hollow" }), "no settled cell"));
+    $("#map .legend").replaceChildren(...(all.length ? scale.words : []).map((w, i) => make("span", {}, make("i", { class: `${scale.kind}${i}` }), w)), make("span", {}, make("i", { class: "hollow" }), "no settled cell"));
   }
 
-  panel(g, x, y, metric, shade) {
+  // the coordinates in which rows differ, apart from those that are told: "s, damp and seed"
+  pooled(rows, ...told) {
+    const settled = rows.filter((i) => this.settled[i]);
+    const names = ["system_label", ...this.axes.map((c) => c.name)].filter((name) => {
+      const { codes } = this.cells.columns[name], values = new Set(settled.map((i) => codes[i]).filter(Boolean));
+      return !told.includes(name) && values.size > 1;
+    });
+    return names.map((n) => this.letter(n)).join(", ").replace(/, ([^,]*)$/, " and $1");
+  }
+
+  // what stands where there is nothing to draw: the statuses, and what may be done
+  silence(rows, metric) {
+    const { status } = this.cells.columns, counts = new Map();
+    for (const i of rows) counts.set(status.at(i), (counts.get(status.at(i)) ?? 0) + 1);
+    if (!rows.length) return make("p", { class: "note" }, "The filters leave no cell.");
+    if (counts.has("settled")) return make("p", { class: "note" }, `No settled cell here has a ${metric}.`);
+    const told = [...counts].sort((a, b) => b[1] - a[1]);
+    const advice = told.filter(([s]) => this.meta.advice[s]).map(([s]) => `${upper(s)}: ${this.meta.advice[s]}.`);
+    return make("p", { class: "note" }, `No cell here is settled: ${told.map(([s, n]) => `${n.toLocaleString("en-US")} ${s}`).join(", ")}. ${advice.join(" ")}`);
+  }
+
+  panel(g, x, y, metric, scale) {
     const sorted = (values) => [...new Set(values)].sort((p, q) => p - q);
     const fields = [...g.fields.values()];
     const across = sorted(fields.map((f) => f.a)), downs = y ? sorted(fields.map((f) => f.b)).reverse() : [""];
     const head = make("tr", {}, y ? make("th", { scope: "col" }, `${this.letter(y)} \\ ${this.letter(x)}`) : make("th", { scope: "col" }, this.letter(x)), ...across.map((a) => make("th", { scope: "col" }, plain(a))));
-    const body = downs.map((b) => make("tr", {}, make("th", { scope: "row" }, y ? plain(b) : metric), ...across.map((a) => this.tile(g, g.fields.get(`${a}|${b}`), x, y, metric, shade))));
+    const body = downs.map((b) => make("tr", {}, make("th", { scope: "row" }, y ? plain(b) : metric), ...across.map((a) => this.tile(g, g.fields.get(`${a}|${b}`), x, y, metric, scale))));
     return make("div", { class: "panel" }, make("h4", {}, `${g.rule} on ${g.system}`), make("table", { class: "heat" }, make("thead", {}, head), make("tbody", {}, ...body)));
   }
 
-  tile(g, f, x, y, metric, shade) {
+  tile(g, f, x, y, metric, { shade, kind }) {
     if (!f) return make("td");
     const n = f.values.length;
     const lines = [`${g.rule} on ${g.system}`, [`${this.letter(x)} = ${plain(f.a)}`, y && `${this.letter(y)} = ${plain(f.b)}`].filter(Boolean).join(", ")];
     if (n) lines.push(`${metric}: worst ${inText(metric, this.cells.columns[metric].numbers[f.worst])}, median ${inText(metric, f.median)}`);
-    lines.push(`${f.n} cells: ${[...f.statuses].map(([s, k]) => `${k} ${s}`).join(", ")}`);
+    lines.push(`${f.n} ${f.n === 1 ? "cell" : "cells"}: ${[...f.statuses].map(([s, k]) => `${k} ${s}`).join(", ")}`);
     const wanted = { system_label: g.system, estimator_label: g.rule, [x]: f.a, ...(y ? { [y]: f.b } : {}) };
     const chosen = Object.entries(wanted).every(([k, v]) => { const s = this.state.filters.get(k); return s?.size === 1 && s.has(v); });
-    const text = n ? inTile(metric, f.value) : [...f.statuses.keys()][0];
-    const tile = make("button", { type: "button", class: `tile ${n ? `g${shade(f.value)}` : "hollow"}${chosen ? " chosen" : ""}`, "aria-label": `${text}; ${lines.join("; ")}` }, text);
+    const text = n ? inTile(metric, f.value) : [...f.statuses.keys()][0], number = many(n || f.n);
+    const tile = make("button", { type: "button", class: `tile ${n ? `${kind}${shade(f.value)}` : "hollow"}${chosen ? " chosen" : ""}`, "aria-label": `${text} ${number}; ${lines.join("; ")}` }, text, " ", make("small", {}, number));
     tile.addEventListener("click", () => {
       for (const [k, v] of Object.entries(wanted)) {
         if (chosen && (k === x || k === y)) this.state.set(k, new Set());
@@ -274,7 +297,7 @@ class Explorer {
     const rows = lines.flatMap((l) => l.points.map((p) => [l.label, p.x, p.n, p.low, p.middle, p.high]));
     this[`curveRows${number}`] = [["estimator", name, "cells", `${metric}_min`, `${metric}_median`, `${metric}_max`], rows];
     $("h3", figure).textContent = `${metric} against ${letter}`;
-    $(".keys", figure).replaceChildren(...lines.map((l) => make("span", {}, key(l.look), l.label)), make("span", { class: "dim" }, `Median, and from smallest to largest; settled cells${left ? `, ${left.toLocaleString("en-US")} others are left out` : ""}.`));
+    $(".keys", figure).replaceChildren(...lines.map((l) => make("span", {}, key(l.look), l.label)), make("span", { class: "dim" }, lines.length ? this.caption(lines, name, left) : ""));
     const place = $(".plot", figure);
     this.drawn = this.drawn ?? [];
     this.drawn[number]?.destroy();
@@ -282,7 +305,8 @@ class Explorer {
     place.replaceChildren();
     $("details .scroll", figure).replaceChildren(simpleTable(this[`curveRows${number}`][0], rows.map((r) => [r[0], plain(r[1]), plain(r[2]), ...r.slice(3).map((v) => inText(metric, v))])));
     const xs = [...new Set(lines.flatMap((l) => l.points.map((p) => p.x)))].sort((a, b) => a - b);
-    if (!xs.length) return place.append(make("p", { class: "note" }, "No settled cell is left by the filters."));
+    place.classList.toggle("empty", !xs.length);
+    if (!xs.length) return place.append(this.silence(this.rows, metric));
     const onPoint = (j, u) => {
       if (j == null) return hideTip();
       const text = [`${letter} = ${plain(xs[j])}`, ...lines.flatMap((l) => { const p = l.points.find((q) => q.x === xs[j]); return p ? [`${l.label}: ${inText(metric, p.middle)} (${inText(metric, p.low)} to ${inText(metric, p.high)}, ${p.n} cells)`] : []; })].join("\n");
@@ -292,6 +316,13 @@ class Explorer {
     const yLog = told.log && lines.some((l) => l.points.some((p) => p.middle > 0));
     this.drawn[number] = curve(place, lines, { xs, xLog: log && xs[0] > 0, yLog, inNines: isCosine(metric), xName: `${words} ${letter}${unit ? ` (${unit})` : ""}`, yName: metric, text: (v) => (isCosine(metric) ? minus(String(Number(v.toPrecision(5)))) : short(v, 3)), onPoint });
     place.onmouseleave = hideTip;
+  }
+
+  // what a point of a curve stands for
+  caption(lines, name, left) {
+    const counts = lines.flatMap((l) => l.points.map((p) => p.n)), [few, most] = [Math.min(...counts), Math.max(...counts)];
+    const over = this.pooled(this.rows, "estimator_label", name);
+    return `Median, and from smallest to largest, of ${few === most ? many(few) : `${few.toLocaleString("en-US")} to ${many(most)}`} a point${over ? `, which differ in ${over}: filter to hold one fixed` : ""}.${left ? ` ${left.toLocaleString("en-US")} that are not settled, or have no such number, are left out.` : ""}`;
   }
 
   columns() {
@@ -375,6 +406,7 @@ class Explorer {
   }
 }
 
+const many = (n) => `${n.toLocaleString("en-US")} ${n === 1 ? "cell" : "cells"}`;
 const percent = (v) => (v == null || Number.isNaN(v) ? "–" : !Number.isFinite(v) ? "not finite" : v > 0 && v < 1e-5 ? "<0.001 %" : `${100 * v >= 1000 ? Math.round(100 * v).toLocaleString("en-US") : minus(String(Number((100 * v).toPrecision(3))))} %`);
 
 function simpleTable(head, rows) {
