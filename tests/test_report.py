@@ -18,10 +18,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from answering import cell, source
 from hypothesis import given
 from hypothesis import strategies as st
+from markupsafe import escape
 
 import gradbench as gb
 from gradbench.api.results import Results
@@ -29,8 +31,10 @@ from gradbench.cli import _code
 from gradbench.commands import reporting
 from gradbench.errors import StoreError, UserError
 from gradbench.pages import composing as pages
+from gradbench.pages.definitions import DEFINITIONS
 from gradbench.pages.packing import INF, MINUS_INF, NULL, packed
 from gradbench.pages.sources import Source
+from gradbench.tables.schema import OUTCOME
 from gradbench.tables.store import Run
 from gradbench.tables.verifying import trusted
 from gradbench.vocabulary.coordinates import COORDINATES
@@ -310,6 +314,17 @@ def test_a_page_of_a_run_is_made_without_a_lock_or_a_change(gated: Run) -> None:
     before = {p: p.read_bytes() for p in gated.folder.rglob("*") if p.is_file()}
     reporting.html(gated)
     assert {p: p.read_bytes() for p in gated.folder.rglob("*") if p.is_file()} == before
+
+
+def test_every_number_of_a_cell_is_defined_by_more_than_its_name_and_has_a_unit(html: str) -> None:
+    numbers = {n for n, c in OUTCOME.items() if not pa.types.is_string(c.type)}
+    assert set(DEFINITIONS) == numbers
+    units = ("ratio", "count", "share", "to 1", "per ", "degrees", "seconds", "bytes", "in units", "yes or no")
+    for name, text in DEFINITIONS.items():
+        assert text.lower() != name.replace("_", " ")
+        assert any(unit in text for unit in units), name
+        assert f"<dt>{name}</dt><dd>{escape(text)}</dd>" in html
+    assert "largest singular value over its smallest" in DEFINITIONS["condition"]
 
 
 MakeSuite = Callable[..., Path]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from gradbench.errors import StoreError
 from gradbench.pages import matrix, sentences, wording
 from gradbench.pages.answers import answered
+from gradbench.pages.definitions import DEFINITIONS
 from gradbench.pages.packing import packed
 from gradbench.pages.replay import argument
 from gradbench.tables.schema import BUDGET, OUTCOME
@@ -219,7 +220,7 @@ def _metrics(cells: DataFrame) -> dict[str, dict[str, Any]]:
         if name in COORDINATES:
             continue
         told[name] = {
-            "words": word.words if word else wording.PAGE.get(name, ""),
+            "words": DEFINITIONS.get(name) or (word.words if word else wording.PAGE.get(name, "")),
             "log": bool(word and word.log) or name in ("error", "work"),
             "better": {"error": "down", "work": "down"}.get(name, declared.better if declared else None),
         }

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from unicodedata import lookup
 
 from gradbench.estimators.base import Role
+from gradbench.pages.definitions import DEFINITIONS
 from gradbench.tables.schema import COLUMNS
 from gradbench.vocabulary.cause import Cause
 from gradbench.vocabulary.coordinates import COORDINATES
-from gradbench.vocabulary.notation import METRICS
 from gradbench.vocabulary.status import Status
 
 if TYPE_CHECKING:
@@ -114,7 +114,6 @@ PAGE = {
 
 def glossary() -> dict[str, dict[str, str]]:
     """What every word of a page means: by kind, then by word."""
-    metrics = {name: word.words + (f", {word.unit}" if word.unit else "") for name, word in METRICS.items()}
     coordinates = {
         name: c.words + (f", {c.unit}" if c.unit else "") + (f"; symbol {letter(name)}" if letter(name) != name else "")
         for name, c in COORDINATES.items()
@@ -126,5 +125,5 @@ def glossary() -> dict[str, dict[str, str]]:
         },
         "causes": {str(cause): cause.prose for cause in Cause},
         "coordinates": coordinates,
-        "metrics": {name: metrics[name] for name in COLUMNS["cells"] if name in metrics},
+        "metrics": {name: DEFINITIONS[name] for name in COLUMNS["cells"] if name in DEFINITIONS},
     }
