@@ -467,7 +467,7 @@ def test_importing_plots_loads_neither_torch_nor_pandas() -> None:
 def test_the_front_of_cost_and_error_holds_what_no_cheaper_setting_of_the_worst_seed_reaches() -> None:
     def row(seed: int, T2: int, cosine: float, status: str = "settled") -> dict[str, object]:
         counts = {"n_force": 100 + T2, "n_jvp": 0, "n_vjp": T2}
-        named = {"estimator_label": "aep", "T1": 100, "T2": T2, "beta": 0.1, "seed": seed}
+        named = {"estimator_label": "aep", "T1": 100, "T2": T2, "beta": 0.1, "seed": seed, "reference": "bptt"}
         return {**named, **counts, "cosine_min": cosine, "status": status}
 
     rows = [row(0, 5, 0.9), row(1, 5, 0.8), row(0, 10, 0.7), row(1, 10, 0.99), row(0, 20, 0.9999), row(1, 20, 0.999)]
@@ -477,7 +477,23 @@ def test_the_front_of_cost_and_error_holds_what_no_cheaper_setting_of_the_worst_
     assert dict(zip(settings["T2"], settings["status"], strict=True))[2] == "unsettled"
     front = _front(settings[settings["status"] == "settled"])
     assert front["T2"].tolist() == [5, 20]
-    assert front["cost"].tolist() == [110, 140]
+    assert front["cost"].tolist() == [120, 180]  # a product with the Jacobian counts as three forces
+    assert set(front["reference_cost"]) == {400}  # 100 forces and 100 products
+
+
+def test_the_cost_of_the_reference_is_marked_on_the_axis_of_cost_in_the_unit_of_the_estimates(
+    cells: pd.DataFrame,
+) -> None:
+    figure = draw_error_vs_cost(cells)
+    assert figure is not None
+    marks = {float(line.get_xdata()[0]) for line in figure.axes[0].lines if line.get_marker() == "^"}
+    assert marks == {4.0 * T1 for T1 in (50, 100)}
+    assert "BPTT itself" in [text.get_text() for text in figure.legends[0].get_texts()]
+    costs = {float(x) for c in _markers(figure) for x in c.get_offsets()[:, 0]}
+    assert costs == {T1 + 2 * 20 + 3 * 4 * 20 for T1 in (50.0, 100.0)}
+    figure = draw_error_vs_cost(cells.assign(reference="implicit"))  # what backpropagation costs is not said there
+    assert figure is not None
+    assert not [line for line in figure.axes[0].lines if line.get_marker() == "^"]
 
 
 def _bars(figure: object, knob: str = "nudge") -> list[tuple[float, float, tuple]]:

@@ -20,7 +20,7 @@ def cells(readings: dict[str, dict[float, float]], system: str = "toy", x: str =
         for label, by in readings.items()
         for value, smallest in by.items()
     ]
-    fixed = {"system_label": system, "status": "settled", "cost": 100.0, "antisymmetry": 0.1}
+    fixed = {"system_label": system, "status": "settled", "cost": 100.0, "reference_cost": 40.0, "antisymmetry": 0.1}
     return pd.DataFrame(rows).assign(**fixed | more)
 
 
@@ -206,7 +206,8 @@ def test_antisymmetry_separates_symmetric_from_asymmetric_jacobians() -> None:
 def test_the_cost_of_following_is_the_least_one_and_a_rule_that_never_does_is_told() -> None:
     here = cells({"ep": WRONG, "aep": RIGHT}).assign(cost=[10, 20, 40, 30])
     said = "toy: naive EP reaches a smallest cosine of 0.30 at best; asymmetric EP follows BPTT for 30 evaluations"
-    assert titles.of_cost("toy", here) == said
+    assert titles.of_cost("toy", here) == f"{said} (0.75 times BPTT)"
+    assert titles.of_cost("toy", here.assign(reference_cost=float("nan"))) == said  # to another reference
     both = titles.of_costs({"a": here, "b": cells({"ep": RIGHT})})
     assert both == "Naive EP follows BPTT at some cost on b alone; asymmetric EP on a"
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
+from gradbench.estimators.base import Count
+from gradbench.estimators.reference import REFERENCE
 from gradbench.plots import hold, look, titles
 from gradbench.vocabulary.coordinates import COORDINATES
 from gradbench.vocabulary.notation import METRICS
@@ -14,12 +17,15 @@ from gradbench.vocabulary.status import Status
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
     from gradbench.plots.sources import Tables
 
 FLOOR = 1e-8  # smaller errors are drawn here
+PALE = 0.35  # opacity of a settled setting that is not on the front
+PRODUCTS = f"$Jv$ and $J^Ta$ count {Count(jvp=1).work}"
 # the settings of a rule: T1, T2 and beta
 FREE = tuple(name for name, c in COORDINATES.items() if c.shared and c.type is not str)
 
@@ -42,28 +48,39 @@ def draw_error_vs_cost(cells: DataFrame) -> Figure | None:
     for ax, (place, here) in zip(axes, systems.items(), strict=False):
         for label, style in styles.items():
             rows = here[here["estimator_label"] == label]
-            look.points(ax, rows, "cost", "error", style, alpha=0.35)
-            front = _front(rows[rows["status"] == Status.SETTLED])
+            settled = rows["status"] == Status.SETTLED
+            front = _front(rows[settled])
+            look.points(ax, rows[~settled], "cost", "error", style)
+            look.points(ax, rows[settled].drop(front.index), "cost", "error", style, alpha=PALE)
+            look.points(ax, front, "cost", "error", style)
             if len(front):
                 line = {"color": style.colour, "linestyle": style.line}
                 ax.step(front["cost"], front["error"], where="post", linewidth=1.5, **line)
         look.followed(ax, cosine=False)
+        _mark_reference(ax, here)
         said = titles.of_cost(place.system, here) if len(systems) > 1 else ""
         look.panel_title(ax, said, place.point, (look.room(figure) - 60) / columns - 10)
-        ax.set(xscale="log", yscale="log", xlabel="cost of an estimate (evaluations\nof $F$, $Jv$ and $J^Ta$)")
+        ax.set(xscale="log", yscale="log", xlabel=f"cost of an estimate (evaluations\nof the force; {PRODUCTS})")
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         ax.xaxis.set_minor_formatter(NullFormatter())
     for i, ax in enumerate(axes):
         ax.set_ylabel("" if i % columns else f"$1-$ {METRICS['cosine_min'].words}")
         ax.set_visible(i < len(systems))
-    look.legend(figure, styles, [look.followed_key()])
+    pale = Line2D([], [], color=look.GREY, linestyle="", marker="o", markersize=look.pt(5), alpha=PALE)
+    pale.set_label("pale: a cheaper setting is as good")
+    keys = [look.followed_key(), pale]
+    if any(here["reference_cost"].notna().any() for here in systems.values()):
+        keys.append(Line2D([], [], color="black", linestyle="", marker="^", markersize=look.pt(5), label="BPTT itself"))
+    look.legend(figure, styles, keys)
     look.title(figure, titles.of_costs({place.system: here for place, here in systems.items()}))
     look.caption(
         figure,
         [
             "Error of the worst parameter of the worst seed against what one estimate costs by itself, free phase",
-            f"included and reference excluded, at every T1, T2 and beta. Errors below {FLOOR:g} are drawn there.",
+            "included and reference excluded, at every T1, T2 and beta, in evaluations of the force on the batch; a",
+            f"product with the Jacobian or its transpose counts as {Count(jvp=1).work}. A triangle on the axis is the",
+            f"cost of BPTT itself at a T1, its free phase included. Errors below {FLOOR:g} are drawn there.",
             "A parameter whose estimate is zero has error 1. One whose reference is zero, not finite or below the",
             "floor of liveness, or whose estimate is not finite, has no cosine and is left out; so is a setting",
             "without any.",
@@ -73,12 +90,36 @@ def draw_error_vs_cost(cells: DataFrame) -> Figure | None:
 
 
 def _settings(rows: DataFrame) -> DataFrame:
-    """One row a setting: its worst seed. A seed that is not settled is worse than any that is."""
-    rows = rows.assign(cost=rows["n_force"] + rows["n_jvp"] + rows["n_vjp"], unsettled=rows["status"] != Status.SETTLED)
+    """One row a setting: its worst seed. A seed that is not settled is worse than any that is.
+
+    `cost` is in evaluations of the force, and so is `reference_cost`, that of backpropagation at the same T1; it is NaN
+    where the cells are compared with another reference.
+    """
+    T1s = rows["T1"].where(rows["reference"] == REFERENCE.name).astype(float)
+    rows = rows.assign(
+        cost=Count(rows["n_force"], rows["n_jvp"], rows["n_vjp"]).work,
+        reference_cost=T1s.map(_of_reference, na_action="ignore"),
+        unsettled=rows["status"] != Status.SETTLED,
+    )
     worst = rows.sort_values("cosine_min").sort_values("unsettled", ascending=False, kind="stable")
     worst = worst.drop_duplicates(["estimator_label", *FREE])
     worst = worst[worst["cosine_min"].notna() & worst["cost"].notna()]
     return worst.assign(error=(1 - worst["cosine_min"]).clip(lower=FLOOR))
+
+
+def _of_reference(T1: float) -> float:
+    """What backpropagation through T1 steps costs with the free phase; a forward pass is one step."""
+    return float((Count(force=max(1, int(T1))) + REFERENCE.phase.count(int(T1), None)).work)
+
+
+def _mark_reference(ax: Axes, here: DataFrame) -> None:
+    """Triangles on the axis of cost: what backpropagation itself costs at every T1."""
+    marks = here.dropna(subset=["reference_cost"]).drop_duplicates("T1")
+    bottom = ax.get_xaxis_transform()
+    for cost, T1 in zip(marks["reference_cost"], marks["T1"], strict=True):
+        ax.plot([cost], [0], "^", color="black", markersize=look.pt(5), transform=bottom, clip_on=False, zorder=4)
+        small = look.pt(look.VALUE)
+        ax.text(cost, 0.04, f"$T_1\\,=\\,${T1:g}", transform=bottom, size=small, rotation=90, ha="center", va="bottom")
 
 
 def _front(rows: DataFrame) -> DataFrame:
