@@ -53,6 +53,9 @@ DEFINITIONS = {
     f"signal the displacement by the nudge; {RATIO}",
     "curvature": f"|s_+ + s_- - 2 s_0| / |s_+ - s_-|: how far the response is from linear in beta; {RATIO}",
     "noise_floor": f"unit of round-off times |s*| / signal, signal the displacement by the nudge; {RATIO}",
+    "draws": "draws of a rule that draws: every number of the row is that of their mean; a count",
+    "variance": f"E|g_d - mean|^2 / |reference|^2, g_d the estimate of one draw; {RATIO}",
+    "bias_se": f"standard error of the mean over |reference|, sqrt(variance / draws); {RATIO}",
     "rho_T2": f"rho^T2, the share of the credit that T2 steps are expected to leave out; {RATIO}",
     "gamma": "mean over blocks of the cosine of the rule's state credit with the reference credit; a clamped "
     "layer counts "
