@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 
 SMALL = 1e-5  # of |s*|: how far a nudge that stands for beta -> 0 moves the state
 HEARD = 1e4  # units of round-off of |s*|: how far its first step moves the state, at least
+LIMITED = 1e-5  # what the limit of beta -> 0 may be off by, of the credit
+DRIFTS = 10  # times the limit: what the drift of a state over a small beta may be
 REGULAR = 0.05  # of the limit: what a small beta may still add to it
 MANY = 4  # times the draws of a rule, to tell what they leave
 UNDECLARED = 64  # draws of a rule that does not say how many it wants
@@ -258,7 +260,7 @@ class _Taking:
         mean = self._mean(drawn, MANY * self.rule.draws or UNDECLARED) if draws else drawn
         self.views = self._views(mean, draws=draws)
         limit, of_beta = self._limit(mean)
-        answer = self._answer(limit)
+        answer = self._answer(limit, of_beta=bool(of_beta))
         if answer.hypothesis is None and not draws and self.rule.draws:
             # it takes numbers that are drawn, and says of no number of draws that its estimate is their mean
             averaged = self._averaged(drawn, limit)
@@ -326,7 +328,7 @@ class _Taking:
             proportional = combined(runs, POLYNOMIAL[1].tolist())
             limit = combined((zero, proportional), (1, 1 / share))
             return limit, [("beta", Cause.NONLINEARITY, mean)]
-        if not max(sizes[1:]) <= REGULAR * sizes[0]:
+        if not (sizes[2] <= REGULAR * sizes[0] and sizes[1] <= DRIFTS * sizes[0]):
             return mean, []
         if float((lens.value(drift.credit, drift.gradient)).norm()) * share <= TIERS[0] * sizes[0]:
             return limit, [("beta", Cause.NONLINEARITY, mean)]
@@ -360,12 +362,12 @@ class _Taking:
         T1 = self.state.free.T1s[0]
         return [*([declared] if declared is not None else []), *([self.T2] if self.T2 is not None else []), None, T1]
 
-    def _answer(self, limit: Returned) -> _Answer:
+    def _answer(self, limit: Returned, *, of_beta: bool) -> _Answer:
         """The simplest hypothesis about what a rule tends to, or why there is none."""
         floor = max(self.run.floor, CHANCE * self.spread)
         if self.spread > CLEAR:
             return _Answer(None, self._declared(), limit, Cause.UNKNOWN)
-        tiers = [max(tier, floor) for tier in TIERS]
+        tiers = [max(tier, floor, LIMITED if of_beta else 0.0) for tier in TIERS]
         searches = {view: self._search(view, limit) for view in self.views}
         first = searches[self.views[0]]
         if holds := self._held(searches, tiers[0]):
@@ -453,7 +455,12 @@ class _Taking:
         bent = float(lens.value(gone.credit, gone.gradient).norm())
         if not (math.isfinite(changed) and changed <= SMOOTH * scale and bent > LINEAR * scale):
             return None  # rough, or not additive at any size of dC/ds
-        holds = self._held({v: self._search(v, signal) for v in self.views}, TIERS[0])
+        searches = {v: self._search(v, signal) for v in self.views}
+        holds = self._held(searches, LIMITED)
+        if holds is None:  # a state that drifts has Jacobians of its own on the way
+            first = searches[self.views[0]]
+            h = next((h for tier in TIERS[1:] if (h := first.simplest(tier))), None)
+            holds = None if h is None else (first, h)
         if holds is None:
             return None
         bends = Cause.CLIP if changed <= EXACT * scale else Cause.NONLINEARITY

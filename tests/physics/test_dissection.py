@@ -299,7 +299,8 @@ def measured(rule: Any, place: str, seed: int, **at: Any) -> gb.Measurement:
     if place == "projected":
         return gb.measure("cet_projected", rule, T1=600, damp=1.0, batch=2, seed=seed, system_options=SMALL, **at)
     name, options = ("toy_cons", TOYS) if place == "symmetric" else ("toy_noncons", TOYS | {"heads": 2})
-    return gb.measure(name, rule, T1=150, damp=3.0, batch=3, seed=seed, system_options=options, **at)
+    T1 = 400 if place == "symmetric" else 150
+    return gb.measure(name, rule, T1=T1, damp=3.0, batch=3, seed=seed, system_options=options, **at)
 
 
 def planted(fault: Callable[[random.Random], Made], seed: int) -> gb.Measurement:
