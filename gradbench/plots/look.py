@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from matplotlib.layout_engine import LayoutEngine
     from matplotlib.patches import Patch
     from matplotlib.typing import LineStyleType, RcKeyType
-    from pandas import DataFrame
+    from pandas import DataFrame, Series
 
 WIDTH = 9.0  # inches; in a PNG that is shown at 900 pixels, 9 points read as 7
 GREY = "0.35"
@@ -96,6 +96,8 @@ MARKERS: dict[str, tuple[Marker, float]] = {
 OTHER_MARKERS: tuple[tuple[Marker, float], ...] = (
     ("X", 5.5), ("p", 5.5), ((4, 1, 0), 8.0), ((7, 1, 0), 7.0)
 )  # fmt: skip
+NARROW, BROAD = 1.2, 2.8  # points of a line, and of that of a rule whose marker is larger than the next number
+BROAD_FROM = 6.0
 NUMBER_SIZE = 6.5  # of the markers after these, which are numbers
 HATCHES = {"ep": "////", "aep": "", "adjoint": "", "tbptt": ""}
 OTHER_HATCHES = ("....", "xxxx", "\\\\\\\\", "++++", "oo", "||||", "----", "**")
@@ -239,6 +241,12 @@ def themed(figure: Callable[P, R]) -> Callable[P, R]:
     return made
 
 
+def line(ax: Axes, along: Series, style: Style, width: float | None = None, alpha: float = 1.0) -> None:
+    """A line through numbers by place. That of a rule with a large marker is broad, so that it shows below others."""
+    width = pt(width or (BROAD if style.size > BROAD_FROM else NARROW))
+    ax.plot(along.index, along, color=style.colour, linestyle=style.line, linewidth=width, alpha=alpha, zorder=2)
+
+
 def points(ax: Axes, rows: DataFrame, x: str, y: str, style: Style, alpha: float = 1.0) -> None:
     """Markers, filled where the cell is settled and hollow where it is not."""
     settled = rows["status"] == Status.SETTLED
@@ -254,7 +262,11 @@ def metric(name: str) -> str:
 
 
 def legend(
-    figure: Figure, styles: dict[str, Style], extra: Iterable[Line2D] = (), lines: bool = True, hollow: bool = True
+    figure: Figure,
+    styles: dict[str, Style],
+    extra: Iterable[Line2D | Patch] = (),
+    lines: bool = True,
+    hollow: bool = True,
 ) -> None:
     """What colours, markers and filling mean, in a strip above the panels; filling where some markers are hollow."""
     entries: list[Line2D | Patch] = []
@@ -356,9 +368,10 @@ def followed(ax: Axes, cosine: bool = True) -> None:
     ax.axhline(FOLLOWS if cosine else 1 - FOLLOWS, color=GREY, linewidth=0.9, linestyle=FOLLOWED, zorder=1)
 
 
-def followed_key() -> Line2D:
-    """What that line means."""
-    return Line2D([], [], color=GREY, linewidth=0.9, linestyle=FOLLOWED, label=f"cosine {FOLLOWS:g}: follows BPTT")
+def followed_key(statistic: str = "worst seed") -> Line2D:
+    """What that line means, and of which number: of the worst of several seeds, or of every cell."""
+    words = f"cosine {FOLLOWS:g}: follows BPTT ({statistic})"
+    return Line2D([], [], color=GREY, linewidth=0.9, linestyle=FOLLOWED, label=words)
 
 
 def title(figure: Figure, sentence: str) -> None:

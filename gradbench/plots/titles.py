@@ -1,8 +1,9 @@
 """What is to be seen in a figure of a run, in words, computed from what it draws.
 
-A rule *follows* BPTT in cells that are settled and whose smallest cosine over parameters is `FOLLOWS` or more; it
-*misses* BPTT where that is below `MISSES`. All seeds must. Cells that are not settled are no evidence, and nothing is
-said of them but that there are such. Of several systems, and of many rules, titles speak of the default forms alone.
+A rule *follows* BPTT in cells that are settled and whose smallest cosine over parameters is `FOLLOWS` or more; where it
+is less, the rule *misses* BPTT. Of several seeds the worst one counts, here and in what is drawn. Cells that are not
+settled are no evidence, and nothing is said of them but that there are such. Of several systems, and of many rules,
+titles speak of the default forms alone.
 """
 
 from __future__ import annotations
@@ -39,17 +40,23 @@ if TYPE_CHECKING:
 
     Systems = Mapping[str, DataFrame]  # the cells of every system that a figure shows
 
-MISSES = 0.9
 DOMINATES = 0.5  # share of |g|² above which a parameter decides the global cosine
 ALIKE = 2.0  # errors within this factor
 SYMMETRIC = 1e-3  # of |A|/|J|: below, the Jacobian counts as symmetric
 NOTHING = "nothing is settled here, so that no cosine is evidence"
+COLLAPSED = "collapsed to s = 0 in {} cells, so that no cosine is evidence"
 FOLLOW = "follows BPTT"
 
 
 def evidence(cells: DataFrame) -> DataFrame:
     """The cells that say something about a rule: settled ones that have a smallest cosine."""
     return cells[(cells["status"] == Status.SETTLED) & cells["cosine_min"].notna()]
+
+
+def nothing(cells: DataFrame) -> str:
+    """What is said of cells without evidence: that they collapsed, where most did, or that nothing is settled."""
+    gone = int((cells["status"] == Status.COLLAPSED).sum())
+    return COLLAPSED.format(part(gone, len(cells))) if 2 * gone > len(cells) else NOTHING
 
 
 def _by_rule(
@@ -64,10 +71,6 @@ def _follows(cosines: Series) -> bool:
     return bool((cosines >= FOLLOWS).all())
 
 
-def _misses(cosines: Series) -> bool:
-    return bool((cosines < MISSES).all())
-
-
 def _held(systems: Systems, holds: Callable[[DataFrame], bool]) -> dict[str, dict[str, bool]]:
     """Rule to system to whether something holds of its evidence there."""
     held: dict[str, dict[str, bool]] = {}
@@ -80,7 +83,15 @@ def _held(systems: Systems, holds: Callable[[DataFrame], bool]) -> dict[str, dic
 def _silent(systems: Systems) -> str:
     """A clause that names the systems without evidence; empty where all have some."""
     names, told = [name for name, here in systems.items() if evidence(here).empty], short(systems)
-    return f"nothing is settled on {some([told[name] for name in names], len(systems))}" if names else ""
+    gone = names and all(nothing(systems[name]) != NOTHING for name in names)
+    where = some([told[name] for name in names], len(systems)) if names else ""
+    return "" if not names else f"{where} collapsed" if gone else f"nothing is settled on {where}"
+
+
+def _tallied(claim: str, held: dict[str, dict[str, bool]], systems: Systems) -> str:
+    """On which systems a claim holds, of those with evidence, and which have none."""
+    silent = _silent(systems)
+    return _clauses(tally(claim, held, "settled systems" if silent else "systems"), silent)
 
 
 def _alone(systems: Systems) -> tuple[str, DataFrame] | None:
@@ -102,7 +113,7 @@ def along(here: DataFrame, x: str) -> dict[str, Predicate]:
 
 def _along(rows: DataFrame, x: str, here: DataFrame) -> Predicate:
     by = rows.groupby(x)["cosine_min"]
-    good, bad = by.apply(_follows), by.apply(_misses)
+    good = by.apply(_follows)
     values, at = list(good.index), list(good[good].index)
     asked = here[here["estimator_label"].isin(rows["estimator_label"])][x].nunique()
     every = f"at every {'settled ' * (len(values) < asked)}{plain(x)}" if len(values) > 1 else f"at {equal(x, values)}"
@@ -114,16 +125,8 @@ def _along(rows: DataFrame, x: str, here: DataFrame) -> Predicate:
         return Predicate(FOLLOW, f"up to {equal(x, at[-1:])}")
     if at:
         return Predicate(FOLLOW, f"at {part(len(at), len(values))} {plain(x)}")
-    missed = rows[rows[x].isin(bad[bad].index)]
-    if missed.empty:
-        return _short_of(rows["cosine_min"])
-    where = every if bad.all() else f"at {part(int(bad.sum()), len(values))} {plain(x)}"
-    return Predicate("misses " + _culprit(missed), f"{where}{_unseen(missed)}")
-
-
-def _short_of(cosines: Series) -> Predicate:
-    ends = dict.fromkeys([cosine(float(cosines.min())), cosine(float(cosines.max()))])
-    return Predicate("reaches a smallest cosine", f"of {' to '.join(ends)} only")
+    worst = rows.loc[rows.groupby(x)["cosine_min"].idxmin()]
+    return Predicate("misses " + _culprit(worst), f"{every}{_unseen(worst)}")
 
 
 def _culprit(rows: DataFrame) -> str:
@@ -140,7 +143,7 @@ def _unseen(rows: DataFrame) -> str:
 
 def of_sweep(system: str, here: DataFrame, x: str) -> str:
     """The title of a row of a sweep: what every rule does along x on one system."""
-    return f"{system}: {together(along(here, x)) or NOTHING}"
+    return f"{system}: {together(along(here, x)) or nothing(here)}"
 
 
 def of_sweeps(systems: Systems, x: str) -> str:
@@ -148,7 +151,7 @@ def of_sweeps(systems: Systems, x: str) -> str:
     if alone := _alone(systems):
         return of_sweep(*alone, x)
     held = _held(systems, lambda rows: bool(rows.groupby(x)["cosine_min"].apply(_follows).any()))
-    return _clauses(tally(f"{FOLLOW} at some {spoken(x)}", held), _silent(systems))
+    return _tallied(f"{FOLLOW} at some {spoken(x)}", held, systems)
 
 
 # By parameter and by layer
@@ -166,24 +169,25 @@ def dominant(here: DataFrame) -> tuple[str, float] | None:
     return str(share.idxmax()), float(share.max())
 
 
-def _medians(rows: DataFrame, by: str, column: str) -> Series:
-    return rows.groupby(by, sort=False)[column].median().dropna()
+def _worst(rows: DataFrame, by: str, column: str) -> Series:
+    """The smallest cosine over seeds, where there is one."""
+    return rows.groupby(by, sort=False)[column].min().dropna()
 
 
 def by_parameter(here: DataFrame) -> dict[str, Predicate]:
-    """What each rule does in the parameters of one system; of medians over seeds, as the bars are."""
+    """What each rule does in the parameters of one system, in the worst seed of each, as the bars are."""
     said = {}
     for label, rows in _by_rule(here, spoken_of):
-        median = _medians(rows, "param", "cosine")
-        missed = list(median[median < MISSES].index)
-        if median.empty:
+        worst = _worst(rows, "param", "cosine")
+        missed = list(worst[worst < FOLLOWS].index)
+        if worst.empty:
             said[label] = Predicate("has", "no cosine in any parameter")
+        elif len(missed) == len(worst) > 1:
+            said[label] = Predicate("misses", _parameters(len(worst)))
         elif missed:
-            said[label] = Predicate("misses", some(missed, len(median)))
-        elif _follows(median):
-            said[label] = Predicate(FOLLOW, f"in {_parameters(len(median))}")
+            said[label] = Predicate("misses", some(missed, len(worst)))
         else:
-            said[label] = Predicate("is worst", f"in {median.idxmin()}, at {cosine(float(median.min()))}")
+            said[label] = Predicate(FOLLOW, f"in {_parameters(len(worst))}")
     return said
 
 
@@ -209,8 +213,8 @@ def of_params(systems: Systems) -> str:
     held: dict[str, dict[str, bool]] = {}
     for system, here in systems.items():
         for label, rows in _by_rule(here):
-            median = _medians(rows, "param", "cosine")
-            held.setdefault(label, {})[system] = not median.empty and _follows(median)
+            worst = _worst(rows, "param", "cosine")
+            held.setdefault(label, {})[system] = not worst.empty and _follows(worst)
     return tally(f"{FOLLOW} in every parameter", held)
 
 
@@ -218,23 +222,23 @@ def _hidden(system: str, here: DataFrame) -> Iterator[tuple[float, str]]:
     """How far, and in words, the global cosine of a rule is above that of a parameter which it misses."""
     large = dominant(here)
     for label, rows in _by_rule(here):
-        whole, median = float(rows["cosine_whole"].median()), _medians(rows, "param", "cosine")
-        if median.empty or not whole >= FOLLOWS or not median.min() < MISSES:
+        whole, worst = float(rows["cosine_whole"].min()), _worst(rows, "param", "cosine")
+        if worst.empty or not whole >= FOLLOWS or not worst.min() < FOLLOWS:
             continue
         why = f", since {large[0]} holds {percent(large[1])} of |g|²" if large else ""
         reading = f"On {system} the global cosine of {look.words(label)} is {cosine(whole)}"
-        yield whole - median.min(), f"{reading} where that of {median.idxmin()} is {cosine(float(median.min()))}{why}"
+        yield whole - worst.min(), f"{reading} where that of {worst.idxmin()} is {cosine(float(worst.min()))}{why}"
 
 
 def by_layer(here: DataFrame, column: str) -> dict[str, Predicate]:
-    """In which blocks of the state each rule loses the credit; of medians over seeds, of blocks that have credit."""
+    """In which blocks of the state each rule loses the credit, in its worst seed, of blocks that have credit."""
     said = {}
     for label, rows in _by_rule(here[~here["block"].isin(without_credit(here, column))], spoken_of):
-        median = _medians(rows, "block", column)
-        lost = list(median[median < MISSES].index)
-        if not median.empty:
-            followed_at = Predicate("keeps it", f"in {part(len(median), len(median))}", "blocks")
-            said[label] = Predicate("loses it", f"in {some(lost, len(median))}") if lost else followed_at
+        worst = _worst(rows, "block", column)
+        lost = list(worst[worst < FOLLOWS].index)
+        if not worst.empty:
+            followed_at = Predicate("keeps it", f"in {part(len(worst), len(worst))}", "blocks")
+            said[label] = Predicate("loses it", f"in {some(lost, len(worst))}") if lost else followed_at
     return said
 
 
@@ -281,12 +285,12 @@ def _settled(rows: DataFrame, axes: Sequence[str]) -> Series:
 
 
 def _followed(here: DataFrame, axes: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """Rule to the number of points at which it follows BPTT in the median seed, and that of the settled ones."""
+    """Rule to the number of points at which it follows BPTT in the worst seed, and that of the settled ones."""
     points = {}
     for label, rows in _by_rule(here):
-        median = rows.groupby(list(axes))["cosine_min"].median()[_settled(rows, axes)].dropna()
-        if len(median):
-            points[label] = int((median >= FOLLOWS).sum()), len(median)
+        worst = rows.groupby(list(axes))["cosine_min"].min()[_settled(rows, axes)].dropna()
+        if len(worst):
+            points[label] = int((worst >= FOLLOWS).sum()), len(worst)
     return points
 
 
@@ -310,7 +314,7 @@ def of_maps(systems: Systems, axes: Sequence[str]) -> str:
         for label, (good, tried) in _followed(here, axes).items():
             held.setdefault(label, {})[system] = good == tried
     names = listed([spoken(axis) for axis in axes])
-    return _clauses(tally(f"{FOLLOW} at every {names} that settles", held), _silent(systems))
+    return _tallied(f"{FOLLOW} at every {names} that settles", held, systems)
 
 
 # Clouds of cells
@@ -327,14 +331,23 @@ def counts(cells: DataFrame) -> dict[str, Predicate]:
 
 def of_cloud(system: str, cells: DataFrame) -> str:
     """The title of a panel of cells of one system: in how many of the settled ones each rule follows BPTT."""
-    return f"{system}: {together(counts(cells)) or NOTHING}"
+    return f"{system}: {together(counts(cells)) or nothing(cells)}"
 
 
 def of_residuals(cells: DataFrame) -> str:
     """The title of cosines against residuals: how many cells are no evidence, and what the others say."""
     idle = int((cells["status"] != Status.SETTLED).sum())
     lead = f"{part(idle, len(cells))} cells are no evidence, since they are not settled"
-    return _clauses(capital(lead) if idle else "Every cell is settled", together(counts(cells)))
+    told = together(counts(cells))
+    return _clauses(capital(lead) if idle else "Every cell is settled", f"{told}{_pooled(cells)}" if told else "")
+
+
+def _pooled(cells: DataFrame) -> str:
+    """Over which depths and nudges the cells go, where these are several: the worst of them hold back every rule."""
+    here = evidence(cells)
+    ends = [(plain(x), here[x].min(), here[x].max()) for x in ("T2", "beta") if x in here and here[x].nunique() > 1]
+    spans = [f"{name} from {number(low)} to {number(high)}" for name, low, high in ends]
+    return f"; the cells pool {listed(spans)}" if spans else ""
 
 
 def of_antisymmetry(cells: DataFrame) -> str:
@@ -365,7 +378,7 @@ def by_cost(here: DataFrame) -> dict[str, Predicate]:
 
 def of_cost(system: str, here: DataFrame) -> str:
     """The title of a panel of errors against cost: the least cost at which each rule follows BPTT."""
-    return f"{system}: {together(by_cost(here)) or NOTHING}"
+    return f"{system}: {together(by_cost(here)) or nothing(here)}"
 
 
 def of_costs(systems: Systems) -> str:
@@ -373,18 +386,18 @@ def of_costs(systems: Systems) -> str:
     if alone := _alone(systems):
         return of_cost(*alone)
     held = _held(systems, lambda rows: bool((rows["cosine_min"] >= FOLLOWS).any()))
-    return _clauses(tally(f"{FOLLOW} at some cost", held), _silent(systems))
+    return _tallied(f"{FOLLOW} at some cost", held, systems)
 
 
 # Errors and causes
 
 
 def by_nudge(here: DataFrame) -> dict[str, Predicate]:
-    """How the error of each rule goes with beta; of medians over settled seeds, in float32 where there is any."""
+    """How the error of each rule goes with beta, in the worst settled seed, in float32 where there is any."""
     said = {}
     for label, rows in _by_rule(here):
         rows = rows[rows["dtype"] == rows["dtype"].min()]
-        error = rows.groupby("beta")["rel_error"].median()
+        error = rows.groupby("beta")["rel_error"].max()
         alike = list(error[error <= ALIKE * error.min()].index)
         least, betas = number(float(error.min())), list(error.index)
         if len(alike) == len(error) > 1:
@@ -399,7 +412,8 @@ def by_nudge(here: DataFrame) -> dict[str, Predicate]:
 
 def of_nudge(system: str, here: DataFrame) -> str:
     """The title of a panel of errors against beta."""
-    return f"{system}: {together(by_nudge(here)) or NOTHING}"
+    only = f"in {here['dtype'].min()}, " if here["dtype"].nunique() > 1 else ""
+    return f"{system}: {only}{together(by_nudge(here)) or NOTHING}"
 
 
 def of_nudges(systems: Systems) -> str:
@@ -450,14 +464,19 @@ def of_budgets(bars: DataFrame, faithful: float) -> str:
 
 
 def of_gap(states: DataFrame) -> str:
-    """The title of gaps between the references: how far they part at rest, and elsewhere."""
+    """The title of gaps between the references: how far they are apart at rest, and elsewhere."""
+    return f"Backpropagation through T1 steps and the implicit gradient differ {gaps(states)}"
+
+
+def gaps(states: DataFrame) -> str:
+    """The largest gap in settled states, and in the others."""
     settled = states["status"] == Status.SETTLED
     said = [
         f"by at most {_in_percent(rows['reference_gap'].max())} in {look.count(len(rows), what)}"
         for what, rows in (("settled state", states[settled]), ("other state", states[~settled]))
         if len(rows)
     ]
-    return f"The two references part {', and '.join(said)}"
+    return " and ".join(said)
 
 
 def _in_percent(share: float) -> str:

@@ -130,14 +130,18 @@ def together(predicates: Mapping[str, Predicate]) -> str:
     return "; ".join(clauses)
 
 
-def tally(claim: str, held: Mapping[str, Mapping[str, bool]]) -> str:
+def tally(claim: str, held: Mapping[str, Mapping[str, bool]], systems: str = "systems") -> str:
     """On which systems a claim about a rule holds: rule to system to whether, of systems that say something about it.
 
-    Rules that are alike share a clause, and the first one says the claim. Empty where there is no rule.
+    `systems` is what these are called. Rules that are alike share a clause, and the first one says the claim. Empty
+    where there is no rule.
     """
-    names = short([system for on in held.values() for system in on])
+    labels = [system for on in held.values() for system in on]
+    names = short(labels)
     wheres = {
-        label: _where([names[s] for s, yes in held[label].items() if yes], [names[s] for s in held[label]], len(names))
+        label: _where(
+            [names[s] for s, yes in held[label].items() if yes], [names[s] for s in held[label]], len(names), systems
+        )
         for label in default_forms(held)
     }
     return capital(together({label: Predicate(claim, where) for label, where in wheres.items()}))
@@ -150,12 +154,14 @@ def short(labels: Iterable[str]) -> dict[str, str]:
     return {label: " ".join([w[0], *(o for o in w[1:] if o not in shared[w[0]])]) for label, w in words.items()}
 
 
-def _where(yes: Sequence[str], asked: Sequence[str], total: int) -> str:
+def _where(yes: Sequence[str], asked: Sequence[str], total: int, systems: str) -> str:
     if len(asked) == 1:
         return f"on {asked[0]}" if yes else f"not on {asked[0]}"
     tried = "" if len(asked) == total else " that have it"
     if len(asked) == 2 and len(yes) != 1:
-        return f"on {'both' if yes else 'neither of two'} systems{tried}"
+        return f"on {'both' if yes else 'neither of two'} {systems}{tried}"
     if len(yes) in (0, len(asked)):
-        return f"on {part(len(yes), len(asked))} systems{tried}"
-    return f"on {some(yes, len(asked))} alone" if len(yes) <= NAMED else f"on {len(yes)} of {len(asked)} systems{tried}"
+        return f"on {part(len(yes), len(asked))} {systems}{tried}"
+    return (
+        f"on {some(yes, len(asked))} alone" if len(yes) <= NAMED else f"on {len(yes)} of {len(asked)} {systems}{tried}"
+    )

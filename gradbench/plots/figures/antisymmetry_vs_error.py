@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from gradbench.plots.sources import Tables
 
 PANEL = 0.88  # of the width of the figure: the rest is the axis of errors, and space
+SAME = 8.0  # points: systems that are closer share a place
 FLOOR = 1e-10  # smaller errors are drawn here; AEP in float64 reaches 1e-16
 
 
@@ -42,16 +44,21 @@ def draw_antisymmetry_vs_error(cells: DataFrame) -> Figure | None:
     for label, style in styles.items():
         look.points(ax, shown[shown["estimator_label"] == label], "antisymmetry", "error", style, alpha=0.8)
     look.followed(ax, cosine=False)
-    ax.set(yscale="log", xlabel=METRICS["antisymmetry"].axis, ylabel=f"$1-$ {METRICS['cosine_min'].words}")
+    ax.set(
+        yscale="log",
+        xlabel=METRICS["antisymmetry"].axis,
+        ylabel=f"$1-$ {METRICS['cosine_min'].words}\n(lower is better)",
+    )
     middle = shown.groupby("system_label")["antisymmetry"].median().sort_values()
     _name_systems(ax, middle, look.room(figure))
-    look.legend(figure, styles, [look.followed_key()], lines=False)
+    look.legend(figure, styles, [look.followed_key("each cell")], lines=False)
     look.title(figure, titles.of_antisymmetry(shown))
     look.caption(
         figure,
         [
             f"Error of the worst parameter against antisymmetry: {len(shown)} cells, each s and damping at its",
             f"deepest T2 and the nudge nearest {hold.USUAL_BETA}, any T1. Errors below {FLOOR:g} are drawn there.",
+            "Hollow: not settled, so that the cosine is no evidence.",
             *look.without(cells[absent]),
             f"Median antisymmetry: {', '.join(f'{system} {value:.2g}' for system, value in middle.items())}.",
             *left_out,
@@ -61,14 +68,16 @@ def draw_antisymmetry_vs_error(cells: DataFrame) -> Figure | None:
 
 
 def _name_systems(ax: Axes, middle: Series, width: float) -> None:
-    """Name systems above the panel at their median antisymmetry; those that stand too close share a place."""
+    """Name systems above the panel at their median antisymmetry; a name that would touch the last one stands higher."""
     low, high = ax.get_xlim()
-    named: list[tuple[float, str]] = []  # place and names
+    named: list[tuple[float, str]] = []  # place and names, with empty lines below one that stands higher
     for system, place in middle.items():
         words = str(system).replace(" ", "\n")
-        near = (_long(named[-1][1]) + _long(words)) / 2 + 2 * look.VALUE if named else 0.0
-        if named and (place - named[-1][0]) / (high - low) * PANEL * width < near:
+        apart = (place - named[-1][0]) / (high - low) * PANEL * width if named else math.inf
+        if apart < SAME:
             named[-1] = named[-1][0], f"{named[-1][1]},\n{words}"
+        elif named and apart < (_long(named[-1][1]) + _long(words)) / 2 + 2 * look.VALUE:
+            named.append((float(place), words + "\n" * (1 + named[-1][1].count("\n"))))
         else:
             named.append((float(place), words))
     upper = ax.secondary_xaxis("top")

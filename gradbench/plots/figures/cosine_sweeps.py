@@ -11,10 +11,9 @@ damp  Damping. What it costs and gains to force a fixed point.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import seaborn as sns
 from matplotlib.lines import Line2D
 
 from gradbench.plots import hold, look, titles
@@ -31,13 +30,14 @@ if TYPE_CHECKING:
 
     from gradbench.plots.sources import Tables
 
+RAIL = -0.06  # of a panel's height: where values with cells without a cosine are marked, below the axis
 PANELS = 0.87  # of the width of the figure: the rest is the axis of cosines, and space
 SHOWN = ("cosine", "cosine_mean", "cosine_min", "cosine_attn")
 
 
 @look.themed
 def draw_cosine_sweep(cells: DataFrame, x: str) -> Figure | None:
-    """Cosines against the coordinate x, the others held: a row a system, a marker a seed, lines at the median."""
+    """Cosines against the coordinate x, the others held: a row a system, a marker a seed, lines at the worst."""
     cells = hold.estimates(cells)
     styles = look.styles(cells)
     cells = cells[cells[x].notna()]
@@ -81,7 +81,7 @@ def draw_cosine_sweep(cells: DataFrame, x: str) -> Figure | None:
         figure,
         [
             f"Cosine to BPTT against {COORDINATES[x].words}: {len(drawn)} cells, a point a seed,",
-            "lines at the median of settled seeds.",
+            "lines at the worst of the settled seeds.",
             *look.without(drawn[drawn["cosine"].isna()]),
             f"Shaded: negative. {FLOOR_WORDS.capitalize()}.",
         ],
@@ -91,8 +91,9 @@ def draw_cosine_sweep(cells: DataFrame, x: str) -> Figure | None:
 
 def _keys(drawn: DataFrame) -> list[Line2D]:
     keys = [look.followed_key()]
-    if drawn["cosine"].isna().any():
-        keys.append(Line2D([], [], color=look.GREY, linestyle="", marker="x", markersize=look.pt(5), label="no cosine"))
+    if statuses := sorted(set(drawn[drawn["cosine"].isna()]["status"])):
+        words = f"below the axis: {', '.join(statuses)}, no cosine".replace("_", " ")
+        keys.append(Line2D([], [], color=look.GREY, linestyle="", marker="x", markersize=look.pt(5), label=words))
     if (drawn.groupby("system_label")["dtype"].nunique() > 1).any():
         keys.append(Line2D([], [], color=look.GREY, linewidth=4, alpha=0.3, label="float64"))
     return keys
@@ -108,35 +109,21 @@ def _panel(ax: Axes, here: DataFrame, x: str, metric: str, styles: dict[str, loo
     else:
         ax.set_xlim(low - 0.08 * (high - low), high + 0.08 * (high - low))
     look.label_values(ax, ticks, list(map(hold.number, ticks)), width)
-    # a value with cells that have no cosine gets a cross at the bottom of the panel
+    # a value with cells that have no cosine gets a cross on a rail below the axis
     absent = here[here["cosine"].isna()][x].unique()
-    ax.plot(
-        absent, [0.05] * len(absent), "x", color=look.GREY, markersize=look.pt(5), transform=ax.get_xaxis_transform()
-    )
+    if len(absent):
+        rail: dict[str, Any] = {"transform": ax.get_xaxis_transform(), "clip_on": False}
+        ax.plot(absent, [RAIL] * len(absent), "x", color=look.GREY, markersize=look.pt(5), **rail)
+        ax.tick_params(axis="x", pad=look.pt(10))
     look.followed(ax)
     here = here.assign(**{metric: floored(here[metric])})
     for dtype, rows in here.groupby("dtype"):
         pale = dtype == "float64" and here["dtype"].nunique() > 1
-        kind: dict[str, float] = {"linewidth": 4, "alpha": 0.3} if pale else {"linewidth": 1.2}
-        settled = rows[rows["status"] == Status.SETTLED]
-        if not settled.empty:
-            sns.lineplot(
-                settled,
-                x=x,
-                y=metric,
-                hue="estimator_label",
-                style="estimator_label",
-                palette={label: style.colour for label, style in styles.items()},
-                dashes={label: style.dashes for label, style in styles.items()},
-                estimator="median",
-                errorbar=None,
-                legend=False,
-                ax=ax,
-                zorder=2,
-                **kind,
-            )
         for label, style in styles.items():
-            look.points(ax, rows[rows["estimator_label"] == label], x, metric, style, alpha=0.35 if pale else 1)
+            of_rule = rows[rows["estimator_label"] == label]
+            worst = of_rule[of_rule["status"] == Status.SETTLED].groupby(x)[metric].min()
+            look.line(ax, worst, style, *((4, 0.3) if pale else ()))
+            look.points(ax, of_rule, x, metric, style, alpha=0.35 if pale else 1)
 
 
 def _sweep(x: str, tables: Tables) -> Figure | None:

@@ -19,12 +19,13 @@ if TYPE_CHECKING:
 
     from gradbench.plots.sources import Tables
 
+SHIFT = 0.09  # between the markers of rules in one block, of the distance of blocks
 CREDITS = {"cosine": "displacement", "cosine_error": "prediction error"}
 
 
 @look.themed
 def draw_credit_by_layer(cells: DataFrame, blocks: DataFrame) -> Figure | None:
-    """Settled cells of systems with three or more blocks, at one point each: a marker a seed, lines at the median."""
+    """Settled cells of systems with three or more blocks, at one point each: a marker a seed, lines at the worst."""
     cells = hold.estimates(cells)
     styles = look.styles(cells)
     layered = blocks.groupby("cell")["block"].transform("size") >= 3
@@ -66,9 +67,9 @@ def draw_credit_by_layer(cells: DataFrame, blocks: DataFrame) -> Figure | None:
     look.caption(
         figure,
         [
-            "Cosine of the state credit with the reference's by layer, settled cells: a point a seed, a median line.",
-            "Rules that agree lie on each other. A clamped layer has no displacement and counts 0: no credit;",
-            "adjoints have no prediction error.",
+            "Cosine of the state credit with the reference's by layer, settled cells: a point a seed, lines at the",
+            "worst. Rules stand side by side. A fixed layer, as a clamped input, does not move and has no credit; no",
+            "adjoint has a prediction error.",
             f"Shaded: negative. {FLOOR_WORDS.capitalize()}.",
         ],
     )
@@ -81,12 +82,14 @@ def _panel(ax: Axes, here: DataFrame, column: str, styles: dict[str, look.Style]
     look.followed(ax)
     here = here.dropna(subset=[column])
     here = here.assign(place=here["block"].map(names.index), **{column: floored(here[column])})
-    for label, style in styles.items():
+    here = here[~here["block"].isin(none)]
+    drawn = {label: style for label, style in styles.items() if (here["estimator_label"] == label).any()}
+    for i, (label, style) in enumerate(drawn.items()):
         rows = here[here["estimator_label"] == label]
-        median = rows[~rows["block"].isin(none)].groupby("place")[column].median()
-        ax.plot(median.index, median, color=style.colour, dashes=style.dashes or (None, None), linewidth=1.2, zorder=2)
+        rows = rows.assign(place=rows["place"] + SHIFT * (i - (len(drawn) - 1) / 2))
+        look.line(ax, rows.groupby("place")[column].min(), style)
         look.points(ax, rows, "place", column, style)
-    ax.set_xticks(range(len(names)), [f"{name}\nno credit" if name in none else name for name in names])
+    ax.set_xticks(range(len(names)), [f"{name}\nfixed" if name in none else name for name in names])
     ax.set_xlim(-0.4, len(names) - 0.6)
 
 

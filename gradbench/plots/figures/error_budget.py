@@ -32,13 +32,12 @@ if TYPE_CHECKING:
     Panel = tuple[str, hold.Place, DataFrame, DataFrame]  # knob, where the others are held, cells, bars
 
 KNOBS = ("T1", "T2", "beta")  # a panel each, from left to right: the knobs that bring an error of their own
-TOP = 1.5  # longer bars are cut here; an error of 1 is that of no estimate at all
+TOP = 3.0  # longer bars are cut here; an error of 1 is that of no estimate at all
 HEADROOM = 1.25  # of the axis over `TOP`, where the numbers of cut bars stand
 WITHOUT = (Status.DIVERGED, Status.COLLAPSED, Status.UNDEFINED)  # statuses of cells whose error says nothing
-LEAST = 0.025  # height of the bar of a faithful cell, whose error is too small to be seen; no bar means no cell
-TINY = 1e-300  # an error of zero, where something is divided by it
-ABOVE = 0.025  # of the axis, between a cut bar and its number
-VISIBLE = 0.02  # height from which on a part is drawn; the others give theirs to those that are
+LEAST = 0.05  # height of the bar of a faithful cell, whose error is too small to be seen; no bar means no cell
+ABOVE = 0.05  # of the axis, between a cut bar and its number
+VISIBLE = 0.04  # height from which on a part is drawn; the others give theirs to those that are
 SMALL = 6.5  # points of the names below bars and the numbers above them
 WIDE = 185.0  # points of a panel's width where three stand side by side
 PITCH = 7.5  # points that a bar wants, for its name
@@ -118,8 +117,10 @@ def draw_error_budget(cells: DataFrame, params: DataFrame, budget: DataFrame, fa
     look.caption(
         figure,
         [
-            "The error of the parameter that a rule gets most wrong, of its reference's norm, in the median seed.",
-            f"Parts are the steps of the ladder for this parameter, in proportion. A bar longer than {TOP:g} is cut",
+            "The error of the parameter that a rule gets most wrong, of its reference's norm, in the worst seed.",
+            "Parts are its causes. Each is the size of one step of the ladder, which goes from BPTT to the rule; these",
+            "sizes need not add up to the error, and are scaled so that they fill the bar.",
+            f"A bar longer than {TOP:g} is cut",
             "there, and its error stands above it; ∞: not finite. Hollow: some seeds are not settled, so that the bar",
             "is no evidence. No bar: no cell, or one that diverged or collapsed.",
             *left_out,
@@ -187,21 +188,17 @@ def _bars(here: DataFrame, knob: str) -> DataFrame:
     """A row for every bar: its value and rule, error, shares of the causes, the largest one, whether all is settled."""
     drawn = []
     for (value, label), rows in here.groupby([knob, "estimator_label"]):
-        error, parts = _median(rows)
+        error, parts = _worst(rows)
         settled = bool((rows["status"] == Status.SETTLED).all())
         bar = {knob: value, "estimator_label": label, "error": error, "settled": settled}
         drawn.append(bar | {"leading": str(parts.idxmax()).replace("_", " "), **parts})
     return pd.DataFrame(drawn)
 
 
-def _median(rows: DataFrame) -> tuple[float, Series]:
-    """The error of one rule at one value and the shares of its causes: of the median seed, or the two in the middle."""
-    rows = rows.sort_values(["error", "seed"])
-    middle = rows.iloc[(len(rows) - 1) // 2 : len(rows) // 2 + 1]
-    error = float(middle["error"].mean())
-    weights = middle["error"].clip(lower=TINY) if np.isfinite(error) else (middle["error"] == np.inf).astype(float)
-    shares = middle[[PART.format(name) for name in FACES]].set_axis(list(FACES), axis=1)
-    return error, shares.mul(weights, axis=0).sum() / weights.sum()
+def _worst(rows: DataFrame) -> tuple[float, Series]:
+    """The error of one rule at one value in its worst seed, and the shares of its causes there."""
+    worst = rows.sort_values(["error", "seed"]).iloc[-1]
+    return float(worst["error"]), worst[[PART.format(name) for name in FACES]].set_axis(list(FACES)).astype(float)
 
 
 def _width(bars: DataFrame) -> float:
@@ -238,7 +235,7 @@ def _panel(ax: Axes, panel: Panel, across: int) -> set[str]:
     ax.tick_params(axis="x", which="major", length=0, pad=look.pt(room + 9))  # values stand below the names of bars
     ax.set(xlabel=COORDINATES[knob].axis, xlim=(-0.55, len(values) - 0.45), ylim=(0, TOP * HEADROOM))
     look.label_values(ax, range(len(values)), list(map(hold.number, values)), WIDE * 3 / across)
-    ax.set_yticks(np.arange(0, TOP + 0.1, 0.5))
+    ax.set_yticks(np.arange(0, TOP + 0.1, 1.0))
     ax.grid(axis="x", visible=False, which="both")
     return seen
 
@@ -248,11 +245,13 @@ def _bar(ax: Axes, drawn: dict[str, Any], place: float, width: float, pitch: flo
     error, shares = drawn["error"], pd.Series({name: drawn[name] for name in FACES})
     height, bottom, seen = min(max(error, LEAST), TOP), 0.0, set()
     shares = shares[shares * height >= min(VISIBLE, shares.max() * height)]
+    if not drawn["settled"]:  # an outline: a cause there would look like a result
+        shares = pd.Series({HOLLOW: 1.0})
     for name, part in (shares / shares.sum() * height).items():
         (bar,) = ax.bar(place, part, 0.9 * width, bottom)
         bar.set(**_fill(str(name), drawn["settled"]))
         bottom += part
-        seen |= {str(name)} if drawn["settled"] else {str(name), HOLLOW}
+        seen.add(str(name))
     if error > TOP:
         text = f"{error:.2g}" if error < 100 else f"{error:.0e}".replace("e+0", "e").replace("e+", "e")
         text = text if np.isfinite(error) else "∞"
@@ -263,10 +262,10 @@ def _bar(ax: Axes, drawn: dict[str, Any], place: float, width: float, pitch: flo
 
 def _fill(name: str, settled: bool) -> dict[str, Any]:
     """Face, edge and hatch of a part. A hatch has the colour of the edge."""
-    face, hatch = FACES[name], HATCHES.get(name) or None
     if settled:
+        face, hatch = FACES[name], HATCHES.get(name) or None
         return {"facecolor": face, "edgecolor": "white", "linewidth": 0.3, "hatch": hatch}
-    return {"facecolor": "white", "edgecolor": face, "linewidth": 1.1, "hatch": hatch}
+    return {"facecolor": "white", "edgecolor": look.GREY, "linewidth": 0.9, "linestyle": ":"}
 
 
 def _legend(figure: Figure, seen: set[str], faithful: float, labels: set[str]) -> None:
@@ -279,7 +278,7 @@ def _legend(figure: Figure, seen: set[str], faithful: float, labels: set[str]) -
     ]
     if HOLLOW in seen:
         words = "hollow: some seeds not settled, no evidence"
-        handles.append(Patch(facecolor="white", edgecolor=look.GREY, linewidth=1.1, label=words))
+        handles.append(Patch(**_fill(HOLLOW, settled=False), label=words))
     named = [label for label in look.in_order(labels) if look.words(label) != label and " " not in label]
     handles += [Line2D([], [], linestyle="", label=f"{label}: {look.words(label)}") for label in named]
     look.strip(figure, handles, 5)

@@ -54,8 +54,8 @@ def draw_error_vs_beta(cells: DataFrame) -> Figure | None:
         )
     for i, ax in enumerate(axes):
         ax.set_visible(i < len(systems))
-        ax.set_ylabel(METRICS["rel_error"].axis if i % columns == 0 else "")
-    keys = [Line2D([], [], color=look.GREY, linestyle=":", label="round-off of float32, predicted")]
+        ax.set_ylabel(f"whole gradient: {METRICS['rel_error'].axis}" if i % columns == 0 else "")
+    keys = [Line2D([], [], color=look.GREY, linestyle=":", label="round-off of float32, order of magnitude")]
     if any((here["dtype"] == "float64").any() for here in systems.values()):
         keys.append(Line2D([], [], color=look.GREY, linewidth=4, alpha=0.3, label="float64"))
     styles = {label: style for label, style in styles.items() if label in drawn}
@@ -64,8 +64,9 @@ def draw_error_vs_beta(cells: DataFrame) -> Figure | None:
     look.caption(
         figure,
         [
-            "Relative error of the whole gradient against the nudge, median of settled seeds. The dotted line is the",
-            "round-off of s* over the displacement of the state: to its left a smaller nudge makes things worse.",
+            "Relative error of the whole gradient against the nudge, worst of the settled seeds. The dotted line is",
+            "one unit of float32 round-off of s* over the displacement of the state: an order of magnitude, no bound.",
+            "Where errors rise along it, a smaller nudge makes things worse.",
         ],
     )
     return figure
@@ -76,11 +77,11 @@ def _panel(ax: Axes, here: DataFrame, styles: dict[str, look.Style]) -> None:
     ax.set(xscale="log", yscale="log", xlabel=COORDINATES["beta"].axis)
     for (label, dtype), rows in here.groupby(["estimator_label", "dtype"]):
         style = styles[label]
-        middle = rows.groupby("beta")["error"].median()
+        worst = rows.groupby("beta")["error"].max()
         width, alpha = LINES[dtype]
-        ax.plot(middle.index, middle, color=style.colour, linestyle=style.line, linewidth=width, alpha=alpha, zorder=2)
+        ax.plot(worst.index, worst, color=style.colour, linestyle=style.line, linewidth=width, alpha=alpha, zorder=2)
         look.points(ax, rows, "beta", "error", style, alpha=1 if dtype == "float32" else 0.35)
-    floor = here[here["dtype"] == "float32"].groupby("beta")["noise_floor"].median()
+    floor = here[here["dtype"] == "float32"].groupby("beta")["noise_floor"].max()
     ax.plot(floor.index, floor, ":", color=look.GREY, zorder=1)
     betas, top = np.array(sorted(here["beta"].unique())), here["error"].max()
     low = max(FLOOR / 2, 0.3 * min(here["error"].min(), floor.min() if len(floor) else 1))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from matplotlib.lines import Line2D
 
-from gradbench.plots import hold, look, titles
+from gradbench.plots import look, titles
 from gradbench.vocabulary.notation import METRICS
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 EXACT = 1e-16  # smaller residuals and gaps are drawn here
 KINDS = {  # by column: colour and marker
-    "reference_gap": look.Style("#0b5394", "o", 5),
-    "reference_open": look.Style("#b45309", "^", 5),
+    "reference_gap": look.Style("#0b5394", "o", 6.5),
+    "reference_open": look.Style("#b45309", "^", 3),
 }
 
 
@@ -42,7 +42,8 @@ def draw_gap_vs_residual(cells: DataFrame, threshold: float) -> Figure | None:
         for name, style in KINDS.items():
             look.points(ax, rows[rows[name].notna()], "residual", name, style, alpha=0.8)
         ax.axvline(threshold, color=look.GREY, linestyle="--", linewidth=1)
-        ax.set_title(hold.lines(str(system), hold.LINE // across), loc="left", fontsize=look.pt(look.VALUE))
+        width = (look.room(figure) - 60) / across - 20
+        look.panel_title(ax, f"{system}: they differ {titles.gaps(rows)}" if len(systems) > 1 else "", "", width)
         ax.set(xscale="log", yscale="log", xlabel=METRICS["residual"].axis)
         ax.set_ylabel("share of the reference" if i % across == 0 else "")
     for ax in axes[len(systems) :]:
@@ -55,7 +56,7 @@ def draw_gap_vs_residual(cells: DataFrame, threshold: float) -> Figure | None:
         [
             *(marks(color=s.colour, marker=s.marker, label=LABELS[name]) for name, s in KINDS.items()),
             grey(label="settled"),
-            grey(label="not settled", markerfacecolor="none"),
+            grey(label="not settled: no evidence", markerfacecolor="none"),
             line,
         ],
         5,
@@ -65,15 +66,18 @@ def draw_gap_vs_residual(cells: DataFrame, threshold: float) -> Figure | None:
         figure,
         [
             f"{look.count(len(states), 'free state')}, at every coordinate and dtype.",
-            "The gap is |bptt - implicit| / |bptt|; what is open is the part of dC/ds that the credit of BPTT",
-            "leaves in the equation of the fixed point.",
+            "Circles: |g - h| / |g|, g by backpropagation through the T1 steps, h the implicit gradient of the fixed",
+            "point. Triangles: the part of dC/ds that the credit of backpropagation leaves in its equation.",
             f"Numbers below {EXACT:g} are drawn there.",
         ],
     )
     return figure
 
 
-LABELS = {"reference_gap": "gap between the references", "reference_open": "open in BPTT's credit"}
+LABELS = {
+    "reference_gap": "gap: backpropagation through T1 steps to implicit gradient",
+    "reference_open": "left open by the credit of backpropagation",
+}
 FIGURES: dict[str, Callable[[Tables], Figure | None]] = {
     "gap_vs_residual": lambda tables: draw_gap_vs_residual(tables.whole, tables.residual)
 }

@@ -75,7 +75,7 @@ def draw_map_s_damp(cells: DataFrame) -> Figure | None:
     look.caption(
         figure,
         [
-            f"Status and smallest cosine over parameters: {count} cells, the worst status and the median over seeds.",
+            f"Status and smallest cosine over parameters: {count} cells, both of the worst seed.",
             "Hatched, in grey: not settled, so the number says nothing about the estimator. Dash: no cosine.",
             *left_out,
         ],
@@ -127,9 +127,7 @@ def _cosines(ax: Axes, here: DataFrame, label: str) -> None:
     cells = {"index": "s", "columns": "damp", "dropna": False}
     points = [sorted(here[key].unique()) for key in ("s", "damp")]  # a rule has not been everywhere
     here = here[here["estimator_label"] == label]
-    cosine = here.pivot_table(values="cosine_min", aggfunc="median", **cells).reindex(
-        points[0][::-1], columns=points[1]
-    )
+    cosine = here.pivot_table(values="cosine_min", aggfunc="min", **cells).reindex(points[0][::-1], columns=points[1])
     worst = here.pivot_table(values="status", aggfunc=_worst, **cells).reindex_like(cosine)
     settled = (worst == ORDER.index(Status.SETTLED)).to_numpy()
     there = worst.notna().to_numpy()
@@ -140,7 +138,7 @@ def _cosines(ax: Axes, here: DataFrame, label: str) -> None:
         mask=~settled,
         annot=cosine.map(_number),
         fmt="",
-        cmap="cividis",
+        cmap="viridis",
         vmin=0,
         vmax=TOP,
         cbar=False,

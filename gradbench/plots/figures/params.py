@@ -31,7 +31,7 @@ SHADE = "#F3EBC6"  # behind the parameter that decides it
 
 @look.themed
 def draw_params(cells: DataFrame, params: DataFrame) -> Figure | None:
-    """Settled cells at one point a system: bars at the median of seeds, whiskers from the smallest to the largest.
+    """Settled cells at one point a system: bars at the worst seed, whiskers up to the best.
 
     The whole gradient stands on the left. A parameter that holds most of |g|² is shaded, since it alone decides that.
     """
@@ -87,8 +87,8 @@ def draw_params(cells: DataFrame, params: DataFrame) -> Figure | None:
     look.caption(
         figure,
         [
-            "Cosine to BPTT by parameter, settled cells only: bars at the median of seeds with a cosine, whiskers to",
-            f"the extremes; on the left the whole gradient. Shaded: a parameter that holds over {titles.DOMINATES:.0%}",
+            "Cosine to BPTT by parameter, settled cells only: bars at the worst seed with a cosine, whiskers up",
+            f"to the best; on the left the whole gradient. Shaded: a parameter that holds over {titles.DOMINATES:.0%}",
             "of the squared norm of the reference.",
             *([f"Nothing settled there: {', '.join(unsettled)}."] if unsettled else []),
             "Undefined in every seed: the reference is zero, not finite or below the floor of liveness, or the",
@@ -127,7 +127,7 @@ def _panel(ax: Axes, here: DataFrame, styles: dict[str, look.Style]) -> None:
         hue_order=labels,
         palette={label: s.colour for label, s in styles.items()},
         saturation=1,
-        estimator="median",
+        estimator="min",
         errorbar=("pi", 100),
         err_kws={"linewidth": 1.2, "color": "black"},
         legend=False,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from gradbench.plots import hold, look, titles
 from gradbench.plots.scale import FLOOR_WORDS, SPACED, floored, show_cosines
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from gradbench.plots.sources import Tables
 
+NO_EVIDENCE = "#F9EBD9"  # behind cells that are not settled
 EXACT = 1e-12  # smaller residuals are drawn here; float64 reaches 1e-18, and a step in float32 may be exactly zero
 
 
@@ -35,12 +37,10 @@ def draw_residual_vs_cosine(cells: DataFrame, threshold: float) -> Figure | None
     figure = look.figure(1.0 + 2.7 * -(-len(systems) // columns), wide=columns > 1)
     axes = figure.subplots(-(-len(systems) // columns), columns, sharex=True, sharey=True, squeeze=False).ravel()
     styles = {label: s for label, s in look.styles(cells).items() if label in set(shown["estimator_label"])}
-    small = {"size": look.pt(look.VALUE), "color": look.GREY}
     for ax, (system, rows) in zip(axes, systems.items(), strict=False):
         for label, style in styles.items():
             look.points(ax, rows[rows["estimator_label"] == label], "residual", "cosine_min", style, alpha=0.7)
         ax.axvline(threshold, color=look.GREY, linestyle="--", linewidth=1)
-        ax.text(threshold, 0.98, " no evidence", transform=ax.get_xaxis_transform(), va="top", **small)
         said = titles.of_cloud(str(system), rows)
         ax.set_title(
             look.fit(said, look.VALUE, (look.room(figure) - 100) / columns - 10),
@@ -55,18 +55,25 @@ def draw_residual_vs_cosine(cells: DataFrame, threshold: float) -> Figure | None
         )
     for i, ax in enumerate(axes):
         below = i + columns < len(systems)
-        ax.tick_params(labelbottom=not below)
+        ax.tick_params(labelbottom=True)
         ax.set_xlabel("" if below else ax.get_xlabel())
         ax.set_ylabel("" if i % columns else ax.get_ylabel())
         ax.set_visible(i < len(systems))
     show_cosines(list(axes[: len(systems)]), shown["cosine_min"])
+    left, right = axes[0].get_xlim()  # of all panels
+    right = max(right, threshold)
+    axes[0].set_xlim(left, right)
+    for ax in axes[: len(systems)]:
+        ax.axvspan(threshold, right, color=NO_EVIDENCE, zorder=0, linewidth=0)
     line = Line2D([], [], color=look.GREY, linestyle="--", linewidth=1, label=f"settled up to {threshold:g}")
-    look.legend(figure, styles, [line, look.followed_key()], lines=False)
+    shade = Patch(facecolor=NO_EVIDENCE, edgecolor=look.GREY, linewidth=0.6, label="right of it: no evidence")
+    look.legend(figure, styles, [line, shade, look.followed_key("each cell")], lines=False)
     look.title(figure, titles.of_residuals(cells))
     look.caption(
         figure,
         [
-            f"Smallest cosine against free residual: {len(shown)} cells at every coordinate and dtype.",
+            f"Smallest cosine against free residual: {len(shown)} cells at every coordinate and dtype, short",
+            "second phases and large nudges included.",
             *look.without(cells[absent]),
             "Shaded: negative.",
             f"Residuals below {EXACT:g} and {FLOOR_WORDS}.",
