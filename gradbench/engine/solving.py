@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from gradbench.diagnostics.certificate import Certificate
     from gradbench.diagnostics.metrics import Comparison
     from gradbench.dynamics.field import Field
+    from gradbench.dynamics.trajectory import Trajectory
     from gradbench.estimators.base import AbstractPhase, Snapshot
     from gradbench.planning.cells import Cell
     from gradbench.planning.problems import Problem
