@@ -297,6 +297,7 @@ def measured(rule: Any, place: str, seed: int, **at: Any) -> gb.Measurement:
     if place == "deq":
         return gb.measure(layer(seed), rule, T1=120, **at)
     if place == "projected":
+        seed = 6 + seed % 14  # at seeds 4 and 5 it cycles and never settles
         return gb.measure("cet_projected", rule, T1=600, damp=1.0, batch=2, seed=seed, system_options=SMALL, **at)
     name, options = ("toy_cons", TOYS) if place == "symmetric" else ("toy_noncons", TOYS | {"heads": 2})
     T1 = 400 if place == "symmetric" else 150
@@ -307,8 +308,7 @@ def planted(fault: Callable[[random.Random], Made], seed: int) -> gb.Measurement
     """A draw of a fault; both dtypes take turns."""
     rule, at = fault(random.Random(f"{fault.__name__} {seed}"))
     places = FAULTS[fault][1]
-    # at some seeds from 16 on the system that projects has not settled at T1
-    return measured(rule, places[seed % len(places)], seed % 16, dtype=("float64", "float32")[seed // 2 % 2], **at)
+    return measured(rule, places[seed % len(places)], seed, dtype=("float64", "float32")[seed // 2 % 2], **at)
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
