@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from gradbench.plots import curve, explained, paired, titles, wording
+from gradbench.tables.text import capital
 from gradbench.vocabulary.coordinates import COORDINATES
 
 pytestmark = pytest.mark.fast
@@ -77,7 +78,7 @@ def test_of_what_is_not_settled_nothing_is_said_but_that() -> None:
     assert titles.of_residuals(here) == "All 2 cells are no evidence, since they are not settled".replace(
         "All 2", "Both"
     )
-    assert titles.of_antisymmetry(here) == wording.capital(titles.NOTHING)
+    assert titles.of_antisymmetry(here) == capital(titles.NOTHING)
     gone = pd.concat([here, *[cells({"ep": RIGHT}, status="collapsed")] * 2])
     assert titles.of_cloud("toy", gone) == "toy: collapsed to s = 0 in 4 of 6 cells, so that no cosine is evidence"
     half = cells({"ep": RIGHT}).assign(status=["unsettled", "settled"])

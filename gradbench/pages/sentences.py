@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from gradbench.pages import wording
+from gradbench.tables.text import capital, listed
 from gradbench.vocabulary.cause import Cause
 from gradbench.vocabulary.status import Status
 
@@ -163,7 +164,7 @@ def ends(costs: Sequence[Cost]) -> Sequence[Cost]:
 
 def _varied(s: Setting) -> str:
     verb = "vary" if len(s.varied) > 1 else "varies"
-    return f"{wording.listed(map(wording.letter, s.varied))} {verb} between the places"
+    return f"{listed(map(wording.letter, s.varied))} {verb} between the places"
 
 
 def _of(holds: int, places: int) -> str:
@@ -179,7 +180,7 @@ def seeds_of(s: Setting) -> str:
         return wording.many(seeds, "seed") + (" a place" if places > 1 else "")
     first, *more = s.seeds.items()
     told = [f"{wording.many(first[0], 'seed')} at {wording.many(first[1], 'place')}"]
-    return wording.listed([*told, *(f"{wording.many(seeds, 'seed')} at {places:,}" for seeds, places in more)])
+    return listed([*told, *(f"{wording.many(seeds, 'seed')} at {places:,}" for seeds, places in more)])
 
 
 def _others(answers: Sequence[Answer]) -> Sentence:
@@ -214,7 +215,7 @@ def _wrong(answer: Answer, limit: str) -> Iterator[Sentence]:
         f", and the smallest cosine of a parameter is {wording.cosine(s.worst.cosine_min)}.",
     )
     if answer.breaks:
-        yield said(f"{_capital(_breakers(answer.breaks))} it.")
+        yield said(f"{capital(_breakers(answer.breaks))} it.")
     if answer.hidden:
         yield _hidden(answer)
 
@@ -226,7 +227,7 @@ def _breakers(breaks: Sequence[Break]) -> str:
         number = wording.many(b.cells, "cell") if not i else f"{b.cells:,}"
         where = "".join(f", {wording.letter(n)} {wording.some(v)}" for n, v in b.values.items() if v)
         shown.append(f"{b.word} ({number}{where})")
-    return f"{wording.listed(shown)} {'breaks' if len(shown) == 1 else 'break'}"
+    return f"{listed(shown)} {'breaks' if len(shown) == 1 else 'break'}"
 
 
 def _hidden(answer: Answer) -> Sentence:
@@ -266,10 +267,6 @@ def _silent(answers: Sequence[Answer]) -> Sentence:
         if advice := wording.ADVICE.get(Status(status)):
             parts.append(f" Where {status}: {advice}.")
     return said(*parts)
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def plain(paragraphs: Iterable[Iterable[Sentence]]) -> str:

@@ -9,6 +9,7 @@ from unicodedata import lookup
 from gradbench.estimators.base import Role
 from gradbench.pages.definitions import DEFINITIONS
 from gradbench.tables.schema import COLUMNS
+from gradbench.tables.text import listed
 from gradbench.vocabulary.cause import Cause
 from gradbench.vocabulary.coordinates import COORDINATES
 from gradbench.vocabulary.status import Status
@@ -74,12 +75,6 @@ def span(low: float, high: float, digits: int | None = None) -> str:
     """Two numbers as a range, or one where they read the same."""
     a, b = (count(v) if digits is None else f"{v:.{digits}g}" for v in (low, high))
     return a if a == b else f"{a} to {b}"
-
-
-def listed(words: Iterable[str]) -> str:
-    """Words with commas, and the last two with an `and`."""
-    *before, last = [*words] or [""]
-    return f"{', '.join(before)} and {last}" if before else last
 
 
 def some(values: Iterable[object], most: int = 4) -> str:

@@ -9,7 +9,8 @@ from matplotlib.ticker import MaxNLocator
 
 from gradbench.plots import look
 from gradbench.plots.scale import FLOOR, FLOOR_WORDS, SPACED, floored, show_cosines
-from gradbench.plots.wording import capital, cosine, number
+from gradbench.plots.wording import cosine, number
+from gradbench.tables.text import capital
 from gradbench.vocabulary.status import Status
 
 if TYPE_CHECKING:

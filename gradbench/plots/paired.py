@@ -9,7 +9,8 @@ from matplotlib.colors import SymLogNorm
 from matplotlib.lines import Line2D
 
 from gradbench.plots import look
-from gradbench.plots.wording import MINUS, capital, listed, part, short
+from gradbench.plots.wording import MINUS, part, short
+from gradbench.tables.text import capital, listed
 from gradbench.vocabulary.notation import METRICS
 
 if TYPE_CHECKING:

@@ -16,11 +16,9 @@ from gradbench.plots.look import FOLLOWS
 from gradbench.plots.wording import (
     NAMED,
     Predicate,
-    capital,
     cosine,
     default_forms,
     equal,
-    listed,
     number,
     part,
     percent,
@@ -33,6 +31,7 @@ from gradbench.plots.wording import (
     things,
     together,
 )
+from gradbench.tables.text import capital, listed
 from gradbench.vocabulary.status import Status
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ import numpy as np
 
 from gradbench.plots import look
 from gradbench.plots.look import FOLLOWS
+from gradbench.tables.text import capital, listed
 from gradbench.vocabulary.coordinates import COORDINATES
 
 NAMED = 3  # so many things are named, more are counted
@@ -76,11 +77,6 @@ def equal(name: str, values: Sequence[float]) -> str:
     return f"{plain(name)}{BLANK}={BLANK}{listed([number(value) for value in values])}"
 
 
-def listed(things: Sequence[str]) -> str:
-    """`a, b and c`."""
-    return things[0] if len(things) == 1 else f"{', '.join(things[:-1])} and {things[-1]}"
-
-
 def some(things: Sequence[str], total: int) -> str:
     """Things by name where they are few, else the first of them and the number of the others, of how many in all."""
     if len(things) <= NAMED:
@@ -96,11 +92,6 @@ def part(good: int, total: int) -> str:
 def things(number: int, what: str) -> str:
     """`one cell`, `2 cells`."""
     return f"{what}{'' if number == 1 else 's'}"
-
-
-def capital(sentence: str) -> str:
-    """A sentence with a large first letter."""
-    return sentence[:1].upper() + sentence[1:]
 
 
 def spoken_of(labels: Iterable[str]) -> list[str]:

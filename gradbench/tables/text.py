@@ -1,4 +1,4 @@
-"""Cells as a table of text: the numbers of a suite, printed with what is known of them.
+"""Cells as a table of text: the numbers of a suite, printed with what is known of them; and words of a sentence.
 
 A width is a number of characters; None is as wide as the text is. What does not fit is folded, and nothing is cut off.
 """
@@ -6,7 +6,7 @@ A width is a number of characters; None is as wide as the text is. What does not
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gradbench.estimators.base import Role
@@ -142,3 +142,14 @@ def _cell(value: object) -> str:
 
 def _short(value: float) -> str:
     return f"{value:.4g}"
+
+
+def listed(words: Iterable[str]) -> str:
+    """`a, b and c`."""
+    *before, last = [*words] or [""]
+    return f"{', '.join(before)} and {last}" if before else last
+
+
+def capital(sentence: str) -> str:
+    """A sentence with a large first letter."""
+    return sentence[:1].upper() + sentence[1:]
