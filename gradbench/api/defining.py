@@ -23,11 +23,8 @@ if TYPE_CHECKING:
     from gradbench.systems.functions import AbstractFunctionSystem, Definition, Function
     from gradbench.systems.modules import AbstractSlots
 
-TAKES = {
-    "state": (2, 2),
-    "state_at": (2, 2),
-    "project": (1, 1),
-}  # positional arguments of a function, at least and at most
+# positional arguments of a function, at least and at most
+TAKES = {"state": (2, 2), "state_at": (2, 2), "project": (1, 1)}
 OTHERS = (3, 4)  # net, x, z and, in the second form, the knobs k
 WAYS = ({"step"}, {"force"}, {"energy"}, {"energy", "swirl"})  # functions that say how a state moves
 MEANS = ("sum", "mean")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from gradbench.data.streams import Streams, normal
-from gradbench.dynamics.krylov import gmres
+from gradbench.dynamics.solvers import newton
 from gradbench.dynamics.trajectory import relax
 from gradbench.estimators.reference import IMPLICIT, REFERENCE
 from gradbench.systems.base import AbstractForwardSystem
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from gradbench.dynamics.field import Field
-    from gradbench.dynamics.linear import Linear
     from gradbench.systems.base import Params
 
 STEPS = tuple(10.0 ** (-k / 2) for k in range(4, 13))  # of |theta|: 1e-2 ... 1e-6
@@ -102,18 +101,13 @@ def _cost(field: Field, T1: int, direction: Params, h: float) -> float:
 def _fixed_point_cost(field: Field, s: Float[Tensor, "b n"], direction: Params, h: float) -> float:
     """The cost at the fixed point that Newton's method finds from s with the parameters moved by h."""
     moved = _along(field, direction, h)
-    for _ in range(NEWTON):
-        with torch.no_grad():
-            left = moved.step(s) - s
-        if bool((left.norm(dim=-1) <= FIXED * s.norm(dim=-1)).all()):
-            break
-        s = s + gmres(partial(_residual_map, moved.step_at(s[None])), left, FIXED)
+    with torch.no_grad():
+        advance = newton(moved, lambda s: (moved.step(s),))
+        for _ in range(NEWTON):
+            if bool(((moved.step(s) - s).norm(dim=-1) <= FIXED * s.norm(dim=-1)).all()):
+                break
+            s = advance(s)
     return _sum(moved, s)
-
-
-def _residual_map(step: Linear, v: Float[Tensor, "b n"]) -> Float[Tensor, "b n"]:
-    """(1 - J_G) v."""
-    return v - step.jvp(v[None])[0]
 
 
 def _along(field: Field, direction: Params, h: float) -> Field:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from gradbench.diagnostics.dissection import State, opaque
-from gradbench.diagnostics.ladder import adjoints
+from gradbench.diagnostics.neumann import adjoints
 from gradbench.dynamics.trajectory import chosen
 from gradbench.errors import RuleFaultError
 from gradbench.estimators.base import Role, Snapshot, along
@@ -115,9 +115,8 @@ class Budgets:
     faithful: float
     depths: tuple[int, ...]  # of all readings
     _series: dict[object, dict[int, Params]] = field(default_factory=dict)  # gradients by depth
-    _sweeps: dict[tuple[int, int, int], Params] = field(
-        default_factory=dict
-    )  # gradients of the last steps of the reverse sweep
+    # gradients of the last steps of the reverse sweep, by their number, T1 and stacked problem
+    _sweeps: dict[tuple[int, int, int], Params] = field(default_factory=dict)
     _states: dict[tuple[int, int, bool], State] = field(default_factory=dict)
 
     def of(self, asked: Sequence[Asked]) -> dict[Cell, Budget]:

@@ -29,10 +29,12 @@ import torch
 
 from gradbench.data.streams import Streams, normal
 from gradbench.diagnostics.hypotheses import OF_KIND, SPACES, TIERS, Hypothesis, Search, Spaces, View
+from gradbench.diagnostics.neumann import adjoint_credit
 from gradbench.diagnostics.widened import Widened
 from gradbench.dynamics.field import Field
 from gradbench.errors import RuleFaultError
-from gradbench.estimators.base import Role, Snapshot, along
+from gradbench.estimators.base import Role, Snapshot, along, reading_at
+from gradbench.estimators.nudged import HEARD, SMALL
 from gradbench.vocabulary.cause import Cause
 
 if TYPE_CHECKING:
@@ -44,8 +46,6 @@ if TYPE_CHECKING:
     from gradbench.estimators.implicit import Solution
     from gradbench.systems.base import Params
 
-SMALL = 1e-5  # of |s*|: how far a nudge that stands for beta -> 0 moves the state
-HEARD = 1e4  # units of round-off of |s*|: how far its first step moves the state, at least
 LIMITED = 1e-5  # what the limit of beta -> 0 may be off by, of the credit
 DRIFTS = 10  # times the limit: what the drift of a state over a small beta may be
 REGULAR = 0.05  # of the limit: what a small beta may still add to it
@@ -87,17 +87,6 @@ def opaque(rule: AbstractEstimator, T2: int | None) -> bool:
     """Whether a rule says too little of its second phase for its error to be taken apart by what it says."""
     told = rule.terms(T2) is not None and not rule.phase.hints
     return rule.role is Role.RULE and not rule.truncates and not told
-
-
-def adjoint_series(free: Trajectory, terms: int) -> Float[Tensor, "b n"]:
-    """The credit of the adjoint with so many terms, of one T1."""
-    field, s, g = free.field, free.ends[0], free.cost_slope[0]
-    step, a = field.step_at(free.ends), torch.zeros_like(g)
-    for _ in range(terms):
-        a = g + step.vjp(a[None])[0]
-    with torch.no_grad():
-        u = torch.addcmul(s, field.step_size, field.force(s))
-    return field.step_size * field.project_vjp(u, a)
 
 
 class Returned(NamedTuple):
@@ -148,7 +137,7 @@ class State:
     def limit(self) -> Float[Tensor, "b n"]:
         """The credit of the series without an end; of T1 terms where the solve has failed."""
         known = bool(self.answer.solved.all()) or not self.free.T1s[0]
-        return self.answer.credit[0] if known else adjoint_series(self.free, self.free.T1s[0])
+        return self.answer.credit[0] if known else self.series(self.free.T1s[0])
 
     @cached_property
     def spaces(self) -> Spaces:
@@ -161,7 +150,7 @@ class State:
 
     def series(self, terms: int | None) -> Float[Tensor, "b n"]:
         """The credit of the adjoint with so many terms."""
-        return self.limit if terms is None else adjoint_series(self.free, terms)
+        return self.limit if terms is None else adjoint_credit(self.free, terms)[0]
 
     def dissection(self, rule: AbstractEstimator, T2: int | None, beta: float | None) -> Dissection:
         """The rungs of a rule here."""
@@ -217,13 +206,10 @@ class _Runs:
             old = free.field
             sloped = Sloped(old.system, old.theta, old.x, old.knobs, seeds=old.seeds, slope=slope.to(free.ends))
             free = replace(free, field=sloped, _views={})
-        phase = self.rule.phase.drawn(draws) if len(draws) else self.rule.phase
-        betas = free.ends.new_tensor([] if beta is None else [beta])
+        phase = self.rule.phase.drawn(draws) if len(draws) else None
 
         def read() -> Returned:
-            snapshots = phase.run(free, () if T2 is None else (T2,), betas)
-            snapshot = next(s for s in snapshots if s.depth == T2)
-            reading = self.rule.read(free, snapshot, betas)
+            reading = reading_at(self.rule, free, T2, beta, phase)
             credit = None if reading.credit is None else reading.credit[0, 0].double()
             return Returned(credit, {n: g[0, 0].double() for n, g in reading.gradient.items()})
 

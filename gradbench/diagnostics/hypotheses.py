@@ -206,7 +206,7 @@ class Spaces:
         field, s = self.free.field, self.free.ends[0]
         eps, linear = field.step_size, field.at(self.free.ends)
         with torch.no_grad():
-            u = torch.addcmul(s, eps, field.force(s))
+            u = field.ahead(s)
 
         def J(v: Tensor) -> Tensor:
             return v + eps * linear.jvp(v[None])[0]

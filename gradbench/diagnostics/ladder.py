@@ -34,8 +34,9 @@ import torch
 
 from gradbench.diagnostics.dissection import State, opaque
 from gradbench.diagnostics.metrics import Comparison, compare
+from gradbench.diagnostics.neumann import adjoint_credit
 from gradbench.dynamics.trajectory import relax
-from gradbench.estimators.base import Role, Snapshot, along
+from gradbench.estimators.base import Role, Snapshot, along, reading_at
 from gradbench.estimators.implicit import Solution, gradient_of, solution
 from gradbench.estimators.reference import IMPLICIT, REFERENCE
 from gradbench.vocabulary.cause import NEGLIGIBLE, Cause
@@ -324,29 +325,7 @@ def estimate(
     phase: AbstractPhase | None = None,
 ) -> Params:
     """The gradient that a rule makes of a trajectory of one T1; in place of its phase it may have another such one."""
-    betas = free.ends.new_tensor([] if beta is None else [beta])
-    snapshots = (phase or rule.phase).run(free, () if T2 is None else (T2,), betas)
-    snapshot = next(s for s in snapshots if s.depth == T2)
-    return _only(rule.read(free, snapshot, betas).gradient)
-
-
-def adjoint_credit(free: Trajectory, terms: int, eps: Tensor | None = None) -> Float[Tensor, "i *c b n"]:
-    """Credit eps sum_{j<terms} (Pi'^T (1 + eps J^T))^j Pi'^T dC/ds at s*, with the projection where there is one."""
-    *_, credit = adjoints(free, terms, eps)
-    return credit
-
-
-def adjoints(free: Trajectory, terms: int, eps: Tensor | None = None) -> Iterator[Float[Tensor, "i *c b n"]]:
-    """The credits of `adjoint_credit` with 0, 1, 2 ... terms."""
-    field, s = free.field, free.ends
-    eps = field.step_size if eps is None else eps
-    with torch.no_grad():
-        u = s + eps * field.force(s)
-    linear, a = field.at(s), torch.zeros_like(s)
-    yield a
-    for _ in range(terms):
-        a = field.project_vjp(u, a + eps * (linear.vjp(a) + free.cost_slope))
-        yield a
+    return _only(reading_at(rule, free, T2, beta, phase).gradient)
 
 
 def _rung(free: Trajectory, name: str, cause: Cause, credit: Float[Tensor, "1 b n"]) -> Rung:

@@ -14,8 +14,9 @@ from gradbench.data.streams import Streams, normal
 from gradbench.diagnostics.arnoldi import leading
 from gradbench.diagnostics.deep import certify_deep
 from gradbench.diagnostics.dissection import opaque
-from gradbench.diagnostics.ladder import Relaxed, adjoints, climb, estimate
+from gradbench.diagnostics.ladder import Relaxed, climb, estimate
 from gradbench.diagnostics.metrics import compare
+from gradbench.diagnostics.neumann import adjoints
 from gradbench.estimators.base import Exact, Role
 from gradbench.estimators.reference import IMPLICIT, REFERENCE
 from gradbench.planning import registry

@@ -10,8 +10,9 @@ import torch
 from gradbench.data.streams import Streams, normal
 from gradbench.diagnostics.arnoldi import ritz
 from gradbench.diagnostics.deep import SPACE
-from gradbench.diagnostics.ladder import LIVE, adjoints
+from gradbench.diagnostics.ladder import LIVE
 from gradbench.diagnostics.metrics import compare
+from gradbench.diagnostics.neumann import adjoints
 from gradbench.dynamics.krylov import krylov_space
 from gradbench.dynamics.linear import dense
 from gradbench.estimators.base import Snapshot, along
@@ -102,7 +103,7 @@ class Updates:
 def updates(free: Trajectory, rule: AbstractEstimator, T2: int, beta: float | None) -> dict[str, Updates]:
     """Updates of up to three parameters: the worst first, then the largest.
 
-    Of none where the rule or T1 has no steps, or where these are no steps of the relaxation.
+    There are none where the rule or T1 has no steps, or where the free state was not reached by steps of the relaxation.
 
     The gradient-descending updates of Ernoult et al. 2019: where the dynamics are conservative and at rest, the t-th
     step of EP, the change of its readout, is the gradient that backpropagation finds t steps before the end.

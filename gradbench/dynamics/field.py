@@ -74,7 +74,7 @@ class StepMap(Linear):
     def __init__(self, field: Field, s: Float[Tensor, "*r b n"]) -> None:
         self._field, self._force = field, field.at(s)
         with torch.no_grad():
-            self._u = torch.addcmul(s, field.step_size, field.force(s)) if field.system.projects else s
+            self._u = field.ahead(s) if field.system.projects else s
 
     def jvp(self, v: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
         """J_G v."""
@@ -166,9 +166,13 @@ class Field:
             return self._of_state(self.system.swirl, s)
         return self.force(s)
 
+    def ahead(self, s: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
+        """u = s + eps F(s), at which the projection of a step is taken and linearised."""
+        return torch.addcmul(s, self.step_size, self.force(s))
+
     def step(self, s: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
         """G(s) = Pi(s + eps F(s))."""
-        return self.project(torch.addcmul(s, self.step_size, self.force(s)))
+        return self.project(self.ahead(s))
 
     def project(self, u: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
         """Pi(u)."""
@@ -313,7 +317,7 @@ class Field:
             return self._over(lambda theta, x, knobs, s, a: system.back(theta, x, s, a, knobs), states, a)
         (s,) = states
         with torch.no_grad():
-            u = torch.addcmul(s, self.step_size, self.force(s)) if system.projects else s
+            u = self.ahead(s) if system.projects else s
         p = self.project_vjp(u, a)
         Jp, pulled = self.backward(s, p)
         return torch.addcmul(p, self.step_size, Jp), p, pulled

@@ -100,7 +100,7 @@ def _open(free: Trajectory, credit: Float[Tensor, "i *c b n"]) -> Float[Tensor, 
     """
     field, s, g = free.field, free.ends, free.cost_slope
     with torch.no_grad():
-        u = torch.addcmul(s, field.step_size, field.force(s)) if field.system.projects else s
+        u = field.ahead(s) if field.system.projects else s
     a = credit / field.step_size
     back = torch.addcmul(a + g, field.step_size, field.at(s).vjp(a))
     left, right = field.project_vjp(u, back) - a, field.project_vjp(u, g)

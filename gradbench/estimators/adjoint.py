@@ -39,7 +39,7 @@ class AdjointPhase(AbstractPhase):
 
         field, eps, a = free.field, free.field.step_size, free.cost_slope
         with torch.no_grad():
-            u = torch.addcmul(free.ends, eps, field.force(free.ends))
+            u = field.ahead(free.ends)
         linear = field.frozen(field.at, free.ends)
         projected = _PROJECTED[self.projection]
 

@@ -124,6 +124,20 @@ def along(
     return Reading(snapshot.depth, gradient, credit, snapshot.evidence, error)
 
 
+def reading_at(
+    rule: AbstractEstimator,
+    free: Trajectory,
+    T2: int | None,
+    beta: float | None,
+    phase: AbstractPhase | None = None,
+) -> Reading:
+    """What a rule makes of a trajectory of one T1; in place of its phase it may have another such one."""
+    betas = free.ends.new_tensor([] if beta is None else [beta])
+    snapshots = (phase or rule.phase).run(free, () if T2 is None else (T2,), betas)
+    snapshot = next(s for s in snapshots if s.depth == T2)
+    return rule.read(free, snapshot, betas)
+
+
 @dataclass(frozen=True, eq=False)
 class Change:
     """The credit of a second phase at one depth, after one more of its parts is taken as it is."""

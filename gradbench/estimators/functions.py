@@ -177,7 +177,7 @@ class _End:
         if not self.field.system.projects:
             return self.s
         with torch.no_grad():
-            return torch.addcmul(self.s, self.field.step_size, self.field.force(self.s))
+            return self.field.ahead(self.s)
 
     @cached_property
     def direct(self) -> Params:

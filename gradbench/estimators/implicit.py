@@ -67,7 +67,7 @@ def solution(free: Trajectory) -> Solution:
         a = torch.where(better[..., None], b, a)
         share = torch.where(better, left(b), share)
     with torch.no_grad():
-        u = torch.addcmul(s, field.step_size, field.force(s))
+        u = field.ahead(s)
     credit = field.step_size * field.project_vjp(u, a)
     share = torch.where(finite[..., 0], share, math.inf)
     return Solution(torch.where(finite, credit, math.nan), share.amax(-1))

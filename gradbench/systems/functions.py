@@ -61,9 +61,7 @@ class Definition:
     form: Form
     cost_of: str | None  # "sum" or "mean": `cost` is a scalar of its examples; None: it gives a number for each
     with_knobs: frozenset[str]  # functions that take the knobs
-    free_state: Tensor | None = (
-        None  # a free state that was given as a value, (B, n); None: a function makes it, or s_0
-    )
+    free_state: Tensor | None = None  # one that was given as a value, (B, n); None: a function makes it, or s_0
     folded: threading.local = field(default_factory=threading.local)  # data of the last call, repeated
     knobs_read: set[str] = field(default_factory=set)  # knobs that a function has asked for
 

@@ -13,7 +13,8 @@ from linear import line, noise
 from live import LIVE, SYSTEMS, gap, live_field, whole_gap
 
 from gradbench.diagnostics.deep import certify_deep
-from gradbench.diagnostics.ladder import Ladder, Relaxed, adjoint_credit, climb
+from gradbench.diagnostics.ladder import Ladder, Relaxed, climb
+from gradbench.diagnostics.neumann import adjoint_credit
 from gradbench.dynamics import linear
 from gradbench.dynamics.field import Field
 from gradbench.dynamics.trajectory import relax
