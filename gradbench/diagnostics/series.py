@@ -103,7 +103,8 @@ class Updates:
 def updates(free: Trajectory, rule: AbstractEstimator, T2: int, beta: float | None) -> dict[str, Updates]:
     """Updates of up to three parameters: the worst first, then the largest.
 
-    There are none where the rule or T1 has no steps, or where the free state was not reached by steps of the relaxation.
+    There are none where the rule or T1 has no steps, or where the free state was not reached by steps of the
+    relaxation.
 
     The gradient-descending updates of Ernoult et al. 2019: where the dynamics are conservative and at rest, the t-th
     step of EP, the change of its readout, is the gradient that backpropagation finds t steps before the end.
