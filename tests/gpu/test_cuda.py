@@ -29,8 +29,6 @@ from gradbench.training.config import parse as parse_training
 from gradbench.training.trainer import Trainer
 from gradbench.vocabulary.status import Thresholds
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")]
-
 
 def options(name: str) -> dict[str, float]:
     return {option: value for option, value in LIVE.get(name, {}).items() if option != "damp"}

@@ -12,8 +12,6 @@ from written import WRITTEN, rate_network
 import gradbench as gb
 from gradbench.dynamics.capture import agreeing
 
-pytestmark = pytest.mark.gpu
-
 
 @pytest.mark.parametrize("rule", ["bptt", "adjoint", "aep"])
 @pytest.mark.parametrize("written", WRITTEN, ids=lambda written: written.__name__)

@@ -12,8 +12,6 @@ from written import WRITTEN
 
 import gradbench as gb
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")]
-
 
 @pytest.mark.parametrize("function", WRITTEN, ids=lambda f: f.__name__)
 def test_a_gpu_measures_what_a_cpu_does(function: Callable[[], dict[str, Any]]) -> None:

@@ -217,8 +217,8 @@ class Explorer {
   pooled(rows, ...told) {
     const settled = rows.filter((i) => this.settled[i]);
     const names = ["system_label", ...this.axes.map((c) => c.name)].filter((name) => {
-      const { codes } = this.cells.columns[name], values = new Set(settled.map((i) => codes[i]).filter(Boolean));
-      return !told.includes(name) && values.size > 1;
+      const { codes } = this.cells.columns[name], first = codes[settled.find((i) => codes[i])];
+      return !told.includes(name) && settled.some((i) => codes[i] && codes[i] !== first);
     });
     return names.map((n) => this.letter(n)).join(", ").replace(/, ([^,]*)$/, " and $1");
   }
