@@ -74,7 +74,7 @@ def assert_readings(
     if checks and baseline is not None:
         raise UserError(f"gradbench_check: baseline is of the verdict; {checks[0].metric} asks for one check alone")
     loaded, planned = prepare(suite, overrides)
-    planned.verify(checks, "gradbench_check")
+    planned.verify([("check", checks)], "gradbench_check")
     refuse_hopeless(checks, "gradbench_check")
     results = run(suite, out=out, device=device, overrides=overrides)
     demand, unheld = (None, "") if checks else demanded(results, baseline, out=Path(RESULTS))

@@ -195,7 +195,7 @@ def test_a_value_of_a_list_that_no_cell_has_and_a_rule_against_itself_are_mistak
     claim = {"name": "c", "metric": "cosine", "min": 0.5} | check
     suite = parse({"name": "t", "about": "", "grid": [grid], "check": [claim]}, "t")
     with pytest.raises(UserError, match=message):
-        plan(suite, "t").verify(suite.check, "t")
+        plan(suite, "t").verify(suite.checks(), "t")
 
 
 def test_a_finding_and_a_verdict_are_true_where_they_pass(tmp_path: Path) -> None:
@@ -426,4 +426,4 @@ def test_a_table_of_nothing_or_of_no_metric_is_a_mistake() -> None:
         parse(content | {"table": [{"name": "a", "columns": ["cosin"]}]}, "t")
     suite = parse(content | {"table": [{"name": "a", "where": {"estimator": "aep"}, "columns": ["cosine"]}]}, "t")
     with pytest.raises(UserError, match=r"table\[0\] 'a': where matches none of 1 planned cells"):
-        plan(suite, "t").verify((), "t", suite.table)
+        plan(suite, "t").verify([("table", suite.table)], "t")

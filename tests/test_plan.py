@@ -30,7 +30,7 @@ def planned(*grids: dict[str, Any], **rest: Any) -> Plan:
 
 def verify(check: dict[str, Any], *grids: dict[str, Any]) -> None:
     suite = parse({"name": "x", "about": "", "grid": list(grids), "check": [{"name": "c", **check}]}, "x.toml")
-    plan(suite, "x.toml").verify(suite.check, "x.toml")
+    plan(suite, "x.toml").verify(suite.checks(), "x.toml")
 
 
 def some(values: list[Any]) -> st.SearchStrategy[list[Any]]:

@@ -153,7 +153,7 @@ class Results(Run):
         refuse_hopeless([content], "check")
         cells = trusted(self).cells
         planned = cells.loc[cells["status"] != Status.SKIPPED, list(IDENTITY)]  # a result chooses no cell
-        verify_items(planned.to_dict("records"), "planned", [content], "check")
+        verify_items(planned.to_dict("records"), "planned", [("check", [content])], "check")
         return evaluate(content, cells)
 
     @public()

@@ -14,17 +14,22 @@ if TYPE_CHECKING:
     from gradbench.planning.suites import Check
 
 
-def refuse_hopeless(checks: Iterable[Check], where: str) -> None:
-    """Raise UserError for a check of a metric whose bounds no number reaches or every number does, or of no number."""
+def refuse_hopeless(checks: Iterable[Check], where: str, key: str = "check") -> None:
+    """Raise UserError for a check of a metric whose bounds no number reaches or every number does, or of no number.
+
+    A message begins with `where`, and with the key of a suite under which the checks stand.
+    """
     for i, check in enumerate(checks):
         if check.metric is None:
             continue
-        place = f"{where}: check[{i}] {check.name!r}"
+        place = f"{where}: {key}[{i}] {check.name!r}"
         wanted = check.where.get("status", ANY)
         statuses = wanted if isinstance(wanted, list) else [wanted]
         if not any(status == ANY or Status(str(status)).measured for status in statuses):
             told = " or ".join(map(str, statuses))
             raise UserError(f"{place}: where.status: a cell that is {told} has no {check.metric}: no number can pass")
+        if check.fitted or check.minus is not None:
+            continue
         least, most = range_of(check.metric)
         if check.against is not None:  # a difference of two
             least, most = least - most, most - least

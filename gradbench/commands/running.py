@@ -73,7 +73,7 @@ def run(
     folder = results / "runs" / loaded.name
     target = _folder(folder, planned, env, fresh)
     with target.alone():
-        target.claim(loaded.model_dump(mode="json", include={"check", "table", "allow_incomplete"}))
+        target.claim(loaded.model_dump(mode="json", include={"check", "statement", "table", "allow_incomplete"}))
         runs.point(folder, target)
         if profile and len(_finished(target, planned)) == len(planned.problems):
             way = spoken(python="fresh=True", shell="--fresh")
@@ -95,10 +95,11 @@ def prepare(suite: str | Path | suites.Suite, overrides: Mapping[str, Any] | Non
     else:
         path = files.find(suite, files.SUITES, "suite")
         loaded, where = suites.load(path, replaced), str(path)
-    refuse_hopeless(loaded.check, where)
+    for key, checks in loaded.checks():
+        refuse_hopeless(checks, where, key)
     planned = plans.plan(loaded, where, places=replaced.places)
     if not replaced:  # some checks may match no cell of a part of the grid
-        planned.verify(loaded.check, where, loaded.table)
+        planned.verify([*loaded.checks(), ("table", loaded.table)], where)
     return loaded, planned
 
 

@@ -79,10 +79,10 @@ class Plan:
             self.suite, (c.key for c in self.cells), (c.key for c, _ in self.skipped), asdict(self.thresholds)
         )
 
-    def verify(self, checks: Iterable[Check], where: str, tables: Iterable[Table] = ()) -> None:
-        """Raise UserError for a check that can have no verdict, and for a table without a cell."""
+    def verify(self, items: Iterable[tuple[str, Iterable[Check | Table]]], where: str) -> None:
+        """Raise UserError for a check that can have no verdict, and for a table without a cell: items by key."""
         cells: list[dict[str, Value]] = [{**cell.coordinates, **cell.labels} for cell in self.cells]
-        verify_items(cells, "planned", checks, where, tables)
+        verify_items(cells, "planned", items, where)
 
     @property
     def summary(self) -> dict[str, str]:
@@ -127,17 +127,17 @@ class Plan:
 
 
 def verify_items(
-    cells: Sequence[Mapping[str, Any]], kind: str, checks: Iterable[Check], where: str, tables: Iterable[Table] = ()
+    cells: Sequence[Mapping[str, Any]], kind: str, items: Iterable[tuple[str, Iterable[Check | Table]]], where: str
 ) -> None:
     """Raise UserError for a check that can have no verdict among `cells`, and for a table without one.
 
-    Messages call the cells those of a `kind`, such as planned, and begin with `where`.
+    Messages call the cells those of a `kind`, such as planned. They begin with `where`, and with the key of a suite
+    under which the items stand.
     """
     known = {"status", *(k for cell in cells for k in keys(cell))}
     rules = {str(cell[k]) for cell in cells for k in ("estimator", "estimator_label")}
-    asked = [("check", i, check) for i, check in enumerate(checks)]
-    for item_kind, i, item in [*asked, *(("table", i, table) for i, table in enumerate(tables))]:
-        place = f"{where}: {item_kind}[{i}] {item.name!r}"
+    for key_of_items, i, item in ((key, i, item) for key, listed in items for i, item in enumerate(listed)):
+        place = f"{where}: {key_of_items}[{i}] {item.name!r}"
         for key in item.where:
             if key not in known:
                 raise UserError(f"{place}: where.{key} is neither a coordinate nor an option{near_miss(key, known)}")

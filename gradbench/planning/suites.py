@@ -6,12 +6,12 @@ Every mistake is a `UserError` that names the file, the key and the nearest know
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -94,7 +94,10 @@ else:
 
 ANY = "any"  # as the status of a selection: every one but skipped
 Extreme = Literal["min", "max"]
-Reduction = Literal["min", "max", "mean", "median"]
+# slope: of log(metric) against log(coordinate), an order in beta; rate: the factor by which the metric changes when the
+# coordinate grows by 1, as an error does by rho for every step of T2. Both by least squares.
+Fit = Literal["slope", "rate"]
+Reduction = Literal["min", "max", "mean", "median"] | Fit
 
 
 def _metric(name: str) -> str:
@@ -143,9 +146,10 @@ class Check(_Selection):
     at: dict[str, Extreme] = {}  # take only the rows at the smallest or largest value of a coordinate
     reduce: dict[str, Reduction] = {}  # then reduce the metric over coordinates, in this order
     against: str | None = None  # the metric becomes its difference to this estimator at equal coordinates
+    minus: str | None = None  # after all reductions: less this other metric of the same cell
     status: Status | None = None  # of every matching cell
 
-    @field_validator("metric")
+    @field_validator("metric", "minus")
     @classmethod
     def _measured(cls, metric: str | None) -> str | None:
         return None if metric is None else _metric(metric)
@@ -164,10 +168,58 @@ class Check(_Selection):
             raise ValueError(f"min = {self.min!r} is above max = {self.max!r}: no value can pass")
         if self.status is None and (self.metric is None or (self.min is None and self.max is None)):
             raise ValueError("a check needs a metric with min or max, or a status")
-        if self.status is not None and (self.metric or self.at or self.reduce or self.against):
-            raise ValueError("a check of a status takes no metric, at, reduce or against")
+        if self.status is not None and (self.metric or self.at or self.reduce or self.against or self.minus):
+            raise ValueError("a check of a status takes no metric, at, reduce, against or minus")
         if self.status is not None and "status" in self.where:
             raise ValueError("a check of a status that selects by status cannot fail")
+        for coordinate, how in self.reduce.items():
+            if how in get_args(Fit) and COORDINATES[coordinate].type is str:
+                raise ValueError(f"reduce.{coordinate}: a {how} needs a coordinate with numbers")
+        return self
+
+    @property
+    def fitted(self) -> bool:
+        """Whether what is bounded is a slope or a rate, which may be any number."""
+        return any(how in get_args(Fit) for how in self.reduce.values())
+
+
+Outcome = Literal["holds", "holds under", "does not hold"]
+
+
+class Statement(Strict):
+    """A statement of the literature, tried in both directions.
+
+    `published` are checks of what was stated, as it was stated; `conditioned` are checks of the same under a further
+    condition, which `under` puts in words. `breaks` are checks that would fail if the statement held everywhere: of
+    cells outside its condition, or of another rule. The outcome is "holds" where all of `published` pass, else "holds
+    under" where all of `conditioned` pass, else "does not hold".
+    """
+
+    name: str  # the statement, in a sentence
+    source: str
+    expected: Outcome  # what was measured before: another outcome fails
+    under: str = ""
+    published: tuple[Check, ...]
+    conditioned: tuple[Check, ...] = ()
+    breaks: tuple[Check, ...] = ()
+
+    @field_validator("published", "conditioned", "breaks", mode="before")
+    @classmethod
+    def _unnamed(cls, checks: object, info: ValidationInfo) -> object:
+        if not isinstance(checks, list | tuple) or not all(isinstance(check, Mapping) for check in checks):
+            raise ValueError(f"checks of a statement are written [[statement.{info.field_name}]]")
+        return [{"name": info.field_name} | dict(check) for check in checks]
+
+    @model_validator(mode="after")
+    def _tried(self) -> Statement:
+        if not self.published:
+            raise ValueError("a statement needs a check below [[statement.published]]")
+        if bool(self.under) != bool(self.conditioned):
+            raise ValueError("under is the condition of [[statement.conditioned]]: one needs the other")
+        if self.expected == "holds under" and not self.under:
+            raise ValueError('expected = "holds under" needs a condition, in under')
+        if self.expected != "does not hold" and not self.breaks:
+            raise ValueError("a statement that holds needs a check below [[statement.breaks]]: where does it fail?")
         return self
 
 
@@ -178,11 +230,12 @@ class Suite(Strict):
     about: str
     grid: tuple[Grid, ...]
     check: tuple[Check, ...] = ()
+    statement: tuple[Statement, ...] = ()
     table: tuple[Table, ...] = ()
     thresholds: dict[str, object] = {}
     allow_incomplete: StrictBool = False  # error and oom rows do not make the run incomplete
 
-    @field_validator("check", "table", mode="before")
+    @field_validator("check", "statement", "table", mode="before")
     @classmethod
     def _listed(cls, items: object, info: ValidationInfo) -> object:
         if not isinstance(items, list | tuple):
@@ -206,6 +259,13 @@ class Suite(Strict):
             if key not in defaults:
                 raise ValueError(f"{key!r} is not a threshold{near_miss(key, defaults)}")
         return {key: _threshold(key, value, defaults[key]) for key, value in thresholds.items()}
+
+    def checks(self) -> Iterator[tuple[str, tuple[Check, ...]]]:
+        """All checks by the key under which they stand, those of statements included."""
+        yield "check", self.check
+        for i, statement in enumerate(self.statement):
+            for part in ("published", "conditioned", "breaks"):
+                yield f"statement[{i}].{part}", getattr(statement, part)
 
     def decide(self) -> Thresholds:
         """The thresholds: named by the suite, else the defaults."""
@@ -341,7 +401,7 @@ _EXPECTED = {
     "tuple_type": "a list",
     "list_type": "a list",
 }
-_MODELS: dict[str, type[BaseModel]] = {"grid": Grid, "check": Check, "table": Table}
+_MODELS: dict[str, type[BaseModel]] = {"grid": Grid, "check": Check, "statement": Statement, "table": Table}
 
 
 def error_line(

@@ -26,8 +26,7 @@ from gradbench.planning import files, suites
 from gradbench.planning.cells import key_at
 from gradbench.planning.plans import plan
 from gradbench.planning.registry import DIGEST
-from gradbench.planning.suites import Check
-from gradbench.tables.checks import evaluate, where_is
+from gradbench.tables.checks import where_is
 from gradbench.tables.consistency import RANGE_ERROR
 from gradbench.tables.findings import Finding
 from gradbench.tables.runs import results_folder
@@ -256,7 +255,7 @@ def _refusals(run: Snapshot, first: Snapshot, faults: Sequence[Finding], path: P
             yield "partial", f"{len(missing)} of {len(keys)} cells of {whose} are not in it"
     if run.env.get("dirty"):  # an installed package has no commit, and its code is that of its version
         yield "dirty", "it was made by code that differs from its commit"
-    failed = [] if faults else [f for f in (evaluate(Check(**c), run.cells) for c in run.claims["check"]) if not f]
+    failed = [] if faults else [f for f in claimed(run.claims, run.cells) if not f]
     if failed:
         yield "failing", f"{len(failed)} of its checks do not hold; first {failed[0].name!r}: {failed[0].detail}"
     for what, mine, that in (

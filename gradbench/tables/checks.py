@@ -9,15 +9,17 @@ not pass.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
+import pandas as pd
 
 from gradbench.planning.selection import IDENTITY
-from gradbench.planning.suites import ANY
+from gradbench.planning.suites import ANY, Fit
 from gradbench.tables import schema
 from gradbench.tables.findings import Finding
 from gradbench.tables.selecting import selected
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
     from gradbench.planning.suites import Check
 
+FITTED = 3  # values that a slope or a rate is fitted to, at least
 UNMEASURED = [status for status in Status if status.incomplete]
 TOLD = (*(name for name, c in COORDINATES.items() if c.optional), "seed")  # coordinates that a message names
 
@@ -92,13 +95,29 @@ def _of_metric(check: Check, rows: DataFrame, cells: DataFrame) -> Finding:
         return Finding(check.name, "none", len(rows), detail, worst["cell"])
     for i, (coordinate, how) in enumerate(check.reduce.items()):
         # a coordinate that is already reduced must not split the groups: the best beta differs between seeds
-        values = _reduce(values, {coordinate, *list(check.reduce)[:i]}, how, check.metric)
+        without = {coordinate, *list(check.reduce)[:i]}
+        fits = how in get_args(Fit)
+        values = (
+            _fitted(values, without, how, check.metric, coordinate)
+            if fits
+            else _reduce(values, without, how, check.metric)
+        )
+        if fits and (lost := values[~np.isfinite(values[check.metric])]).size:
+            detail = f"no {how} over {coordinate}: it takes {FITTED} positive values; first at {where_is(lost.iloc[0])}"
+            return Finding(check.name, "none", len(rows), detail, lost.iloc[0]["cell"])
+    if check.minus is not None:
+        values = values.assign(**{check.metric: values[check.metric].astype(float) - values[check.minus].astype(float)})
+        if (lost := values[~np.isfinite(values[check.metric])]).size:
+            detail = f"no {check.minus} to subtract; first at {where_is(lost.iloc[0])}"
+            return Finding(check.name, "none", len(rows), detail, lost.iloc[0]["cell"])
     return _bounded(check, values, len(rows))
 
 
 def _bounded(check: Check, values: DataFrame, matched: int) -> Finding:
     metric = values[check.metric].astype(float)
     what = f"{check.metric} - that of {check.against}" if check.against else str(check.metric)
+    what = " ".join([*(f"{how} over {c} of" for c, how in check.reduce.items() if how in get_args(Fit)), what])
+    what += f" - {check.minus}" if check.minus else ""
     ends = [(check.min, metric.idxmin(), operator.lt, "<", ">="), (check.max, metric.idxmax(), operator.gt, ">", "<=")]
     details, beyond = [], []
     for bound, row, outside, bad, good in ends:
@@ -147,6 +166,19 @@ def _reduce(values: DataFrame, over: set[str], how: str, metric: str) -> DataFra
     reduced = values.copy()
     reduced[metric] = groups.transform(how)
     return reduced.loc[groups.head(1).index]
+
+
+def _fitted(values: DataFrame, over: set[str], how: str, metric: str, coordinate: str) -> DataFrame:
+    """One row a group, whose metric is the slope or the rate of the group; NaN where there is none."""
+    rows = []
+    for _, group in _groups(values, over):
+        x, y = (group[name].to_numpy(float) for name in (coordinate, metric))
+        fit = math.nan
+        if len(set(x)) >= FITTED and (y > 0).all():
+            x = np.log(x) if how == "slope" else x
+            fit = float(np.polyfit(x, np.log(y), 1)[0])
+        rows.append(group.iloc[[0]].assign(**{metric: math.exp(fit) if how == "rate" else fit}))
+    return pd.concat(rows)
 
 
 def where_is(row: Series) -> str:

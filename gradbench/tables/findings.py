@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Result = Literal["pass", "fail", "none"]
-Kind = Literal["store", "check", "baseline", "compare", "verdict"]  # verdict: of all that was claimed
+Kind = Literal["store", "check", "statement", "baseline", "compare", "verdict"]  # verdict: of all that was claimed
 
 
 @dataclass(frozen=True)

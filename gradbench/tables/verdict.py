@@ -8,11 +8,10 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from gradbench.errors import StoreError
-from gradbench.planning.suites import Check
 from gradbench.tables.baselines import Demand, compare_with
-from gradbench.tables.checks import evaluate
 from gradbench.tables.findings import Finding, Kind, Result
 from gradbench.tables.snapshots import Snapshot
+from gradbench.tables.statements import claimed
 from gradbench.tables.store import Run, write_json
 from gradbench.tables.verifying import verify
 from gradbench.vocabulary.exit import PRECEDENCE, Ended, Exit
@@ -45,6 +44,8 @@ class Verdict(Ended):
     def line(self) -> str:
         """The verdict in one line."""
         told = self._passed("check", "checks")
+        if self.of("statement"):
+            told += f", {self._passed('statement', 'statements')}"
         if self.of("baseline"):
             told += f", {self._passed('baseline', 'comparisons')}"
         if self.code is Exit.STORE:
@@ -125,8 +126,7 @@ def _decided(
     if snapshot is not None and not faults:
         claims, cells = snapshot.claims, snapshot.cells
         unmeasured = 0 if claims["allow_incomplete"] else sum(statuses[s] for s in Status if s.incomplete)
-        findings = tuple(evaluate(Check(**check), cells) for check in claims["check"])
-        findings += _compared(demand, snapshot)
+        findings = claimed(claims, cells) + _compared(demand, snapshot)
         code = _code(findings, incomplete=present < planned or unmeasured > 0)
     return Verdict(name, code, planned, present, dict(statuses), findings, snapshot, unheld)
 

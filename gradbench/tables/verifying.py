@@ -16,7 +16,7 @@ import pyarrow as pa
 from gradbench.errors import StoreError
 from gradbench.planning.cells import digest, key_at
 from gradbench.planning.plans import key_of
-from gradbench.planning.suites import Check, Table
+from gradbench.planning.suites import Check, Statement, Table
 from gradbench.tables import consistency
 from gradbench.tables.findings import Finding, counted
 from gradbench.tables.placeholders import skipped_rows
@@ -83,6 +83,8 @@ def _faults(run: Snapshot, deep: bool) -> Iterator[Fault]:
     try:
         for check in run.claims["check"]:
             Check(**check)
+        for statement in run.claims.get("statement", ()):
+            Statement(**statement)
         for table in run.claims.get("table", ()):
             Table(**table)
         if not isinstance(run.claims["allow_incomplete"], bool):
