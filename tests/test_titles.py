@@ -179,12 +179,12 @@ def layers(by: dict[str, list[float]]) -> pd.DataFrame:
 
 def test_a_row_of_layers_says_where_credit_is_lost_and_leaves_out_what_has_none() -> None:
     here = layers({"ep": [0.0, 0.1, 0.99], "aep": [0.0, 0.99, 0.99]})
-    said = "toy: credit by displacement: naive EP loses it in h1; asymmetric EP keeps it in both blocks"
+    said = "toy: credit by displacement: naive EP misses it in h1; asymmetric EP follows BPTT in both blocks"
     assert titles.of_credit("toy", here, CREDITS) == said
     assert titles.without_credit(here, "cosine") == ["h0"]
     assert "h0" in titles.of_credit("toy", layers({"ep": [0.0, 0.1, 0.99], "aep": [0.5, 0.99, 0.99]}), CREDITS)
     several = titles.of_credits({"a": here, "b": layers({"ep": [0.0, 0.99, 0.99]})}, CREDITS)
-    assert several == "Credit by displacement: naive EP keeps it in every block on b alone; asymmetric EP on a"
+    assert several == "Credit by displacement: naive EP follows BPTT in every block on b alone; asymmetric EP on a"
 
 
 def test_a_map_counts_the_settled_points_at_which_a_rule_follows() -> None:

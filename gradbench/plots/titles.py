@@ -230,14 +230,14 @@ def _hidden(system: str, here: DataFrame) -> Iterator[tuple[float, str]]:
 
 
 def by_layer(here: DataFrame, column: str) -> dict[str, Predicate]:
-    """In which blocks of the state each rule loses the credit, in its worst seed, of blocks that have credit."""
+    """In which blocks with credit that of a rule follows BPTT, in its worst seed."""
     said = {}
     for label, rows in _by_rule(here[~here["block"].isin(without_credit(here, column))], spoken_of):
         worst = _worst(rows, "block", column)
         lost = list(worst[worst < FOLLOWS].index)
         if not worst.empty:
-            followed_at = Predicate("keeps it", f"in {part(len(worst), len(worst))}", "blocks")
-            said[label] = Predicate("loses it", f"in {some(lost, len(worst))}") if lost else followed_at
+            followed_at = Predicate("follows BPTT", f"in {part(len(worst), len(worst))}", "blocks")
+            said[label] = Predicate("misses it", f"in {some(lost, len(worst))}") if lost else followed_at
     return said
 
 
@@ -249,13 +249,13 @@ def without_credit(here: DataFrame, column: str) -> list[str]:
 
 
 def of_credit(system: str, here: DataFrame, credits: Mapping[str, str]) -> str:
-    """The title of a row of layers: where each credit (column to words) is lost by which rule."""
+    """The title of a row of layers: where which rule follows BPTT, by each credit (column to words)."""
     told = _alike({words: together(by_layer(here, column)) for column, words in credits.items()})
     return f"{system}: " + "; ".join(f"credit by {words}: {said}" for words, said in told)
 
 
 def of_credits(systems: Systems, credits: Mapping[str, str]) -> str:
-    """The title of the figure of layers: which rule keeps which credit in all blocks, on which systems."""
+    """The title of the figure of layers: which rule follows BPTT in all blocks by which credit, on which systems."""
     if alone := _alone(systems):
         return of_credit(*alone, credits)
     said = {}
@@ -263,8 +263,8 @@ def of_credits(systems: Systems, credits: Mapping[str, str]) -> str:
         held: dict[str, dict[str, bool]] = {}
         for system, here in systems.items():
             for label, predicate in by_layer(here, column).items():
-                held.setdefault(label, {})[system] = predicate.verb == "keeps it"
-        said[words] = tally("keeps it in every block", held)
+                held.setdefault(label, {})[system] = predicate.verb == "follows BPTT"
+        said[words] = tally("follows BPTT in every block", held)
     return ". ".join(f"Credit by {words}: {told[:1].lower()}{told[1:]}" for words, told in _alike(said))
 
 
