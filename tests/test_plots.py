@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -32,6 +33,7 @@ from gradbench.plots.figures.error_vs_cost import _front, _settings, draw_error_
 from gradbench.plots.figures.map_s_damp import draw_map_s_damp
 from gradbench.plots.figures.params import SHADE, draw_params
 from gradbench.plots.figures.residual_vs_cosine import draw_residual_vs_cosine
+from gradbench.plots.figures.rules_by_system import draw_rules_by_system
 from gradbench.plots.scale import SPACED, cosine_at, nines
 from gradbench.plots.sources import Tables
 from gradbench.plots.wording import BLANK
@@ -762,3 +764,43 @@ def test_figures_draw_cosines_to_one_reference_and_the_gap_of_both(tmp_path: Pat
     words = [text.get_text() for text in alone["residual_vs_cosine"].findobj(Text)]
     assert not [text for text in words if "BPTT" in text]
     assert [text for text in words if "the implicit gradient" in text]
+
+
+def _matrix_rows(*told: tuple[str, str, float, int, str]) -> pd.DataFrame:
+    """Cells of (system, rule, smallest cosine, evaluations, status), two seeds each, the second one a little better."""
+    rows = []
+    for i, (system, rule, cosine, work, status) in enumerate(told):
+        for seed in (0, 1):
+            row = _cell(10 * i + seed, "ep", 1.0, 0.0, 100, 20, 0.02 * (1 + i), seed)
+            names = {"system": system, "system_label": system, "estimator": rule, "estimator_label": rule}
+            counts = {"n_force": work, "n_jvp": 0, "n_vjp": 0}
+            rows.append(row | names | counts | {"cosine_min": cosine + 1e-4 * seed, "status": status})
+    return pd.DataFrame(rows)
+
+
+def test_a_matrix_shows_the_best_setting_and_the_price_of_the_cheapest_that_follows() -> None:
+    table = _matrix_rows(
+        ("a", "aep", 0.995, 40, "settled"),
+        ("a", "aep", 0.9991, 90, "settled"),
+        ("a", "ep", 0.5, 30, "settled"),
+        ("b", "aep", 0.9997, 50, "settled"),
+        ("b", "ep", 0.992, 20, "settled"),
+        ("c", "ep", 0.9, 20, "unsettled"),
+        ("c", "adjoint", 0.9, 20, "skipped"),
+    )
+    figure = draw_rules_by_system(table)
+    assert figure is not None
+    words = {tuple(np.round(t.get_position(), 2)): t.get_text() for t in figure.axes[0].texts if t.get_text()}
+    assert words[0.5, 0.3] == "0.9991"
+    assert words[0.5, 0.68] == "from 40"
+    assert words[0.5, 1.68] == "30\nasymmetry"
+    assert "unsettled" in words.values()
+    assert "-" in words.values()
+    title = look.said(figure, "title")
+    assert (
+        title == "Asymmetric EP follows BPTT wherever something settles, of 3 systems; naive EP on the fewest, 1 of 2"
+    )
+
+
+def test_a_matrix_of_few_rules_is_none() -> None:
+    assert draw_rules_by_system(_matrix_rows(("a", "ep", 0.5, 1, "settled"), ("b", "aep", 0.5, 1, "settled"))) is None

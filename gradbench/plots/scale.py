@@ -46,6 +46,13 @@ def tick(k: int) -> str:
     return "0." + "9" * k if k <= 4 else rf"$1-10^{{-{k}}}$"
 
 
+def written(cosine: float) -> str:
+    """A cosine with four digits, cut and not rounded, so that 1 is written for nothing less."""
+    if np.isnan(cosine):
+        return "-"
+    return ">0.9999" if cosine > 0.9999 else f"{np.trunc(cosine * 1e4) / 1e4 + 0.0:.4f}"  # + 0.0: no -0
+
+
 def show_cosines(axes: Sequence[Axes], cosines: ArrayLike) -> None:
     """Give axes the scale on y, just wide enough for the cosines that are drawn in any of them."""
     values = np.asarray(cosines, float)

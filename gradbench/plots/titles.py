@@ -276,6 +276,25 @@ def _alike(said: Mapping[str, str]) -> list[tuple[str, str]]:
     return [(" and by ".join(words), told) for told, words in groups.items() if told]
 
 
+def of_matrix(held: Mapping[str, Mapping[str, bool]], systems: Sequence[str]) -> str:
+    """The title of a matrix of rules and systems: rule to system to whether it follows BPTT at its best setting there.
+
+    Systems are those on which the rule has a number.
+    """
+    known = {label: on for label, on in held.items() if on}
+    if not known:
+        return f"Nothing is settled on any of {len(systems)} systems, so that no cosine is evidence"
+    known = {label: known[label] for label in default_forms(known)}
+    always = [look.words(label) for label, on in known.items() if all(on.values())]
+    fewest = min(known, key=lambda label: sum(known[label].values()) / len(known[label]))
+    good, total = sum(known[fewest].values()), len(known[fewest])
+    told = some(always, len(known)) if always else "no rule"
+    verb = "follow" if len(always) > 1 else "follows"
+    best = f"{told} {verb} BPTT wherever something settles, of {len(systems)} systems"
+    least = f"{look.words(fewest)} on the fewest, {part(good, total)}" if good < total else ""
+    return capital(_clauses(best, least))
+
+
 # Over two coordinates
 
 

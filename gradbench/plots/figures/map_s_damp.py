@@ -10,7 +10,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.patches import Rectangle
 
 from gradbench.plots import hold, look, titles
-from gradbench.plots.scale import SPACED, nines, tick
+from gradbench.plots.scale import SPACED, nines, tick, written
 from gradbench.vocabulary.coordinates import COORDINATES
 from gradbench.vocabulary.status import Status
 
@@ -136,7 +136,7 @@ def _cosines(ax: Axes, here: DataFrame, label: str) -> None:
     sns.heatmap(
         shade,
         mask=~settled,
-        annot=cosine.map(_number),
+        annot=cosine.map(written),
         fmt="",
         cmap="viridis",
         vmin=0,
@@ -150,17 +150,10 @@ def _cosines(ax: Axes, here: DataFrame, label: str) -> None:
     for row, column in zip(*np.nonzero(there & ~settled), strict=True):
         ax.add_patch(Rectangle((column, row), 1, 1, facecolor="0.96", edgecolor="0.8", hatch="////", linewidth=0))
         ax.add_patch(Rectangle((column, row), 1, 1, fill=False, edgecolor="white", linewidth=1))
-        value = _number(cosine.iat[row, column])
+        value = written(cosine.iat[row, column])
         box = {"facecolor": "0.96", "edgecolor": "none", "pad": 1}
         ax.text(column + 0.5, row + 0.5, value, color="0.5", size=size, ha="center", va="center", bbox=box)
     _frame(ax, look.called(label))
-
-
-def _number(cosine: float) -> str:
-    """A cosine with four digits, cut and not rounded, so that 1 is written for nothing less."""
-    if np.isnan(cosine):
-        return "-"
-    return ">0.9999" if cosine > 0.9999 else f"{np.trunc(cosine * 1e4) / 1e4 + 0.0:.4f}"  # + 0.0: no -0
 
 
 FIGURES: dict[str, Callable[[Tables], Figure | None]] = {"map_s_damp": lambda tables: draw_map_s_damp(tables.cells)}

@@ -1,0 +1,149 @@
+"""Every rule on every system: how faithful it can be there, at which cost, and what breaks it."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import seaborn as sns
+from matplotlib.patches import Patch, Rectangle
+
+from gradbench.estimators.base import Count, Role
+from gradbench.planning import registry
+from gradbench.plots import hold, look, titles
+from gradbench.plots.scale import floored, nines, written
+from gradbench.plots.wording import short
+from gradbench.vocabulary.coordinates import COORDINATES
+from gradbench.vocabulary.status import Status
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+    from gradbench.plots.sources import Tables
+
+LEAST = 3  # rules: of fewer, other figures tell more
+TOP = 4  # nines; all cosines from 0.9999 on have one colour
+ROW, HEAD = 0.46, 0.9  # inches of a row, and of the names of the systems
+SETTING = tuple(name for name in COORDINATES if name != "seed")
+DASH = "-"  # the rule does not apply
+NOTHING = ("0.96", "////", "0.8")  # face, hatch and its colour of a field without evidence
+
+
+class Field(NamedTuple):
+    """What a rule comes to on a system, at the setting with the largest cosine of the worst parameter and seed."""
+
+    cosine: float  # NaN: there is no settled setting with a cosine
+    words: str  # below the number: what an estimate costs and what breaks the rule, or why there is no number
+
+
+@look.themed
+def draw_rules_by_system(cells: DataFrame) -> Figure | None:
+    """A number is a cosine of the worst seed and parameter; the next best setting is at most as good."""
+    rules = cells[cells["estimator"].map(registry.role) == Role.RULE]
+    systems = {str(s): hold.one_dtype(rows) for s, rows in rules.groupby("system_label", sort=False)}
+    labels = look.in_order(rules["estimator_label"].unique())
+    if len(labels) < LEAST:
+        return None
+    fields = {
+        label: {system: _field(rows[rows["estimator_label"] == label]) for system, rows in systems.items()}
+        for label in labels
+    }
+    order = sorted(labels, key=lambda label: -_follows_on(fields[label]))
+    figure = look.figure(HEAD + ROW * len(order))
+    ax = figure.subplots()
+    _draw(ax, [[fields[label][system] for system in systems] for label in order])
+    told = short(systems)
+    width = max(8, 90 // len(systems))
+    names = [hold.lines(told[s].replace("_", "_ "), width).replace("_ ", "_").replace("_\n", "_\n") for s in systems]
+    ax.set_xticks(np.arange(len(systems)) + 0.5, names, rotation=0)
+    ax.set_yticks(np.arange(len(order)) + 0.5, [look.called(label) for label in order], rotation=0)
+    face, hatch, edge = NOTHING
+    silent = Patch(facecolor=face, edgecolor=edge, hatch=hatch, label="nothing is settled: no evidence")
+    price = Patch(
+        facecolor="none", edgecolor="none", label=f"from N: evaluations of the cheapest setting at {look.FOLLOWS:g}"
+    )
+    look.strip(figure, [silent, price], 2)
+    look.title(figure, titles.of_matrix({label: _held(fields[label]) for label in order}, [told[s] for s in systems]))
+    look.caption(
+        figure,
+        [
+            "Smallest cosine over parameters in the worst seed, at the setting of the rule at which it is largest, of",
+            "settings that are settled in every seed. Below it the evaluations of the force (free phase included; a",
+            f"product with the Jacobian counts as {Count(jvp=1).work}) of the cheapest setting that follows BPTT, that",
+            f"is from {look.FOLLOWS:g} on. Of a rule that misses BPTT everywhere, those of the setting shown, and the",
+            "cause of most of its errors there. A dash: the rule does not apply to the system. Colours are spaced by",
+            "log(1 - cos), the same from 0.9999 on.",
+        ],
+    )
+    return figure
+
+
+def _field(rows: DataFrame) -> Field | None:
+    """None where the rule was not run."""
+    measured = rows[rows["status"] != Status.SKIPPED]
+    if rows.empty:
+        return None
+    if measured.empty:
+        return Field(math.nan, DASH)
+    settings = [
+        (float(floored(setting["cosine_min"].min())), _cost(setting), setting)
+        for _, setting in measured.groupby(list(SETTING), dropna=False, sort=False)
+        if (setting["status"] == Status.SETTLED).all() and setting["cosine_min"].notna().all()
+    ]
+    if not settings:
+        return Field(math.nan, str(measured["status"].mode().iloc[0]))
+    cosine, cost, chosen = max(settings, key=lambda s: (s[0], -s[1]))
+    if cosine >= look.FOLLOWS:
+        return Field(cosine, f"from {min(cost for c, cost, _ in settings if c >= look.FOLLOWS):,.0f}")
+    causes = chosen["cause"].dropna()
+    return Field(cosine, f"{cost:,.0f}" + (f"\n{causes.mode().iloc[0]}" if len(causes) else ""))
+
+
+def _cost(setting: DataFrame) -> float:
+    """Evaluations of the force that one estimate needs at a setting."""
+    counts = setting[["n_force", "n_jvp", "n_vjp"]].max()
+    return float(Count(*counts).work)
+
+
+def _follows_on(fields: dict[str, Field | None]) -> float:
+    """For the order of the rows: the systems on which a rule follows BPTT, of those on which it has a number."""
+    held = _held(fields)
+    return sum(held.values()) / len(held) if held else -1.0
+
+
+def _held(fields: dict[str, Field | None]) -> dict[str, bool]:
+    """By system whether a rule follows BPTT there, of those on which it has a number."""
+    return {s: f.cosine >= look.FOLLOWS for s, f in fields.items() if f is not None and not math.isnan(f.cosine)}
+
+
+def _draw(ax: Axes, fields: list[list[Field | None]]) -> None:
+    shade = np.array([[float(nines(max(f.cosine, 0))) if f else math.nan for f in row] for row in fields])
+    sns.heatmap(
+        shade, ax=ax, cmap="Blues", vmin=-1, vmax=TOP + 1.5, cbar=False, linewidths=1, linecolor="white",
+        mask=np.isnan(shade),
+    )  # fmt: skip
+    for y, row in enumerate(fields):
+        for x, field in enumerate(row):
+            if field is None:
+                continue
+            missed = field.cosine < look.FOLLOWS
+            ink = "white" if shade[y, x] >= 3 else "#8C2D04" if missed else "black"
+            if math.isnan(field.cosine) and field.words != DASH:
+                face, hatch, edge = NOTHING
+                ax.add_patch(Rectangle((x, y), 1, 1, facecolor=face, edgecolor=edge, hatch=hatch, linewidth=0))
+            number = "" if math.isnan(field.cosine) else written(field.cosine)
+            ax.text(x + 0.5, y + 0.3, number, size=look.pt(7.5), color=ink, ha="center", va="center")
+            below = 0.5 if math.isnan(field.cosine) else 0.68
+            ax.text(x + 0.5, y + below, field.words, size=look.pt(5.5), color=ink, ha="center", va="center")
+    ax.tick_params(left=False, bottom=False, top=False, labelbottom=False, labeltop=True)
+    ax.grid(visible=False)
+
+
+FIGURES: dict[str, Callable[[Tables], Figure | None]] = {
+    "rules_by_system": lambda tables: draw_rules_by_system(tables.cells)
+}
