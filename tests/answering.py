@@ -21,16 +21,27 @@ COST = {"n_force": 120, "n_jvp": 0, "n_vjp": 0}
 
 def cell(estimator: str = "ep", status: str = "settled", system: str = "toy_cons", **columns: Any) -> dict[str, Any]:
     """A row of `cells`; `params` is {name: (cosine, relative error)}, where a reason and the norm of the
-    reference may follow."""
+    reference may follow, and `budget` is {name of a parameter, or "": {column of a cause: size}}."""
     names = {"system": system, "system_label": system, "estimator": estimator, "estimator_label": estimator}
     options = {"system_options": "{}", "estimator_options": "{}", "reason": ""}
     rule = {"T2": None, "beta": None} if estimator in ("bptt", "control") else {}
-    return {**POINT, **READS, **COST, **rule, **names, **options, "status": status, "params": {}, **columns}
+    return {
+        **POINT,
+        **READS,
+        **COST,
+        **rule,
+        **names,
+        **options,
+        "status": status,
+        "params": {},
+        "budget": {},
+        **columns,
+    }
 
 
 def source(*rows: dict[str, Any], suite: str = "by_hand", faithful: float = 0.1) -> Source:
     """The source of a page on these rows; keys count up."""
-    cells, params = [], []
+    cells, params, parts = [], [], []
     for i, row in enumerate(rows):
         key = f"{i:016x}"
         cells.append({**row, "cell": key, "problem": key})
@@ -38,11 +49,12 @@ def source(*rows: dict[str, Any], suite: str = "by_hand", faithful: float = 0.1)
             reason, norm = [*more, *(None, 1.0)[len(more) :]]
             of = {"cosine": cosine, "rel_error": error, "norm_ratio": 1.0, "sign_agreement": 1.0}
             params.append({"cell": key, "param": name, **of, "reference_norm": norm, "reason": reason})
+        parts += [{"cell": key, "param": name, **sizes} for name, sizes in row["budget"].items()]
     frame = pd.DataFrame(cells, columns=CELLS.names)
     numeric = [f.name for f in CELLS if str(f.type) in ("double", "int64")]
     frame[numeric] = frame[numeric].astype(float)
     statuses = {str(k): int(v) for k, v in frame["status"].value_counts().items()}
     verdict = Verdict("by hand", Exit.OK, len(frame), len(frame), statuses, (), None)
     words = pd.DataFrame(params, columns=PARAMS.names)
-    budget = pd.DataFrame([], columns=BUDGETS.names)
+    budget = pd.DataFrame(parts, columns=BUDGETS.names)
     return Source(suite, f"{suite}/1", frame, words, budget, len(frame), Thresholds(faithful=faithful), {}, verdict)

@@ -222,8 +222,8 @@ def test_what_the_global_cosine_hides_is_told_with_the_parameter() -> None:
     assert (h.cells, h.of, h.cosine, h.param, h.cell) == (3, 4, 0.9990, "W", f"{0:016x}")
     assert (h.share, h.leader, h.leads) == (0.1, "b", 0.9)
     assert (
-        "The global cosine hides this: it reads 0.9990 or more at 3 of 4 settled cells where a parameter errs "
-        "beyond that. Most often it is W, which holds 10 % of |g|² in the median cell; b holds 90 %, "
+        "The global cosine hides this: in 3 of 4 settled cells a parameter errs by more than 10 % while the global "
+        "cosine is 0.9990 or more. Most often it is W, which holds 10 % of |g|² in the median cell; b holds 90 %, "
         "and the global cosine follows it."
     ) in told(*rows, cell(T2=20, rel_error=0.5))
 
@@ -275,12 +275,12 @@ def test_the_sentence_names_setting_error_places_and_seeds_and_the_cost_of_bptt_
     rows = [cell(T1=t, seed=i, n_force=t + 20, rel_error=0.01 * (i + 1)) for t in (100, 150, 200) for i in range(3)]
     text = told(*rows, *(cell("bptt", T1=t, n_force=t, n_vjp=t) for t in (100, 150, 200)))
     assert text == (
-        "Use ep at T2 = 10, β = 0.1: its error is at most 3 % at all 3 settled places (3 seeds a place).\n"
-        "The smallest cosine of a parameter is 0.9980; T1 varies between the places. "
-        "It costs 120 evaluations of the force at T1 = 100, 0.3 times the 400 of BPTT; 220 at T1 = 200, 0.275 times "
-        "the 800 of BPTT."
+        "Use ep at T2 = 10, β = 0.1: its error is at most 3 % at all 3 settled places (3 seeds a place). "
+        "An estimate costs 120 evaluations of the force at T1 = 100, 0.3 times the 400 of BPTT; 220 at T1 = 200, "
+        "0.275 times the 800 of BPTT.\n"
+        "There the smallest cosine of a parameter is 0.9980; T1 varies between the places."
     )
-    assert "It costs 120 evaluations of the force at T1 = 100; 220 at T1 = 200." in told(*rows)
+    assert "An estimate costs 120 evaluations of the force at T1 = 100; 220 at T1 = 200." in told(*rows)
     assert "BPTT" not in told(*rows)
 
 
@@ -316,7 +316,7 @@ def test_what_to_do_and_what_to_keep_away_from_stand_before_the_rest() -> None:
     made = source(cell("aep"), cell("ep", rel_error=0.5), cell("tbptt", status="unsettled"))
     ((answers),) = answered(made).values()
     kinds = [p.kind for p in sentences.of_system(made, answers)]
-    assert kinds == ["advice", "warning", "aside", "aside"]
+    assert kinds == ["advice", "aside", "warning", "aside"]
     alone = source(cell(status="unsettled"))
     assert [p.kind for a in answered(alone).values() for p in sentences.of_system(alone, a)] == ["advice"]
 
@@ -426,3 +426,30 @@ def test_the_answers_of_a_run_are_what_plain_pandas_says_of_its_tables(finished:
         .isin(["all", "most", "some", "none"])
         .all()
     )
+
+
+def test_the_cause_of_a_cell_is_that_of_its_largest_error() -> None:
+    """The whole gradient is that of the largest parameter, whose error may have another cause."""
+    sizes = {"": {"truncation": 0.12, "asymmetry": 0.03}, "W": {"truncation": 0.3, "asymmetry": 1.1}}
+    params = {"W": (0.1, 1.2, None, 1.0), "b": (0.99, 0.11, None, 9.0)}
+    both = cell(rel_error=0.12, cause="truncation", cause_of="", params=params, budget=sizes)
+    alone = cell(rel_error=0.12, cause="truncation", cause_of="", params=params)
+    without = cell(rel_error=0.01)
+    judged = source(both, alone, without).judged
+    assert list(judged["cause"])[:2] == ["asymmetry", "truncation"]
+    assert list(judged["cause_of"])[:2] == ["W", ""]
+    assert judged["cause"].isna().tolist() == [False, False, True]
+    assert [b.word for b in one(both).breaks] == ["asymmetry"]
+
+
+def test_what_is_no_evidence_is_told_with_the_values_at_which_nothing_is_tested() -> None:
+    rows = [cell(T1=t, seed=i) for t in (100, 200) for i in (0, 1)]
+    rows += [cell(T1=50, seed=0, status="unsettled"), cell(T1=50, seed=1)]
+    rows += [cell(s=4.0, seed=i, status="diverged") for i in (0, 1)]
+    answer = one(*rows)
+    assert [(b.word, b.cells, b.values["T1"], b.values["s"]) for b in answer.silent] == [
+        ("diverged", 2, (), (4,)),
+        ("unsettled", 1, (50,), ()),
+    ]
+    text = "Where a seed is not settled there is no evidence: diverged (2 cells, s 4); unsettled (1 cell, T1 50)."
+    assert text in told(*rows)

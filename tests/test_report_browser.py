@@ -94,7 +94,7 @@ def cells(finished: Path) -> pd.DataFrame:
 
 def test_the_page_opens_from_disk_without_a_network_and_says_what_was_found(chromium: Any, report: Path) -> None:
     with opened(chromium, report) as page:
-        assert page.inner_text("h1") == "gated"
+        assert page.inner_text("h1") == "Suite gated"
         assert "its error is at most" in page.inner_text("#findings")
         assert page.locator("#map .tile").count() > 0
         assert page.locator(".curve canvas").count() == 2
@@ -246,7 +246,7 @@ def test_the_table_leaves_out_what_is_no_evidence_until_it_is_asked_for(
     with opened(chromium, report, "#all=1") as page:
         heads = page.locator(".cells th").all_inner_texts()
         assert "status" not in heads
-        assert heads.index("worst parameter") == heads.index("cosine_min ↑") + 1
+        assert heads.index("lowest in") == heads.index("cosine_min ↑") + 1
         assert heads[-1] == "global cosine"
         assert int(re.findall(told, page.inner_text(".pager"))[0]) == left_out.sum()
         page.check("#rows")
@@ -538,7 +538,7 @@ def test_markup_in_a_name_is_shown_and_not_run(chromium: Any, tmp_path: Path) ->
     path = tmp_path / "evil.html"
     path.write_text(pages.rendered(made))
     with opened(chromium, path) as page:
-        assert page.inner_text("h1") == EVIL
+        assert page.inner_text("h1") == f"Suite {EVIL}"
         for part in ("#findings", ".matrix", "#map", ".keys", "#cells", "#origin"):
             assert EVIL in page.locator(part).first.text_content(), part
         page.locator("#map .tile").first.hover()

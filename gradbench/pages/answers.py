@@ -138,6 +138,7 @@ class Answer:
     setting: Setting | None  # the one to take; of a rule that holds nowhere, that of the rule to take; None: untested
     reach: dict[str, tuple[Step, ...]]  # how far one may go from the setting, by coordinate
     breaks: tuple[Break, ...]  # the most frequent first
+    silent: tuple[Break, ...]  # statuses of cells at places where a seed is not settled
     hidden: Hidden | None
 
     @property
@@ -211,6 +212,7 @@ def _answer(source: Source, cells: DataFrame, same: dict[str, object] | None = N
         setting,
         dict(_reach(points, setting, brought)) if setting is not None and points["holds"].any() else {},
         tuple(_breaks(tested, brought, source.thresholds.faithful)),
+        tuple(_silent(cells[~cells["tested"]], tested, shared)),
         _hidden(source, tested),
     )
 
@@ -319,6 +321,18 @@ def _breaks(tested: DataFrame, brought: list[str], faithful: float) -> list[Brea
     for word, rows in wrong.groupby(words):
         values = {name: tuple(map(_plain, sorted(rows[name].dropna().unique()))) for name in brought}
         told.append(Break(str(word), len(rows), values))
+    return sorted(told, key=lambda b: (-b.cells, b.word))
+
+
+def _silent(untested: DataFrame, tested: DataFrame, shared: list[str]) -> list[Break]:
+    """By status the cells at places that are not tested, with the values of coordinates at which nothing is tested."""
+    told = []
+    for status, rows in untested[untested["status"] != Status.SETTLED].groupby("status"):
+        values = {}
+        for name in shared:
+            there = set(rows[name].dropna().unique()) - set(tested[name].dropna().unique())
+            values[name] = tuple(map(_plain, sorted(there)))
+        told.append(Break(str(status), len(rows), values))
     return sorted(told, key=lambda b: (-b.cells, b.word))
 
 

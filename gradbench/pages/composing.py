@@ -15,7 +15,8 @@ from gradbench.pages import matrix, sentences, wording
 from gradbench.pages.answers import answered
 from gradbench.pages.definitions import DEFINITIONS
 from gradbench.pages.packing import packed
-from gradbench.pages.replay import argument
+from gradbench.pages.replay import Kind, argument
+from gradbench.planning import registry
 from gradbench.tables.schema import BUDGET, OUTCOME
 from gradbench.vocabulary.cause import CAUSES, Cause, column
 from gradbench.vocabulary.coordinates import COORDINATES
@@ -85,7 +86,7 @@ def rendered(source: Source) -> str:
         rules=_rules(by_system),
         matrix={(a.system, a.rule): a for told in by_system.values() for a in told},
         faithful=wording.percent(source.thresholds.faithful),
-        glossary=wording.glossary(),
+        glossary=wording.glossary() | {f"{kind}s": _described(source, kind) for kind in ("estimator", "system")},
         environment={name: source.env[name] for name in ENVIRONMENT if source.env.get(name) is not None},
         thresholds=_thresholds(source.thresholds),
         style=_part("style.css"),
@@ -227,7 +228,17 @@ def _metrics(cells: DataFrame) -> dict[str, dict[str, Any]]:
     return told
 
 
-def _items(source: Source, kind: Any) -> dict[str, dict[str, Any]]:
+def _described(source: Source, kind: Kind) -> dict[str, str]:
+    """What the rules or the systems of a run are, by name: the first sentence on each, and its source."""
+    told = {}
+    for name in source.cells[kind].unique():
+        cls = registry.meant(f"{kind}s", name, None)
+        if cls is not None:  # one made from functions of a caller has no name of its own
+            told[str(name)] = f"{(cls.__doc__ or '').strip().splitlines()[0]} Source: {cls.source}."
+    return told
+
+
+def _items(source: Source, kind: Kind) -> dict[str, dict[str, Any]]:
     """Labels, each with the name and the call that means it."""
     columns = [f"{kind}_label", kind, f"{kind}_options"]
     there = source.cells.drop_duplicates(columns[0])[columns]

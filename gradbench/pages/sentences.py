@@ -91,8 +91,8 @@ def of_system(source: Source, answers: Sequence[Answer]) -> list[Paragraph]:
     wrong = [a for a in answers if not a.trusted and a.setting is not None]
     silent = [a for a in answers if a.setting is None]
     told = [Paragraph("advice", (*_advice(first, limit),)) for first in trusted[:1]]
+    told += [Paragraph("aside", (*_besides(first, limit),)) for first in trusted[:1]]
     told += [Paragraph("warning", (*_wrong(a, limit),)) for a in wrong]
-    told += [Paragraph("aside", (*_besides(first),)) for first in trusted[:1]]
     told += [Paragraph("aside", (_others(trusted[1:]),))] if trusted[1:] else []
     told += [Paragraph("aside" if trusted else "advice", (_silent(silent),))] if silent else []
     return told
@@ -119,6 +119,7 @@ def _advice(answer: Answer, limit: str) -> Iterator[Sentence]:
             parts += ["; " if i else "", Piece(_error(f.worst), cell=f.worst.cell), there]
         more = f"; and {len(s.fails) - FEW} more" if len(s.fails) > FEW else ""
         yield said(*parts, f"{more}. Up to {limit} counts as faithful.")
+    yield _costs(s)
 
 
 def _error(worst: Worst) -> str:
@@ -128,24 +129,27 @@ def _error(worst: Worst) -> str:
     return wording.percent(worst.error) + (f" in {worst.param}" if worst.param else "")
 
 
-def _besides(answer: Answer) -> Iterator[Sentence]:
-    """What a rule that can be trusted costs, where it was tried, what breaks it, and what the global cosine hides."""
+def _besides(answer: Answer, limit: str) -> Iterator[Sentence]:
+    """Where a rule that can be trusted was tried, what breaks it, what the global cosine hides, what is not known."""
     s = answer.setting
     assert s is not None
-    told = f"The smallest cosine of a parameter is {wording.cosine(s.worst.cosine_min)}"
+    told = f"There the smallest cosine of a parameter is {wording.cosine(s.worst.cosine_min)}"
     yield said(f"{told}; {_varied(s)}." if s.varied else f"{told}.")
-    yield _costs(s)
     if answer.breaks:
-        yield said(
-            f"At other settings {_breakers(answer.breaks)} it." if s.values else f"{_breakers(answer.breaks)} it."
-        )
+        where = ("Where ", rule(answer.rule), " fails, at this setting or another, ") if s.values else ()
+        yield said(*where, f"{_breakers(answer.breaks)} it.")
     if answer.hidden:
-        yield _hidden(answer)
+        yield _hidden(answer, limit)
+    if answer.silent:
+        parts: list[str | Piece] = ["Where a seed is not settled there is no evidence: "]
+        for i, b in enumerate(answer.silent[:FEW]):
+            parts += ["; " if i else "", term(b.word), f" ({wording.many(b.cells, 'cell')}{_values(b)})"]
+        yield said(*parts, ".")
 
 
 def _costs(s: Setting) -> Sentence:
     """What a setting costs at its smallest and its largest T1, beside backpropagation through time."""
-    parts: list[str | Piece] = ["It costs "]
+    parts: list[str | Piece] = ["An estimate costs "]
     for i, c in enumerate(ends(s.costs)):
         if i:
             parts += ["; ", wording.span(*c.work)]
@@ -217,7 +221,7 @@ def _wrong(answer: Answer, limit: str) -> Iterator[Sentence]:
     if answer.breaks:
         yield said(f"{capital(_breakers(answer.breaks))} it.")
     if answer.hidden:
-        yield _hidden(answer)
+        yield _hidden(answer, limit)
 
 
 def _breakers(breaks: Sequence[Break]) -> str:
@@ -225,20 +229,25 @@ def _breakers(breaks: Sequence[Break]) -> str:
     shown = []
     for i, b in enumerate(breaks[:FEW]):
         number = wording.many(b.cells, "cell") if not i else f"{b.cells:,}"
-        where = "".join(f", {wording.letter(n)} {wording.some(v)}" for n, v in b.values.items() if v)
-        shown.append(f"{b.word} ({number}{where})")
+        shown.append(f"{b.word} ({number}{_values(b)})")
     return f"{listed(shown)} {'breaks' if len(shown) == 1 else 'break'}"
 
 
-def _hidden(answer: Answer) -> Sentence:
+def _values(b: Break) -> str:
+    """The values of coordinates at which something acts."""
+    return "".join(f", {wording.letter(n)} {wording.some(v)}" for n, v in b.values.items() if v)
+
+
+def _hidden(answer: Answer, limit: str) -> Sentence:
     h = answer.hidden
     assert h is not None
     low: list[str | Piece] = [
         "The ",
         term("global cosine"),
-        " hides this: it reads ",
+        f" hides this: in {h.cells:,} of {wording.many(h.of, 'settled cell')} a parameter errs by more than {limit} "
+        "while the global cosine is ",
         Piece(wording.cosine(h.cosine), cell=h.cell),
-        f" or more at {h.cells:,} of {wording.many(h.of, 'settled cell')} where a parameter errs beyond that. ",
+        " or more. ",
         f"Most often it is {h.param}",
     ]
     if h.leader == h.param:

@@ -330,7 +330,7 @@ class Explorer {
     const varied = this.axes.map((c) => c.name).filter(varies);
     return [
       { name: "cell", words: "cell" }, ...(varies("status") ? [{ name: "status", words: "status" }] : []), ...(varies("system_label") ? [{ name: "system_label", words: "system" }] : []), { name: "estimator_label", words: "estimator" },
-      { name: "cosine_min", words: "cosine_min", number: true }, { name: "worst", words: "worst parameter" }, { name: "error", words: "error", number: true },
+      { name: "cosine_min", words: "cosine_min", number: true }, { name: "worst", words: "lowest in" }, { name: "error", words: "error", number: true }, { name: "error_of", words: "largest in" },
       ...varied.map((name) => ({ name, words: this.letter(name), number: true })),
       { name: "cause", words: "cause" }, { name: "work", words: "evaluations", number: true }, { name: "cosine", words: "global cosine", number: true },
     ];
@@ -364,14 +364,14 @@ class Explorer {
     const head = make("tr", {}, ...columns.map((c) => {
       const now = c.name === sortName;
       const flip = () => { state.sort = now && !down ? `-${c.name}` : c.name; state.page = 0; this.changed(); };
-      return make("th", { scope: "col", class: `${c.number ? "n" : ""}${["cause", "worst", "cosine", "work"].includes(c.name) ? " wideonly" : ""}`, "aria-sort": now ? (down ? "descending" : "ascending") : "none" }, make("button", { type: "button", onclick: flip }, `${c.words}${now ? (down ? " ↓" : " ↑") : ""}`));
+      return make("th", { scope: "col", class: `${c.number ? "n" : ""}${["cause", "worst", "error_of", "cosine", "work"].includes(c.name) ? " wideonly" : ""}`, "aria-sort": now ? (down ? "descending" : "ascending") : "none" }, make("button", { type: "button", onclick: flip }, `${c.words}${now ? (down ? " ↓" : " ↑") : ""}`));
     }));
     const from = state.page * PAGE_ROWS;
     const body = order.slice(from, from + PAGE_ROWS).map((i) => {
       const id = this.cells.columns.cell.at(i);
       const row = make("tr", { class: `${id === this.state.cell ? "chosen" : ""}${this.settled[i] ? "" : " open"}` }, ...columns.map((c) => {
         const v = this.cells.columns[c.name].at(i);
-        const cls = `${c.number ? "n" : ""}${["cause", "worst", "cosine", "work"].includes(c.name) ? " wideonly" : ""}`;
+        const cls = `${c.number ? "n" : ""}${["cause", "worst", "error_of", "cosine", "work"].includes(c.name) ? " wideonly" : ""}`;
         if (c.name === "cell") return make("td", {}, make("a", { href: "#", "data-cell": id, onclick: (e) => { e.preventDefault(); e.stopPropagation(); this.open(id); } }, id.slice(0, 8)));
         if (c.name === "status") return make("td", { class: "what" }, make("i", { class: `dot status ${v}`, "aria-hidden": "true" }), v);
         const text = isCosine(c.name) ? cosine(v) : c.name === "error" ? percent(v) : typeof v === "number" ? (this.axisOf[c.name] ? plain(v) : short(v)) : v ?? "";
