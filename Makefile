@@ -14,7 +14,7 @@ READY  := $(VENV)/.ready
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check
 BENCH  := $(BIN)/gradbench
 
-.PHONY: help setup bench plan run plot check baseline train test test-fast lint docs perf clean
+.PHONY: help setup bench plan run plot check baseline train test test-all test-fast lint docs perf clean
 .DEFAULT_GOAL := help
 
 help: ## these lines
@@ -72,7 +72,10 @@ train: $(READY) ## train by a rule, or go on with it: CONFIG= DEVICE=
 # a process that has run out of tests takes half of those that the other one has left
 TESTS = $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
-test: $(READY) ## all tests
+test: $(READY) ## the tests, long ones on one system of a kind
+	$(TESTS) -m "not long" $(ARGS)
+
+test-all: $(READY) ## all tests
 	$(TESTS) $(ARGS)
 
 test-fast: $(READY) ## a minute of tests, of every room
