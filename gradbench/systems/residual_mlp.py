@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, Literal, final
 
 from gradbench.data import datasets
 from gradbench.data.streams import normal, uniform
-from gradbench.errors import UserError
 from gradbench.systems.base import AbstractForwardSystem, Data, Params
+from gradbench.systems.classifier import AbstractClassifier
 from gradbench.vocabulary.coordinates import Knobs
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Generator, Tensor
 
-    from gradbench.data.streams import Streams
-
 LN_EPS = 1e-5  # as in torch.nn.LayerNorm
 
 
 @final
 @dataclass(frozen=True)
-class ResidualMlp(AbstractForwardSystem):
+class ResidualMlp(AbstractClassifier, AbstractForwardSystem):
     """Residual MLP as an energy of prediction errors: its free state is the forward pass, its reference backprop.
 
     E = 1/2 sum_l |h_{l+1} - h_l - F_l(h_l)|^2,   F_l(h) = fc2_l(act(fc1_l(LN_l(h)))),   h_0 = embed(x) clamped
@@ -34,34 +32,12 @@ class ResidualMlp(AbstractForwardSystem):
 
     name: ClassVar[str] = "residual_mlp"
     source: ClassVar[str] = "Scellier & Bengio 2017 on a pre-norm residual MLP; Whittington & Bogacz 2017 (the energy)"
-    per_example: ClassVar[frozenset[str]] = frozenset({"x", "label"})
     defaults: ClassVar[Mapping[str, float]] = {"T2": 20, "beta": 0.5, "eps": 0.1, "batch": 128}
 
     d_in: int = 3072  # pixels of an image with all its colours
     d: int = 256  # width of a layer
-    classes: int = 10
     L: int = 4  # residual blocks
     activation: Literal["gelu", "relu", "tanh"] = "gelu"
-    dataset: str = "fashion_mnist_sample"
-
-    def check(self, batch: int, given: Collection[str] = ()) -> None:
-        if "x" in given:
-            if "label" not in given:
-                raise UserError(f"data of {self.name}: x comes with the label of every example")
-            return
-        datasets.check(self.dataset, *self._shown, batch)
-        if self.classes < datasets.CLASSES:
-            raise UserError(
-                f"{self.name}: classes = {self.classes}, and dataset {self.dataset!r} has {datasets.CLASSES} classes"
-            )
-
-    @property
-    def _shown(self) -> tuple[int, int]:
-        """Colours and pixels of a side of an image with d_in values."""
-        side = 28 if self.d_in == 28**2 else 32
-        if self.d_in % side**2:
-            raise UserError(f"{self.name}: d_in = {self.d_in} is neither 28 x 28 nor colours x 32 x 32")
-        return self.d_in // side**2, side
 
     @property
     def layout(self) -> dict[str, tuple[int, ...]]:
@@ -84,13 +60,6 @@ class ResidualMlp(AbstractForwardSystem):
             "out_head.weight": (self.classes, self.d),
             "out_head.bias": (self.classes,),
         }
-
-    def data_shapes(self, batch: int) -> dict[str, tuple[int, ...]]:
-        return {"x": (batch, self.d_in), "label": (batch,)}
-
-    @property
-    def categories(self) -> dict[str, int]:
-        return {"label": self.classes}
 
     @classmethod
     def sizes(cls, params: Params, given: Data) -> dict[str, int | str]:
@@ -117,12 +86,6 @@ class ResidualMlp(AbstractForwardSystem):
             else:
                 theta[name] = uniform(rng, shape, 1 / math.sqrt(shapes[f"{module}.weight"][1]))
         return theta
-
-    def sample(self, streams: Streams, batch: int) -> Data:
-        if self.dataset == datasets.GIVEN:
-            return {}
-        images, label = datasets.labelled(self.dataset, *self._shown, batch, streams["data"])
-        return {"x": images.flatten(1), "label": label}
 
     def context(self, theta: Params, x: Data) -> Params:
         return {"h0": _linear(theta, "embed", x["x"])}
