@@ -306,6 +306,29 @@ class ClosedForms(ABC):
         return 0.5 * (self.swirl_jvp(theta, context, saved, v, knobs) - transposed)
 
 
+BACK, DIRECT = "back.", "direct."  # prefixes of what stands in theta beside the parameters, see LayeredWeights
+
+
+class LayeredWeights(ABC):
+    """Layers that hand credit to the layer below through the transposes of weights, where others may stand in.
+
+    Where theta has an entry `back.NAME` beside the weight NAME, credit goes back through that entry in place of NAME.
+    Where it has `direct.LAYER`, of shape (outputs, width of the layer), the credit of the layer comes through this
+    entry from the output, and from no layer above. Neither changes a value: only what goes back to layers changes,
+    in J^T, in dC/ds and in the gradient through a forward pass.
+    """
+
+    @property
+    @abstractmethod
+    def carriers(self) -> tuple[str, ...]:
+        """Weights (above, below) whose transposes carry credit from layer to layer, the one of the output last."""
+
+    @property
+    @abstractmethod
+    def hidden(self) -> dict[str, int]:
+        """Layers and their widths, from the lowest one to the last one below the output."""
+
+
 class RecordedSteps(ABC):
     """A system that records several steps of its relaxation together, and goes back through them in one pass."""
 

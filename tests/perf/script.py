@@ -28,10 +28,11 @@ class Script:
         self.context = field.context
 
     def force(self, s: Tensor, theta: Params | None = None, context: Params | None = None) -> Tensor:
-        """-dE/ds plus the swirl, with a graph where s or theta ask for one."""
+        """-dE/ds plus the swirl, or F where there is no energy, with a graph where s or theta ask for one."""
         theta, context = theta or self.field.theta, context or self.context
-        assert isinstance(self.system, AbstractEnergySystem | AbstractDrivenSystem)
         arguments = (theta, self.field.x, context, s, self.field.knobs)
+        if not isinstance(self.system, AbstractEnergySystem | AbstractDrivenSystem):
+            return self.system.force(*arguments)
         force = -grad(self.system.energy(*arguments).sum(), s, create_graph=True)[0]
         driven = isinstance(self.system, AbstractDrivenSystem)
         return force + self.system.swirl(*arguments) if driven else force

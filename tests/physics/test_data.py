@@ -143,7 +143,8 @@ def test_colour_images_have_one_size() -> None:
             datasets.check("cifar10", ch, img, 8)
 
 
-IMAGE_SYSTEMS = {"cet": 8, "cet_energy": 8, "cet_projected": 8, "cet_real": 8, "residual_mlp": None}  # and their patch
+# and their patch
+IMAGE_SYSTEMS = {"cet": 8, "cet_energy": 8, "cet_projected": 8, "cet_real": 8, "residual_mlp": None, "hopfield": None}
 
 
 @pytest.mark.parametrize(("name", "patch"), IMAGE_SYSTEMS.items())

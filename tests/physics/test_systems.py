@@ -9,7 +9,13 @@ from live import SYSTEMS, live_field, random_like
 from gradbench.conformance.system_checks import FURTHER, NEEDED, Subject, field_findings
 from gradbench.data.streams import Streams
 from gradbench.planning import registry
-from gradbench.systems.base import AbstractDrivenSystem, AbstractForwardSystem, AbstractSystem, ClosedForms
+from gradbench.systems.base import (
+    AbstractDrivenSystem,
+    AbstractEnergySystem,
+    AbstractForwardSystem,
+    AbstractSystem,
+    ClosedForms,
+)
 from gradbench.systems.tokens import patches
 
 pytestmark = pytest.mark.fast
@@ -36,10 +42,12 @@ def not_tried(system: AbstractSystem) -> set[str]:
         *(() if isinstance(system, ClosedForms) else ("closed forms equal autograd",)),
         *(() if driven else ("only the swirl is antisymmetric",)),
         *(() if system.projects else PROJECTING),
+        *(() if driven or isinstance(system, AbstractEnergySystem) else OF_ENERGIES),
         *(("the start is detached from the parameters", "at rest the adjoint is backpropagation") if forward else ()),
     }
 
 
+OF_ENERGIES = ("the force is minus the gradient of the energy", "the force is the slope of the energy by differences")
 PROJECTING = ("the projection and its derivatives agree", "the projection's derivative is its slope")
 
 
