@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def key(run: Run, **where: Any) -> str:
 @pytest.mark.parametrize(
     ("where", "cause", "remedy"),
     [
-        ({"estimator": "ep", "T2": 60, "system": "toy_noncons"}, "asymmetry", "aep in place of ep"),
+        ({"estimator": "ep", "T2": 60, "system": "toy_noncons"}, "asymmetry", r"\w+ in place of ep "),
         ({"estimator": "aep", "T1": 200, "T2": 2}, "truncation", "T2 >= "),
         ({"estimator": "aep", "T1": 200, "T2": 60}, "none", None),
         ({"estimator": "bptt"}, "none", None),
@@ -84,7 +85,7 @@ def test_a_cell_is_explained(command: Any, run: Run, where: dict[str, Any], caus
     code, out, _ = command(key(run, **where)[:8])
     assert code == 0
     assert f"\ncause: {cause}" in out
-    assert (f"\nremedy: {remedy}" in out) if remedy else ("remedy" not in out)
+    assert re.search(f"\nremedy: {remedy}", out) if remedy else "remedy" not in out
 
 
 def test_every_part_is_told_as_soon_as_it_is_known(run: Run, capsys: pytest.CaptureFixture[str]) -> None:

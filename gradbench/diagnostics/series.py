@@ -64,7 +64,8 @@ def depths(free: Trajectory, T2: int, reference: Params) -> dict[str, dict[int, 
     """Cosine to the reference against depth, by the name of the rule, whatever the rule of the cell.
 
     The rules are those of the registry whose depth means something without a nudge: truncated backpropagation up to T1,
-    adjoint series, and rules with a nudge for beta -> 0, linearised at s*. A single pass of each gives all depths.
+    adjoint series, and rules with a nudge for beta -> 0, linearised at s*. A single pass of each gives all depths. Of
+    rules that are linearised alike the first stands for all.
     """
     most = max(DEEPER * T2, DEPTHS)
     at = sorted({round(most ** (k / (DEPTHS - 1))) for k in range(DEPTHS)} | {T2})
@@ -72,10 +73,15 @@ def depths(free: Trajectory, T2: int, reference: Params) -> dict[str, dict[int, 
     partial = list(REFERENCE.phase.run(free, tuple(swept), free.ends.new_empty(0))) if swept else []
     gradients: dict[str, dict[int, Params]] = {}
     credits: dict[str, list[Tensor]] = {}
+    linearised: set[object] = set()
     for name, rule in ((name, cls()) for name, cls in registry.known_estimators().items()):
         if rule.truncates and swept:
             gradients[name] = {s.depth: _first(s.gradient) for s in partial if s.depth is not None}
         elif rule.phase.linearises:
+            key = rule.phase.linear_key(free.field.system), rule.phase.step_size_key
+            if key in linearised:
+                continue
+            linearised.add(key)
             credits[name] = [a for _, a in rule.phase.linearised(free, at, drifting=False)]
         elif rule.phase.terms(most) == most:
             credits[name] = [a for terms, a in enumerate(adjoints(free, most)) if terms in at]

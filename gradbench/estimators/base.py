@@ -154,7 +154,7 @@ class AbstractPhase(ABC):
     What it declares beside its run tells causes apart. A phase that declares nothing has none of it.
     """
 
-    linearises: ClassVar[bool] = False  # whether `linearised` and `changes` are given
+    linearises: ClassVar[bool] = False  # whether `linearised` is given, and `credit` or other `changes`
     hints: ClassVar[bool] = False  # whether `terms` is no more than a hint of whoever wrote the rule
     recordable: ClassVar[bool] = True  # whether a training step with it can be recorded as a CUDA graph
     beta_tells: frozenset[Cause] = frozenset()  # causes that the other beta of a grid tell apart
@@ -218,7 +218,19 @@ class AbstractPhase(ABC):
         *,
         drifting: bool = True,
     ) -> Iterator[Change]:
-        """From the linearised phase to the phase as it is, depth by depth; `no_limit` is the cause of what drifts."""
+        """From the linearised phase to the phase as it is, depth by depth; `no_limit` is the cause of what drifts.
+
+        By default along the drift, and then by a finite nudge.
+        """
+        tangents = dict(self.linearised(free, depths, drifting=True)) if drifting else {}
+        for snapshot in self.run(free, depths, betas):
+            assert snapshot.depth is not None
+            if drifting:
+                yield Change("along the drift", no_limit, snapshot, tangents[snapshot.depth][:, None])
+            yield Change("beta", Cause.NONLINEARITY, snapshot, self.credit(free, snapshot, betas))
+
+    def credit(self, free: Trajectory, snapshot: Snapshot, betas: Float[Tensor, "j *c"]) -> Float[Tensor, "i j *c b n"]:
+        """The credit of this phase at one depth."""
         raise NotImplementedError
 
     def trained(self, free: Trajectory, depth: int | None) -> Trajectory:

@@ -30,6 +30,7 @@ RULES = [
     {"name": "ep", "reduction": "mean"},
     {"name": "aep", "clip": ["none", "batch", "sample"]},
     {"name": "control", "kind": ["scaled", "flipped", "shuffled", "random"]},
+    {"name": "dyadic_ep", "cost": ["midpoint", "replicas"]},
 ]
 
 

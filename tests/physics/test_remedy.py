@@ -14,6 +14,7 @@ from test_ladder import climbed, narrow
 from gradbench.diagnostics.ladder import NEGLIGIBLE, Cause, Relaxed
 from gradbench.diagnostics.remedy import Case, remedy_for
 from gradbench.dynamics.field import Field
+from gradbench.estimators.base import Exact
 from gradbench.planning import registry
 from gradbench.vocabulary.status import Thresholds
 
@@ -51,9 +52,11 @@ def test_tbptt_goes_as_deep_as_it_must() -> None:
     assert climbed(line(), "tbptt", {}, 400, int(number(text, "T2")), None).cause is Cause.NONE
 
 
-def test_aep_takes_the_place_of_ep() -> None:
+def test_a_rule_that_is_exact_at_any_fixed_point_takes_the_place_of_ep() -> None:
     _, text = told(line(skew=1.0), "ep", {}, 400, 200, 1e-3)
-    assert text.startswith("aep in place of ep")
+    name, _, more = text.partition(" ")
+    assert more.startswith("in place of ep")
+    assert registry.estimator(name).claim.exact is Exact.FIXED_POINT
 
 
 @pytest.mark.parametrize("field", [line(curved=1.0), narrow(line(curved=1.0))], ids=["float64", "float32"])
