@@ -123,12 +123,25 @@ class Field:
     @cached_property
     def wide(self) -> Field:
         """This field in float64: its numbers, rounded as they are."""
+        return self._converted(torch.Tensor.double)
 
-        def double(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-            return {n: v.double() if v.is_floating_point() else v for n, v in tensors.items()}
+    @cached_property
+    def complex(self) -> Field:
+        """This field over the complex numbers, for states off the real axis. Only where the system is not `real_only`.
 
-        knobs = Knobs(*(k.double() for k in self.knobs))
-        return replace(self, theta=double(self.theta), x=double(self.x), knobs=knobs)
+        Closed forms give J v, J^T a and dC/ds there: products with the holomorphic derivative and its transpose,
+        without a conjugate.
+        """
+        return self._converted(lambda v: v.to(v.dtype.to_complex()))
+
+    def _converted(self, number: Callable[[Tensor], Tensor]) -> Field:
+        """This field with other floating-point numbers; whole numbers stay."""
+
+        def converted(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {n: number(v) if v.is_floating_point() else v for n, v in tensors.items()}
+
+        knobs = Knobs(*map(number, self.knobs))
+        return replace(self, theta=converted(self.theta), x=converted(self.x), knobs=knobs)
 
     def cell(self, c: int) -> Field:
         """The field of one cell of a stack; a field that is none is its only cell."""

@@ -28,8 +28,12 @@ def merge(x: Float[Tensor, "*b H N h"]) -> Float[Tensor, "*b N Hh"]:
 
 
 def weights(q: Float[Tensor, "*b H N h"], k: Float[Tensor, "*b H N h"], scale: float) -> Float[Tensor, "*b H N N"]:
-    """P = softmax(scale q k^T)."""
-    return (scale * (q @ k.mT)).softmax(-1)
+    """P = softmax(scale q k^T); of complex numbers exp(x - c) / sum, with a c of every row that stays constant."""
+    scores = scale * (q @ k.mT)
+    if not scores.is_complex():
+        return scores.softmax(-1)
+    raised = (scores - scores.real.amax(-1, keepdim=True).detach()).exp()
+    return raised / raised.sum(-1, keepdim=True)
 
 
 def weights_jvp(P: Float[Tensor, "*b H N N"], dS: Float[Tensor, "*b H N N"]) -> Float[Tensor, "*b H N N"]:

@@ -49,6 +49,8 @@ class AbstractSystem(ABC):
     lifted: ClassVar[bool] = True  # whether its functions may be lifted over rows and cells by torch.func.vmap
     state_given: ClassVar[bool] = False  # whether its author gives the free state, so that there is no free phase
     state_fixed: ClassVar[bool] = False  # whether that is a value, which follows neither parameters nor data
+    # why F and dC/ds take no complex states; None: they do, and are holomorphic there
+    real_only: ClassVar[str | None] = "its functions are written for real states"
 
     @property
     @abstractmethod

@@ -28,6 +28,7 @@ class AbstractCetOptions(AbstractSystem):
     """
 
     swirl_block: ClassVar[str | None] = "z"
+    real_only: ClassVar[str | None] = "the relu of its memories is not holomorphic"
     per_example: ClassVar[frozenset[str]] = frozenset({"x", "mask"})
     defaults: ClassVar[Mapping[str, float]] = {
         "s": 1.0, "damp": 0.0, "T1": 100, "T2": 15, "beta": 0.02, "eps": 0.2, "batch": 64

@@ -32,6 +32,7 @@ _SLOPES: Mapping[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tenso
 class AbstractHopfield(ClosedForms, LayeredWeights, AbstractClassifier):
     """F_k = -(1 + c) s_k + rho'(s_k) (sigma (W_k r_{k-1} + V_{k+1}^T r_{k+1}) + b_k), C = 1/2 |s_{L+1} - one-hot|^2."""
 
+    real_only: ClassVar[str | None] = None
     defaults: ClassVar[Mapping[str, float]] = {
         "s": 1.0, "damp": 0.0, "T1": 200, "T2": 80, "beta": 0.1, "eps": 0.5, "batch": 32
     }  # fmt: skip

@@ -32,6 +32,7 @@ class ResidualMlp(AbstractClassifier, AbstractForwardSystem):
 
     name: ClassVar[str] = "residual_mlp"
     source: ClassVar[str] = "Scellier & Bengio 2017 on a pre-norm residual MLP; Whittington & Bogacz 2017 (the energy)"
+    real_only: ClassVar[str | None] = "its activations and layer norms are those of real numbers"
     defaults: ClassVar[Mapping[str, float]] = {"T2": 20, "beta": 0.5, "eps": 0.1, "batch": 128}
 
     d_in: int = 3072  # pixels of an image with all its colours

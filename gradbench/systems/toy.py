@@ -38,6 +38,7 @@ class _Toy(AbstractSystem):
 
     swirl_block: ClassVar[str | None] = "z"
     mean_cost: ClassVar[bool] = True
+    real_only: ClassVar[str | None] = None
     per_example: ClassVar[frozenset[str]] = frozenset({"x0", "target", "drive"})
     defaults: ClassVar[Mapping[str, float]] = {
         "s": 1.0, "damp": 0.0, "T1": 120, "T2": 30, "beta": 0.02, "eps": 0.2, "batch": 8

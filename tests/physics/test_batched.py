@@ -31,6 +31,7 @@ RULES = [
     {"name": "aep", "clip": ["none", "batch", "sample"]},
     {"name": "control", "kind": ["scaled", "flipped", "shuffled", "random"]},
     {"name": "dyadic_ep", "cost": ["midpoint", "replicas"]},
+    {"name": "holomorphic_ep", "points": [2, 3]},
 ]
 
 

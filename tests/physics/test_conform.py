@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from live import ESTIMATORS
+from live import ESTIMATORS, live_field
 from torch import Tensor
 from written import WRITTEN, hopfield
 
@@ -370,7 +370,13 @@ def test_a_wrong_order_and_a_need_that_is_not_said_are_named() -> None:
 
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_every_rule_conforms_on_systems_whose_gradient_is_known(name: str) -> None:
-    assert tried_rule(registry.known_estimators()[name]).passed
+    rule = registry.known_estimators()[name]
+    if not all(rule().skip(type(place.field.system)) for place in linear_places()):
+        assert tried_rule(rule).passed
+        return
+    fitting = next(system for system, cls in registry.known_systems().items() if not rule().skip(cls))
+    place = rule_checks.Place(fitting, live_field(fitting, batch=3), steps=600, deep=800)
+    assert Conformance(name, "estimator", tuple(rule_checks.rule_findings(rule(), [place]))).passed
 
 
 def test_the_linear_systems_conform_and_their_answer_is_backpropagation() -> None:
