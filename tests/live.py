@@ -22,6 +22,8 @@ LIVE = {
     "residual_mlp": {"d_in": 784, "d": 8, "L": 3},
     "hopfield": {"d": 7, "damp": 1.0},
     "hopfield_asymmetric": {"d": 7, "damp": 1.0},
+    "tanh_deq": {"width": 12, "gain": 2.0},
+    "ctrnn": {"width": 12, "damp": 0.5},
     "cet_projected": {"D": 16, "heads": 2, "dh": 4, "mem": 12, "patch": 14, "bpos_std": 1.0, "damp": 1.0},
 }
 

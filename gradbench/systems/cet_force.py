@@ -32,8 +32,7 @@ class AbstractCetForce(AbstractAttention):
     well: ClassVar[float] = 2.0  # w, the weight of |z|^2
 
     def context(self, theta: Params, x: Data) -> Params:
-        encoded = patches(visible(x), self.patch) @ theta["Wenc"].flatten(1).mT
-        return {"input": encoded + theta["benc"] + theta["bpos"]} | self._fused(theta)
+        return {"input": self.encoded(theta, visible(x)) + theta["benc"] + theta["bpos"]} | self._fused(theta)
 
     def _fused(self, theta: Params) -> Params:
         """The matrices of F, from tokens to features (D, K) and from features to tokens (K, D), and of its transpose.

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from gradbench.data import datasets
 from gradbench.data.streams import normal
 from gradbench.errors import UserError
-from gradbench.systems.base import POSITIVE, SPREAD, AbstractSystem, Data, Params
-from gradbench.systems.tokens import join, patches, token_norm
+from gradbench.systems.base import POSITIVE, SPREAD, Data, Params
+from gradbench.systems.pictures import AbstractPatches
+from gradbench.systems.tokens import join, token_norm
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class AbstractCetOptions(AbstractSystem):
+class AbstractCetOptions(AbstractPatches):
     """Tokens z and pixels y complete an image of which some patches are hidden.
 
     C = 1/2 sum mask (y - x)^2: the reconstruction error of the hidden patches.
@@ -35,64 +36,29 @@ class AbstractCetOptions(AbstractSystem):
     }  # fmt: skip
     mem_std: ClassVar[float] = 0.3  # of Wmem, in units of 1/sqrt(D); small: the energy stays bounded below
 
-    img: int = 28  # pixels of a side
-    ch: int = 1  # colours
-    patch: int = 7  # pixels of a patch's side, and the stride
     D: int = 64  # width of a token
     heads: int = 4  # H
     dh: int = 16  # h, width of a head
     mem: int = 128  # M, memories
     gamma: float = field(default=0.25, metadata=POSITIVE)  # inverse temperature of the energy attention
     mask_ratio: float = 0.5  # share of patches that is hidden
-    dataset: str = "fashion_mnist_sample"
     benc_std: float = field(default=0.0, metadata=SPREAD)
     bpos_std: float = field(default=0.0, metadata=SPREAD)
     bdec_std: float = field(default=0.0, metadata=SPREAD)
 
     def __post_init__(self) -> None:
-        if self.img % self.patch:
-            raise UserError(f"{self.name}: img = {self.img} is not a multiple of patch = {self.patch}")
+        super().__post_init__()
         if not 0 <= self.mask_ratio <= 1:
             raise UserError(f"{self.name}: mask_ratio = {self.mask_ratio} is not between 0 and 1")
 
     @classmethod
-    def implied(cls, named: Mapping[str, Any]) -> dict[str, int]:
-        """ch and img of a dataset that the default sizes cannot show, and the patch closest to the default."""
-        dataset = named.get("dataset", cls.dataset)
-        if dataset not in datasets.SHAPES or datasets.fits(dataset, cls.ch, cls.img):
-            return {}
-        ch, img, _ = datasets.SHAPES[dataset]
-        side = named.get("img", img)
-        # 1 divides every img, so the closest patch is at most as far from the default as 1 is
-        divisors = [patch for patch in range(1, 2 * cls.patch) if side % patch == 0]
-        return {"ch": ch, "img": img, "patch": min(divisors, key=lambda patch: abs(patch - cls.patch))}
-
-    @classmethod
     def sizes(cls, params: Params, given: Data) -> dict[str, int | str]:
-        options: dict[str, int | str] = {}
-        if "x" in given:
-            options |= {"ch": given["x"].shape[-3], "img": given["x"].shape[-1], "dataset": datasets.GIVEN}
-        if "Wenc" in params:
-            options |= {"D": params["Wenc"].shape[0], "patch": params["Wenc"].shape[-1]}
+        options = super().sizes(params, given)
         if "WQ" in params:
             options |= {"heads": params["WQ"].shape[0], "dh": params["WQ"].shape[1]}
         if "Wmem" in params:
             options |= {"mem": params["Wmem"].shape[-1]}
         return options
-
-    def check(self, batch: int, given: Collection[str] = ()) -> None:
-        if "x" not in given:
-            datasets.check(self.dataset, self.ch, self.img, batch)
-
-    @property
-    def side(self) -> int:
-        """Patches along a side; N = side^2."""
-        return self.img // self.patch
-
-    @property
-    def pixels(self) -> int:
-        """P, values of a patch."""
-        return self.ch * self.patch**2
 
     @property
     def layout(self) -> dict[str, tuple[int, ...]]:
@@ -150,7 +116,7 @@ class AbstractCetOptions(AbstractSystem):
 
     def init_state(self, theta: Params, x: Data) -> Float[Tensor, "b n"]:
         seen = visible(x)
-        return join(token_norm(patches(seen, self.patch) @ theta["Wenc"].flatten(1).mT), seen).detach()
+        return join(token_norm(self.encoded(theta, seen)), seen).detach()
 
     def cost(self, theta: Params, x: Data, s: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b"]:
         return 0.5 * (x["mask"] * (self.split(s)["y"] - x["x"]).square()).sum((-3, -2, -1))

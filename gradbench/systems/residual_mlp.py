@@ -12,13 +12,12 @@ from gradbench.data import datasets
 from gradbench.data.streams import normal, uniform
 from gradbench.systems.base import AbstractForwardSystem, Data, Params
 from gradbench.systems.classifier import AbstractClassifier
+from gradbench.systems.tokens import layer_norm, layer_norm_jvp, layer_norm_saved
 from gradbench.vocabulary.coordinates import Knobs
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Generator, Tensor
-
-LN_EPS = 1e-5  # as in torch.nn.LayerNorm
 
 
 @final
@@ -100,7 +99,7 @@ class ResidualMlp(AbstractClassifier, AbstractForwardSystem):
         for i, move in enumerate(moves[1:]):
             block = {n.removeprefix(f"blocks.{i}."): p for n, p in theta.items() if n.startswith(f"blocks.{i}.")}
             h = layers[-1]
-            inner = act(_linear(block, "fc1", _norm(h) * block["ln.weight"] + block["ln.bias"]))
+            inner = act(_linear(block, "fc1", layer_norm(h) * block["ln.weight"] + block["ln.bias"]))
             layers.append(h + _linear(block, "fc2", inner) + move)
         return torch.cat(layers, -1)
 
@@ -119,12 +118,11 @@ class ResidualMlp(AbstractClassifier, AbstractForwardSystem):
         error, slopes = self._errors(theta, context, s)
         xhat, deviation, gain, inner, W1, W2 = slopes
         back = torch.einsum("...lk,lkd->...ld", inner * torch.einsum("...ld,ldk->...lk", error, W2), W1) * gain
-        centred = back - back.mean(-1, keepdim=True) - xhat * (back * xhat).mean(-1, keepdim=True)
-        above = (error + centred / deviation)[..., 1:, :]
+        above = (error + layer_norm_jvp(xhat, deviation, back))[..., 1:, :]
         return (torch.cat((above, torch.zeros_like(error[..., :1, :])), -2) - error).flatten(-2)
 
     def cost(self, theta: Params, x: Data, s: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b"]:
-        h = _norm(s[..., -self.d :]) * theta["out_ln.weight"] + theta["out_ln.bias"]
+        h = layer_norm(s[..., -self.d :]) * theta["out_ln.weight"] + theta["out_ln.bias"]
         logits = _linear(theta, "out_head", h)
         label = x["label"].expand(logits.shape[:-1])[..., None]
         return logits.logsumexp(-1) - logits.gather(-1, label)[..., 0]
@@ -140,8 +138,7 @@ class ResidualMlp(AbstractClassifier, AbstractForwardSystem):
         h = s.unflatten(-1, (self.L, self.d))
         below = torch.cat((context["h0"].expand(h[..., 0, :].shape)[..., None, :], h[..., :-1, :]), -2)
         gain, W1, W2 = stacked("ln.weight"), stacked("fc1.weight"), stacked("fc2.weight")
-        deviation = (below.var(-1, correction=0, keepdim=True) + LN_EPS).sqrt()
-        xhat = (below - below.mean(-1, keepdim=True)) / deviation
+        xhat, deviation = layer_norm_saved(below)
         u = torch.einsum("...ld,lkd->...lk", xhat * gain + stacked("ln.bias"), W1) + stacked("fc1.bias")
         branch = torch.einsum("...lk,ldk->...ld", act(u), W2) + stacked("fc2.bias")
         return h - below - branch, (xhat, deviation, gain, act_slope(u), W1, W2)
@@ -183,7 +180,3 @@ _ACTIVATIONS = {"gelu": (_gelu, _gelu_slope), "relu": (_relu, _relu_slope), "tan
 
 def _linear(theta: Params, name: str, v: Tensor) -> Tensor:
     return v @ theta[f"{name}.weight"].mT + theta[f"{name}.bias"]
-
-
-def _norm(h: Tensor) -> Tensor:
-    return (h - h.mean(-1, keepdim=True)) / (h.var(-1, correction=0, keepdim=True) + LN_EPS).sqrt()

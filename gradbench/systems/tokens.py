@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
+LN_EPS = 1e-5  # as in torch.nn.LayerNorm
+
 
 def patches(y: Float[Tensor, "*b ch img img"], patch: int) -> Float[Tensor, "*b N P"]:
     """Cut an image into patches, row by row."""
@@ -47,6 +49,27 @@ def token_norm_jvp(z: Float[Tensor, "*b N D"], v: Float[Tensor, "*b N D"]) -> Fl
     std = z.std(-1, correction=0, keepdim=True)
     d = std + 1e-5
     return (v - p * ((p * v).mean(-1, keepdim=True) / (std * d))) / d
+
+
+def layer_norm(z: Float[Tensor, "*b D"]) -> Float[Tensor, "*b D"]:
+    """(z - mean) / sqrt(var + 1e-5) over the width, with the population's variance: torch.nn.LayerNorm without weights.
+
+    Unlike `token_norm` it has a derivative at a constant z.
+    """
+    return layer_norm_saved(z)[0]
+
+
+def layer_norm_saved(z: Float[Tensor, "*b D"]) -> tuple[Float[Tensor, "*b D"], Float[Tensor, "*b 1"]]:
+    """y = layer_norm(z), and its denominator."""
+    deviation = (z.var(-1, correction=0, keepdim=True) + LN_EPS).sqrt()
+    return (z - z.mean(-1, keepdim=True)) / deviation, deviation
+
+
+def layer_norm_jvp(
+    y: Float[Tensor, "*b D"], deviation: Float[Tensor, "*b 1"], v: Float[Tensor, "*b D"]
+) -> Float[Tensor, "*b D"]:
+    """Change of y = layer_norm(z) along v. The map is its own transpose: y is the gradient of D deviation."""
+    return (v - v.mean(-1, keepdim=True) - y * (y * v).mean(-1, keepdim=True)) / deviation
 
 
 def as_one_row(

@@ -79,11 +79,12 @@ class Script:
         return s
 
     def along(self, s: Tensor, a: Tensor) -> Params:
-        """<a, dF/dtheta>."""
+        """<a, dF/dtheta> + dC/dtheta at s."""
         theta = {n: p.detach().requires_grad_() for n, p in self.field.theta.items()}
         context = self.system.context(theta, self.field.x)
         force = self.force(s.detach().requires_grad_(), theta, context)
-        return self._named(theta, grad((a * force).sum(), list(theta.values()), allow_unused=True))
+        cost = self.system.cost(theta, self.field.x, s.detach())
+        return self._named(theta, grad((a * force).sum() + cost.sum(), list(theta.values()), allow_unused=True))
 
     def ep(self, T1: int, T2: int, beta: float, asymmetric: bool) -> Params:
         """Centred equilibrium propagation, naive or asymmetric."""

@@ -143,8 +143,11 @@ def test_colour_images_have_one_size() -> None:
             datasets.check("cifar10", ch, img, 8)
 
 
-# and their patch
-IMAGE_SYSTEMS = {"cet": 8, "cet_energy": 8, "cet_projected": 8, "cet_real": 8, "residual_mlp": None, "hopfield": None}
+IMAGE_SYSTEMS = {  # and the patch of those that have one
+    name: 8 if hasattr(system, "patch") else None
+    for name, system in registry.known_systems().items()
+    if hasattr(system, "dataset")
+}
 
 
 @pytest.mark.parametrize(("name", "patch"), IMAGE_SYSTEMS.items())

@@ -17,7 +17,7 @@ from gradbench.planning.suites import parse
 def test_the_script_and_the_engine_agree(name: str) -> None:
     options = {option: value for option, value in LIVE[name].items() if option != "damp"}
     grid = {"system": {"name": name, **options}, "estimator": ["bptt", "tbptt", "adjoint", "ep", "aep"]}
-    grid |= {"damp": LIVE[name]["damp"], "T1": 20, "T2": [3, 7], "beta": 0.05, "batch": 2, "dtype": "float64"}
+    grid |= {"damp": LIVE[name].get("damp", 1.0), "T1": 20, "T2": [3, 7], "beta": 0.05, "batch": 2, "dtype": "float64"}
     planned = plan(parse({"name": "t", "about": "", "grid": [grid]}, "t"))
     (problem,) = planned.problems
     field = build(problem, "cpu")

@@ -1,0 +1,87 @@
+"""Systems of papers against plain torch: other code, the same numbers; and what their papers say of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from live import live_field, random_like
+from torch import Tensor
+from torch.nn import functional
+
+from gradbench.data.streams import Streams
+from gradbench.dynamics.field import Field
+from gradbench.errors import UserError
+from gradbench.planning import registry
+from gradbench.vocabulary.coordinates import Knobs
+
+pytestmark = pytest.mark.fast
+
+
+def drawn(name: str, sigma: float = 1.0, damp: float = 0.0, **options: Any) -> tuple[Field, Tensor]:
+    """A field of a system with other options than those of its live point, and a state with a row axis."""
+    system = registry.system(name, options)
+    theta = {
+        n: p + 0.1 * random_like(p, seed=i) for i, (n, p) in enumerate(system.init_params(Streams(0)["p"]).items())
+    }
+    knobs = Knobs(*(torch.tensor(v, dtype=torch.float64) for v in (sigma, damp, 0.5)))
+    field = Field(system, theta, system.sample(Streams(0), 2), knobs)
+    return field, random_like(field.init_state().expand(3, -1, -1), seed=9)
+
+
+def same(a: Tensor, b: Tensor) -> None:
+    torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", ["tanh_deq", "ctrnn"])
+def test_the_cost_of_a_head_is_that_of_torch(name: str) -> None:
+    for loss in ("cross_entropy", "squared_error"):
+        field, s = drawn(name, loss=loss)
+        features = field.system.features(field.theta, s[0])  # type: ignore[attr-defined]
+        logits = functional.linear(features, field.theta["V"], field.theta["c"])
+        expected = functional.cross_entropy(logits, field.x["label"], reduction="none")
+        if loss == "squared_error":
+            expected = 0.5 * (logits - functional.one_hot(field.x["label"], 10)).square().sum(-1)
+        same(field.cost(s[0]), expected)
+
+
+def test_a_whole_step_of_a_tanh_layer_is_the_layer_and_it_contracts_by_gain() -> None:
+    field = live_field("tanh_deq", eps=1.0)
+    s, W, U, b = field.init_state() + 0.3, *(field.theta[n] for n in "WUb")
+    same(field.step(s), torch.tanh(functional.linear(s, W) + functional.linear(field.x["x"].flatten(1), U, b)))
+    for gain in (0.3, 2.0):
+        W = registry.system("tanh_deq", {"gain": gain, "width": 20}).init_params(Streams(0)["p"])["W"]
+        assert float(torch.linalg.svdvals(W)[0]) == pytest.approx(gain, rel=1e-12)
+
+
+def test_time_constants_move_no_fixed_point_and_rates_rest_where_pineda_s_do() -> None:
+    ends = []
+    for slowest in (1.0, 4.0):
+        field, s = drawn("ctrnn", sigma=0.5, width=9, slowest=slowest)
+        for _ in range(800):
+            s = field.step(s)
+        ends.append(s)
+    torch.testing.assert_close(ends[0], ends[1], rtol=1e-10, atol=1e-11)
+    r, theta = s.tanh(), field.theta
+    entering = functional.linear(field.x["x"].flatten(1), theta["U"], theta["b"])
+    held = torch.tanh(0.5 * functional.linear(r, theta["W"]) + entering)
+    torch.testing.assert_close(held, r, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("system", "options", "message"),
+    [
+        ("tanh_deq", {"gain": 0}, "gain = 0 is not above 0"),
+        ("tanh_deq", {"classes": 3}, "classes = 3, and dataset 'fashion_mnist_sample' has 10 classes"),
+        ("ctrnn", {"slowest": 0.5}, "slowest = 0.5 is below 1"),
+    ],
+)
+def test_options_that_make_no_system_are_named(system: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        registry.system(system, options).check(4)
+
+
+def test_an_image_of_ones_own_comes_with_its_label() -> None:
+    with pytest.raises(UserError, match="data of ctrnn: x comes with the label of every example"):
+        registry.system("ctrnn").check(2, ["x"])
