@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,8 +12,10 @@ from live import live_field, random_like
 from torch import Tensor
 from torch.nn import functional
 
+from gradbench.conformance.system_checks import OpenField
 from gradbench.data.streams import Streams
 from gradbench.dynamics.field import Field
+from gradbench.dynamics.linear import Linear
 from gradbench.errors import UserError
 from gradbench.planning import registry
 from gradbench.vocabulary.coordinates import Knobs
@@ -69,12 +73,45 @@ def test_time_constants_move_no_fixed_point_and_rates_rest_where_pineda_s_do() -
     torch.testing.assert_close(held, r, rtol=1e-10, atol=1e-11)
 
 
+@pytest.mark.parametrize("pooling", ["average", "max"])
+def test_a_convolutional_network_goes_down_its_energy_as_torch_writes_it(pooling: str) -> None:
+    field, s = drawn("conv_hopfield", channels=2, pooling=pooling)
+    pool = functional.avg_pool2d if pooling == "average" else functional.max_pool2d
+    theta, s = field.theta, s[0]
+
+    def energy(s: Tensor) -> Tensor:
+        r = torch.sigmoid(4 * (s - 0.5))
+        first, second, out = r[:, :288].view(2, 2, 12, 12), r[:, 288:352].view(2, 4, 4, 4), r[:, 352:]
+        up = [pool(functional.conv2d(v, theta[f"w{i}"], theta[f"b{i}"]), 2) for i, v in ((1, field.x["x"]), (2, first))]
+        heard = functional.linear(second.flatten(1), theta["w_out"], theta["b_out"])
+        pairs = ((first, up[0]), (second, up[1]), (out, heard))
+        return 0.5 * s.square().sum() - sum((a * b).sum() for a, b in pairs)
+
+    same(field.force(s), -torch.func.grad(energy)(s))
+    with_feedback = registry.system("conv_hopfield_feedback", {"channels": 2, "pooling": pooling})
+    symmetric = theta | {"f2": theta["w2"], "f_out": theta["w_out"]}
+    same(replace(field, system=with_feedback, theta=symmetric).force(s), field.force(s))
+
+
+def test_feedback_weights_are_as_far_from_the_forward_ones_as_asked() -> None:
+    for sine in (0.1, 0.6, 1.0):
+        theta = registry.system("conv_hopfield_feedback", {"feedback_asymmetry": sine}).init_params(Streams(0)["p"])
+        f, w = theta["f_out"].flatten(), theta["w_out"].flatten()
+        cosine = float(f @ w / f.norm() / w.norm())
+        assert cosine == pytest.approx(math.sqrt(1 - sine**2), abs=3 / math.sqrt(len(f)))
+        assert float(f.norm() / w.norm()) == pytest.approx(1, abs=0.1)
+
+
 @pytest.mark.parametrize(
     ("system", "options", "message"),
     [
         ("tanh_deq", {"gain": 0}, "gain = 0 is not above 0"),
         ("tanh_deq", {"classes": 3}, "classes = 3, and dataset 'fashion_mnist_sample' has 10 classes"),
         ("ctrnn", {"slowest": 0.5}, "slowest = 0.5 is below 1"),
+        ("conv_hopfield", {"pool": 5}, "layer 1: kernel = 5 leaves 24 of 28 pixels of a side, which is no multiple"),
+        ("conv_hopfield", {"depth": 4}, "layer 3: kernel = 5 leaves 0 of 4 pixels"),
+        ("conv_hopfield_feedback", {"feedback_asymmetry": 0.0}, "symmetric weights are conv_hopfield"),
+        ("conv_hopfield_feedback", {"feedback_asymmetry": 1.5}, "is not above 0 and at most 1"),
     ],
 )
 def test_options_that_make_no_system_are_named(system: str, options: dict[str, Any], message: str) -> None:
@@ -85,3 +122,17 @@ def test_options_that_make_no_system_are_named(system: str, options: dict[str, A
 def test_an_image_of_ones_own_comes_with_its_label() -> None:
     with pytest.raises(UserError, match="data of ctrnn: x comes with the label of every example"):
         registry.system("ctrnn").check(2, ["x"])
+
+
+@pytest.mark.parametrize("pooling", ["average", "max"])
+@pytest.mark.parametrize("name", ["conv_hopfield", "conv_hopfield_feedback"])
+def test_layers_above_layers_have_the_derivatives_of_autograd(name: str, pooling: str) -> None:
+    """The live point has one convolution, whose weights carry nothing down."""
+    field, s = drawn(name, channels=1, pooling=pooling)
+    a, open_field = random_like(s, seed=3), OpenField(field.system, field.theta, field.x, field.knobs)
+    for closed, recorded in ((field.at(s), Linear(field.force, s)), (field.swirl_at(s), Linear(field.swirl, s))):
+        same(closed.jvp(a), recorded.jvp(a))
+        same(closed.vjp(a), recorded.vjp(a))
+    expected = open_field.pull(s, a)
+    for param, pulled in field.pull(s, a).items():
+        torch.testing.assert_close(pulled, expected[param], rtol=1e-11, atol=1e-12, msg=param)

@@ -1,0 +1,222 @@
+"""Convolutional layers and a dense one that drive each other both ways: what convolutional Hopfield networks share."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from gradbench.data.streams import normal
+from gradbench.errors import UserError
+from gradbench.systems.base import POSITIVE, ClosedForms, Data, Params, Saved
+from gradbench.systems.convolutions import (
+    convolved,
+    convolved_back,
+    flat,
+    of_kernel,
+    pooled,
+    pooled_back,
+    shares_of_largest,
+    windows,
+)
+from gradbench.systems.pictures import AbstractClassifier
+from gradbench.vocabulary.coordinates import Knobs
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Generator, Tensor
+
+
+@dataclass(frozen=True)
+class AbstractConvLayers(ClosedForms, AbstractClassifier):
+    """F = rho'(s) (K r + i) - s,   r = rho(s) = 1 / (1 + exp(2 - 4 s)),   i what the image and the biases add
+
+    (K r)_l = P(w_l * r_{l-1}) + (P(f_{l+1} * .))^T r_{l+1}: up by the weights w, and down by the transposes of f.
+    P is the pooling and * the convolution; the last connection is dense. K^T has w and f exchanged. s begins at 0.
+    C = 1/2 |s_last - onehot(label)|^2, or the cross-entropy of s_last, without parameters.
+    P is an average, whose transpose does not depend on the state. The transpose of a maximum follows the largest pixel:
+    the force jumps where another one becomes the largest, and a state may end there and never settle.
+    """
+
+    uses: ClassVar[frozenset[str]] = frozenset({"T1"})
+    defaults: ClassVar[Mapping[str, float]] = {"T1": 100, "T2": 50, "beta": 0.1, "eps": 0.5, "batch": 16}
+
+    channels: int = 4  # of the first layer; every further one has twice as many
+    depth: int = 2  # convolutional layers
+    kernel: int = 5  # pixels of a kernel's side
+    pool: int = 2  # pixels of a pooled side
+    pooling: Literal["average", "max"] = "average"
+    gain: float = field(default=0.5, metadata=POSITIVE)  # of the weights at the start
+    loss: Literal["cross_entropy", "squared_error"] = "squared_error"
+
+    def __post_init__(self) -> None:
+        side = self.img
+        for layer in range(1, self.depth + 1):
+            left = max(side - self.kernel + 1, 0)
+            if not left or left % self.pool:
+                raise UserError(
+                    f"{self.name}: layer {layer}: kernel = {self.kernel} leaves {left} of {side} pixels of a side, "
+                    f"which is no multiple of pool = {self.pool}"
+                )
+            side = left // self.pool
+
+    @property
+    def layout(self) -> dict[str, tuple[int, ...]]:
+        layers: dict[str, tuple[int, ...]] = {}
+        side = self.img
+        for i in range(1, self.depth + 1):
+            side = (side - self.kernel + 1) // self.pool
+            layers[f"s{i}"] = (self.channels * 2 ** (i - 1), side, side)
+        return layers | {"out": (self.classes,)}
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        channels = [self.ch, *(shape[0] for shape in self.layout.values())][: self.depth + 1]
+        shapes: dict[str, tuple[int, ...]] = {}
+        for i in range(1, self.depth + 1):
+            shapes |= {f"w{i}": (channels[i], channels[i - 1], self.kernel, self.kernel), f"b{i}": (channels[i],)}
+        below = math.prod(self.layout[f"s{self.depth}"])
+        return shapes | {"w_out": (self.classes, below), "b_out": (self.classes,)}
+
+    @property
+    def connections(self) -> list[str]:
+        """The weights between layers: all but those of the image."""
+        return [*(f"w{i}" for i in range(2, self.depth + 1)), "w_out"]
+
+    @property
+    @abstractmethod
+    def returning(self) -> list[str]:
+        """The names of f, in the order of `connections`."""
+
+    @classmethod
+    def sizes(cls, params: Params, given: Data) -> dict[str, int | str]:
+        options = super().sizes(params, given)
+        if "w1" in params:
+            depth = sum(name[1:].isdigit() for name in params if name.startswith("w"))
+            options |= {"channels": params["w1"].shape[0], "kernel": params["w1"].shape[-1], "depth": depth}
+        return options | ({"classes": params["b_out"].shape[0]} if "b_out" in params else {})
+
+    def init_params(self, rng: Generator) -> Params:
+        """N(0, gain^2 / inputs of a unit) for weights, 0 for biases."""
+        shapes = self.shapes.items()
+        std = {n: self.gain / math.sqrt(math.prod(shape[1:])) if len(shape) > 1 else 0.0 for n, shape in shapes}
+        return {name: normal(rng, shape, std[name]) for name, shape in shapes}
+
+    def init_state(self, theta: Params, x: Data) -> Float[Tensor, "b n"]:
+        return x["x"].new_zeros((x["x"].shape[0], sum(map(math.prod, self.layout.values()))))
+
+    def context(self, theta: Params, x: Data) -> Params:
+        """i, and what tells the gradient of w_1: pooled windows of the image, or the shares of a maximum."""
+        import torch
+
+        more = {}
+        if self.pooling == "average":  # it commutes with the kernel, and pooled windows are few
+            more["windows"] = pooled(windows(x["x"], self.kernel), self.pool, None)
+            seen = torch.einsum("bCijhw,KCij->bKhw", more["windows"], theta["w1"])
+        else:
+            whole = convolved(x["x"], theta["w1"])
+            more["shares"] = shares_of_largest(whole, self.pool)
+            seen = pooled(whole, self.pool, more["shares"])
+        first = seen + theta["b1"][:, None, None]
+        further = [
+            theta[f"b{i}"][:, None, None].expand(len(seen), *self.layout[f"s{i}"]) for i in range(2, self.depth + 1)
+        ]
+        return {"input": flat([first, *further, theta["b_out"].expand(len(seen), -1)])} | more
+
+    def logits(self, theta: Params, s: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b Y"]:
+        return self.split(s)["out"]
+
+    def cost_slope(self, theta: Params, x: Data, s: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
+        import torch
+
+        hidden = s.new_zeros((*s.shape[:-1], s.shape[-1] - self.classes))
+        return torch.cat((hidden, self.logit_slope(theta, x, s)), -1)
+
+    def activate(self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"], knobs: Knobs) -> Saved:
+        r = (4 * s - 2).sigmoid()
+        saved = {"r": r, "slope": 4 * r * (1 - r)}
+        if self.pooling == "max":
+            layers = list(self.split(r).values())
+            for below, w in zip(layers, self.connections[:-1], strict=False):
+                saved[w] = shares_of_largest(convolved(below, theta[w]), self.pool)
+        heard = self.up(theta, saved, r, self.connections) + self.down(theta, saved, r, self.returning)
+        return saved | {"heard": heard + context["input"]}
+
+    def force(
+        self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Float[Tensor, "*r b n"]:
+        saved = self.activate(theta, x, context, s, knobs)
+        return saved["slope"] * saved["heard"] - s
+
+    def energy(
+        self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Float[Tensor, "*r b"]:
+        saved = self.activate(theta, x, context, s, knobs)
+        heard = self.up(theta, saved, saved["r"], self.connections) + context["input"]
+        return (0.5 * s.square() - saved["r"] * heard).sum(-1)
+
+    def jvp(
+        self, theta: Params, context: Params, saved: Saved, v: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Float[Tensor, "*r b n"]:
+        return self._product(theta, saved, v, self.connections, self.returning)
+
+    def vjp(
+        self, theta: Params, context: Params, saved: Saved, a: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Float[Tensor, "*r b n"]:
+        return self._product(theta, saved, a, self.returning, self.connections)
+
+    def _product(
+        self, theta: Params, saved: Saved, v: Tensor, up: Sequence[str], down: Sequence[str]
+    ) -> Float[Tensor, "*r b n"]:
+        moved = saved["slope"] * v
+        heard = self.up(theta, saved, moved, up) + self.down(theta, saved, moved, down)
+        return saved["slope"] * heard + self.bend(saved) * saved["heard"] * v - v
+
+    def bend(self, saved: Saved) -> Float[Tensor, "*r b n"]:
+        """rho''(s)."""
+        return 4 * saved["slope"] * (1 - 2 * saved["r"])
+
+    def up(
+        self, theta: Params, saved: Saved, r: Float[Tensor, "*r b n"], weights: Sequence[str]
+    ) -> Float[Tensor, "*r b n"]:
+        """What every layer hears from the one below, by these weights."""
+        layers = list(self.split(r).values())
+        heard = [layers[0].new_zeros(layers[0].shape)]
+        for below, w, at in zip(layers, weights[:-1], self.connections, strict=False):
+            heard.append(pooled(convolved(below, theta[w]), self.pool, saved.get(at)))
+        return flat([*heard, layers[-2].flatten(-3) @ theta[weights[-1]].mT])
+
+    def down(
+        self, theta: Params, saved: Saved, r: Float[Tensor, "*r b n"], weights: Sequence[str]
+    ) -> Float[Tensor, "*r b n"]:
+        """What every layer hears from the one above, by the transposes of these weights."""
+        layers = list(self.split(r).values())
+        heard = []
+        for above, w, at in zip(layers[1:], weights[:-1], self.connections, strict=False):
+            heard.append(convolved_back(pooled_back(above, self.pool, saved.get(at)), theta[w]))
+        dense = (layers[-1] @ theta[weights[-1]]).unflatten(-1, layers[-2].shape[-3:])
+        return flat([*heard, dense, layers[-1].new_zeros(layers[-1].shape)])
+
+    def pull(
+        self, theta: Params, x: Data, context: Params, saved: Saved, a: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Params:
+        import torch
+
+        e, r = (list(self.split(v).values()) for v in (saved["slope"] * a, saved["r"]))
+        grads = {f"b{i}": v.sum((-4, -2, -1)) for i, v in enumerate(e[:-1], 1)} | {"b_out": e[-1].sum(-2)}
+        if self.pooling == "average":
+            grads["w1"] = torch.einsum("...bKhw,...bCijhw->...KCij", e[0], context["windows"])
+        else:
+            grads["w1"] = of_kernel(pooled_back(e[0], self.pool, context["shares"]), x["x"])
+        for i, (w, f) in enumerate(zip(self.connections, self.returning, strict=True)):
+            if i + 1 < self.depth:
+                up, down = (
+                    of_kernel(pooled_back(above, self.pool, saved.get(w)), below)
+                    for above, below in ((e[i + 1], r[i]), (r[i + 1], e[i]))
+                )
+            else:
+                up, down = e[-1].mT @ r[-2].flatten(-3), r[-1].mT @ e[-2].flatten(-3)
+            grads |= {w: up + down} if w == f else {w: up, f: down}
+        return grads
