@@ -24,6 +24,8 @@ LIVE = {
     "hopfield_asymmetric": {"d": 7, "damp": 1.0},
     "tanh_deq": {"width": 12, "gain": 2.0},
     "ctrnn": {"width": 12, "damp": 0.5},
+    "transformer_deq": {"patch": 14, "D": 6, "heads": 2, "hidden": 6},
+    "energy_transformer": {"patch": 14, "D": 6, "heads": 2, "dh": 3, "mem": 5, "damp": 1.0},
     "conv_hopfield": {"channels": 3, "depth": 1, "pool": 12},
     "conv_hopfield_feedback": {"channels": 3, "depth": 1, "pool": 12},
     "cet_projected": {"D": 16, "heads": 2, "dh": 4, "mem": 12, "patch": 14, "bpos_std": 1.0, "damp": 1.0},

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, final
 
 from gradbench.data import datasets
 from gradbench.data.streams import normal, uniform
+from gradbench.systems.activations import ACTIVATIONS
 from gradbench.systems.base import AbstractForwardSystem, Data, Params
 from gradbench.systems.classifier import AbstractClassifier
 from gradbench.systems.tokens import layer_norm, layer_norm_jvp, layer_norm_saved
@@ -146,36 +147,7 @@ class ResidualMlp(AbstractClassifier, AbstractForwardSystem):
     @cached_property
     def _activation(self) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
         """act and its derivative."""
-        return _ACTIVATIONS[self.activation]
-
-
-def _gelu(u: Tensor) -> Tensor:
-    import torch
-
-    return torch.nn.functional.gelu(u)
-
-
-def _gelu_slope(u: Tensor) -> Tensor:
-    return 0.5 * (1 + (u / math.sqrt(2)).erf()) + u * (-0.5 * u.square()).exp() / math.sqrt(2 * math.pi)
-
-
-def _relu(u: Tensor) -> Tensor:
-    return u.relu()
-
-
-def _relu_slope(u: Tensor) -> Tensor:
-    return (u > 0).to(u)
-
-
-def _tanh(u: Tensor) -> Tensor:
-    return u.tanh()
-
-
-def _tanh_slope(u: Tensor) -> Tensor:
-    return 1 - u.tanh().square()
-
-
-_ACTIVATIONS = {"gelu": (_gelu, _gelu_slope), "relu": (_relu, _relu_slope), "tanh": (_tanh, _tanh_slope)}
+        return ACTIVATIONS[self.activation]
 
 
 def _linear(theta: Params, name: str, v: Tensor) -> Tensor:
