@@ -22,6 +22,7 @@ from gradbench.estimators.adjoint import Adjoint
 from gradbench.estimators.base import Exact, Role
 from gradbench.estimators.reverse import Bptt
 from gradbench.systems.toy import ToyCons, ToyNoncons
+from gradbench.vocabulary.cause import Cause
 
 if TYPE_CHECKING:
     from gradbench.dynamics.field import Field
@@ -186,7 +187,8 @@ def claim_checks(rule: AbstractEstimator, place: Place) -> Iterator[tuple[str, C
         yield f"claims all that it can, on {place.name}", partial(_modest, rule, place)
     else:
         yield f"cosine to the gradient, on {place.name}", partial(_cosine, rule, place)
-        if rule.role is not Role.CONTROL:
+        # random feedback points anywhere until training has turned the weights towards it
+        if rule.role is not Role.CONTROL and rule.phase.cause is not Cause.JACOBIAN:
             yield f"points downhill, on {place.name}", partial(_downhill, rule, place)
 
 

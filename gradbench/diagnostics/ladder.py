@@ -262,9 +262,11 @@ def _climbed(
     elif rule.truncates:
         yield Rung(f"{rule.name}, T2 steps", Cause.TRUNCATION, estimate(rule, free, T2, beta))
     elif rule.role is not Role.REFERENCE:
-        if not implicit:
+        if not implicit and rule.phase.cause is None:
             yield from _limit_rungs(relaxed, no_limit)
-        if opaque(rule, T2):
+        if rule.phase.cause is not None:
+            yield Rung(rule.name, rule.phase.cause, estimate(rule, free, T2, beta))
+        elif opaque(rule, T2):
             yield from _dissected_rungs(relaxed.state.dissection(rule, T2, beta), length, no_limit)
         else:
             if rule.role is Role.RULE:

@@ -157,6 +157,7 @@ class AbstractPhase(ABC):
     linearises: ClassVar[bool] = False  # whether `linearised` is given, and `credit` or other `changes`
     hints: ClassVar[bool] = False  # whether `terms` is no more than a hint of whoever wrote the rule
     recordable: ClassVar[bool] = True  # whether a training step with it can be recorded as a CUDA graph
+    cause: ClassVar[Cause | None] = None  # of all its error, where it has one alone; None: the error is taken apart
     beta_tells: frozenset[Cause] = frozenset()  # causes that the other beta of a grid tell apart
 
     @abstractmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, Literal, final
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, final
 from gradbench.data import datasets
 from gradbench.data.streams import normal, uniform
 from gradbench.systems.activations import ACTIVATIONS
-from gradbench.systems.base import AbstractForwardSystem, Data, Params
+from gradbench.systems.base import BACK, DIRECT, AbstractForwardSystem, Data, LayeredWeights, Params
 from gradbench.systems.classifier import AbstractClassifier
 from gradbench.systems.tokens import layer_norm, layer_norm_jvp, layer_norm_saved
 from gradbench.vocabulary.coordinates import Knobs
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @final
 @dataclass(frozen=True)
-class ResidualMlp(AbstractClassifier, AbstractForwardSystem):
+class ResidualMlp(AbstractClassifier, LayeredWeights, AbstractForwardSystem):
     """Residual MLP as an energy of prediction errors: its free state is the forward pass, its reference backprop.
 
     E = 1/2 sum_l |h_{l+1} - h_l - F_l(h_l)|^2,   F_l(h) = fc2_l(act(fc1_l(LN_l(h)))),   h_0 = embed(x) clamped
@@ -62,6 +62,14 @@ class ResidualMlp(AbstractClassifier, AbstractForwardSystem):
             "out_head.bias": (self.classes,),
         }
 
+    @property
+    def carriers(self) -> tuple[str, ...]:
+        return (*(f"blocks.{i}.{fc}.weight" for i in range(self.L) for fc in ("fc1", "fc2")), "out_head.weight")
+
+    @property
+    def hidden(self) -> dict[str, int]:
+        return dict.fromkeys(self.layers, self.d)
+
     @classmethod
     def sizes(cls, params: Params, given: Data) -> dict[str, int | str]:
         options: dict[str, int | str] = {}
@@ -98,10 +106,10 @@ class ResidualMlp(AbstractClassifier, AbstractForwardSystem):
         moves = offset.split(self.d, -1)
         layers = [self.context(theta, x)["h0"] + moves[0]]
         for i, move in enumerate(moves[1:]):
-            block = {n.removeprefix(f"blocks.{i}."): p for n, p in theta.items() if n.startswith(f"blocks.{i}.")}
-            h = layers[-1]
-            inner = act(_linear(block, "fc1", layer_norm(h) * block["ln.weight"] + block["ln.bias"]))
-            layers.append(h + _linear(block, "fc2", inner) + move)
+            block, h = f"blocks.{i}.", _passed_up(theta, f"h{i}", layers[-1])
+            normed = layer_norm(h) * theta[block + "ln.weight"] + theta[block + "ln.bias"]
+            inner = act(_linear(theta, block + "fc1", normed))
+            layers.append(h + _linear(theta, block + "fc2", inner) + move)
         return torch.cat(layers, -1)
 
     def errors(self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
@@ -125,8 +133,17 @@ class ResidualMlp(AbstractClassifier, AbstractForwardSystem):
     def cost(self, theta: Params, x: Data, s: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b"]:
         h = layer_norm(s[..., -self.d :]) * theta["out_ln.weight"] + theta["out_ln.bias"]
         logits = _linear(theta, "out_head", h)
+        for layer, B in self._direct(theta, x, s):
+            logits = logits + (layer - layer.detach()) @ B.mT  # adds zero: only credit goes this way
         label = x["label"].expand(logits.shape[:-1])[..., None]
         return logits.logsumexp(-1) - logits.gather(-1, label)[..., 0]
+
+    def _direct(self, theta: Params, x: Data, s: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Layers that get their credit from the logits directly, each with the matrix that it comes through."""
+        for name, B in theta.items():
+            if name.startswith(DIRECT):
+                layers = self.context(theta, x) | self.split(s)
+                yield layers[name.removeprefix(DIRECT)], B
 
     def _errors(self, theta: Params, context: Params, s: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """h_{l+1} - h_l - F_l(h_l) of all blocks at once, `(*r, b, L, d)`, and the factors of (1 + F_l')^T."""
@@ -151,4 +168,13 @@ class ResidualMlp(AbstractClassifier, AbstractForwardSystem):
 
 
 def _linear(theta: Params, name: str, v: Tensor) -> Tensor:
-    return v @ theta[f"{name}.weight"].mT + theta[f"{name}.bias"]
+    W, bias, back = theta[f"{name}.weight"], theta[f"{name}.bias"], theta.get(f"{BACK}{name}.weight")
+    if back is None:
+        return v @ W.mT + bias
+    held = v.detach()
+    return held @ W.mT + (v - held) @ back.mT + bias  # W gets its own gradient, and v that of a map by `back`
+
+
+def _passed_up(theta: Params, name: str, h: Tensor) -> Tensor:
+    """A layer as the layer above reads it: no credit comes back from there where it comes directly."""
+    return h.detach() if DIRECT + name in theta else h

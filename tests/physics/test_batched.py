@@ -32,6 +32,9 @@ RULES = [
     {"name": "control", "kind": ["scaled", "flipped", "shuffled", "random"]},
     {"name": "dyadic_ep", "cost": ["midpoint", "replicas"]},
     {"name": "holomorphic_ep", "points": [2, 3]},
+    "fa",
+    "dfa",
+    "sign_symmetric",
 ]
 
 
