@@ -133,7 +133,7 @@ def _deeper(case: Case) -> str | None:
         if case.relaxed.compared_with == IMPLICIT:
             return None
         return f"T2 = T1 = {free.T1s[0]} is exact"
-    if opaque(case.rule, case.T2) and case.T2 is not None:
+    if (opaque(case.rule, case.T2) or case.rule.phase.cause is not None) and case.T2 is not None:
         return _more_steps(case)
     try:
         limit = case.ladder["implicit"].credit

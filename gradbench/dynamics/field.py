@@ -261,6 +261,13 @@ class Field:
         system = self._forward_system
         return self._of_state(lambda theta, x, context, s, knobs: system.errors(theta, x, context, s), s)
 
+    def prediction_grads(self, s: Float[Tensor, "*r b n"], a: Float[Tensor, "*r b n"]) -> Params:
+        """d<a, p>/dtheta at fixed s, with the predictions p = s - e(s) of a forward system."""
+        system = self._forward_system
+        return self._grads(
+            lambda theta, x, knobs, s, a: -a * system.errors(theta, x, system.context(theta, x), s), s, a
+        )
+
     def forward(self, offset: Float[Tensor, "*r b m"]) -> Float[Tensor, "*r b m"]:
         """All layers of a forward system, each moved by its offset."""
         system = self._forward_system

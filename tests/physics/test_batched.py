@@ -35,6 +35,7 @@ RULES = [
     "fa",
     "dfa",
     "sign_symmetric",
+    "predictive_coding",
 ]
 
 

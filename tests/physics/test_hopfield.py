@@ -86,6 +86,26 @@ def test_the_defaults_settle_on_images_and_every_parameter_has_a_gradient() -> N
         assert m.row["cosine_min"] > 0.99
 
 
+def test_causes_of_errors_are_named() -> None:
+    """Truncation, asymmetry and a nudge that is too large, of rules that say how they are linearised."""
+    for name, rule, options, T2, beta, cause in (
+        ("hopfield", "dyadic_ep", {}, 1, 0.1, "truncation"),
+        ("hopfield", "dyadic_ep", {"cost": "replicas"}, 40, 6.0, "nonlinearity in beta"),
+        ("hopfield", "holomorphic_ep", {}, 40, 6.0, "nonlinearity in beta"),
+        ("hopfield_asymmetric", "holomorphic_ep", {}, 40, 0.1, "asymmetry"),
+        ("hopfield_asymmetric", "fa", {}, 40, None, "another Jacobian"),
+        ("residual_mlp", "dfa", {}, 1, None, "another Jacobian"),
+        ("residual_mlp", "predictive_coding", {}, 1, None, "truncation"),
+    ):
+        small: dict[str, Any] = {"d": 7} | ({"d_in": 784, "L": 2} if name == "residual_mlp" else {})
+        at = {"damp": 1.0} if name != "residual_mlp" else {}
+        at |= {"beta": beta} if beta is not None else {}
+        m = gb.measure(
+            name, rule, system_options=small, estimator_options=options, T2=T2, batch=2, dtype="float64", **at
+        )
+        assert m.row["cause"] == cause, (name, rule, options)
+
+
 @pytest.mark.parametrize("weights", ["W2", "V2", "W3", "V3"])
 def test_a_mutant_of_a_weight_is_caught(weights: str) -> None:
     """The adjoint is exact with all weights, and not where a product reads another one."""

@@ -1,0 +1,85 @@
+"""Predictive coding with fixed predictions: errors that relax along the layers of a forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, final
+
+from gradbench.dynamics.meter import launched
+from gradbench.estimators.base import AbstractEstimator, AbstractPhase, Claim, Count, Exact, Reading, Snapshot
+from gradbench.systems.base import AbstractForwardSystem
+from gradbench.vocabulary.cause import Cause
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+    from gradbench.dynamics.trajectory import Trajectory
+    from gradbench.systems.base import AbstractSystem
+
+
+@final
+@dataclass(frozen=True)
+class FixedPredictionPhase(AbstractPhase):
+    """a <- a + eps (dC/ds - D^T a) from a = 0, D = de/ds at the forward pass: -beta a are the prediction errors."""
+
+    cause = Cause.TRUNCATION
+
+    def run(self, free: Trajectory, depths: tuple[int, ...], betas: Float[Tensor, "j *c"]) -> Iterator[Snapshot]:
+        import torch
+
+        from gradbench.dynamics.linear import Linear
+
+        field, eps, g = free.field, free.field.step_size, free.cost_slope
+        linear = field.frozen(lambda s: Linear(field.errors, s), free.ends)
+
+        def ahead(a: Tensor) -> tuple[Tensor, ...]:
+            return (torch.addcmul(a, eps, g - linear().vjp(a)),)
+
+        a = torch.zeros_like(g)
+        step = field.repeated(ahead, a)
+        for depth in range(1, max(depths) + 1):
+            (a,) = step(a)
+            launched(products=len(a))
+            if depth in depths:
+                yield Snapshot(depth, credit=a.clone())
+
+    def count(self, T1: int, depth: int | None) -> Count:
+        assert depth is not None
+        return Count(vjp=depth)
+
+
+@final
+@dataclass(frozen=True)
+class PredictiveCoding(AbstractEstimator):
+    """Predictive coding with fixed predictions: errors relax, predictions and Jacobians stay those of the forward pass.
+
+    second phase  e_l <- e_l - eps (e_l - J_{l+1}^T e_{l+1} + beta dC/dh_l) from e = 0, J_l of the prediction of h_l
+    estimate      <a, dp/dtheta> + dC/dtheta, a = -e / beta, p_l(h_{l-1}) the prediction of h_l
+    Linear in the nudge, which cancels. Backpropagation after L steps with eps = 1; with a smaller eps as T2 -> inf.
+    Only of forward systems. Strict predictive coding, whose predictions move, is `ep` there, with nudge = positive and
+    readout = energy_contrast: it descends 1/2 |e|^2 + beta C, and tends to backpropagation as beta -> 0.
+    """
+
+    name: ClassVar[str] = "predictive_coding"
+    uses: ClassVar[frozenset[str]] = frozenset({"T2"})
+    source: ClassVar[str] = "Millidge, Tschantz & Buckley 2020; Rosenbaum 2022; Whittington & Bogacz 2017 (strict)"
+
+    @property
+    def claim(self) -> Claim:
+        return Claim(Exact.FIXED_POINT)
+
+    @property
+    def phase(self) -> AbstractPhase:
+        return FixedPredictionPhase()
+
+    def skip(self, system: type[AbstractSystem]) -> str | None:
+        forward = issubclass(system, AbstractForwardSystem)
+        return None if forward else f"{system.name} is no forward pass: it has no prediction errors"
+
+    def read(self, free: Trajectory, snapshot: Snapshot, betas: Float[Tensor, "j *c"]) -> Reading:
+        assert snapshot.credit is not None
+        predicted = free.field.prediction_grads(free.ends, snapshot.credit)
+        gradient = {n: (g + free.cost_grads[n])[:, None] for n, g in predicted.items()}
+        return Reading(snapshot.depth, gradient, snapshot.credit[:, None], snapshot.evidence)
