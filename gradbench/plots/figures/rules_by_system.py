@@ -60,7 +60,7 @@ def draw_rules_by_system(cells: DataFrame) -> Figure | None:
     told = short(systems)
     width = max(8, 90 // len(systems))
     names = [hold.lines(told[s].replace("_", "_ "), width).replace("_ ", "_").replace("_\n", "_\n") for s in systems]
-    ax.set_xticks(np.arange(len(systems)) + 0.5, names, rotation=0)
+    ax.set_xticks(np.arange(len(systems)) + 0.5, names, rotation=0, size=look.pt(look.VALUE if len(systems) <= 8 else 6.5))
     ax.set_yticks(np.arange(len(order)) + 0.5, [look.called(label) for label in order], rotation=0)
     face, hatch, edge = NOTHING
     silent = Patch(facecolor=face, edgecolor=edge, hatch=hatch, label="nothing is settled: no evidence")
@@ -76,7 +76,7 @@ def draw_rules_by_system(cells: DataFrame) -> Figure | None:
             "settings that are settled in every seed. Below it the evaluations of the force (free phase included; a",
             f"product with the Jacobian counts as {Count(jvp=1).work}) of the cheapest setting that follows BPTT, that",
             f"is from {look.FOLLOWS:g} on. Of a rule that misses BPTT everywhere, those of the setting shown, and the",
-            "cause of most of its errors there. A dash: the rule does not apply to the system. Colours are spaced by",
+            "cause of its errors at the largest T2. A dash: the rule does not apply to the system. Colours are spaced by",
             "log(1 - cos), the same from 0.9999 on.",
         ],
     )
@@ -97,10 +97,12 @@ def _field(rows: DataFrame) -> Field | None:
     ]
     if not settings:
         return Field(math.nan, str(measured["status"].mode().iloc[0]))
-    cosine, cost, chosen = max(settings, key=lambda s: (s[0], -s[1]))
+    cosine, cost, _ = max(settings, key=lambda s: (s[0], -s[1]))
     if cosine >= look.FOLLOWS:
         return Field(cosine, f"from {min(cost for c, cost, _ in settings if c >= look.FOLLOWS):,.0f}")
-    causes = chosen["cause"].dropna()
+    # a short second phase hides what is left of a long one
+    deepest = max((setting for *_, setting in settings), key=lambda setting: setting["T2"].fillna(0).max())
+    causes = deepest["cause"].dropna()
     return Field(cosine, f"{cost:,.0f}" + (f"\n{causes.mode().iloc[0]}" if len(causes) else ""))
 
 
