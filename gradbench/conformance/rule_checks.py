@@ -414,7 +414,7 @@ def _examples(rule: AbstractEstimator, place: Place) -> Number:
 def _terms(rule: AbstractEstimator, tried_on: Sequence[Place]) -> Number:
     """Where the linearised phase of the rule is the adjoint, its estimate is that of the adjoint with as many terms."""
     T2, numbers, told = 3, {}, {}
-    terms = rule.terms(T2 if "T2" in rule.uses else None)
+    terms = rule.terms(T2 if "T2" in rule.uses else None) if rule.phase.departure is Cause.READOUT else None
     for place in tried_on:
         linear, free = place.field.system, place.settled
         if terms is None or isinstance(linear, ToyCons | ToyNoncons):

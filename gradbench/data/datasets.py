@@ -68,6 +68,14 @@ def fits(dataset: str, ch: int, img: int) -> bool:
     return (ch, img) == (colours, size) or (colours == 1 and img == size + 2 * FRAME)
 
 
+def sides(d_in: int, name: str) -> tuple[int, int]:
+    """Colours and pixels of a side of an image with `d_in` values. Raises UserError of a system, by its name."""
+    side = 28 if d_in == 28**2 else 32
+    if d_in % side**2:
+        raise UserError(f"{name}: d_in = {d_in} is neither 28 x 28 nor colours x 32 x 32")
+    return d_in // side**2, side
+
+
 def images(dataset: str, ch: int, img: int, batch: int, rng: Generator) -> Tensor:
     """A batch drawn without replacement: (batch, ch, img, img) in [-1, 1], float64; framed where img says so."""
     return labelled(dataset, ch, img, batch, rng)[0]

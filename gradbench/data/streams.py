@@ -23,6 +23,10 @@ class Streams:
         """Streams for a part of the work, such as one step. They are independent of the whole and of other parts."""
         return Streams(_derived(f"{self.seed}/part/{name}"))
 
+    def draw(self, number: int) -> Streams:
+        """Streams of one of several draws of a rule; the first draw has these themselves."""
+        return self.part(f"draw {number}") if number else self
+
     def __getitem__(self, purpose: str) -> Generator:
         """A fresh generator, always at the start of its stream."""
         import torch

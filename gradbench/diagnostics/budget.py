@@ -155,13 +155,15 @@ class Budgets:
         assert terms is not None
         adjoint = self._series_gradient(phase, rows, terms)
         # no truncation of the sweep to compare with, or none that is on the way
-        if terms != a.depth or self.free.field.predicts or a.reference == IMPLICIT:
+        of_sweep = terms == a.depth and phase.step_size_key is None
+        if not of_sweep or self.free.field.predicts or a.reference == IMPLICIT:
             steps: Steps = {Cause.TRUNCATION: _minus(adjoint, reference)}
         else:
             truncated = _rows(self.truncated[terms], rows)
             steps = {Cause.TRUNCATION: _minus(truncated, reference), Cause.TRANSIENT: _minus(adjoint, truncated)}
         if not phase.linearises:
-            return steps | {Cause.READOUT: _minus(a.estimate, adjoint)}
+            step, cause = _minus(a.estimate, adjoint), phase.departure
+            return steps | {cause: _plus(steps[cause], step) if cause in steps else step}
         linear = self._series_gradient(phase, rows, terms, linearised=True)
         asymmetry = _minus(linear, adjoint)
         change, size = (_squares(g, list(reference), self._lead).sum(-1).sqrt() for g in (asymmetry, adjoint))
@@ -315,7 +317,7 @@ class Budgets:
             steps, of_nudge = self._steps(a), dict(parts[a.depth])
             del steps[Cause.NUDGE]  # its parts replace it, and also what the other beta told
             readout = a.rule.read(free, snapshots[a.depth], betas).gradient
-            of_nudge[Cause.READOUT] = _minus(readout, last[a.depth])
+            of_nudge[phase.departure] = _minus(readout, last[a.depth])
             of_nudge[Cause.PRECISION] = _minus(a.estimate, readout)
             if Cause.TRANSIENT in of_nudge and Cause.TRANSIENT in steps:
                 of_nudge[Cause.TRANSIENT] = _plus(of_nudge[Cause.TRANSIENT], steps[Cause.TRANSIENT])

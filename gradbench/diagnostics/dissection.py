@@ -561,7 +561,7 @@ class _Answer:
 def _named(h: Hypothesis) -> str:
     if h.kind in ("damped", "decayed"):
         return f"{h.kind} by {h.value:.6g}"
-    return f"lambda = {h.value:.6g}" if h.kind == "phantom" else f"weights, {h.terms} terms"
+    return f"lambda = {h.value:.6g}" if h.kind == "relaxed" else f"weights, {h.terms} terms"
 
 
 def _equal(a: Returned, b: Returned) -> bool:

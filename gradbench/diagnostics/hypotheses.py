@@ -47,15 +47,15 @@ CLOSEST = 4  # lengths that are nearest on the grid, for which gamma or lambda i
 ENOUGH = 8  # entries of a part of the target that may say by itself what holds
 DEAD = 1e-12  # share of the whole below which a part of the target says nothing
 SAME = 10  # times the tier: what a part may leave for which a hypothesis of another part holds
-Kind = Literal["series", "damped", "decayed", "phantom", "weights"]
-BENT: tuple[Kind, ...] = ("damped", "decayed", "phantom")  # kinds with a number of their own
-FACTORED: tuple[Kind, ...] = ("damped", "phantom")  # those to which a common factor is something new
+Kind = Literal["series", "damped", "decayed", "relaxed", "weights"]
+BENT: tuple[Kind, ...] = ("damped", "decayed", "relaxed")  # kinds with a number of their own
+FACTORED: tuple[Kind, ...] = ("damped", "relaxed")  # those to which a common factor is something new
 View = Literal["blocks", "samples", "credit", "parameters", "gradient"]
 # damping and phantom weights at which the search begins; gamma and lambda are refined from there
 OF_KIND = {  # the cause of the step from a series to another kind
     "damped": Cause.DAMPING,
     "decayed": Cause.DAMPING,
-    "phantom": Cause.WEIGHTS,
+    "relaxed": Cause.WEIGHTS,
     "weights": Cause.WEIGHTS,
 }
 DAMPED = np.concatenate((np.linspace(-1.2, 0.94, 108), np.linspace(0.95, 1.2, 51)))
@@ -63,7 +63,7 @@ GRID: dict[Kind, Array] = {
     "series": np.ones(1),
     "damped": DAMPED,
     "decayed": DAMPED,
-    "phantom": np.concatenate((np.geomspace(0.002, 0.1, 24), np.linspace(0.12, 1.6, 75))),
+    "relaxed": np.concatenate((np.geomspace(0.002, 0.1, 24), np.linspace(0.12, 1.6, 75))),
 }
 
 
@@ -77,7 +77,7 @@ class Recursion(NamedTuple):
 
 def recursion(kind: Kind, value: float) -> Recursion:
     """That of a series, damped or with phantom weights."""
-    if kind == "phantom":
+    if kind == "relaxed":
         return Recursion(1 - value, value, value)
     damped = kind in ("damped", "decayed")
     return Recursion(0.0, value if damped else 1.0, value if kind == "decayed" else 1.0)

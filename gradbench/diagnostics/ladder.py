@@ -271,7 +271,8 @@ def _climbed(
         else:
             if rule.role is Role.RULE:
                 yield from _phase_rungs(free, rule, T2, beta, length, no_limit)
-            yield Rung("readout", Cause.READOUT, estimate(rule, free, T2, beta))
+            departure = length if rule.phase.departure is Cause.TRUNCATION else rule.phase.departure
+            yield Rung("readout", departure, estimate(rule, free, T2, beta))
     if relaxed.as_run is not free:
         last = relaxed.state.dissection(rule, T2, beta).last if opaque(rule, T2) else Cause.PRECISION
         yield Rung("as run", last, estimate(rule, relaxed.as_run, T2, beta))

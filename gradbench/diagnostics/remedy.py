@@ -133,7 +133,9 @@ def _deeper(case: Case) -> str | None:
         if case.relaxed.compared_with == IMPLICIT:
             return None
         return f"T2 = T1 = {free.T1s[0]} is exact"
-    if (opaque(case.rule, case.T2) or case.rule.phase.cause is not None) and case.T2 is not None:
+    phase = case.rule.phase
+    declared = not opaque(case.rule, case.T2) and phase.cause is None and phase.departure is not Cause.TRUNCATION
+    if not declared and case.T2 is not None:
         return _more_steps(case)
     try:
         limit = case.ladder["implicit"].credit
@@ -148,9 +150,13 @@ def _deeper(case: Case) -> str | None:
 
 
 def _transposed(case: Case) -> str | None:
-    """The best of the registered rules that read the same coordinates and are exact at any fixed point."""
+    """Of the registered rules that read the same coordinates and are exact at any fixed point, the cheapest good one.
+
+    Good is what errs by at most twice the least error, or by a negligible one.
+    """
     options = {f.name: getattr(case.rule, f.name) for f in fields(case.rule) if f.name != registry.DIGEST}  # type: ignore[arg-type]
-    errors: dict[float, str] = {}
+    errors: dict[str, float] = {}
+    work: dict[str, int] = {}
     for name, cls in registry.known_estimators().items():
         shared = {f.name: options[f.name] for f in fields(cls) if f.name in options}  # type: ignore[arg-type]
         if cls.uses == case.rule.uses and cls is not type(case.rule) and cls.role is Role.RULE:
@@ -158,12 +164,14 @@ def _transposed(case: Case) -> str | None:
             applies = other.phase != REFERENCE.phase or case.relaxed.field.has_way_back
             applies = applies and other.skip(type(case.relaxed.field.system)) is None
             if applies and other.claim.exact is Exact.FIXED_POINT:
-                error = _error(estimate(other, case.relaxed.as_run, case.T2, case.beta), case.ladder.reference)
-                errors[error] = name
-    now, best = case.ladder.whole.whole.rel_error, min(errors, default=math.inf)
+                errors[name] = _error(estimate(other, case.relaxed.as_run, case.T2, case.beta), case.ladder.reference)
+                work[name] = other.phase.count(case.relaxed.T1, case.T2).work
+    now, best = case.ladder.whole.whole.rel_error, min(errors.values(), default=math.inf)
     if not best < now:
         return None
-    return f"{errors[best]} in place of {case.rule.name} brings the error from {now:.2g} to {best:.2g}"
+    good = [name for name, error in errors.items() if error <= max(2 * best, NEGLIGIBLE) and error < now]
+    name = min(good, key=lambda name: (work[name], name))
+    return f"{name} in place of {case.rule.name} brings the error from {now:.2g} to {errors[name]:.2g}"
 
 
 def _nudged(case: Case) -> str | None:

@@ -18,6 +18,7 @@ from gradbench.dynamics.linear import dense
 from gradbench.estimators.base import Snapshot, along
 from gradbench.estimators.reference import REFERENCE
 from gradbench.planning import registry
+from gradbench.vocabulary.cause import Cause
 
 if TYPE_CHECKING:
     from jaxtyping import Complex, Float
@@ -83,7 +84,7 @@ def depths(free: Trajectory, T2: int, reference: Params) -> dict[str, dict[int, 
                 continue
             linearised.add(key)
             credits[name] = [a for _, a in rule.phase.linearised(free, at, drifting=False)]
-        elif rule.phase.terms(most) == most:
+        elif rule.phase.terms(most) == most and rule.phase.departure is Cause.READOUT:
             credits[name] = [a for terms, a in enumerate(adjoints(free, most)) if terms in at]
     for name, by_depth in credits.items():
         pulled = along(free, Snapshot(None), torch.stack(by_depth, 1)).gradient

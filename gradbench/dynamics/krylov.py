@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from jaxtyping import Float, Int
     from torch import Tensor
@@ -79,15 +79,24 @@ def least(product: Product, r: Float[Tensor, "*r b n"], m: int) -> Float[Tensor,
 
     A sample whose r is zero has x = 0. Saad & Schultz 1986.
     """
-    left = r.norm(dim=-1)
+    (x,) = least_of_each(product, r, (m,))
+    return x
+
+
+def least_of_each(product: Product, r: Float[Tensor, "*r b n"], sizes: Sequence[int]) -> Iterator[Tensor]:
+    """The same of the first m vectors for each of several m, from one Krylov space; none has more than n of them."""
+    left, n = r.norm(dim=-1), r.shape[-1]
     safe = torch.where((left > 0)[..., None], r, torch.ones_like(r))  # the space of a zero is not used
-    space = krylov_space(product, safe, m)
-    y = torch.zeros(r.shape[:-1].numel(), space.H.shape[-1], dtype=torch.float64)
-    for rows, H in space.parts():
-        e = H.new_zeros(len(H), H.shape[-2], 1)
-        e[:, 0, 0] = left.flatten().cpu()[rows].double()
-        y[rows, : H.shape[-1]] = torch.linalg.lstsq(H, e).solution[..., 0]
-    return torch.einsum("k...n,...k->...n", space.basis[:-1], y.reshape(*r.shape[:-1], -1).to(r))
+    space = krylov_space(product, safe, min(max(sizes), n))
+    parts = list(space.parts())
+    for m in sizes:
+        y = torch.zeros(r.shape[:-1].numel(), space.H.shape[-1], dtype=torch.float64)
+        for rows, whole in parts:
+            H = whole[:, : m + 1, :m]
+            e = H.new_zeros(len(H), H.shape[-2], 1)
+            e[:, 0, 0] = left.flatten().cpu()[rows].double()
+            y[rows, : H.shape[-1]] = torch.linalg.lstsq(H, e).solution[..., 0]
+        yield torch.einsum("k...n,...k->...n", space.basis[:-1], y.reshape(*r.shape[:-1], -1).to(r))
 
 
 def gmres(
@@ -107,3 +116,34 @@ def gmres(
             break
         x = torch.where(done[..., None], x, x + least(product, r, min(m, g.shape[-1])))
     return x
+
+
+def bicgstab(product: Product, g: Float[Tensor, "*r b n"]) -> Iterator[Float[Tensor, "*r b n"]]:
+    """x with M x = g of each sample after 1, 2 ... iterations from 0, by two products each. van der Vorst 1992.
+
+    A sample whose residual is round-off stays where it is. There is no look-ahead: where the recursion breaks down, an
+    iteration is a step along the residual.
+    """
+    x, r, p = torch.zeros_like(g), g, g
+    least, rho = torch.finfo(g.dtype).eps * g.norm(dim=-1, keepdim=True), _dot(g, g)
+    while True:
+        v = product(p)
+        alpha = _ratio(rho, _dot(g, v))
+        half = r - alpha * v
+        t = product(half)
+        omega = _ratio(_dot(t, half), _dot(t, t))
+        moving = r.norm(dim=-1, keepdim=True) > least
+        x = torch.where(moving, x + alpha * p + omega * half, x)
+        r = torch.where(moving, half - omega * t, r)
+        before, rho = rho, _dot(g, r)
+        p = torch.where(moving, r + _ratio(rho, before) * _ratio(alpha, omega) * (p - omega * v), p)
+        yield x
+
+
+def _dot(a: Float[Tensor, "*r b n"], b: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b 1"]:
+    return (a * b).sum(-1, keepdim=True)
+
+
+def _ratio(a: Tensor, b: Tensor) -> Tensor:
+    """a / b, and 0 where b is 0."""
+    return torch.where(b == 0, torch.zeros_like(a), a / torch.where(b == 0, torch.ones_like(b), b))

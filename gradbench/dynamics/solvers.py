@@ -67,9 +67,20 @@ def newton(field: Field, step: Step) -> Iteration:
 
 
 def secant(field: Field, step: Step, *, most: int, weights: Callable[[Columns, Columns, Tensor], Weights]) -> Iteration:
+    """The iteration of `accelerated`, by one force each."""
+    iterate = accelerated(step, most=most, weights=weights)
+
+    def advance(s: Tensor) -> Tensor:
+        launched(force=1)
+        return iterate(s)
+
+    return advance
+
+
+def accelerated(step: Step, *, most: int, weights: Callable[[Columns, Columns, Tensor], Weights]) -> Iteration:
     """s <- s + f - (dS + dF) w, f = G(s) - s, with the last `most` differences of s and f as columns of dS and dF.
 
-    w = weights(dS, dF, f). The first iterate is G(s_0).
+    G is what `step` returns. w = weights(dS, dF, f). The first iterate is G(s_0).
     """
     moved: deque[Tensor] = deque(maxlen=most)
     changed: deque[Tensor] = deque(maxlen=most)
@@ -85,7 +96,6 @@ def secant(field: Field, step: Step, *, most: int, weights: Callable[[Columns, C
             d = f - ((dS + dF) @ weights(dS, dF, f[..., None]))[..., 0]
         before = f
         moved.append(d)
-        launched(force=1)
         return s + d
 
     return advance

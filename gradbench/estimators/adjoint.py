@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, final
 
 from gradbench.dynamics.meter import launched
-from gradbench.estimators.base import AbstractEstimator, AbstractPhase, Claim, Count, Exact, Reading, Snapshot, along
+from gradbench.estimators.base import AbstractEstimator, AbstractPhase, Claim, Count, Exact, Reading, Snapshot, credited
 from gradbench.vocabulary.cause import Cause
 
 if TYPE_CHECKING:
@@ -92,5 +92,4 @@ class Adjoint(AbstractEstimator):
         return AdjointPhase(self.projection)
 
     def read(self, free: Trajectory, snapshot: Snapshot, betas: Float[Tensor, "j *c"]) -> Reading:
-        assert snapshot.credit is not None
-        return along(free, snapshot, snapshot.credit[:, None])
+        return credited(free, snapshot)

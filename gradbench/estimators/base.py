@@ -124,6 +124,12 @@ def along(
     return Reading(snapshot.depth, gradient, credit, snapshot.evidence, error)
 
 
+def credited(free: Trajectory, snapshot: Snapshot) -> Reading:
+    """The estimate of the credit that a second phase gives."""
+    assert snapshot.credit is not None
+    return along(free, snapshot, snapshot.credit[:, None])
+
+
 def reading_at(
     rule: AbstractEstimator,
     free: Trajectory,
@@ -159,6 +165,7 @@ class AbstractPhase(ABC):
     recordable: ClassVar[bool] = True  # whether a training step with it can be recorded as a CUDA graph
     cause: ClassVar[Cause | None] = None  # of all its error, where it has one alone; None: the error is taken apart
     beta_tells: frozenset[Cause] = frozenset()  # causes that the other beta of a grid tell apart
+    departure: ClassVar[Cause] = Cause.READOUT  # the cause of what the rule is off all that its phase declares
 
     @abstractmethod
     def run(self, free: Trajectory, depths: tuple[int, ...], betas: Float[Tensor, "j *c"]) -> Iterator[Snapshot]:
@@ -170,6 +177,10 @@ class AbstractPhase(ABC):
     @abstractmethod
     def count(self, T1: int, depth: int | None) -> Count:
         """Evaluations that one cell of this phase needs by itself, after its free phase."""
+
+    def run_count(self, T1: int, depths: tuple[int, ...]) -> Count:
+        """What a run that stops at several depths evaluates for a T1 and a beta: of most phases as for the deepest."""
+        return self.count(T1, max(depths, default=None))
 
     def evidence_count(self, depth: int | None) -> Count:
         """Evaluations of evidence, once for all cells of one T1."""

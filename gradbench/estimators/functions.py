@@ -516,8 +516,7 @@ class AbstractFunctionRule(AbstractEstimator):
 
     def _stream(self, seed: int, draw: int) -> Generator | None:
         """What the function draws from; the first draw has the stream of the seed itself."""
-        streams = Streams(seed).part(f"draw {draw}") if draw else Streams(seed)
-        return streams[f"rule {self.name}"] if self.draws else None
+        return Streams(seed).draw(draw)[f"rule {self.name}"] if self.draws else None
 
     def _answer(self, free: Free, T2: int | None, beta: float | None, rng: Generator | None) -> _Answer:
         return _Answer.of(self._guarded(lambda: self._called(free, T2, beta, rng)), free)

@@ -33,8 +33,8 @@ class ReversePhase(AbstractPhase):
     def run(self, free: Trajectory, depths: tuple[int, ...], betas: Float[Tensor, "j *c"]) -> Iterator[Snapshot]:
         carried, truncated = _sweep(free, depths)
         for depth in depths:
-            yield _snapshot(free, depth, truncated[depth])
-        whole = _snapshot(free, None, carried[1:])
+            yield of_sums(free, depth, truncated[depth])
+        whole = of_sums(free, None, carried[1:])
         yield _through_start(free, whole, carried[0]) if isinstance(free.field.system, AbstractForwardSystem) else whole
 
     def trained(self, free: Trajectory, depth: int | None) -> Trajectory:
@@ -103,8 +103,8 @@ def _put(whole: list[Tensor], rows: list[Tensor], first: int) -> None:
         v[first:] = part
 
 
-def _snapshot(free: Trajectory, depth: int | None, sums: list[Tensor]) -> Snapshot:
-    """Gradient and credit from the sum of p and the sums of its pulls."""
+def of_sums(free: Trajectory, depth: int | None, sums: list[Tensor]) -> Snapshot:
+    """Gradient and credit from the sum of p and the sums of its pulls, with dC/dtheta at the end states."""
     eps, (summed, *totals) = free.field.step_size, sums
     scale = eps.reshape(-1)  # of a cell, before its parameters
     gradient = {
@@ -144,7 +144,7 @@ class Bptt(AbstractEstimator):
         return ReversePhase()
 
     def read(self, free: Trajectory, snapshot: Snapshot, betas: Float[Tensor, "j *c"]) -> Reading:
-        return _swept(snapshot)
+        return swept(snapshot)
 
 
 @final
@@ -179,10 +179,11 @@ class Tbptt(AbstractEstimator):
         return "T2 > T1: there are fewer steps than tbptt is to go back" if T2 > T1 else None
 
     def read(self, free: Trajectory, snapshot: Snapshot, betas: Float[Tensor, "j *c"]) -> Reading:
-        return _swept(snapshot)
+        return swept(snapshot)
 
 
-def _swept(snapshot: Snapshot) -> Reading:
+def swept(snapshot: Snapshot) -> Reading:
+    """The estimate of the gradient that a sweep has pulled on its way."""
     assert snapshot.gradient is not None
     assert snapshot.credit is not None
     gradient = {n: g[:, None] for n, g in snapshot.gradient.items()}

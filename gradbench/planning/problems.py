@@ -56,9 +56,9 @@ class Pass:
     def cost(self) -> Count:
         """Evaluations on one batch of examples: each T1 and beta is a row of its own."""
         # the reverse sweep goes to its end, whatever depths are read on the way, since its end is the reference
-        depth = None if self.phase == REFERENCE.phase else max(self.depths, default=None)
-        rows = (self.phase.count(T1, depth) * max(1, len(self.betas)) for T1 in self.T1s)
-        return sum(rows, self.phase.evidence_count(depth) * len(self.T1s))
+        depths = () if self.phase == REFERENCE.phase else self.depths
+        rows = (self.phase.run_count(T1, depths) * max(1, len(self.betas)) for T1 in self.T1s)
+        return sum(rows, self.phase.evidence_count(max(depths, default=None)) * len(self.T1s))
 
 
 @dataclass(frozen=True)

@@ -471,6 +471,8 @@ def _taken(where: str, value: Any, wanted: Any, span: Mapping[str, Any]) -> Any:
         raise UserError(f"{where} = {value!r} is below {span['least']}")
     if not number > span.get("above", -math.inf):
         raise UserError(f"{where} = {value!r} is not above {span['above']}")
+    if number > span.get("most", math.inf):
+        raise UserError(f"{where} = {value!r} is above {span['most']}")
     if wanted is float:
         return number
     if not number.is_integer():

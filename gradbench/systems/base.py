@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 Params = dict[str, "Tensor"]  # theta: one tensor a name
 Data = dict[str, "Tensor"]  # x: what is clamped
 Saved = dict[str, "Tensor"]  # activations at a state
-# what the field of an option says of its range: `least` is the smallest value, and a value is larger than `above`
+# what the field of an option says of its range: `least` and `most` are the smallest and the largest value, and a value
+# is larger than `above`
 SPREAD = {"least": 0}  # of a standard deviation
 POSITIVE = {"above": 0}
 

@@ -60,7 +60,9 @@ def draw_rules_by_system(cells: DataFrame) -> Figure | None:
     told = short(systems)
     width = max(8, 90 // len(systems))
     names = [hold.lines(told[s].replace("_", "_ "), width).replace("_ ", "_").replace("_\n", "_\n") for s in systems]
-    ax.set_xticks(np.arange(len(systems)) + 0.5, names, rotation=0, size=look.pt(look.VALUE if len(systems) <= 8 else 6.5))
+    ax.set_xticks(
+        np.arange(len(systems)) + 0.5, names, rotation=0, size=look.pt(look.VALUE if len(systems) <= 8 else 6.5)
+    )
     ax.set_yticks(np.arange(len(order)) + 0.5, [look.called(label) for label in order], rotation=0)
     face, hatch, edge = NOTHING
     silent = Patch(facecolor=face, edgecolor=edge, hatch=hatch, label="nothing is settled: no evidence")
