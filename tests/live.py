@@ -19,6 +19,7 @@ LIVE = {
     "cet_energy": {"D": 16, "heads": 2, "dh": 4, "mem": 12, "patch": 14, "bpos_std": 0.3, "damp": 1.0},
     "cet_real": {"D": 16, "heads": 2, "dh": 4, "mem": 12, "patch": 14, "bpos_std": 0.3, "damp": 1.0},
     "cet": {"img": 28, "ch": 1, "patch": 14, "D": 16, "heads": 2, "dh": 4, "mem": 12, "bpos_std": 0.3, "damp": 1.0},
+    "linear": {"n": 6, "nonnormality": 0.3},
     "residual_mlp": {"d_in": 784, "d": 8, "L": 3},
     "hopfield": {"d": 7, "damp": 1.0},
     "hopfield_asymmetric": {"d": 7, "damp": 1.0},

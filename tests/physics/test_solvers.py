@@ -128,6 +128,8 @@ def test_newton_is_quadratic_where_its_space_is_whole(name: str) -> None:
     states, rest = iterates(by(near(name), Solver.NEWTON), 12), at_rest(name)
     errors = [relative(s, rest) for s in states]
     pairs = [(a, b) for a, b in itertools.pairwise(errors) if a < 0.1 and b > 1e-14]
+    if errors[1] < 1e-12:  # the system is linear
+        return
     assert len(pairs) >= 2
     orders = [math.log(c / b) / math.log(b / a) for (a, b), (_, c) in itertools.pairwise(pairs)]
     assert all(b <= 10 * a**2 for a, b in pairs)

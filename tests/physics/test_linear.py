@@ -1,0 +1,205 @@
+"""Every rule on the linear system, whose value is known: matrix powers and linear solves in place of steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from live import live_field
+from test_claims import RULES
+from torch import Tensor
+
+from gradbench.data.streams import Streams
+from gradbench.dynamics.field import Field
+from gradbench.dynamics.trajectory import Trajectory, relax
+from gradbench.estimators.base import AbstractEstimator, Role, reading_at
+from gradbench.planning import registry
+
+NAME, T1, T2, BETA = "linear", 12, 5, 0.3
+SMALL = 0.03  # a nudge that leaves the nudged system stable
+Gradient = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Known:
+    """The matrices of the system after T1 free steps; rows of `s`, `g` and `u` are examples."""
+
+    field: Field
+    T1: int
+
+    def __getattr__(self, name: str) -> Tensor:
+        return {**self.field.theta, **self.field.x}[name]
+
+    @cached_property
+    def y(self) -> Tensor:
+        return torch.eye(len(self.P), dtype=self.P.dtype)[self.label]
+
+    @property
+    def eps(self) -> float:
+        return float(self.field.knobs.eps)
+
+    @cached_property
+    def M(self) -> Tensor:
+        """J_G."""
+        return torch.eye(len(self.W), dtype=self.W.dtype) + self.eps * self.W
+
+    @cached_property
+    def u(self) -> Tensor:
+        return self.h + self.x @ self.B.mT
+
+    @cached_property
+    def rest(self) -> Tensor:
+        return -torch.linalg.solve(self.W, self.u.mT).mT
+
+    def at(self, t: int, start: Tensor | None = None, step: Tensor | None = None) -> Tensor:
+        """The state t steps of a matrix after a start, by default those of the free phase from 0."""
+        s = torch.zeros_like(self.rest) if start is None else start
+        return self.rest + (s - self.rest) @ torch.linalg.matrix_power(self.M if step is None else step, t).mT
+
+    @cached_property
+    def s(self) -> Tensor:
+        return self.at(self.T1)
+
+    def slope(self, s: Tensor) -> Tensor:
+        return (s @ self.P.mT - self.y) @ self.P
+
+    def pull(self, a: Tensor, s: Tensor) -> Gradient:
+        return {"W": a.mT @ s, "h": a.sum(0), "B": a.mT @ self.x, "P": torch.zeros_like(self.P)}
+
+    def whole(self, pulls: list[Gradient], end: Tensor) -> Gradient:
+        """Pulls and dC/dtheta at an end state."""
+        summed = {name: sum(pull[name] for pull in pulls) for name in self.field.theta}
+        return {**summed, "P": (end @ self.P.mT - self.y).mT @ end}  # type: ignore[dict-item]
+
+    def of(self, a: Tensor) -> Gradient:
+        """The gradient of a credit at s_T1."""
+        return self.whole([self.pull(a, self.s)], self.s)
+
+    def reverse(self, first: int) -> Gradient:
+        """Back through the free steps from `first` on."""
+        powers = [torch.linalg.matrix_power(self.M, self.T1 - 1 - t) for t in range(first, self.T1)]
+        steps = zip(range(first, self.T1), powers, strict=True)
+        return self.whole([self.pull(self.eps * self.slope(self.s) @ power, self.at(t)) for t, power in steps], self.s)
+
+    def series(self, lam: float, k: int) -> Tensor:
+        """eps lam sum_{j<k} ((1 - lam) + lam M^T)^j g, as a quotient."""
+        eye = torch.eye(len(self.W), dtype=self.W.dtype)
+        D = (1 - lam) * eye + lam * self.M.mT
+        right = (eye - torch.linalg.matrix_power(D, k)) @ self.slope(self.s).mT
+        return self.eps * lam * torch.linalg.solve(eye - D, right).mT
+
+    def nudged(self, b: float, *, skew: bool, eps: float, k: int) -> Tensor:
+        """The state after k steps along F - b dC/ds - 2 A (s - s_T1)."""
+        K = self.W - b * self.P.mT @ self.P - (self.W - self.W.mT if skew else 0)
+        push = (self.s @ self.W.mT + self.u - b * self.slope(self.s)).mT
+        eye = torch.eye(len(K), dtype=K.dtype)
+        power = torch.linalg.matrix_power(eye + eps * K, k)
+        return self.s + torch.linalg.solve(K, (power - eye) @ push).mT
+
+    def displaced(self, nudges: list[float], *, skew: bool, beta: float, k: int, eps: float | None = None) -> Tensor:
+        """Minus the slope at 0 of the polynomial through the nudged states, and s_T1 if all nudges have one sign."""
+        nodes = [n * beta for n in nudges] + ([] if sum(nudges) == 0 else [0.0])
+        states = [self.nudged(b, skew=skew, eps=eps or self.eps, k=k) if b else self.s for b in nodes]
+        weights = torch.from_numpy(np.linalg.inv(np.vander(np.array(nodes), increasing=True))[1])
+        return -torch.einsum("k,k...->...", weights, torch.stack(states))
+
+    def clipped(self, b: float, by: str) -> Tensor:
+        """The nudged state whose correction is no longer than the force, step by step."""
+        s = self.s
+        for _ in range(T2):
+            force, turned = s @ self.W.mT + self.u, (s - self.s) @ (self.W - self.W.mT).mT
+            dims = (-2, -1) if by == "batch" else (-1,)
+            sizes = [v.norm(dim=dims, keepdim=True) for v in (force, turned)]
+            gain = ((sizes[0] + 1e-8) / sizes[1]).clamp(max=1.0)
+            s = s + self.eps * (force - b * self.slope(s) - gain * turned)
+        return s
+
+
+SIDES = {"centred": [1.0, -1.0], "positive": [1.0], "negative": [-1.0]}
+
+
+def ep(k: Known, rule: Any) -> Gradient:
+    eps = k.eps / len(k.x) if rule.reduction == "mean" else k.eps
+    return k.of(k.displaced(SIDES[rule.nudge], skew=False, beta=BETA, k=T2, eps=eps))
+
+
+def aep(k: Known, rule: Any) -> Gradient:
+    if getattr(rule, "clip", "none") != "none":
+        return k.of((k.clipped(-BETA, rule.clip) - k.clipped(BETA, rule.clip)) / (2 * BETA))
+    return k.of(k.displaced(SIDES[rule.nudge], skew=True, beta=BETA, k=T2))
+
+
+CLOSED: dict[str, Callable[[Known, Any], Gradient]] = {
+    "bptt": lambda k, rule: k.reverse(0),
+    "tbptt": lambda k, rule: k.reverse(k.T1 - T2),
+    "adjoint": lambda k, rule: k.of(k.series(1, T2)),
+    "ep": ep,
+    "aep": aep,
+}
+DETERMINISTIC = [
+    label
+    for label, rule in RULES.items()
+    if rule.role is not Role.CONTROL and not rule.draws and rule.skip(registry.known_systems()[NAME]) is None
+]
+
+
+@cache
+def field(**options: float) -> Field:
+    return live_field(NAME, batch=3, **options)
+
+
+def estimate(rule: AbstractEstimator, free: Trajectory, depth: int = T2, beta: float = BETA) -> Gradient:
+    wanted = depth if "T2" in rule.uses else None, beta if "beta" in rule.uses else None
+    return {n: g[0, 0] for n, g in reading_at(rule, free, *wanted).gradient.items()}
+
+
+def gap(got: Gradient, expected: Gradient) -> float:
+    """The largest over the parameters of |got - expected| / |expected|."""
+    return max(float((got[n] - g).norm() / g.norm()) for n, g in expected.items())
+
+
+@pytest.mark.parametrize("label", DETERMINISTIC)
+def test_the_value_of_every_rule_that_draws_nothing_is_its_closed_form(label: str) -> None:
+    rule = RULES[label]
+    assert rule.name in CLOSED, "a rule wants a closed form on the linear system: add one to CLOSED"
+    known, free = Known(field(), T1), relax(field(), (T1,))
+    expected = CLOSED[rule.name](known, rule)
+    assert gap(estimate(rule, free), expected) < 1e-10
+    if rule.name != "bptt":  # which is not what all of them are
+        assert gap(estimate(rule, free), known.reverse(0)) > 1e-4
+
+
+def test_at_rest_and_after_enough_steps_a_finite_nudge_is_a_solve() -> None:
+    free, k = relax(field(), (600,)), Known(field(), 600)
+    for name, skew in (("ep", False), ("aep", True)):
+        K = k.W - (k.W - k.W.mT if skew else 0)
+        H = k.P.mT @ k.P
+        moved = [torch.linalg.solve(K - b * H, b * k.slope(k.rest).mT).mT for b in (SMALL, -SMALL)]
+        expected = k.of((moved[1] - moved[0]) / (2 * SMALL))
+        assert gap(estimate(registry.estimator(name), free, depth=400, beta=SMALL), expected) < 1e-10, name
+
+
+def test_the_spectrum_is_the_one_that_was_asked_for() -> None:
+    for n, asymmetry, nonnormality in ((7, 0.0, 0.0), (6, 0.5, 0.0), (8, 0.7, 0.4)):
+        options = {"n": n, "slowest": 0.3, "fastest": 2.4, "asymmetry": asymmetry, "nonnormality": nonnormality}
+        W = registry.system(NAME, options).init_params(Streams(3)["params"])["W"]
+        values = torch.linalg.eigvals(W)
+        rates = 0.3 * 8 ** torch.linspace(0, 1, (n + 1) // 2, dtype=torch.float64).repeat_interleave(2)[:n]
+        torch.testing.assert_close(-values.real.sort(descending=True).values, rates, rtol=1e-9, atol=1e-9)
+        if n % 2 == 0:
+            torch.testing.assert_close(values.imag.abs(), -asymmetry * values.real, rtol=1e-8, atol=1e-9)
+        normal = float((W @ W.mT - W.mT @ W).norm())
+        assert normal < 1e-12 if not nonnormality else normal > 1e-2
+        if not asymmetry and not nonnormality:
+            torch.testing.assert_close(W, W.mT, rtol=0, atol=1e-14)
+        elif not nonnormality:
+            g = torch.ones(n, dtype=W.dtype)
+            back, forth = (torch.linalg.solve(J, g) for J in (W, W.mT))
+            angle = torch.nn.functional.cosine_similarity(back, forth, 0).arccos()
+            assert float(angle) == pytest.approx(2 * math.atan(asymmetry), rel=1e-10)
