@@ -151,9 +151,9 @@ def test_asking_takes_half_a_second(arguments: list[str]) -> None:
             "suite 'toy_cons' does not exist, but a system of this name does: gradbench show toy_cons",
         ),
         (["plan", "smoke", "--set", "system=ep"], "--set system = 'ep' is an estimator, and no system"),
-        (["plan", "smoke", "--set", "estimator=jfb"], "--plugin FILE.py gives a name to another one"),
+        (["plan", "smoke", "--set", "estimator=shine"], "--plugin FILE.py gives a name to another one"),
         (["show", "quick"], "'quick' is a training; gradbench train quick runs it"),
-        (["show", "jfb"], "--plugin FILE.py gives a name to another one"),
+        (["show", "shine"], "--plugin FILE.py gives a name to another one"),
         (["tune", "ep", "toy_cons"], "'ep' is an estimator; the system comes first, and then the estimator"),
         (
             ["tune", "toy_cons", "ep", "--set", "dtype=float64,float32"],

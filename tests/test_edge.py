@@ -668,7 +668,7 @@ CALLS: dict[str, tuple[Callable[[], object], str]] = {
         lambda: gb.train("ep"),
         "but an estimator of this name does: it stands among the keys of a training",
     ),
-    "unknown rule": (lambda: gb.measure("toy_cons", "jfb"), "; gradbench.register gives a name to another one"),
+    "unknown rule": (lambda: gb.measure("toy_cons", "shine"), "; gradbench.register gives a name to another one"),
     "suite": (lambda: gb.suite(T2=3), "suite: 'T2' is a key of a grid: suite({'T2': ...})"),
     "suite word": (lambda: gb.suite({}, checks=[]), "suite: there is no argument 'checks'. Did you mean 'check'?"),
     "tune": (lambda: gb.tune("toy_cons", "ep", cosine_min=0.9), "tune: the wanted cosine_min is the argument want"),

@@ -36,6 +36,9 @@ RULES = [
     "dfa",
     "sign_symmetric",
     "predictive_coding",
+    {"name": "phantom", "form": ["series", "unrolled"]},
+    "jfb",
+    "rbp",
 ]
 
 
@@ -63,6 +66,7 @@ def rows(outcomes: Sequence[Outcome]) -> dict[str, dict[str, object]]:
 
     def flat(row: dict[str, Any]) -> dict[str, object]:
         blocks = {f"{b['block']}/{name}": value for b in row.pop("blocks") for name, value in b.items()}
+        blocks |= {f"extra/{e['column']}": e["value"] for e in row.pop("extra")}
         return {k: v for k, v in (row | blocks).items() if k not in unlike}
 
     return {o.cell.key: flat(o.row()) for o in outcomes}

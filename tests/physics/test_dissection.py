@@ -340,16 +340,16 @@ def test_what_is_left_is_told_to_be_left() -> None:
 
 @pytest.mark.parametrize(("place", "terms"), [("toy", 1), ("deq", 1), ("deq", 3), ("projected", 3)])
 def test_one_gradient_has_one_cause_whoever_writes_the_rule(place: str, terms: int) -> None:
-    def phantom(free: Free) -> Tensor:
+    def weighted(free: Free) -> Tensor:
         lam, a, total = 1.0, free.cost_slope, 0
         for _ in range(terms):
             total, a = total + lam * a, (1 - lam) * a + lam * free.step_vjp(a)
         return free.back(total)
 
     known = measured("adjoint", place, 1, T2=terms, dtype="float64")
-    jfb = mine()(lambda free: free.back(free.cost_slope))
-    rules = [mine()(phantom), mine(terms=terms)(phantom), mine()(lambda free: free.grad(adjoint(free, terms)))]
-    for rule in [*rules, *([jfb] if terms == 1 else [])]:
+    one_term = mine()(lambda free: free.back(free.cost_slope))
+    rules = [mine()(weighted), mine(terms=terms)(weighted), mine()(lambda free: free.grad(adjoint(free, terms)))]
+    for rule in [*rules, *([one_term] if terms == 1 else [])]:
         m = measured(rule, place, 1, dtype="float64")
         assert m.rel_error == pytest.approx(known.rel_error, rel=1e-9)
         assert (m.row["cause"], m.row["cause_of"]) == (known.row["cause"], known.row["cause_of"])

@@ -38,13 +38,13 @@ SIZES = {"drive_std": 1.0, "N": 2, "D": 4, "heads": 2, "out": 2}
 
 
 @gb.estimator(source="Fung et al. 2022", terms=1)
-def jfb(free: Free) -> Any:
+def one_term(free: Free) -> Any:
     """The adjoint with one term."""
     return free.back(free.cost_slope)
 
 
 @gb.estimator(source="Geng et al. 2021")
-def phantom(free: Free, k: int = 5, lam: float = 0.5) -> Any:
+def weighted(free: Free, k: int = 5, lam: float = 0.5) -> Any:
     """k damped terms of the adjoint series."""
     a, total = free.cost_slope, 0
     for _ in range(k):
@@ -94,7 +94,7 @@ def noisy(free: Free, rng: torch.Generator, size: float = 0.1) -> Any:
     return a + size * a.norm() * torch.randn(a.shape, generator=rng, dtype=torch.float64).to(a)
 
 
-RULES = [jfb, phantom, solved, nudged, neumann, noisy]
+RULES = [one_term, weighted, solved, nudged, neumann, noisy]
 
 
 @pytest.fixture(autouse=True)
@@ -130,17 +130,17 @@ def test_phantom_and_gmres_are_what_dense_matrices_give(field: Field) -> None:
     eye = torch.eye(s.shape[-1], dtype=torch.float64)
     M = 0.5 * eye + 0.5 * J_G.mT
     series = 0.5 * sum((torch.linalg.matrix_power(M, j) @ g[..., None]) for j in range(5))
-    for rule, a in ((phantom(), series), (solved(steps=100), torch.linalg.solve(eye - J_G.mT, g[..., None]))):
+    for rule, a in ((weighted(), series), (solved(steps=100), torch.linalg.solve(eye - J_G.mT, g[..., None]))):
         expected = along(field, s, eps * (P.mT @ a)[..., 0])
         assert gap(estimate(rule, free, None, None), expected) < (1e-9 if rule.name == "solved" else 1e-12)
 
 
 def test_one_term_is_truncation_and_the_adjoint_with_one_term() -> None:
-    mine, adjoint = gb.measure("toy_noncons", jfb, **TOY), gb.measure("toy_noncons", "adjoint", T2=1, **TOY)
+    mine, adjoint = gb.measure("toy_noncons", one_term, **TOY), gb.measure("toy_noncons", "adjoint", T2=1, **TOY)
     assert mine.estimate is not None
     assert adjoint.estimate is not None
     assert gap(mine.estimate, adjoint.estimate) < 1e-12
-    assert (mine.row["cause"], mine.row["estimator_label"]) == ("truncation", "jfb")
+    assert (mine.row["cause"], mine.row["estimator_label"]) == ("truncation", "one_term")
     assert mine.budget[""]["truncation"] == pytest.approx(mine.rel_error)
     assert (mine.row["n_force"], mine.row["n_jvp"], mine.row["n_vjp"]) == (200, 0, 0)
 
@@ -239,8 +239,8 @@ def test_it_is_run_in_batches_explained_and_drawn_beside_the_others(tmp_path: Pa
     assert by_rule.count().to_dict() == {"bptt": 0, "ep": 0} | dict.fromkeys(names, 0) | {"solved": 4}
     assert list(eager.columns)[-1] == "solve_left"
     assert eager["n_force"].notna().all()
-    assert set(eager.loc[eager["estimator"] == "jfb", "cause"].dropna()) <= {"truncation"}
-    (row,) = choose(runs[0], None, {"estimator": "phantom"}, 1)
+    assert set(eager.loc[eager["estimator"] == "one_term", "cause"].dropna()) <= {"truncation"}
+    (row,) = choose(runs[0], None, {"estimator": "weighted"}, 1)
     explained = explain(runs[0], row)
     assert explained.ladder is not None
     assert explained.ladder.cause == "weights of the series"
@@ -250,18 +250,18 @@ def test_it_is_run_in_batches_explained_and_drawn_beside_the_others(tmp_path: Pa
 
 
 def test_classes_and_objects_stand_in_a_grid_where_names_do() -> None:
-    rules = registry.written(["bptt", jfb, {"name": phantom, "k": [1, 3]}, phantom(k=7)])
+    rules = registry.written(["bptt", one_term, {"name": weighted, "k": [1, 3]}, weighted(k=7)])
     grid = {"system": {"name": "toy_noncons", **SIZES}, "estimator": rules, "T1": 20, "seed": 0}
     planned = plan(parse({"name": "t", "about": "", "grid": [grid]}, "t"))
     assert [cell.labels["estimator_label"] for cell in planned.cells] == [
         "bptt",
-        "jfb",
-        "phantom k=1",
-        "phantom k=3",
-        "phantom k=7",
+        "one_term",
+        "weighted k=1",
+        "weighted k=3",
+        "weighted k=7",
     ]
-    assert json.loads(planned.cells[1].estimator_options) == {"digest": registry.digest_of(jfb)}
-    assert "jfb" not in registry.known_estimators()
+    assert json.loads(planned.cells[1].estimator_options) == {"digest": registry.digest_of(one_term)}
+    assert "one_term" not in registry.known_estimators()
 
 
 def test_a_function_with_other_content_is_another_cell() -> None:
@@ -452,7 +452,7 @@ def of(function: Callable[[Free], Any], system: type[Line]) -> Params:
 
 
 def test_a_state_of_named_tensors_goes_in_and_out_by_name() -> None:
-    credit = jfb.function
+    credit = one_term.function
     expected = of(credit, Line)
     assert expected["W"].shape == (N, N)
     assert gap(of(credit, Split), expected) == 0
@@ -474,7 +474,7 @@ def test_a_function_cannot_change_what_the_others_read() -> None:
         return free.cost_slope.mul_(free.eps)
 
     free = relax(line(at=1), (50,))
-    expected = estimate(jfb(), free, None, None)
+    expected = estimate(one_term(), free, None, None)
     rule = gb.estimator(source="a test", name="mine")(careless)()
     assert gap(estimate(rule, free, None, None), expected) == 0
     assert gap(estimate(Ep(), free, 3, 0.1), estimate(nudged(), free, 3, 0.1)) < 1e-12
@@ -511,12 +511,12 @@ def test_a_declaration_that_makes_no_sense_is_told(function: Any, declared: dict
 def test_a_rule_says_what_it_claims_and_takes_and_has_no_name_of_the_package() -> None:
     rule = nudged()
     assert (rule.claim.exact, rule.claim.order, rule.uses) == ("symmetric", 2, {"T2", "beta"})
-    assert (rule.terms(7), neumann().terms(7), jfb().terms(None)) == (None, 7, 1)
+    assert (rule.terms(7), neumann().terms(7), one_term().terms(None)) == (None, 7, 1)
     assert registry.definition(nudged) == "Centred EP."
-    with pytest.raises(UserError, match=r"phantom.k = 2.5 is a float; expected: int|estimator_options\['k'\] = 2.5"):
-        gb.measure("toy_noncons", phantom, estimator_options={"k": 2.5}, **TOY)
+    with pytest.raises(UserError, match=r"weighted.k = 2.5 is a float; expected: int|estimator_options\['k'\] = 2.5"):
+        gb.measure("toy_noncons", weighted, estimator_options={"k": 2.5}, **TOY)
     with pytest.raises(UserError, match=r"the name 'ep' is taken by gradbench.estimators.ep.Ep"):
-        gb.measure("toy_noncons", gb.estimator(source="a test", name="ep")(jfb.function), **TOY)
+        gb.measure("toy_noncons", gb.estimator(source="a test", name="ep")(one_term.function), **TOY)
 
 
 @pytest.mark.fast

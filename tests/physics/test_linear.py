@@ -135,10 +135,24 @@ def aep(k: Known, rule: Any) -> Gradient:
     return k.of(k.displaced(SIDES[rule.nudge], skew=True, beta=BETA, k=T2))
 
 
+def phantom(k: Known, rule: Any) -> Gradient:
+    if rule.form == "series":
+        return k.of(k.series(rule.lam, T2))
+    D = (1 - rule.lam) * torch.eye(len(k.W), dtype=k.W.dtype) + rule.lam * k.M
+    end, pulls = k.at(T2, k.s, D), []
+    for t in range(T2):
+        a = k.slope(end) @ torch.linalg.matrix_power(D, T2 - 1 - t)
+        pulls.append(k.pull(rule.lam * k.eps * a, k.at(t, k.s, D)))
+    return k.whole(pulls, end)
+
+
 CLOSED: dict[str, Callable[[Known, Any], Gradient]] = {
     "bptt": lambda k, rule: k.reverse(0),
     "tbptt": lambda k, rule: k.reverse(k.T1 - T2),
     "adjoint": lambda k, rule: k.of(k.series(1, T2)),
+    "jfb": lambda k, rule: k.of(k.eps * k.slope(k.s)),
+    "rbp": lambda k, rule: k.of(k.series(rule.eta / k.eps, T2)),
+    "phantom": phantom,
     "ep": ep,
     "aep": aep,
 }

@@ -44,7 +44,7 @@ class OneTerm(AbstractPhase):
 class Jfb(AbstractEstimator):
     """Jacobian-free: the adjoint with one term, which it does not say."""
 
-    name: ClassVar[str] = "jfb"
+    name: ClassVar[str] = "one_term"
     uses: ClassVar[frozenset[str]] = frozenset()
     source: ClassVar[str] = "Fung et al. 2022"
     silent: bool = False  # whether it hides its credit
@@ -88,12 +88,12 @@ def registered() -> Iterator[None]:
 @pytest.mark.parametrize("silent", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_rule_of_one_term_is_truncation_as_the_adjoint_of_one_term_is(dtype: str, silent: bool) -> None:
-    jfb = gb.measure("toy_noncons", "jfb", dtype=dtype, estimator_options={"silent": silent}, **TOY)
+    one_term = gb.measure("toy_noncons", "one_term", dtype=dtype, estimator_options={"silent": silent}, **TOY)
     adjoint = gb.measure("toy_noncons", "adjoint", T2=1, dtype=dtype, **TOY)
-    assert jfb.cosine == pytest.approx(adjoint.cosine, rel=1e-6)
-    assert (jfb.row["cause"], adjoint.row["cause"]) == ("truncation", "truncation")
-    sizes = jfb.budget[""]
-    assert sizes["truncation"] == pytest.approx(jfb.rel_error, rel=1e-4)
+    assert one_term.cosine == pytest.approx(adjoint.cosine, rel=1e-6)
+    assert (one_term.row["cause"], adjoint.row["cause"]) == ("truncation", "truncation")
+    sizes = one_term.budget[""]
+    assert sizes["truncation"] == pytest.approx(one_term.rel_error, rel=1e-4)
     assert sizes["projection_or_readout"] < 1e-4
 
 
@@ -107,10 +107,11 @@ def test_a_rule_that_is_no_adjoint_of_any_length_is_told_by_its_readout() -> Non
 def test_it_is_planned_run_explained_and_drawn_beside_the_others(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text(
         'about = "x"\n[[grid]]\nsystem = { name = "toy_noncons", drive_std = 1.0, N = 2, D = 4, heads = 2, out = 2 }\n'
-        'estimator = ["bptt", "ep", "jfb"]\ndamp = 3.0\nT1 = [100, 200]\nT2 = [5, 30]\nbeta = 0.02\nseed = [0, 1]\n'
+        'estimator = ["bptt", "ep", "one_term"]\ndamp = 3.0\n'
+        "T1 = [100, 200]\nT2 = [5, 30]\nbeta = 0.02\nseed = [0, 1]\n"
     )
     run = gb.run(str(tmp_path / "mine.toml"), out=tmp_path, device="cpu")
-    mine = run.cells[run.cells["estimator"] == "jfb"]
+    mine = run.cells[run.cells["estimator"] == "one_term"]
     assert len(mine) == 4
     assert set(mine["status"]) == {"settled"}
     assert set(mine["cause"]) == {"truncation"}

@@ -78,8 +78,8 @@ def draw_rules_by_system(cells: DataFrame) -> Figure | None:
             "settings that are settled in every seed. Below it the evaluations of the force (free phase included; a",
             f"product with the Jacobian counts as {Count(jvp=1).work}) of the cheapest setting that follows BPTT, that",
             f"is from {look.FOLLOWS:g} on. Of a rule that misses BPTT everywhere, those of the setting shown, and the",
-            "cause of its errors at the largest T2. A dash: the rule does not apply to the system. Colours are spaced by",
-            "log(1 - cos), the same from 0.9999 on.",
+            "cause of its errors at the largest T2. A dash: the rule does not apply to the system. Colours are spaced",
+            "by log(1 - cos), the same from 0.9999 on.",
         ],
     )
     return figure

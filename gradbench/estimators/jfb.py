@@ -1,0 +1,60 @@
+"""Jacobian-free backpropagation: the one further step of a fixed point is differentiated, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, final
+
+from gradbench.dynamics.meter import launched
+from gradbench.estimators.base import AbstractEstimator, AbstractPhase, Count, Reading, Snapshot, credited
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+    from gradbench.dynamics.trajectory import Trajectory
+
+
+@final
+@dataclass(frozen=True)
+class StepPhase(AbstractPhase):
+    """One step of the free phase from s*, differentiated in theta alone: the credit eps Pi'^T dC/ds."""
+
+    def run(self, free: Trajectory, depths: tuple[int, ...], betas: Float[Tensor, "j *c"]) -> Iterator[Snapshot]:
+        import torch
+
+        field = free.field
+        with torch.no_grad():
+            u = field.ahead(free.ends)
+        launched(force=len(u))
+        yield Snapshot(None, credit=field.step_size * field.project_vjp(u, free.cost_slope))
+
+    def terms(self, depth: int | None) -> int | None:
+        return 1
+
+    def count(self, T1: int, depth: int | None) -> Count:
+        return Count(force=1)
+
+
+@final
+@dataclass(frozen=True)
+class Jfb(AbstractEstimator):
+    """Jacobian-free backpropagation: the adjoint of a fixed point with 1 in place of (1 - J_G^T)^-1.
+
+    estimate eps <Pi'^T dC/ds, dF/dtheta(s*)>, which is the adjoint with one term
+    Exact nowhere. It points downhill where G contracts by a factor gamma and M = dG/dtheta, with a column for every
+    coordinate of the state, has full rank and kappa(M^T M) <= 1 / gamma. With a small eps a step of the relaxation
+    changes little, gamma is close to 1, and the length of the estimate is of the order of eps.
+    """
+
+    name: ClassVar[str] = "jfb"
+    uses: ClassVar[frozenset[str]] = frozenset()
+    source: ClassVar[str] = "Fung, Heaton, Li, McKenzie, Osher & Yin 2022"
+
+    @property
+    def phase(self) -> AbstractPhase:
+        return StepPhase()
+
+    def read(self, free: Trajectory, snapshot: Snapshot, betas: Float[Tensor, "j *c"]) -> Reading:
+        return credited(free, snapshot)

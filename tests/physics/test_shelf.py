@@ -1,0 +1,121 @@
+"""What single rules of the shelf say of themselves, against dense linear algebra, plain autograd and each other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from live import LIVE, jacobian, live_field, whole_gap
+from test_estimators import estimates, settled
+
+from gradbench.dynamics import krylov
+from gradbench.dynamics.trajectory import relax
+from gradbench.errors import UserError
+from gradbench.estimators.adjoint import AdjointPhase
+from gradbench.estimators.phantom import UnrolledPhase
+from gradbench.planning import registry
+from gradbench.planning.plans import plan
+from gradbench.planning.suites import parse
+
+Tensor = torch.Tensor
+
+
+def rule(name: str, **options: Any) -> Any:
+    return registry.estimator(name, options)
+
+
+@pytest.mark.parametrize("name", ["toy_cons", "toy_noncons", "cet_projected", "linear"])
+def test_rules_of_one_series_are_equal_depth_by_depth_at_a_fixed_point(name: str) -> None:
+    free, depths = settled(name), (1, 2, 7)
+    adjoint = estimates(rule("adjoint"), free, depths, ())
+    others = [rule("tbptt"), *(rule("phantom", lam=1.0, form=form) for form in ("series", "unrolled"))]
+    for other in [*others, rule("rbp", eta=float(free.field.knobs.eps))]:
+        found = estimates(other, free, depths, ())
+        for depth in depths:
+            assert whole_gap(found[depth, 0, 0], adjoint[depth, 0, 0]) < 1e-10, (other, depth)
+    (one_step,) = estimates(rule("jfb"), free, (), ()).values()
+    assert whole_gap(one_step, adjoint[1, 0, 0]) < 1e-14
+    halves = [estimates(rule("phantom", lam=0.6, form=form), free, depths, ()) for form in ("series", "unrolled")]
+    for depth in depths:
+        assert whole_gap(halves[0][depth, 0, 0], halves[1][depth, 0, 0]) < 1e-10
+    assert whole_gap(halves[0][7, 0, 0], adjoint[7, 0, 0]) > 1e-2
+
+
+@pytest.mark.parametrize("name", ["toy_noncons", "cet_projected"])
+def test_an_unrolled_phantom_gradient_is_autograd_through_its_damped_steps(name: str) -> None:
+    field, lam, start = live_field(name), 0.4, 8
+    free, depths = relax(field, (3, start)), (2, 5)
+    found = estimates(rule("phantom", lam=lam, form="unrolled"), free, depths, ())
+    series = estimates(rule("phantom", lam=lam), free, depths, ())
+    for depth in depths:
+        theta = {n: p.clone().requires_grad_() for n, p in field.theta.items()}
+        context, s = field.system.context(theta, field.x), free.states[start]
+        for _ in range(depth):
+            moved = field.system.force(theta, field.x, context, s, field.knobs)
+            s = (1 - lam) * s + lam * field.system.project(s + field.knobs.eps * moved)
+        unrolled = torch.autograd.grad(field.system.cost(theta, field.x, s).sum(), list(theta.values()))
+        assert whole_gap(found[depth, 1, 0], dict(zip(theta, unrolled, strict=True))) < 1e-12
+        assert whole_gap(series[depth, 1, 0], found[depth, 1, 0]) > 1e-5  # away from rest they are two
+
+
+@pytest.mark.parametrize(("name", "eta"), [("toy_noncons", 0.13), ("cet_projected", 0.07), ("cet_projected", 0.3)])
+def test_recurrent_backpropagation_is_the_relaxation_of_almeida_and_pineda(name: str, eta: float) -> None:
+    """With a dense J_G: dy/dt = ((J_G^T - 1) y + g) / eps in steps of eta, and of J where nothing projects."""
+    field = live_field(name, batch=1)
+    free = relax(field, (800,))
+    s, g, eps = free.ends[0], free.cost_slope[0, 0], float(field.knobs.eps)
+    J_G = jacobian(lambda s: field.step(s[None])[0], s[0])
+    Pi = jacobian(lambda u: field.project(u[None])[0], (s + eps * field.force(s))[0])
+    y = torch.zeros_like(g)
+    for _ in range(7):
+        y = y + eta * ((J_G.mT - torch.eye(len(g))) @ y + g) / eps
+    (snapshot,) = rule("rbp", eta=eta).phase.run(free, (7,), ())
+    torch.testing.assert_close(snapshot.credit[0, 0], eps * Pi.mT @ y, rtol=1e-9, atol=1e-12)
+    if field.system.projects:
+        return
+    J, a = jacobian(lambda s: field.force(s[None])[0], s[0]), torch.zeros_like(g)
+    for _ in range(7):
+        a = a + eta * (J.mT @ a + g)
+    torch.testing.assert_close(snapshot.credit[0, 0], a, rtol=1e-9, atol=1e-12)
+
+
+def test_every_iterate_of_gmres_has_the_least_residual_and_one_space_serves_all() -> None:
+    M = torch.randn(9, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 4 * torch.eye(9)
+    g = torch.randn(1, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    products = []
+
+    def product(v: Tensor) -> Tensor:
+        products.append(v)
+        return v @ M.mT
+
+    for k, x in zip((2, 5, 9, 20), krylov.least_of_each(product, g, (2, 5, 9, 20)), strict=True):
+        V = torch.linalg.qr(torch.stack([torch.linalg.matrix_power(M, j) @ g[0] for j in range(min(k, 9))], -1))[0]
+        expected = V @ torch.linalg.lstsq(M @ V, g[0][:, None]).solution[:, 0]
+        torch.testing.assert_close(x[0], expected, rtol=1e-9, atol=1e-10)
+    assert len(products) == 9
+
+
+@pytest.mark.fast
+def test_phases_that_are_equal_are_shared() -> None:
+    assert rule("phantom", lam=1.0).phase == AdjointPhase() == rule("adjoint").phase
+    assert rule("phantom", form="unrolled").phase == UnrolledPhase(0.5)
+
+
+@pytest.mark.fast
+def test_options_out_of_their_range_are_refused() -> None:
+    for name, options, told in (
+        ("phantom", {"lam": 1.5}, "phantom.lam = 1.5 is above 1|lam = 1.5 is above 1"),
+        ("phantom", {"lam": 0.0}, "is not above 0"),
+        ("rbp", {"eta": -0.1}, "is not above 0"),
+    ):
+        with pytest.raises(UserError, match=told):
+            registry.estimator(name, options)
+
+
+def test_one_run_of_a_solver_or_of_unrolled_steps_costs_what_the_plan_says() -> None:
+    grid = {"system": {"name": "linear", **LIVE["linear"]}, "T1": 20, "T2": [2, 5], "batch": 2, "dtype": "float64"}
+    for made, vjp in (({"name": "phantom", "form": "unrolled"}, 2 + 5), ("rbp", 4), ("adjoint", 5)):
+        (problem,) = plan(parse({"name": "t", "about": "", "grid": [grid | {"estimator": made}]}, "t")).problems
+        (one,) = problem.passes
+        assert one.cost.vjp == vjp
