@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gradbench.data.streams import Streams
 from gradbench.dynamics.field import Field
+from gradbench.dynamics.solvers import WINDOW
 from gradbench.dynamics.trajectory import Trajectory, relax
 from gradbench.estimators.base import AbstractEstimator, Role, reading_at
 from gradbench.planning import registry
@@ -120,6 +121,31 @@ class Known:
             s = s + self.eps * (force - b * self.slope(s) - gain * turned)
         return s
 
+    def krylov(self, k: int) -> Tensor:
+        """a of the first k Krylov vectors with the least |g - (1 - M^T) a|, by example."""
+        A = torch.eye(len(self.W), dtype=self.W.dtype) - self.M.mT
+        rows = []
+        for g in self.slope(self.s):
+            V = torch.linalg.qr(torch.stack([torch.linalg.matrix_power(A, j) @ g for j in range(k)], -1))[0]
+            rows.append(V @ torch.linalg.lstsq(A @ V, g[:, None]).solution[:, 0] if k else torch.zeros_like(g))
+        return torch.stack(rows)
+
+    def bicgstab(self, k: int) -> Tensor:
+        """The textbook recursion, by example."""
+        A = (torch.eye(len(self.W), dtype=self.W.dtype) - self.M.mT).numpy()
+        rows = []
+        for g in self.slope(self.s).numpy():
+            x, r, p = 0 * g, g, g
+            for _ in range(k):
+                v = A @ p
+                alpha = (r @ g) / (v @ g)
+                half = r - alpha * v
+                omega = (A @ half @ half) / (A @ half @ (A @ half))
+                x, after = x + alpha * p + omega * half, half - omega * (A @ half)
+                p, r = after + (after @ g) / (r @ g) * alpha / omega * (p - omega * v), after
+            rows.append(torch.from_numpy(x))
+        return torch.stack(rows)
+
 
 SIDES = {"centred": [1.0, -1.0], "positive": [1.0], "negative": [-1.0]}
 
@@ -146,6 +172,20 @@ def phantom(k: Known, rule: Any) -> Gradient:
     return k.whole(pulls, end)
 
 
+def ift(k: Known, rule: Any) -> Gradient:
+    assert T2 <= WINDOW  # up to there Anderson acceleration is a step from the iterate of GMRES: Walker & Ni 2011
+    solves: dict[str, Callable[[], Tensor]] = {
+        "gmres": lambda: k.krylov(T2),
+        "bicgstab": lambda: k.bicgstab(T2),
+        "anderson": lambda: k.slope(k.s) + k.krylov(T2 - 1) @ k.M,
+    }
+    return k.of(k.eps * solves[rule.linear_solver]())
+
+
+def implicit(k: Known) -> Tensor:
+    return -torch.linalg.solve(k.W.mT, k.slope(k.s).mT).mT
+
+
 CLOSED: dict[str, Callable[[Known, Any], Gradient]] = {
     "bptt": lambda k, rule: k.reverse(0),
     "tbptt": lambda k, rule: k.reverse(k.T1 - T2),
@@ -153,6 +193,8 @@ CLOSED: dict[str, Callable[[Known, Any], Gradient]] = {
     "jfb": lambda k, rule: k.of(k.eps * k.slope(k.s)),
     "rbp": lambda k, rule: k.of(k.series(rule.eta / k.eps, T2)),
     "phantom": phantom,
+    "ift": ift,
+    "ift_dense": lambda k, rule: k.of(implicit(k)),
     "ep": ep,
     "aep": aep,
 }

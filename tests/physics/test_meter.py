@@ -52,7 +52,9 @@ def recording(problems: int) -> Recording:
 
 def grid(system: str, **more: Any) -> dict[str, Any]:
     rules = [
-        n for n, cls in registry.known_estimators().items() if cls().skip(registry.known_systems()[system]) is None
+        n
+        for n, cls in registry.known_estimators().items()
+        if cls().skip(registry.known_systems()[system]) is None and not cls().phase.count(4, 7).partial
     ]
     held = {"batch": 2, "T2": [3, 7], "beta": [0.01, 1.0], "seed": [0, 1]}
     held |= {"T1": [4, 9], "damp": 3.0} if system != "residual_mlp" else {}

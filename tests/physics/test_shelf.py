@@ -9,6 +9,7 @@ import torch
 from live import LIVE, jacobian, live_field, whole_gap
 from test_estimators import estimates, settled
 
+import gradbench as gb
 from gradbench.dynamics import krylov
 from gradbench.dynamics.trajectory import relax
 from gradbench.errors import UserError
@@ -80,6 +81,26 @@ def test_recurrent_backpropagation_is_the_relaxation_of_almeida_and_pineda(name:
     torch.testing.assert_close(snapshot.credit[0, 0], a, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("solver", ["gmres", "bicgstab", "anderson"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_solver_that_has_arrived_stays_and_says_how_far_it_is(solver: str, dtype: str) -> None:
+    """A sample that no cost moves is solved at once; the others long before the last depth."""
+    field, close = live_field("toy_noncons", dtype=dtype), 1e-10 if dtype == "float64" else 1e-4
+    free = relax(field, (300,))
+    free.cost_slope[:, 0] = 0
+    residuals = []
+    for snapshot in rule("ift", linear_solver=solver).phase.run(free, (1, 4, 400), ()):
+        assert snapshot.credit is not None
+        assert snapshot.credit.isfinite().all()
+        assert not snapshot.credit[0, 0].any()
+        residuals.append(float(snapshot.evidence["solve_residual"]))
+    assert residuals[0] > 1e-2
+    assert residuals[-1] <= close
+    J = jacobian(lambda s: field.force(torch.stack((free.ends[0, 0], s)))[1], free.ends[0, 1]).double()
+    expected = -torch.linalg.solve(J.mT, free.cost_slope[0, 1].double())
+    assert float((snapshot.credit[0, 1] - expected).norm()) <= close * float(expected.norm())
+
+
 def test_every_iterate_of_gmres_has_the_least_residual_and_one_space_serves_all() -> None:
     M = torch.randn(9, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 4 * torch.eye(9)
     g = torch.randn(1, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -108,14 +129,22 @@ def test_options_out_of_their_range_are_refused() -> None:
         ("phantom", {"lam": 1.5}, "phantom.lam = 1.5 is above 1|lam = 1.5 is above 1"),
         ("phantom", {"lam": 0.0}, "is not above 0"),
         ("rbp", {"eta": -0.1}, "is not above 0"),
+        ("ift", {"linear_solver": "gmre"}, "gmres"),
     ):
         with pytest.raises(UserError, match=told):
             registry.estimator(name, options)
 
 
+@pytest.mark.fast
+def test_matrices_that_do_not_fit_are_refused_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gradbench.dynamics.linear.DENSE", 10)
+    with pytest.raises(UserError, match="take ift, which has no matrices"):
+        gb.measure("toy_noncons", "ift_dense", T1=5, batch=2)
+
+
 def test_one_run_of_a_solver_or_of_unrolled_steps_costs_what_the_plan_says() -> None:
     grid = {"system": {"name": "linear", **LIVE["linear"]}, "T1": 20, "T2": [2, 5], "batch": 2, "dtype": "float64"}
-    for made, vjp in (({"name": "phantom", "form": "unrolled"}, 2 + 5), ("rbp", 4), ("adjoint", 5)):
+    for made, vjp in (({"name": "phantom", "form": "unrolled"}, 2 + 5), ("ift", 5 + 2), ("rbp", 4), ("adjoint", 5)):
         (problem,) = plan(parse({"name": "t", "about": "", "grid": [grid | {"estimator": made}]}, "t")).problems
         (one,) = problem.passes
         assert one.cost.vjp == vjp
