@@ -22,6 +22,8 @@ Nudge = Literal["centred", "positive", "negative"]
 Clip = Literal["none", "batch", "sample"]
 Reduction = Literal["sum", "mean"]
 SIGNS: Mapping[Nudge, tuple[int, ...]] = {"centred": (1, -1), "positive": (1,), "negative": (-1,)}
+# the same nudges and half of them, for an extrapolation to beta = 0
+HALVED: Mapping[Nudge, tuple[float, ...]] = {n: (*signs, *(s / 2 for s in signs)) for n, signs in SIGNS.items()}
 SMALL = 1e-5  # of |s*|: how far a nudge that stands for beta -> 0 moves the state
 HEARD = 1e4  # units of round-off of |s*|: how far the first step of this nudge moves the state, at least
 # axes of a state over which a clip takes the norms of force and correction; None: there is no clip
@@ -34,6 +36,7 @@ class Nudged(NamedTuple):
     s: Float[Tensor, "i m *c b n"]
     largest: Float[Tensor, "i m *c"]  # |s| of the largest state so far
     clipped: Float[Tensor, "i m *c"]  # sum over the steps of the share of samples that were clipped
+    turned: Float[Tensor, "i m *c b n"]  # where the correction takes A; empty where that is s* throughout
 
 
 @final
@@ -42,17 +45,19 @@ class NudgedPhase(AbstractPhase):
     """s <- Pi(s + eps (F(s) - b dC/ds - correction)) from s*, b = +-beta and 0, for every beta at once.
 
     With `asymmetric`, correction = gain 2 A (s - s*), A = (J - J^T)/2 frozen at s*: near s* the
-    nudged state then moves with J^T in place of J. `clip` caps the correction at the norm of the
+    nudged state then moves with J^T in place of J. With `every`, A is taken anew at the nudged state after so many
+    steps. `clip` caps the correction at the norm of the
     force before the nudge (gain <= 1), by row over the whole batch or by sample. `reduction = "mean"`
     descends the batch's mean of E + beta C where the sum is meant: eps / b in place of eps, and nothing else.
     The row b = 0 is the *rest*: what it moves by is drift of a free state that had not settled, or round-off.
     Only evidence reads the rest, and only a phase that is `observed` has it.
     """
 
-    signs: tuple[int, ...]
+    signs: tuple[float, ...]  # the nudges, as multiples of beta
     asymmetric: bool = False
     clip: Clip = "none"
     reduction: Reduction = "sum"
+    every: int | None = None
     observed: bool = True
 
     linearises = True
@@ -72,11 +77,14 @@ class NudgedPhase(AbstractPhase):
         def begun(rows: slice, columns: slice) -> tuple[Callable[..., Nudged], Nudged]:
             start = free.ends[rows, None]
             s = start.repeat_interleave(len(nudge[columns]), 1)
-            state = Nudged(s, *s.new_zeros(2, *s.shape[:-2]))
-            return self._step(free, start, nudge[columns], s), state
+            largest, clipped = s.new_zeros(2, *s.shape[:-2])
+            turned = s if self.every else s[..., :0]
+            return self._step(free, start, nudge[columns], s), Nudged(s, largest, clipped, turned)
 
         pieces, rows = Pieces(free.field, free.ends, len(nudge), begun), len(free.ends) * len(nudge)
         for depth in range(1, max(depths) + 1):
+            if self.every and depth > 1 and (depth - 1) % self.every == 0:
+                pieces.states = [state._replace(turned=state.s) for state in pieces.states]
             before = [state.s.clone() for state in pieces.states] if depth in depths else []
             pieces.advance()
             launched(force=rows, products=2 * rows if self.asymmetric else 0)
@@ -88,14 +96,15 @@ class NudgedPhase(AbstractPhase):
         import torch
 
         field, eps, over = free.field, self.step_size(free), CLIPPED_OVER[self.clip]
-        skew = field.frozen(field.swirl_at, start.expand_as(like)) if self.asymmetric else None
+        frozen = field.frozen(field.swirl_at, start.expand_as(like)) if self.asymmetric and not self.every else None
 
-        def step(s: Tensor, largest: Tensor, clipped: Tensor) -> Nudged:
+        def step(s: Tensor, largest: Tensor, clipped: Tensor, turned: Tensor) -> Nudged:
+            skew = frozen() if frozen else field.swirl_at(turned) if self.asymmetric else None
             with torch.no_grad():
                 force = field.force(s)
                 push = torch.addcmul(force, nudge, field.cost_slope(s), value=-1)
                 if skew is not None:
-                    half = skew().antisym(s - start)
+                    half = skew.antisym(s - start)
                     if over is None:
                         push = push.sub(half, alpha=2)
                     else:
@@ -104,7 +113,7 @@ class NudgedPhase(AbstractPhase):
                         clipped += (gain < 1).to(s).mean((-2, -1))
                 ahead = field.project(torch.addcmul(s, eps, push))
                 torch.maximum(largest, ahead.flatten(-2).norm(dim=-1), out=largest)
-            return Nudged(ahead, largest, clipped)
+            return Nudged(ahead, largest, clipped, turned)
 
         return step
 
@@ -122,7 +131,7 @@ class NudgedPhase(AbstractPhase):
         if CLIPPED_OVER[self.clip] is not None:
             evidence["clip_share"] = by_sign(after.clipped).mean(2) / depth
         if rest is not None:
-            evidence |= _against_rest(nudged, rest, start)
+            evidence |= _against_rest(nudged, rest, start, centred=self._centred)
         return Snapshot(depth, evidence, nudged=nudged, rest=rest)
 
     def step_size(self, free: Trajectory) -> Tensor:
@@ -135,7 +144,7 @@ class NudgedPhase(AbstractPhase):
 
     def linear_key(self, system: AbstractSystem) -> object:
         # the correction puts J^T in place of J: without a projection the linearised phase is then the adjoint
-        return None if self.asymmetric and not system.projects else replace(self, signs=(), clip="none")
+        return None if self.asymmetric and not system.projects else replace(self, signs=(), clip="none", every=None)
 
     def terms(self, depth: int | None) -> int | None:
         return depth
@@ -145,7 +154,11 @@ class NudgedPhase(AbstractPhase):
         """Nonlinearity, unless a clip may be what grows with beta; precision, unless drift may grow as beta shrinks."""
         if self.clip != "none":
             return frozenset()
-        return frozenset({Cause.NONLINEARITY, Cause.PRECISION} if len(self.signs) == 2 else {Cause.NONLINEARITY})
+        return frozenset({Cause.NONLINEARITY, Cause.PRECISION} if self._centred else {Cause.NONLINEARITY})
+
+    @property
+    def _centred(self) -> bool:
+        return not sum(self.signs)
 
     def linearised(
         self, free: Trajectory, depths: Collection[int], *, drifting: bool
@@ -153,7 +166,7 @@ class NudgedPhase(AbstractPhase):
         """-ds/dbeta at beta = 0: a <- Pi'(a + eps (K a + dC/ds)), K = J, or J^T = J - 2 A with the correction, at s*.
 
         If `drifting`, J and dC/ds are taken at the states through which the phase goes from s* without a nudge, and A
-        at s*.
+        at s*, or at those of these states at which it is taken anew.
         """
         import torch
 
@@ -163,6 +176,8 @@ class NudgedPhase(AbstractPhase):
         with torch.no_grad():
             u = s + eps * field.force(s)
         for step in range(1, max(depths) + 1):
+            if skew is not None and self.every and step > 1 and (step - 1) % self.every == 0:
+                skew = field.swirl_at(s)
             if drifting and step > 1:
                 linear, g = field.at(s), field.cost_slope(s)
                 with torch.no_grad():
@@ -188,8 +203,8 @@ class NudgedPhase(AbstractPhase):
         """Along the drift, beta -> 0, a finite beta, of a one-sided rule with the drift, with the clip."""
         import torch
 
-        nudge = next(name for name, signs in SIGNS.items() if signs == self.signs)
-        centred = nudge == "centred"
+        nudge = next(name for name, signs in SIGNS.items() if signs == self.signs[: len(signs)])
+        centred = self._centred
         tangents = dict(self.linearised(free, depths, drifting=drifting))
         both = torch.cat([self._small(free, tangents.values(), betas)[None], betas])
         unclipped = replace(self, clip="none")
@@ -252,19 +267,23 @@ def _capped(system: AbstractSystem, v: Float[Tensor, "*r b n"]) -> Tensor:
 
 
 def _against_rest(
-    nudged: Float[Tensor, "i j k *c b n"], rest: Float[Tensor, "i *c b n"], start: Float[Tensor, "i *c b n"]
+    nudged: Float[Tensor, "i j k *c b n"],
+    rest: Float[Tensor, "i *c b n"],
+    start: Float[Tensor, "i *c b n"],
+    *,
+    centred: bool,
 ) -> dict[str, Float[Tensor, "i j *c"]]:
     """drift = |s_0 - s*| / signal, curvature = |s_+ + s_- - 2 s_0| / |s_+ - s_-|, s_0 the state at rest.
 
-    The signal is |s_+ - s_-| / 2, or |s_+- - s_0| of a one-sided rule. The floor is what rounding s* to its dtype
-    comes to, over the signal.
+    The signal is |s_+ - s_-| / 2, or |s_+- - s_0| of a one-sided rule; of several nudges, with the first of each sign.
+    The floor is what rounding s* to its dtype comes to, over the signal.
     """
     import torch
 
     moved = nudged - rest[:, None, None]
     drift, size = ((v.flatten(-2).norm(dim=-1))[:, None] for v in (rest - start, start))
     evidence: dict[str, Tensor] = {}
-    if moved.shape[2] == 1:
+    if not centred:
         signal = moved[:, :, 0].flatten(-2).norm(dim=-1)
     else:
         signal = 0.5 * (moved[:, :, 0] - moved[:, :, 1]).flatten(-2).norm(dim=-1)
@@ -278,7 +297,14 @@ def displacement(
     """Credit a of a nudged phase, with the sign of the backprop gradient.
 
     centred (s_- - s_+) / 2 beta,  positive (s* - s_+) / beta,  negative (s_- - s*) / beta
+    With half of every nudge as well, these at beta and beta / 2 are extrapolated to 0 (Richardson 1911): the terms of
+    order beta^2 cancel if centred, else those of order beta.
     """
+    half = len(SIGNS[nudge])
+    if nudged.shape[2] > half:
+        whole = displacement(nudge, s_star, nudged[:, :, :half], betas)
+        closer = displacement(nudge, s_star, nudged[:, :, half:], betas / 2)
+        return closer + (closer - whole) / (3 if nudge == "centred" else 1)
     beta = betas[..., None, None]
     if nudge == "centred":
         return (nudged[:, :, 1] - nudged[:, :, 0]) / (2 * beta)

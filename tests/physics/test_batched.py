@@ -38,8 +38,11 @@ RULES = [
     "predictive_coding",
     {"name": "phantom", "form": ["series", "unrolled"]},
     {"name": "ift", "linear_solver": ["gmres", "bicgstab", "anderson"]},
+    {"name": "richardson_ep", "nudge": ["centred", "negative"]},
+    {"name": "aep_refreshed", "every": 3},
     "ift_dense",
     "jfb",
+    "random_sign_ep",
     "rbp",
 ]
 

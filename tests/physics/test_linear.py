@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any
 
@@ -161,6 +161,11 @@ def aep(k: Known, rule: Any) -> Gradient:
     return k.of(k.displaced(SIDES[rule.nudge], skew=True, beta=BETA, k=T2))
 
 
+def richardson(k: Known, rule: Any) -> Gradient:
+    nudges = [n * share for share in (1.0, 0.5) for n in SIDES[rule.nudge]]
+    return k.of(k.displaced(nudges, skew=rule.correction == "asymmetric", beta=BETA, k=T2))
+
+
 def phantom(k: Known, rule: Any) -> Gradient:
     if rule.form == "series":
         return k.of(k.series(rule.lam, T2))
@@ -197,6 +202,8 @@ CLOSED: dict[str, Callable[[Known, Any], Gradient]] = {
     "ift_dense": lambda k, rule: k.of(implicit(k)),
     "ep": ep,
     "aep": aep,
+    "aep_refreshed": aep,  # J is constant
+    "richardson_ep": richardson,
 }
 DETERMINISTIC = [
     label
@@ -233,12 +240,30 @@ def test_the_value_of_every_rule_that_draws_nothing_is_its_closed_form(label: st
 
 def test_at_rest_and_after_enough_steps_a_finite_nudge_is_a_solve() -> None:
     free, k = relax(field(), (600,)), Known(field(), 600)
-    for name, skew in (("ep", False), ("aep", True)):
+    for name, skew in (("ep", False), ("aep", True), ("aep_refreshed", True)):
         K = k.W - (k.W - k.W.mT if skew else 0)
         H = k.P.mT @ k.P
         moved = [torch.linalg.solve(K - b * H, b * k.slope(k.rest).mT).mT for b in (SMALL, -SMALL)]
         expected = k.of((moved[1] - moved[0]) / (2 * SMALL))
         assert gap(estimate(registry.estimator(name), free, depth=400, beta=SMALL), expected) < 1e-10, name
+
+
+def test_the_mean_over_drawn_signs_is_a_mixture_of_the_two_sides_with_their_spread() -> None:
+    rule, seeded = registry.estimator("random_sign_ep"), replace(field(), seeds=(7,))
+    streams = [Streams(7).part(f"draw {d}") if d else Streams(7) for d in range(rule.draws)]
+    signs = [int(torch.randint(2, (), generator=s["rule random_sign_ep"])) for s in streams]
+    assert 0 < sum(signs) < rule.draws
+    sides = [registry.estimator("ep", {"nudge": nudge}) for nudge in ("negative", "positive")]
+    free = relax(seeded, (T1,))
+    each = [estimate(sides[sign], free) for sign in signs]
+    mean = {n: torch.stack([g[n] for g in each]).mean(0) for n in each[0]}
+    assert gap(estimate(rule, free), mean) < 1e-12
+    squares = sum(float((g[n] - mean[n]).square().sum()) for g in each for n in mean)
+    evidence = reading_at(rule, free, T2, BETA).evidence
+    assert float(evidence["draw_spread"]) == pytest.approx(math.sqrt(squares / (rule.draws - 1)), rel=1e-10)
+    assert float(evidence["draws"]) == rule.draws
+    others = reading_at(rule, free, T2, BETA, rule.phase.drawn(range(rule.draws, 2 * rule.draws)))
+    assert gap({n: g[0, 0] for n, g in others.gradient.items()}, mean) > 1e-4
 
 
 def test_the_spectrum_is_the_one_that_was_asked_for() -> None:

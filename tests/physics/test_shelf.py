@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
 from live import LIVE, jacobian, live_field, whole_gap
-from test_estimators import estimates, settled
+from test_estimators import estimates, reference, settled, slope
 
 import gradbench as gb
 from gradbench.dynamics import krylov
-from gradbench.dynamics.trajectory import relax
+from gradbench.dynamics.trajectory import Trajectory, relax
 from gradbench.errors import UserError
 from gradbench.estimators.adjoint import AdjointPhase
+from gradbench.estimators.aep import Aep
+from gradbench.estimators.nudged import NudgedPhase
 from gradbench.estimators.phantom import UnrolledPhase
 from gradbench.planning import registry
 from gradbench.planning.plans import plan
@@ -117,9 +121,92 @@ def test_every_iterate_of_gmres_has_the_least_residual_and_one_space_serves_all(
     assert len(products) == 9
 
 
+@cache
+def rest(name: str) -> tuple[Trajectory, Any]:
+    free = relax(live_field(name), (600,))
+    return free, reference(free)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "order", "betas"),
+    [
+        ("toy_cons", {}, 4, (0.1, 0.05, 0.025)),
+        ("toy_cons", {"nudge": "positive"}, 2, (0.1, 0.03, 0.01)),
+        ("toy_cons", {"nudge": "negative"}, 2, (0.1, 0.03, 0.01)),
+        ("toy_noncons", {"correction": "asymmetric"}, 4, (0.1, 0.05, 0.025)),
+        ("toy_noncons", {"correction": "asymmetric", "nudge": "positive"}, 2, (0.1, 0.03, 0.01)),
+    ],
+)
+def test_extrapolated_nudges_err_at_the_order_that_they_claim(
+    name: str, options: dict[str, str], order: int, betas: tuple[float, ...]
+) -> None:
+    free, exact = rest(name)
+    made = rule("richardson_ep", **options)
+    found = estimates(made, free, (300,), betas)
+    errors = {beta: whole_gap(found[300, 0, j], exact) for j, beta in enumerate(betas)}
+    assert made.claim.order == order
+    assert slope(errors) == pytest.approx(order, abs=0.1), errors
+
+
+def test_a_drawn_sign_errs_as_beta_and_its_expectation_as_beta_squared() -> None:
+    free, exact = rest("toy_cons")
+    made, betas = rule("random_sign_ep"), (0.1, 0.03, 0.01)
+    draws = [made.phase.drawn(range(d, d + 1)) for d in range(8)]
+    seen: dict[float, list[float]] = {beta: [] for beta in betas}
+    for phase in draws:
+        (snapshot,) = phase.run(free, (300,), free.ends.new_tensor(betas))
+        reading = made.read(free, snapshot, free.ends.new_tensor(betas))
+        for j, beta in enumerate(betas):
+            seen[beta].append(whole_gap({n: g[0, j] for n, g in reading.gradient.items()}, exact))
+    assert slope({beta: max(errors) for beta, errors in seen.items()}) == pytest.approx(1, abs=0.1)
+    centred = estimates(rule("ep"), free, (300,), betas)
+    sides = [estimates(rule("ep", nudge=nudge), free, (300,), betas) for nudge in ("positive", "negative")]
+    for j in range(len(betas)):
+        expectation = {n: (g + sides[1][300, 0, j][n]) / 2 for n, g in sides[0][300, 0, j].items()}
+        assert whole_gap(expectation, centred[300, 0, j]) < 1e-8  # whose order is 2
+        assert seen[betas[j]] == pytest.approx([seen[betas[j]][0]] * 8, rel=0.2)
+
+
+def test_signs_are_those_of_the_seed_and_the_table_has_their_spread() -> None:
+    m = gb.measure("toy_cons", "random_sign_ep", T1=300, T2=100, beta=0.5, dtype="float64", **{"damp": 3.0})
+    again = gb.measure("toy_cons", "random_sign_ep", T1=300, T2=100, beta=0.5, dtype="float64", **{"damp": 3.0})
+    assert m.row["draws"] == 15
+    assert m.row["bias_se"] == pytest.approx(math.sqrt(m.row["variance"] / 15))
+    assert 0 < m.row["bias_se"] == again.row["bias_se"]
+
+
+@pytest.mark.parametrize("every", [1, 3, 100])
+def test_a_correction_is_taken_anew_where_it_says(every: int) -> None:
+    """Step by step with dense Jacobians."""
+    field, beta, steps = live_field("toy_noncons", batch=1), 2.0, 8
+    free = relax(field, (400,))
+    s_star, eps = free.ends[0], float(field.knobs.eps)
+
+    def antisymmetric(s: Tensor) -> Tensor:
+        J = jacobian(lambda v: field.force(v[None])[0], s[0])
+        return 0.5 * (J - J.mT)
+
+    ends = []
+    for b in (beta, -beta):
+        s, A = s_star, antisymmetric(s_star)
+        for t in range(steps):
+            A = antisymmetric(s) if t and t % every == 0 else A
+            s = s + eps * (field.force(s) - b * field.cost_slope(s) - 2 * (s - s_star) @ A.mT)
+        ends.append(s)
+    made, betas = rule("aep_refreshed", every=every), free.ends.new_tensor([beta])
+    (snapshot,) = made.phase.run(free, (steps,), betas)
+    credit = made.read(free, snapshot, betas).credit
+    assert credit is not None
+    torch.testing.assert_close(credit[0, 0], (ends[1] - ends[0]) / (2 * beta), rtol=1e-9, atol=1e-11)
+    (old,) = Aep().phase.run(free, (steps,), betas)
+    apart = float((Aep().read(free, old, betas).credit - credit).norm() / credit.norm())  # type: ignore[operator]
+    assert (apart < 1e-12) is (every >= steps), apart
+
+
 @pytest.mark.fast
 def test_phases_that_are_equal_are_shared() -> None:
     assert rule("phantom", lam=1.0).phase == AdjointPhase() == rule("adjoint").phase
+    assert rule("richardson_ep").phase == NudgedPhase((1, -1, 0.5, -0.5))
     assert rule("phantom", form="unrolled").phase == UnrolledPhase(0.5)
 
 
@@ -129,6 +216,7 @@ def test_options_out_of_their_range_are_refused() -> None:
         ("phantom", {"lam": 1.5}, "phantom.lam = 1.5 is above 1|lam = 1.5 is above 1"),
         ("phantom", {"lam": 0.0}, "is not above 0"),
         ("rbp", {"eta": -0.1}, "is not above 0"),
+        ("aep_refreshed", {"every": 0}, "is no size"),
         ("ift", {"linear_solver": "gmre"}, "gmres"),
     ):
         with pytest.raises(UserError, match=told):
