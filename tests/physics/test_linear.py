@@ -19,7 +19,7 @@ from gradbench.data.streams import Streams
 from gradbench.dynamics.field import Field
 from gradbench.dynamics.solvers import WINDOW
 from gradbench.dynamics.trajectory import Trajectory, relax
-from gradbench.estimators.base import AbstractEstimator, Role, reading_at
+from gradbench.estimators.base import AbstractEstimator, Exact, Role, reading_at
 from gradbench.planning import registry
 
 NAME, T1, T2, BETA = "linear", 12, 5, 0.3
@@ -211,6 +211,12 @@ DETERMINISTIC = [
     if rule.role is not Role.CONTROL and not rule.draws and rule.skip(registry.known_systems()[NAME]) is None
 ]
 
+CLAIMING = [
+    label
+    for label, rule in RULES.items()
+    if rule.claim.exact is not None and rule.skip(registry.known_systems()[NAME]) is None
+]
+
 
 @cache
 def field(**options: float) -> Field:
@@ -236,6 +242,30 @@ def test_the_value_of_every_rule_that_draws_nothing_is_its_closed_form(label: st
     assert gap(estimate(rule, free), expected) < 1e-10
     if rule.name != "bptt":  # which is not what all of them are
         assert gap(estimate(rule, free), known.reverse(0)) > 1e-4
+
+
+@pytest.mark.parametrize("label", DETERMINISTIC)
+def test_a_closed_form_tells_one_more_step_and_another_nudge(label: str) -> None:
+    rule = RULES[label]
+    known, free = CLOSED[rule.name](Known(field(), T1), rule), relax(field(), (T1,))
+    if "T2" in rule.uses:
+        assert gap(estimate(rule, free, depth=T2 + 1), known) > 1e-6
+    if "beta" in rule.uses:
+        assert gap(estimate(rule, free, beta=1.01 * BETA), known) > 1e-8
+
+
+@pytest.mark.parametrize("label", [label for label in CLAIMING if label not in ("bptt", "tbptt")])
+def test_a_rule_that_claims_to_be_exact_is_so_to_its_last_digits(label: str) -> None:
+    """Centred rules and those without a nudge to 1e-8, those of one side to 1e-6."""
+    rule, chosen = RULES[label], field()
+    if rule.claim.exact is Exact.SYMMETRIC:
+        chosen = replace(chosen, theta={**chosen.theta, "W": 0.5 * (chosen.theta["W"] + chosen.theta["W"].mT)})
+    free = relax(chosen, (600,))
+    shorter = float(chosen.knobs.eps / rule.phase.step_size(free))
+    centred = "beta" not in rule.uses or rule.claim.order not in (None, 1)
+    got = estimate(rule, free, depth=math.ceil(300 * shorter), beta=1e-5 if centred else 1e-7)
+    known = Known(chosen, 600)
+    assert gap(got, known.of(implicit(known))) < (1e-8 if centred else 1e-6)
 
 
 def test_at_rest_and_after_enough_steps_a_finite_nudge_is_a_solve() -> None:
