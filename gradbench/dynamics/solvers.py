@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 WINDOW = 6  # pairs of differences that Anderson acceleration mixes
 MEMORY = 20  # pairs of differences that the Jacobian of Broyden's method is held to
+STILL = 16  # units of round-off of |s| up to which f is noise, and the step is f itself
 RIDGE = 10  # units of round-off: the ridge of a least-squares problem whose columns have length 1
 
 
@@ -80,7 +81,8 @@ def secant(field: Field, step: Step, *, most: int, weights: Callable[[Columns, C
 def accelerated(step: Step, *, most: int, weights: Callable[[Columns, Columns, Tensor], Weights]) -> Iteration:
     """s <- s + f - (dS + dF) w, f = G(s) - s, with the last `most` differences of s and f as columns of dS and dF.
 
-    G is what `step` returns. w = weights(dS, dF, f). The first iterate is G(s_0).
+    G is what `step` returns. w = weights(dS, dF, f). The first iterate is G(s_0). Where f is round-off w is 0: its
+    differences tell nothing of J, and in float32 a step by them left a state at rest by 1e-5 of it.
     """
     moved: deque[Tensor] = deque(maxlen=most)
     changed: deque[Tensor] = deque(maxlen=most)
@@ -93,7 +95,9 @@ def accelerated(step: Step, *, most: int, weights: Callable[[Columns, Columns, T
         if before is not None:
             changed.append(f - before)
             dS, dF = torch.stack(tuple(moved), -1), torch.stack(tuple(changed), -1)
-            d = f - ((dS + dF) @ weights(dS, dF, f[..., None]))[..., 0]
+            noise = STILL * torch.finfo(f.dtype).eps * s.norm(dim=-1, keepdim=True)
+            mixed_in = ((dS + dF) @ weights(dS, dF, f[..., None]))[..., 0]
+            d = torch.where(f.norm(dim=-1, keepdim=True) > noise, f - mixed_in, f)
         before = f
         moved.append(d)
         return s + d
