@@ -75,23 +75,29 @@ class ConvHopfieldFeedback(AbstractConvLayers, AbstractDrivenSystem):
         self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"], knobs: Knobs
     ) -> Float[Tensor, "*r b n"]:
         saved = self.activate(theta, x, context, s, knobs)
-        return saved["slope"] * self._apart(theta, saved, saved["r"])
+        return saved["slope"] * self.heard(self._apart(theta), saved, saved["r"], down=self.connections)
 
     def swirl_jvp(
         self, theta: Params, context: Params, saved: Saved, v: Float[Tensor, "*r b n"], knobs: Knobs
     ) -> Float[Tensor, "*r b n"]:
-        moved = self._apart(theta, saved, saved["slope"] * v)
-        return saved["slope"] * moved + self.bend(saved) * self._apart(theta, saved, saved["r"]) * v
+        apart = self._apart(theta)
+        moved = self.heard(apart, saved, saved["slope"] * v, down=self.connections)
+        return saved["slope"] * moved + saved["bend"] * self.heard(apart, saved, saved["r"], down=self.connections) * v
 
     def swirl_vjp(
         self, theta: Params, context: Params, saved: Saved, a: Float[Tensor, "*r b n"], knobs: Knobs
     ) -> Float[Tensor, "*r b n"]:
-        back = self.up(self._apart_weights(theta), saved, saved["slope"] * a, self.connections)
-        return saved["slope"] * back + self.bend(saved) * self._apart(theta, saved, saved["r"]) * a
+        apart = self._apart(theta)
+        moved = self.heard(apart, saved, saved["slope"] * a, up=self.connections)
+        return saved["slope"] * moved + saved["bend"] * self.heard(apart, saved, saved["r"], down=self.connections) * a
 
-    def _apart_weights(self, theta: Params) -> Params:
+    def swirl_antisym(
+        self, theta: Params, context: Params, saved: Saved, v: Float[Tensor, "*r b n"], knobs: Knobs
+    ) -> Float[Tensor, "*r b n"]:
+        apart, moved = self._apart(theta), saved["slope"] * v
+        down, up = (self.heard(apart, saved, moved, **{way: self.connections}) for way in ("down", "up"))
+        return 0.5 * saved["slope"] * (down - up)  # rho'' is on the diagonal
+
+    def _apart(self, theta: Params) -> Params:
         """f - w, by the names of w."""
         return {w: theta[f] - theta[w] for w, f in zip(self.connections, self.returning, strict=True)}
-
-    def _apart(self, theta: Params, saved: Saved, r: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
-        return self.down(self._apart_weights(theta), saved, r, self.connections)

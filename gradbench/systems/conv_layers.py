@@ -135,69 +135,67 @@ class AbstractConvLayers(ClosedForms, AbstractClassifier):
         return torch.cat((hidden, self.logit_slope(theta, x, s)), -1)
 
     def activate(self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"], knobs: Knobs) -> Saved:
-        r = (4 * s - 2).sigmoid()
-        saved = {"r": r, "slope": 4 * r * (1 - r)}
-        if self.pooling == "max":
-            layers = list(self.split(r).values())
-            for below, w in zip(layers, self.connections[:-1], strict=False):
-                saved[w] = shares_of_largest(convolved(below, theta[w]), self.pool)
-        heard = self.up(theta, saved, r, self.connections) + self.down(theta, saved, r, self.returning)
-        return saved | {"heard": heard + context["input"]}
+        saved = self._heard(theta, context, s)
+        bend = 4 * saved["slope"] * (1 - 2 * saved["r"])  # rho''
+        return saved | {"bend": bend, "diagonal": bend * saved["heard"] - 1}
 
     def force(
         self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"], knobs: Knobs
     ) -> Float[Tensor, "*r b n"]:
-        saved = self.activate(theta, x, context, s, knobs)
+        saved = self._heard(theta, context, s)
         return saved["slope"] * saved["heard"] - s
 
     def energy(
         self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"], knobs: Knobs
     ) -> Float[Tensor, "*r b"]:
-        saved = self.activate(theta, x, context, s, knobs)
-        heard = self.up(theta, saved, saved["r"], self.connections) + context["input"]
+        saved = self._heard(theta, context, s)
+        heard = self.heard(theta, saved, saved["r"], up=self.connections) + context["input"]
         return (0.5 * s.square() - saved["r"] * heard).sum(-1)
 
     def jvp(
         self, theta: Params, context: Params, saved: Saved, v: Float[Tensor, "*r b n"], knobs: Knobs
     ) -> Float[Tensor, "*r b n"]:
-        return self._product(theta, saved, v, self.connections, self.returning)
+        heard = self.heard(theta, saved, saved["slope"] * v, up=self.connections, down=self.returning)
+        return saved["slope"] * heard + saved["diagonal"] * v
 
     def vjp(
         self, theta: Params, context: Params, saved: Saved, a: Float[Tensor, "*r b n"], knobs: Knobs
     ) -> Float[Tensor, "*r b n"]:
-        return self._product(theta, saved, a, self.returning, self.connections)
+        heard = self.heard(theta, saved, saved["slope"] * a, up=self.returning, down=self.connections)
+        return saved["slope"] * heard + saved["diagonal"] * a
 
-    def _product(
-        self, theta: Params, saved: Saved, v: Tensor, up: Sequence[str], down: Sequence[str]
+    def _heard(self, theta: Params, context: Params, s: Float[Tensor, "*r b n"]) -> Saved:
+        """r, rho' and K r + i, with the shares of a pooling by the maximum by the name of its weights."""
+        r = (4 * s - 2).sigmoid()
+        saved = {"r": r, "slope": 4 * r * (1 - r)}
+        if self.pooling == "max":
+            for below, w in zip(self.split(r).values(), self.connections[:-1], strict=False):
+                saved[w] = shares_of_largest(convolved(below, theta[w]), self.pool)
+        heard = self.heard(theta, saved, r, up=self.connections, down=self.returning)
+        return saved | {"heard": heard + context["input"]}
+
+    def heard(
+        self,
+        theta: Params,
+        saved: Saved,
+        r: Float[Tensor, "*r b n"],
+        up: Sequence[str] = (),
+        down: Sequence[str] = (),
     ) -> Float[Tensor, "*r b n"]:
-        moved = saved["slope"] * v
-        heard = self.up(theta, saved, moved, up) + self.down(theta, saved, moved, down)
-        return saved["slope"] * heard + self.bend(saved) * saved["heard"] * v - v
-
-    def bend(self, saved: Saved) -> Float[Tensor, "*r b n"]:
-        """rho''(s)."""
-        return 4 * saved["slope"] * (1 - 2 * saved["r"])
-
-    def up(
-        self, theta: Params, saved: Saved, r: Float[Tensor, "*r b n"], weights: Sequence[str]
-    ) -> Float[Tensor, "*r b n"]:
-        """What every layer hears from the one below, by these weights."""
+        """What layers hear of rates r from below by the weights `up`, and from above by the transposes of `down`."""
         layers = list(self.split(r).values())
-        heard = [layers[0].new_zeros(layers[0].shape)]
-        for below, w, at in zip(layers, weights[:-1], self.connections, strict=False):
-            heard.append(pooled(convolved(below, theta[w]), self.pool, saved.get(at)))
-        return flat([*heard, layers[-2].flatten(-3) @ theta[weights[-1]].mT])
-
-    def down(
-        self, theta: Params, saved: Saved, r: Float[Tensor, "*r b n"], weights: Sequence[str]
-    ) -> Float[Tensor, "*r b n"]:
-        """What every layer hears from the one above, by the transposes of these weights."""
-        layers = list(self.split(r).values())
-        heard = []
-        for above, w, at in zip(layers[1:], weights[:-1], self.connections, strict=False):
-            heard.append(convolved_back(pooled_back(above, self.pool, saved.get(at)), theta[w]))
-        dense = (layers[-1] @ theta[weights[-1]]).unflatten(-1, layers[-2].shape[-3:])
-        return flat([*heard, dense, layers[-1].new_zeros(layers[-1].shape)])
+        heard: list[list[Tensor]] = [[] for _ in layers]
+        for i, w in enumerate(up[:-1]):
+            heard[i + 1].append(pooled(convolved(layers[i], theta[w]), self.pool, saved.get(self.connections[i])))
+        for i, w in enumerate(down[:-1]):
+            spread = pooled_back(layers[i + 1], self.pool, saved.get(self.connections[i]))
+            heard[i].append(convolved_back(spread, theta[w]))
+        for w in up[-1:]:
+            heard[-1].append(layers[-2].flatten(-3) @ theta[w].mT)
+        for w in down[-1:]:
+            heard[-2].append((layers[-1] @ theta[w]).unflatten(-1, layers[-2].shape[-3:]))
+        pairs = zip(layers, heard, strict=True)
+        return flat([sum(parts[1:], parts[0]) if parts else v.new_zeros(v.shape) for v, parts in pairs])
 
     def pull(
         self, theta: Params, x: Data, context: Params, saved: Saved, a: Float[Tensor, "*r b n"], knobs: Knobs
