@@ -29,9 +29,9 @@ class EnergyTransformer(AbstractClassifier, AbstractPatches, AbstractLeaky):
     L(g) = (sigma / b) sum_{h,m} logsumexp_{n != m}(b q_m . k_n) + 1/2 sum relu(g Wmem)^2,   b = 1 / sqrt(dh)
     F = u + dL/dg - c x,   x begins at u.   C = cross-entropy of V mean_N(g) + c
     J = H M - c with the Hessian H of L over g and M = dg/dx. Both are symmetric and their product is not, so F has no
-    energy over x; dL/dg is the swirl. The eigenvalues of J are real, and along the flow
-    c (<x, g> - D gamma std(x) - <delta, x>) - <u, g> - L falls. In Hoover et al. 2023 c is 0, so the length of a token
-    drifts and nothing settles, and the image enters by the start alone. c = 1 is the leak of Krotov & Hopfield 2021.
+    energy over x; dL/dg is the swirl. The eigenvalues of J are real, and
+    c (<x, g> - D gamma std(x) - <delta, x>) - <u, g> - L falls along the flow. In Hoover et al. 2023 c is 0, so that
+    tokens grow longer without end, and the image enters by the start alone; c = 1 is that of Krotov & Hopfield 2021.
     """
 
     name: ClassVar[str] = "energy_transformer"

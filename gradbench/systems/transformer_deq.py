@@ -31,8 +31,8 @@ class TransformerDeq(AbstractClassifier, AbstractPatches, AbstractLeaky):
     post   block = LN_2(h + mlp(h)),   h = LN_1(z + u + attn(z + u))
     pre    block = h + mlp(LN_2(h)),   h = u + attn(LN_1(z))
     attn(v) = WO concat_h softmax(q k^T / sqrt(h)) v' with WQ v, WK v, WV v;   mlp(h) = W2 gelu(W1 h + b1) + b2
-    C = cross-entropy of V mean_N(z) + c. z begins at 0. WO and W2 begin scaled by `gain`; with 1, post-norm did not
-    settle.
+    C = cross-entropy of V mean_N(z) + c. z begins at 0. WO and W2 begin scaled by `gain`. At 1, post-norm came to no
+    fixed point in 400 steps with two of three seeds.
     The original code adds the input to q, k and v. Here it enters with z, so that the residual carries it too, and in
     pre-norm in place of z: a residual of z would leave -z out of F, and nothing would pull the state back.
     """
