@@ -15,6 +15,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PathCollection
 from matplotlib.colors import to_rgb, to_rgba
+from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
@@ -23,18 +24,18 @@ from gradbench import plots
 from gradbench.errors import StoreError, UserError
 from gradbench.plots import gallery, hold, look
 from gradbench.plots.explained import draw_explanation
-from gradbench.plots.figures import error_budget
+from gradbench.plots.figures import cosine_sweeps, error_budget, error_vs_beta
 from gradbench.plots.figures.antisymmetry_vs_error import draw_antisymmetry_vs_error
-from gradbench.plots.figures.cosine_sweeps import draw_cosine_sweep
 from gradbench.plots.figures.credit_by_layer import draw_credit_by_layer
 from gradbench.plots.figures.error_budget import COLOURS, FACES, LEAST, TOP, draw_error_budget
-from gradbench.plots.figures.error_vs_beta import draw_error_vs_beta
 from gradbench.plots.figures.error_vs_cost import _front, _settings, draw_error_vs_cost
 from gradbench.plots.figures.map_s_damp import draw_map_s_damp
 from gradbench.plots.figures.params import SHADE, draw_params
 from gradbench.plots.figures.residual_vs_cosine import draw_residual_vs_cosine
 from gradbench.plots.figures.rules_by_system import draw_rules_by_system
-from gradbench.plots.scale import SPACED, cosine_at, nines
+from gradbench.plots.scale import COLOURS as COSINE_COLOURS
+from gradbench.plots.scale import SHADED, SPACED, cosine_at, nines
+from gradbench.plots.scale import TOP as NINES
 from gradbench.plots.sources import Tables
 from gradbench.plots.wording import BLANK
 from gradbench.tables.schema import BUDGETS, CELLS, PARAMS
@@ -106,6 +107,14 @@ def _tables(cells: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     budget = [b | {"cell": row["cell"]} for row in rows for b in _budget(row)]
     params = pd.DataFrame([p for row in rows for p in _params({"W": row["cosine"], "b": row["cosine"]}, row)])
     return params, pd.DataFrame(budget, columns=BUDGETS.names)
+
+
+def draw_cosine_sweep(cells: pd.DataFrame, x: str) -> Figure | None:
+    return cosine_sweeps.draw_cosine_sweep(cells, _tables(cells)[0], x)
+
+
+def draw_error_vs_beta(cells: pd.DataFrame) -> Figure | None:
+    return error_vs_beta.draw_error_vs_beta(cells, _tables(cells)[0], 0.1)
 
 
 @pytest.fixture
@@ -247,6 +256,53 @@ def test_bars_of_seeds_that_are_not_settled_are_hollow_and_causes_have_hatches(c
     assert len({*error_budget.HATCHES.values()}) >= len(error_budget.PATTERNS)
 
 
+def test_a_system_without_a_settled_bar_has_no_panel_of_its_errors_and_is_named(cells: pd.DataFrame) -> None:
+    idle = cells.assign(system_label="idle", cell="i" + cells["cell"], status="unsettled")
+    both = pd.concat([cells, idle], ignore_index=True)
+    figure = draw_error_budget(both, *_tables(both), 0.1)
+    assert figure is not None
+    assert not [ax for ax in figure.axes if "idle" in ax.get_title(loc="left")]
+    assert "nothing is settled there: idle." in look.said(figure, "caption")
+    assert "parts: causes, scaled to fill the bar" in [t.get_text() for t in figure.legends[0].get_texts()]
+
+
+def test_collapsed_cells_are_no_points_of_antisymmetry_and_every_system_has_its_span(cells: pd.DataFrame) -> None:
+    gone = cells.assign(system_label="gone", cell="g" + cells["cell"], status="collapsed")
+    other = cells.assign(system_label="other", cell="o" + cells["cell"], antisymmetry=0.3)
+    figure = draw_antisymmetry_vs_error(pd.concat([cells, gone, other]))
+    assert figure is not None
+    spans, panel = figure.axes
+    assert {t.get_text() for t in spans.texts} == {"toy", "other"}
+    assert {tuple(line.get_xdata()) for line in spans.lines} == {(0.025, 0.2), (0.3, 0.3)}
+    assert spans.get_xlim() == panel.get_xlim()
+    assert "collapsed cells." in look.said(figure, "caption")
+
+
+def test_rows_of_layers_that_show_the_same_are_drawn_once(cells: pd.DataFrame) -> None:
+    same, worse = (cells.assign(system_label=name, cell=name + cells["cell"]) for name in ("same", "worse"))
+    cosines = [(cells, 0.999), (same, 0.9995), (worse, 0.5)]
+    blocks = pd.DataFrame([{"cell": c} | b for rows, value in cosines for c in rows["cell"] for b in _blocks(value)])
+    figure = draw_credit_by_layer(pd.concat([cells, same, worse]), blocks.astype({"cosine_error": float}))
+    assert figure is not None
+    drawn = [strip.get_suptitle().partition(":")[0] for strip in figure.subfigs]
+    assert drawn == ["same", "worse"]
+    assert "what a row above shows: toy." in look.said(figure, "caption")
+
+
+def test_a_caption_says_what_an_axis_of_cosines_shows_and_no_more(cells: pd.DataFrame) -> None:
+    for cosine, shaded, close in ((0.5, False, False), (-0.5, True, False), (1 - 1e-12, False, True)):
+        figure = draw_residual_vs_cosine(cells.assign(cosine_min=cosine), 1e-4)
+        assert figure is not None
+        said = look.said(figure, "caption")
+        assert (SHADED in said, "are drawn there" in said.partition("1e-12 are drawn there")[2]) == (shaded, close)
+
+
+def test_colours_of_cosines_jump_where_a_rule_follows() -> None:
+    below, at = (COSINE_COLOURS(nines(cosine) / NINES)[:3] for cosine in (0.9899, 0.9901))
+    grey = [sum(share * part for share, part in zip((0.3, 0.59, 0.11), to_rgb(c), strict=True)) for c in (below, at)]
+    assert grey[1] - grey[0] > 0.15
+
+
 def test_two_figures_of_one_name_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(error_budget, "FIGURES", {"params": error_budget.FIGURES["error_budget"]})
     with pytest.raises(ValueError, match="draws params already"):
@@ -270,11 +326,16 @@ def test_settled_cells_are_filled_and_all_others_hollow(cells: pd.DataFrame) -> 
 
 
 @pytest.mark.fast
-def test_no_cell_with_a_cosine_is_dropped_and_the_others_are_counted(cells: pd.DataFrame) -> None:
-    figure = draw_residual_vs_cosine(cells, 1e-4)
+def test_no_cell_with_a_cosine_at_the_usual_depth_and_nudge_is_dropped_and_the_others_are_counted(
+    cells: pd.DataFrame,
+) -> None:
+    shallow = cells.assign(T2=5, cell="s" + cells["cell"])
+    figure = draw_residual_vs_cosine(pd.concat([cells, shallow]), 1e-4)
     assert figure is not None
-    absent = int(cells["cosine"].isna().sum())
-    assert sum(len(c.get_offsets()) for c in _markers(figure)) == len(cells) - absent > 0
+    usual = cells[cells["beta"] == 0.02]
+    assert len(usual) < len(cells)
+    absent = int(usual["cosine"].isna().sum())
+    assert sum(len(c.get_offsets()) for c in _markers(figure)) == len(usual) - absent > 0
     assert f"No cosine: {absent} cells ({absent} diverged)" in " ".join(figure.texts[0].get_text().split())
 
 
@@ -317,7 +378,7 @@ def test_rules_of_equal_credit_stand_side_by_side_and_one_without_credit_is_not_
     ep, aep = ({float(x) for x in c.get_offsets()[:, 0]} for c in _markers(figure)[:2])
     assert not ep & aep
     named = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert named == ["asymmetric EP (aep)", "naive EP (ep)", "cosine 0.99: follows BPTT (worst seed)"]
+    assert named == ["asymmetric EP (aep)", "naive EP (ep)", "cosine 0.99: follows BPTT in direction (worst seed)"]
 
 
 def test_a_colour_belongs_to_the_name_whatever_else_is_drawn(cells: pd.DataFrame) -> None:
@@ -421,12 +482,13 @@ def test_the_held_point_is_written_above_its_row(cells: pd.DataFrame) -> None:
     assert all(part in place.point for part in ("1", "100", "20", "0.02", "float32"))
     figure = draw_cosine_sweep(cells, "damp")
     assert figure is not None
-    assert figure.subfigs[0].get_suptitle() == place.point  # of one system, what is to be seen is the figure's title
+    told = f"{place.point}; 2 seeds at c{BLANK}={BLANK}0, 1 seed at c{BLANK}={BLANK}1"
+    assert figure.subfigs[0].get_suptitle() == told  # of one system, what is to be seen is the figure's title
     other = cells.assign(system_label="other", cell="f" + cells["cell"])
     figure = draw_cosine_sweep(pd.concat([cells, other], ignore_index=True), "damp")
     assert figure is not None
     assert figure.subfigs[1].get_suptitle().startswith("toy: naive EP ")
-    assert figure.subfigs[1].get_suptitle().endswith(place.point)
+    assert figure.subfigs[1].get_suptitle().endswith(told)
 
 
 def test_a_coordinate_that_every_system_has_is_said_only_where_cells_differ_in_it(cells: pd.DataFrame) -> None:
@@ -669,8 +731,9 @@ def test_a_legend_has_as_many_columns_as_fit(cells: pd.DataFrame) -> None:
 def test_a_system_without_attention_has_no_panel_for_it(cells: pd.DataFrame) -> None:
     attending = cells.assign(system_label="attends", cell="f" + cells["cell"], cosine_attn=0.5)
     alone, both = draw_cosine_sweep(cells, "T1"), draw_cosine_sweep(pd.concat([cells, attending]), "T1")
-    assert [sum(ax.get_visible() for ax in figure.axes) for figure in (alone, both)] == [3, 7]  # type: ignore[union-attr]
-    titles = [ax.get_title() for ax in both.axes if ax.get_visible()]  # type: ignore[union-attr]
+    assert [sum(ax.axison for ax in figure.axes) for figure in (alone, both)] == [3, 7]  # type: ignore[union-attr]
+    assert "no mean cosine of attention" in {text.get_text() for text in both.findobj(Text)}  # type: ignore[union-attr]
+    titles = [ax.get_title() for ax in both.axes if ax.axison]  # type: ignore[union-attr]
     assert len([title for title in titles if title]) == 4
 
 
@@ -702,6 +765,13 @@ def test_error_against_beta_needs_three_nudges_and_shows_the_floor() -> None:
     assert figure is not None
     lines = {tuple(line.get_ydata()) for line in figure.axes[0].lines}
     assert (1e-3, 1e-5, 1e-2) in lines
+    params = _tables(cells)[0]
+    params["rel_error"] = np.where(params["param"] == "b", 0.6, 1e-6)
+    hidden = error_vs_beta.draw_error_vs_beta(cells, params, 0.1)
+    assert hidden is not None
+    drawn = {tuple(line.get_ydata()) for line in hidden.axes[0].lines}
+    assert {(0.6, 0.6, 0.6), (1e-3, 1e-5, 1e-2)} <= drawn  # the worst parameter, and the whole gradient
+    assert "is off by 0.6 at every β (the whole gradient by 0.001)" in look.said(hidden, "title")
     assert any(line == pytest.approx((1e-5, 1e-6, 1e-7)) for line in lines)
     labels = ["aep", "aep clip=batch", "aep clip=sample", "aep nudge=positive", "ep", "ep nudge=positive"]
     many = pd.concat([cells.assign(estimator=label.partition(" ")[0], estimator_label=label) for label in labels])
@@ -756,7 +826,7 @@ def test_figures_draw_cosines_to_one_reference_and_the_gap_of_both(tmp_path: Pat
     assert len(tables.whole) == 2 * len(tables.cells)
     assert set(tables.params["cell"]) == set(tables.cells["cell"])
     figures = run.plot()
-    assert "2 cells compared otherwise are left out" in look.said(figures["residual_vs_cosine"], "caption")
+    assert "none of the 2 cells with another reference is drawn" in look.said(figures["residual_vs_cosine"], "caption")
     assert look.said(figures["gap_vs_residual"], "title").startswith(
         "Backpropagation through T1 steps and the implicit"
     )
@@ -792,13 +862,14 @@ def test_a_matrix_shows_the_best_setting_and_the_price_of_the_cheapest_that_foll
     assert figure is not None
     words = {tuple(np.round(t.get_position(), 2)): t.get_text() for t in figure.axes[0].texts if t.get_text()}
     assert words[0.5, 0.3] == "0.9991"
-    assert words[0.5, 0.68] == "from 40"
-    assert words[0.5, 1.68] == "30\nasymmetry"
+    assert words[0.5, 0.68] == "costs 40"
+    assert words[0.5, 1.68] == "asymmetry"
     assert "unsettled" in words.values()
     assert "-" in words.values()
     title = look.said(figure, "title")
-    assert (
-        title == "Asymmetric EP follows BPTT wherever something settles, of 3 systems; naive EP on the fewest, 1 of 2"
+    assert title == (
+        "At its best setting, asymmetric EP follows BPTT on every system on which it settles; "
+        "naive EP on 1 of 2, the fewest"
     )
 
 

@@ -22,6 +22,7 @@ def cells(readings: dict[str, dict[float, float]], system: str = "toy", x: str =
         for value, smallest in by.items()
     ]
     fixed = {"system_label": system, "status": "settled", "cost": 100.0, "reference_cost": 40.0, "antisymmetry": 0.1}
+    fixed |= {"missed": 1, "compared": 3, "T1": 100}
     return pd.DataFrame(rows).assign(**fixed | more)
 
 
@@ -62,6 +63,9 @@ def test_a_parameter_is_named_only_where_it_is_the_worst_in_every_cell() -> None
     here = cells({"ep": WRONG})
     assert "misses W at" in titles.of_sweep("toy", here, "T2")
     assert "misses a parameter at" in titles.of_sweep("toy", here.assign(worst=["W", "b"]), "T2")
+    several = here.assign(missed=[2, 3], compared=4)
+    assert "misses 2 to 3 of 4 parameters (W worst) at every T2" in titles.of_sweep("toy", several, "T2")
+    assert "misses all 3 parameters (W worst) at" in titles.of_sweep("toy", here.assign(missed=3), "T2")
 
 
 def test_a_small_global_cosine_hides_nothing() -> None:
@@ -80,12 +84,16 @@ def test_of_what_is_not_settled_nothing_is_said_but_that() -> None:
     )
     assert titles.of_antisymmetry(here) == capital(titles.NOTHING)
     gone = pd.concat([here, *[cells({"ep": RIGHT}, status="collapsed")] * 2])
-    assert titles.of_cloud("toy", gone) == "toy: collapsed to s = 0 in 4 of 6 cells, so that no cosine is evidence"
+    collapsed = "toy: the state shrinks to 0 in 4 of 6 cells (collapsed), so that no cosine is evidence"
+    assert titles.of_cloud("toy", gone) == collapsed
     half = cells({"ep": RIGHT}).assign(status=["unsettled", "settled"])
     assert titles.of_residuals(half).startswith("1 of 2 cells")
-    assert titles.of_residuals(cells({"ep": RIGHT})).startswith("Every cell is settled; naive EP follows BPTT in both")
-    assert titles.of_residuals(cells({"ep": RIGHT})).endswith("; the cells pool T2 from 5 to 60")
-    assert "pool" not in titles.of_residuals(cells({"ep": {5: 0.999}}))
+    assert titles.of_residuals(cells({"ep": RIGHT})).startswith("Every cell is settled. Naive EP follows BPTT in both")
+    two = pd.concat([cells({"ep": RIGHT}, "toy k=1"), cells({"ep": WRONG}, "b"), half.assign(system_label="toy")])
+    said = "1 of 6 cells are no evidence, since they are not settled. Naive EP follows BPTT in every settled cell on "
+    assert titles.of_residuals(two) == f"{said}toy and toy k=1 alone"
+    silent = two.assign(status=two["status"].where(two["system_label"] != "toy", "collapsed"))
+    assert titles.of_residuals(silent).endswith("on toy k=1 alone; toy collapsed")  # a short name would be of both
     partly = pd.concat([half, cells({"ep": {90: 0.999}})])
     assert "at every settled T2" in titles.of_sweep("toy", partly, "T2")
 
@@ -160,6 +168,8 @@ def test_many_parameters_are_counted_and_a_cosine_that_is_undefined_is_none() ->
     )
     near = dict.fromkeys(names, 0.999) | {"W3": 0.95}
     assert titles.of_params_row("toy", params({"ep": near}, norms)).endswith("misses W3")
+    far = dict.fromkeys(names, 0.1) | {"W3": 0.999}
+    assert titles.of_params_row("toy", params({"ep": far}, norms)).endswith("misses 5 of 6 parameters, all but W3")
     assert titles.of_params_row("toy", params({"ep": near | {"W3": 0.99}}, norms)).endswith("in all 6 parameters")
     none = params({"ep": dict.fromkeys(names, float("nan"))}, norms)
     assert titles.of_params_row("toy", none).endswith("has no cosine in any parameter")
@@ -183,8 +193,13 @@ def test_a_row_of_layers_says_where_credit_is_lost_and_leaves_out_what_has_none(
     assert titles.of_credit("toy", here, CREDITS) == said
     assert titles.without_credit(here, "cosine") == ["h0"]
     assert "h0" in titles.of_credit("toy", layers({"ep": [0.0, 0.1, 0.99], "aep": [0.5, 0.99, 0.99]}), CREDITS)
-    several = titles.of_credits({"a": here, "b": layers({"ep": [0.0, 0.99, 0.99]})}, CREDITS)
-    assert several == "Credit by displacement: naive EP follows BPTT in every block on b alone; asymmetric EP on a"
+    right = layers({"ep": [0.0, 0.99, 0.99]})
+    several = titles.of_credits({"a": here, "b": right}, CREDITS)
+    assert several == "Naive EP misses BPTT in h1 of a; every other rule follows it in every block on both systems"
+    forms = {"a": right, "a k=1": right.assign(cosine_error=[0.0, 0.999, 0.999])}
+    both = ["Every rule follows BPTT in every block on both forms of a"]
+    both += ["Credit by prediction error is the better one in the one pair of rule and system"]
+    assert titles.of_credits(forms, CREDITS) == ". ".join(both)
 
 
 def test_a_map_counts_the_settled_points_at_which_a_rule_follows() -> None:
@@ -214,15 +229,18 @@ def test_antisymmetry_separates_symmetric_from_asymmetric_jacobians() -> None:
 def test_the_cost_of_following_is_the_least_one_and_a_rule_that_never_does_is_told() -> None:
     here = cells({"ep": WRONG, "aep": RIGHT}).assign(cost=[10, 20, 40, 30])
     said = "toy: naive EP reaches a smallest cosine of 0.30 at best; asymmetric EP follows BPTT for 30 evaluations"
-    assert titles.of_cost("toy", here) == f"{said} (0.75 times BPTT)"
+    assert titles.of_cost("toy", here).replace(wording.BLANK, " ") == f"{said} (0.75 times BPTT at T1 = 100)"
+    cheaper = pd.concat([here, cells({"aep k=1": RIGHT}).assign(cost=20)])
+    assert titles.of_cost("toy", cheaper).endswith("; k=1 for 20)")
+    assert titles.of_cost("toy", cheaper.assign(cost=30)).endswith("T1 = 100)".replace(" ", wording.BLANK))
     assert titles.of_cost("toy", here.assign(reference_cost=float("nan"))) == said  # to another reference
     both = titles.of_costs({"a": here, "b": cells({"ep": RIGHT})})
     assert both == "Naive EP follows BPTT at some cost on b alone; asymmetric EP on a"
 
 
-def nudges(by: dict[str, dict[float, float]], dtype: str = "float32") -> pd.DataFrame:
+def nudges(by: dict[str, dict[float, float]], dtype: str = "float32", whole: float = 1.0) -> pd.DataFrame:
     rows = [
-        {"estimator_label": n, "beta": b, "rel_error": e, "dtype": dtype, "status": "settled"}
+        {"estimator_label": n, "beta": b, "error": e, "rel_error": e / whole, "dtype": dtype, "status": "settled"}
         for n, of in by.items()
         for b, e in of.items()
     ]
@@ -234,6 +252,7 @@ def nudges(by: dict[str, dict[float, float]], dtype: str = "float32") -> pd.Data
     [
         ({0.01: 0.4, 0.1: 0.41, 1: 0.5}, "is off by 0.4 at every β"),
         ({0.01: 0.02, 0.1: 0.021, 1: 0.5}, "is off by 0.02 however small β is"),
+        ({0.01: 0.02, 0.05: 0.021, 1: 0.5}, "is best at β = 0.01 (the smallest), off by 0.02"),
         ({0.01: 1e-6, 0.1: 1e-4, 1: 1e-2}, "is best at β = 0.01 (the smallest), off by 1e-6"),
         ({0.01: 1e-3, 0.1: 1e-5, 1: 1e-2}, "is best at β = 0.1, off by 1e-5"),
         ({0.01: 0.9, 0.1: 0.4, 1: 0.1}, "is best at β = 1 (the largest), off by 0.1"),
@@ -242,15 +261,23 @@ def nudges(by: dict[str, dict[float, float]], dtype: str = "float32") -> pd.Data
 def test_error_against_beta_is_flat_levels_off_or_has_a_best_nudge(errors: dict[float, float], words: str) -> None:
     both = pd.concat([nudges({"ep": errors}), nudges({"ep": {0.01: 1e-9, 1: 1.0}}, "float64")])
     for here, dtype in ((both, "in float32, "), (nudges({"ep": errors}), "")):
-        assert titles.of_nudge("toy", here).replace(wording.BLANK, " ") == f"toy: {dtype}naive EP {words}"
+        assert titles.of_nudge("toy", here, 0.1).replace(wording.BLANK, " ") == f"toy: {dtype}naive EP {words}"
 
 
-def test_an_error_that_no_beta_removes_is_counted_over_systems() -> None:
+def test_a_small_error_of_the_whole_gradient_is_told_where_a_parameter_has_a_large_one() -> None:
+    flat = {0.01: 0.4, 1: 0.41}
+    said = "toy: naive EP is off by 0.4 at every β"
+    assert titles.of_nudge("toy", nudges({"ep": flat}, whole=10), 0.1) == f"{said} (the whole gradient by 0.04)"
+    assert titles.of_nudge("toy", nudges({"ep": flat}, whole=2), 0.1) == said
+
+
+def test_the_systems_on_which_some_beta_makes_a_rule_faithful_are_counted() -> None:
     flat, best = {0.01: 0.4, 1: 0.41}, {0.01: 1e-6, 1: 1e-2}
     systems = {"a": nudges({"ep": flat, "aep": best}), "b": nudges({"ep": flat, "aep": best})}
-    said = "Naive EP keeps an error that no nudge β removes on both systems; asymmetric EP on neither of two systems"
-    assert titles.of_nudges(systems) == said
-    assert "on a alone" in titles.of_nudges(systems | {"b": nudges({"ep": best})})
+    near = "Naive EP comes within 10 % of BPTT in every parameter at some nudge β on"
+    said = titles.of_nudges(systems, 0.1).replace(wording.BLANK, " ")
+    assert said == f"{near} neither system; asymmetric EP on both systems"
+    assert "on b alone" in titles.of_nudges(systems | {"b": nudges({"ep": best})}, 0.1)
 
 
 def bars(by: dict[str, list[tuple[float, str]]], settled: bool = True) -> pd.DataFrame:
@@ -265,12 +292,12 @@ def bars(by: dict[str, list[tuple[float, str]]], settled: bool = True) -> pd.Dat
 def test_a_budget_says_what_a_rule_errs_by_and_where() -> None:
     asymmetry, short, small = (0.5, "asymmetry"), (0.4, "truncation"), (0.01, "faithful")
     here = bars({"ep": [asymmetry] * 3, "aep": [short, small, small]})
-    said = "toy: naive EP errs by asymmetry at every T2; asymmetric EP by truncation at T2 = 10"
+    said = "toy: ep errs by asymmetry at every T2; aep by truncation at T2 = 10"
     assert titles.of_budget("toy", here, "T2", 0.1).replace(wording.BLANK, " ") == said
     both = bars({"ep": [short, asymmetry, asymmetry]})
-    said = "toy: naive EP errs by truncation at T2 = 10 and asymmetry at T2 = 20 and 30"
+    said = "toy: ep errs mostly by asymmetry at every T2"
     assert titles.of_budget("toy", both, "T2", 0.1).replace(wording.BLANK, " ") == said
-    assert titles.of_budget("toy", here, "T2", 1.0).endswith("naive EP and asymmetric EP are faithful at every T2")
+    assert titles.of_budget("toy", here, "T2", 1.0).endswith("ep and aep are faithful at every T2")
     assert titles.of_budget("toy", bars({"ep": [asymmetry]}, settled=False), "T2", 0.1) == f"toy: {titles.NOTHING}"
     every = titles.of_budgets(here, 0.1)
     assert every == "Naive EP errs by asymmetry in all 3 bars above 0.1; asymmetric EP by truncation in the one"
@@ -377,5 +404,5 @@ def test_the_title_of_a_gap_says_how_far_the_references_part_at_rest_and_elsewhe
     states = pd.DataFrame({"status": ["settled", "settled", "unsettled"], "reference_gap": [1e-6, 3e-4, 0.5]})
     both = "Backpropagation through T1 steps and the implicit gradient differ"
     said = f"{both} by at most 0.03 % in 2 settled states and by at most 50 % in 1 other state"
-    assert titles.of_gap(states) == said
-    assert titles.of_gap(states[:1]) == f"{both} by at most 0.0001 % in 1 settled state"
+    assert titles.of_gap(states).replace(wording.BLANK, " ") == said
+    assert titles.of_gap(states[:1]).replace(wording.BLANK, " ") == f"{both} by at most 0.0001 % in 1 settled state"

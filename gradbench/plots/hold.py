@@ -9,6 +9,8 @@ import textwrap
 from math import log
 from typing import TYPE_CHECKING, NamedTuple
 
+import pandas as pd
+
 from gradbench.estimators.base import Role
 from gradbench.planning import registry
 from gradbench.vocabulary.coordinates import COORDINATES
@@ -95,6 +97,18 @@ def at(cells: DataFrame, point: dict[str, float]) -> DataFrame:
     for key, value in point.items():
         here &= (cells[key] == value) | cells[key].isna()
     return cells[here]
+
+
+def deepest(cells: DataFrame) -> DataFrame:
+    """The cells of each system, s and damp at the deepest T2 and the usual beta, in float32 where there is any.
+
+    Neither truncation nor a large nudge hides there what else is wrong.
+    """
+    parts = []
+    for _, rows in cells.groupby(["system_label", "s", "damp"], dropna=False):
+        rows = one_dtype(rows)
+        parts.append(at(rows, {key: value for key, value in point(rows).items() if key in ("T2", "beta")}))
+    return pd.concat(parts) if parts else cells
 
 
 def by_system(cells: DataFrame, free: tuple[str, ...] = (), dtypes: bool = False) -> dict[Place, DataFrame]:

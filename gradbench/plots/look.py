@@ -9,7 +9,7 @@ import itertools
 import math
 import textwrap
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -39,6 +39,7 @@ WIDTH = 9.0  # inches; in a PNG that is shown at 900 pixels, 9 points read as 7
 GREY = "0.35"
 FOLLOWS = 0.99  # smallest cosine over parameters from which on titles say that a rule follows BPTT: `tune` asks for it
 FOLLOWED = (0, (7, 2.5))  # dashes of the line there
+PALE_WIDE = "pale and wide, in the rule's colour: float64"
 HEAD = 11  # points of a letter of the title
 ROW = 9.5  # the same of the title of a row of panels
 TEXT = 9  # of all else
@@ -265,13 +266,22 @@ def legend(
     figure: Figure,
     styles: dict[str, Style],
     extra: Iterable[Line2D | Patch] = (),
-    lines: bool = True,
+    lined: Collection[str] | None = None,
     hollow: bool = True,
 ) -> None:
-    """What colours, markers and filling mean, in a strip above the panels; filling where some markers are hollow."""
+    """What colours, markers and filling mean, in a strip above the panels; filling where some markers are hollow.
+
+    `lined` are the rules that are drawn with a line; None: all.
+    """
     entries: list[Line2D | Patch] = []
     for label, style in sorted(styles.items()):
-        line = Line2D([], [], color=style.colour, linestyle=style.line if lines else "", marker=style.marker)
+        line = Line2D(
+            [],
+            [],
+            color=style.colour,
+            linestyle=style.line if lined is None or label in lined else "",
+            marker=style.marker,
+        )
         line.set(label=called(label), markersize=pt(style.size), markeredgecolor="white", markeredgewidth=0.4)
         entries.append(line)
     if hollow:
@@ -363,14 +373,14 @@ def panel_title(ax: Axes, sentence: str, point: str, width: float) -> None:
     ax.set_title(text, loc="left", fontsize=pt(VALUE))
 
 
-def followed(ax: Axes, cosine: bool = True) -> None:
-    """A line at the cosine, or at the error 1 - cos, from which on a rule is said to follow BPTT."""
-    ax.axhline(FOLLOWS if cosine else 1 - FOLLOWS, color=GREY, linewidth=0.9, linestyle=FOLLOWED, zorder=1)
+def followed(ax: Axes, level: float = FOLLOWS) -> None:
+    """A line at the cosine from which on a rule is said to follow BPTT, or at the error up to which it is faithful."""
+    ax.axhline(level, color=GREY, linewidth=0.9, linestyle=FOLLOWED, zorder=1)
 
 
 def followed_key(statistic: str = "worst seed") -> Line2D:
     """What that line means, and of which number: of the worst of several seeds, or of every cell."""
-    words = f"cosine {FOLLOWS:g}: follows BPTT ({statistic})"
+    words = f"cosine {FOLLOWS:g}: follows BPTT in direction ({statistic})"
     return Line2D([], [], color=GREY, linewidth=0.9, linestyle=FOLLOWED, label=words)
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeVar
 
+import matplotlib as mpl
 import numpy as np
+from matplotlib.colors import ListedColormap
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,6 +20,10 @@ if TYPE_CHECKING:
 FLOOR = 1e-8  # of 1 - cos: a cosine that is closer to 1 is drawn here, since no question needs more digits
 FLOOR_WORDS = r"cosines above $1-10^{-8}$ are drawn there"
 SPACED = r"spaced by $\log(1-\cos)$"  # what an axis says below its words
+SHADED = "Shaded: negative."
+TOP = 4  # nines of the last colour: all cosines from 0.9999 on have it
+# Colours from 0 to `TOP` nines. They jump at 0.99 from dark to light, so that a rule that misses is seen in grey too.
+COLOURS = ListedColormap(mpl.colormaps["viridis"](np.r_[np.linspace(0, 0.42, 128), np.linspace(0.72, 1, 128)]))
 
 Cosines = TypeVar("Cosines")  # a column or an array
 
@@ -53,6 +59,13 @@ def written(cosine: float) -> str:
     return ">0.9999" if cosine > 0.9999 else f"{np.trunc(cosine * 1e4) / 1e4 + 0.0:.4f}"  # + 0.0: no -0
 
 
+def limits_of(cosines: ArrayLike) -> list[str]:
+    """What a caption says of the ends of an axis of cosines, where the drawn cosines reach them."""
+    values = np.asarray(cosines, float)
+    negative, close = bool((values < 0).any()), bool((values >= 1 - FLOOR).any())
+    return [SHADED] * negative + [f"{FLOOR_WORDS.capitalize()}."] * close
+
+
 def show_cosines(axes: Sequence[Axes], cosines: ArrayLike) -> None:
     """Give axes the scale on y, just wide enough for the cosines that are drawn in any of them."""
     values = np.asarray(cosines, float)
@@ -66,4 +79,5 @@ def show_cosines(axes: Sequence[Axes], cosines: ArrayLike) -> None:
         ax.set_ylim(low, high)
         ax.set_yticks(cosine_at(ticks), [tick(k) for k in ticks])
         ax.minorticks_off()
-        ax.axhspan(low, 0, color="0.93", zorder=0, linewidth=0)
+        if bottom < 0:
+            ax.axhspan(low, 0, color="0.93", zorder=0, linewidth=0)

@@ -57,7 +57,7 @@ class Tables:
         chosen = REFERENCE.name if REFERENCE.name in counts else next(iter(counts.index), REFERENCE.name)
         here = cells[cells["reference"] == chosen]
         if others := len(cells) - len(here):
-            source += f"; cosines are those to {chosen}, and {others} cells compared otherwise are left out"
+            source += f"; cosines are those to {chosen}, and none of the {others} cells with another reference is drawn"
             params, blocks, budget = (rows[rows["cell"].isin(here["cell"])] for rows in (params, blocks, budget))
         return cls(here, params, blocks, budget, residual, faithful, source, cells)
 

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 
 from gradbench.plots import look
 from gradbench.plots.look import FOLLOWS
+from gradbench.plots.scale import floored
 from gradbench.plots.wording import (
+    BLANK,
     NAMED,
     Predicate,
     cosine,
@@ -41,9 +43,10 @@ if TYPE_CHECKING:
 
 DOMINATES = 0.5  # share of |g|² above which a parameter decides the global cosine
 ALIKE = 2.0  # errors within this factor
+DECADE = 10 * (1 - 1e-9)  # so far apart are the nudges at which an error levels off
 SYMMETRIC = 1e-3  # of |A|/|J|: below, the Jacobian counts as symmetric
 NOTHING = "nothing is settled here, so that no cosine is evidence"
-COLLAPSED = "collapsed to s = 0 in {} cells, so that no cosine is evidence"
+COLLAPSED = "the state shrinks to 0 in {} cells (collapsed), so that no cosine is evidence"
 FOLLOW = "follows BPTT"
 
 
@@ -90,7 +93,7 @@ def _silent(systems: Systems) -> str:
 def _tallied(claim: str, held: dict[str, dict[str, bool]], systems: Systems) -> str:
     """On which systems a claim holds, of those with evidence, and which have none."""
     silent = _silent(systems)
-    return _clauses(tally(claim, held, "settled systems" if silent else "systems"), silent)
+    return _clauses(tally(claim, held, "settled systems" if silent else "systems", systems), silent)
 
 
 def _alone(systems: Systems) -> tuple[str, DataFrame] | None:
@@ -129,9 +132,14 @@ def _along(rows: DataFrame, x: str, here: DataFrame) -> Predicate:
 
 
 def _culprit(rows: DataFrame) -> str:
-    """The parameter that is the worst in all rows, or that there is one in each."""
-    worst = set(rows["worst"].fillna(""))
-    return worst.pop() if len(worst) == 1 and "" not in worst else "a parameter"
+    """How many parameters are missed, and which one is the worst in all rows. Rows have `missed` and `compared`."""
+    names = set(rows["worst"].fillna(""))
+    name = names.pop() if len(names) == 1 else ""
+    low, high, total = int(rows["missed"].min()), int(rows["missed"].max()), int(rows["compared"].max())
+    if high <= 1:
+        return name or "a parameter"
+    many = _parameters(total) if low == total else f"{low if low == high else f'{low} to {high}'} of {total} parameters"
+    return f"{many} ({name} worst)" if name else many
 
 
 def _unseen(rows: DataFrame) -> str:
@@ -184,10 +192,18 @@ def by_parameter(here: DataFrame) -> dict[str, Predicate]:
         elif len(missed) == len(worst) > 1:
             said[label] = Predicate("misses", _parameters(len(worst)))
         elif missed:
-            said[label] = Predicate("misses", some(missed, len(worst)))
+            said[label] = Predicate("misses", _missed(missed, list(worst.index)))
         else:
             said[label] = Predicate(FOLLOW, f"in {_parameters(len(worst))}")
     return said
+
+
+def _missed(missed: Sequence[str], every: Sequence[str]) -> str:
+    """Parameters by name, or by their number and the names of the others where these are few."""
+    others = [name for name in every if name not in missed]
+    if len(missed) > NAMED >= len(others):
+        return f"{len(missed)} of {len(every)} parameters, all but {listed(others)}"
+    return some(missed, len(every))
 
 
 def _parameters(number: int) -> str:
@@ -255,17 +271,42 @@ def of_credit(system: str, here: DataFrame, credits: Mapping[str, str]) -> str:
 
 
 def of_credits(systems: Systems, credits: Mapping[str, str]) -> str:
-    """The title of the figure of layers: which rule follows BPTT in all blocks by which credit, on which systems."""
+    """The title of the figure of layers: which rules miss which blocks, and which credit is the better one."""
     if alone := _alone(systems):
         return of_credit(*alone, credits)
-    said = {}
-    for column, words in credits.items():
-        held: dict[str, dict[str, bool]] = {}
-        for system, here in systems.items():
+    lost: dict[tuple[str, str, str], None] = {}  # rule, system, blocks: in order, and once for credits that agree
+    for system, here in systems.items():
+        for column in credits:
             for label, predicate in by_layer(here, column).items():
-                held.setdefault(label, {})[system] = predicate.verb == "follows BPTT"
-        said[words] = tally("follows BPTT in every block", held)
-    return ". ".join(f"Credit by {words}: {told[:1].lower()}{told[1:]}" for words, told in _alike(said))
+                if predicate.verb != FOLLOW:
+                    lost[look.words(label), system, predicate.more] = None
+    names = {system.partition(" ")[0] for system in systems}
+    everywhere = f"on {part(len(systems), len(systems))} {'systems' if len(names) > 1 else f'forms of {names.pop()}'}"
+    if len(lost) > NAMED:
+        told = f"Rules miss BPTT in some block {len(lost)} times {everywhere}"
+    else:
+        clauses = [f"{label} misses BPTT {blocks} of {system}" for label, system, blocks in lost]
+        others = f"{'every other rule' if lost else 'every rule'} follows it in every block {everywhere}"
+        told = _clauses(*clauses, others if lost else others.replace("it", "BPTT", 1))
+    return ". ".join(filter(None, [capital(told), capital(_better(systems, credits))]))
+
+
+def _better(systems: Systems, credits: Mapping[str, str]) -> str:
+    """Which credit is nearer to BPTT in its worst block, and how often; empty where none is compared with another."""
+    wins: dict[str, int] = dict.fromkeys(credits.values(), 0)
+    pairs = 0
+    for here in systems.values():
+        for _, rows in _by_rule(here, lambda labels: look.in_order(set(labels))):
+            blocks = rows[~rows["block"].isin({b for column in credits for b in without_credit(here, column)})]
+            worst = {words: floored(blocks[column].min()) for column, words in credits.items()}
+            if any(value != value for value in worst.values()):
+                continue
+            pairs += 1
+            best = max(worst.values())
+            if best != min(worst.values()):
+                wins[max(worst, key=lambda words: worst[words])] += 1
+    words, pair = max(wins, key=lambda words: wins[words]), f"{things(pairs, 'pair')} of rule and system"
+    return f"credit by {words} is the better one in {part(wins[words], pairs)} {pair}" if pairs else ""
 
 
 def _alike(said: Mapping[str, str]) -> list[tuple[str, str]]:
@@ -289,10 +330,12 @@ def of_matrix(held: Mapping[str, Mapping[str, bool]], systems: Sequence[str]) ->
     fewest = min(known, key=lambda label: sum(known[label].values()) / len(known[label]))
     good, total = sum(known[fewest].values()), len(known[fewest])
     told = some(always, len(known)) if always else "no rule"
-    verb = "follow" if len(always) > 1 else "follows"
-    best = f"{told} {verb} BPTT wherever something settles, of {len(systems)} systems"
-    least = f"{look.words(fewest)} on the fewest, {part(good, total)}" if good < total else ""
-    return capital(_clauses(best, least))
+    several = len(always) > 1
+    best = (
+        f"At {'their best settings' if several else 'its best setting'}, {told} {'follow' if several else 'follows'} "
+        f"BPTT on every system on which {'they settle' if several else 'it settles'}"
+    )
+    return _clauses(best, f"{look.words(fewest)} on {part(good, total)}, the fewest" if good < total else "")
 
 
 # Over two coordinates
@@ -356,16 +399,14 @@ def of_residuals(cells: DataFrame) -> str:
     """The title of cosines against residuals: how many cells are no evidence, and what the others say."""
     idle = int((cells["status"] != Status.SETTLED).sum())
     lead = f"{part(idle, len(cells))} cells are no evidence, since they are not settled"
-    told = together(counts(cells))
-    return _clauses(capital(lead) if idle else "Every cell is settled", f"{told}{_pooled(cells)}" if told else "")
-
-
-def _pooled(cells: DataFrame) -> str:
-    """Over which depths and nudges the cells go, where these are several: the worst of them hold back every rule."""
-    here = evidence(cells)
-    ends = [(plain(x), here[x].min(), here[x].max()) for x in ("T2", "beta") if x in here and here[x].nunique() > 1]
-    spans = [f"{name} from {number(low)} to {number(high)}" for name, low, high in ends]
-    return f"; the cells pool {listed(spans)}" if spans else ""
+    systems = {str(system): rows for system, rows in cells.groupby("system_label")}
+    if _alone(systems):
+        told = together(counts(cells))
+    else:
+        told = _tallied(
+            f"{FOLLOW} in every settled cell", _held(systems, lambda rows: _follows(rows["cosine_min"])), systems
+        )
+    return ". ".join(filter(None, [capital(lead) if idle else "Every cell is settled", capital(told) if told else ""]))
 
 
 def of_antisymmetry(cells: DataFrame) -> str:
@@ -377,20 +418,31 @@ def of_antisymmetry(cells: DataFrame) -> str:
 
 
 def by_cost(here: DataFrame) -> dict[str, Predicate]:
-    """What each rule needs to follow BPTT on one system; rows are settings at their worst seed.
+    """What each rule needs to follow BPTT on one system, and which other form of it needs less.
 
-    Columns: `cost`, and `reference_cost`, that of BPTT at the same T1, both in evaluations of the force.
+    Rows are settings at their worst seed. Columns: `T1`, `cost`, and `reference_cost`, that of BPTT at the same T1,
+    both in evaluations of the force.
     """
+    known = evidence(here)
+    good = known[known["cosine_min"] >= FOLLOWS].sort_values(["cost", "reference_cost"])
+    cheapest = {str(label): rows.iloc[0] for label, rows in good.groupby("estimator_label")}
     said = {}
-    for label, rows in _by_rule(evidence(here)):
-        good = rows[rows["cosine_min"] >= FOLLOWS].sort_values(["cost", "reference_cost"])
-        if good.empty:
+    for label, rows in _by_rule(known):
+        name, _, options = label.partition(" ")
+        at, least = cheapest.get(label), float("inf")
+        asides = []
+        if at is not None:
+            least, whole = float(at["cost"]), float(at["reference_cost"])
+            asides += [f"{least / whole:.2g} times BPTT at {equal('T1', [at['T1']])}"] if whole == whole else []
+        forms = {form: float(of["cost"]) for form, of in cheapest.items() if form.startswith(f"{name} ")}
+        if not options and forms and (cost := min(forms.values())) < least:
+            asides.append(f"{min(forms, key=lambda form: forms[form]).partition(' ')[2]} for {cost:g}")
+        aside = f" ({'; '.join(asides)})" if asides else ""
+        if at is None:
             best = cosine(float(rows["cosine_min"].max()))
-            said[label] = Predicate("reaches a smallest cosine", f"of {best} at best")
+            said[label] = Predicate("reaches a smallest cosine", f"of {best} at best{aside}")
         else:
-            cost, whole = (float(good[name].iloc[0]) for name in ("cost", "reference_cost"))
-            times = f" ({cost / whole:.2g} times BPTT)" if whole == whole else ""
-            said[label] = Predicate(FOLLOW, f"for {cost:g} evaluations{times}")
+            said[label] = Predicate(FOLLOW, f"for {least:g} evaluations{aside}")
     return said
 
 
@@ -410,43 +462,51 @@ def of_costs(systems: Systems) -> str:
 # Errors and causes
 
 
-def by_nudge(here: DataFrame) -> dict[str, Predicate]:
-    """How the error of each rule goes with beta, in the worst settled seed, in float32 where there is any."""
+def by_nudge(here: DataFrame, faithful: float) -> dict[str, Predicate]:
+    """How the error of the worst parameter goes with beta for each rule, and what the whole gradient hides of it.
+
+    Rows are settled cells with `error` and `rel_error`, that of the whole gradient. It is the worst seed that counts,
+    in float32 where there is any.
+    """
     said = {}
     for label, rows in _by_rule(here):
         rows = rows[rows["dtype"] == rows["dtype"].min()]
-        error = rows.groupby("beta")["rel_error"].max()
+        error = rows.groupby("beta")["error"].max()
+        whole = float(rows.groupby("beta")["rel_error"].max()[error.idxmin()])
+        hidden = f" (the whole gradient by {number(whole)})" if whole <= faithful < error.min() else ""
         alike = list(error[error <= ALIKE * error.min()].index)
         least, betas = number(float(error.min())), list(error.index)
         if len(alike) == len(error) > 1:
-            said[label] = Predicate("is off", f"by {least} at every {plain('beta')}")
-        elif len(alike) > 1 and alike[0] == betas[0]:
-            said[label] = Predicate("is off", f"by {least} however small {plain('beta')} is")
+            said[label] = Predicate("is off", f"by {least} at every {plain('beta')}{hidden}")
+        elif alike[0] == betas[0] and alike[-1] >= DECADE * alike[0]:
+            said[label] = Predicate("is off", f"by {least} however small {plain('beta')} is{hidden}")
         else:
             end = {betas[0]: " (the smallest)", betas[-1]: " (the largest)"}.get(best := float(error.idxmin()), "")
-            said[label] = Predicate("is best", f"at {equal('beta', [best])}{end}, off by {least}")
+            said[label] = Predicate("is best", f"at {equal('beta', [best])}{end}, off by {least}{hidden}")
     return said
 
 
-def of_nudge(system: str, here: DataFrame) -> str:
+def of_nudge(system: str, here: DataFrame, faithful: float) -> str:
     """The title of a panel of errors against beta."""
     only = f"in {here['dtype'].min()}, " if here["dtype"].nunique() > 1 else ""
-    return f"{system}: {only}{together(by_nudge(here)) or NOTHING}"
+    return f"{system}: {only}{together(by_nudge(here, faithful)) or NOTHING}"
 
 
-def of_nudges(systems: Systems) -> str:
-    """The title of errors against beta: for whom a smaller nudge is no remedy, on which systems."""
+def of_nudges(systems: Systems, faithful: float) -> str:
+    """The title of errors against beta: which rule is faithful in every parameter at some nudge, on which systems."""
     if alone := _alone(systems):
-        return of_nudge(*alone)
+        return of_nudge(*alone, faithful)
     held: dict[str, dict[str, bool]] = {}
     for system, here in systems.items():
-        for label, predicate in by_nudge(here).items():
-            held.setdefault(label, {})[system] = predicate.verb == "is off"
-    return tally(f"keeps an error that no {spoken('beta')} removes", held)
+        for label, rows in _by_rule(here):
+            rows = rows[rows["dtype"] == rows["dtype"].min()]
+            held.setdefault(label, {})[system] = bool(rows.groupby("beta")["error"].max().min() <= faithful)
+    near = f"comes within {100 * faithful:g}{BLANK}% of BPTT in every parameter"
+    return tally(f"{near} at some {spoken('beta')}", held)
 
 
 def of_budget(system: str, bars: DataFrame, knob: str, faithful: float) -> str:
-    """The title of a panel of bars: what each rule errs by along a knob.
+    """The title of a panel of bars: what each rule, called as at its bars, errs by the most often along a knob.
 
     bars: estimator_label, the knob, error, leading (the largest cause), settled (whether all seeds are)
     """
@@ -455,12 +515,14 @@ def of_budget(system: str, bars: DataFrame, knob: str, faithful: float) -> str:
         asked = int((bars["estimator_label"] == label).sum())
         every = f"at every {'settled ' * (len(rows) < asked)}{plain(knob)}"
         long = rows[rows["error"] > faithful].sort_values(knob)
-        causes = [
-            f"{cause} {every if len(of) == len(rows) else _at(list(of[knob]), len(rows), knob)}"
-            for cause, of in long.groupby("leading", sort=False)
-        ]
-        said[label] = Predicate("errs", f"by {listed(causes)}") if causes else Predicate("is faithful", every)
-    return f"{system}: {together(said) or NOTHING}"
+        if long.empty:
+            said[label] = Predicate("is faithful", every)
+            continue
+        of = {cause: list(at[knob]) for cause, at in long.groupby("leading", sort=False)}
+        most = max(of, key=lambda cause: len(of[cause]))
+        where = every if len(long) == len(rows) else _at(list(long[knob]), len(rows), knob)
+        said[label] = Predicate("errs", f"{'mostly ' * (len(of) > 1)}by {most} {where}")
+    return f"{system}: {together(said, str) or NOTHING}"
 
 
 def _at(values: Sequence[float], asked: int, knob: str) -> str:
@@ -499,4 +561,4 @@ def gaps(states: DataFrame) -> str:
 
 def _in_percent(share: float) -> str:
     """A share of any size in percent: two digits, or all before the point."""
-    return f"{100 * share:.2g} %" if share < 1 else f"{100 * share:.0f} %"
+    return f"{100 * share:.2g}{BLANK}%" if share < 1 else f"{100 * share:.0f}{BLANK}%"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -107,11 +107,14 @@ def default_forms(labels: Iterable[str]) -> list[str]:
     return [label for label in ordered if label in default or label.partition(" ")[0] not in default]
 
 
-def together(predicates: Mapping[str, Predicate]) -> str:
-    """A clause for every predicate, of all rules that share it. No verb is said twice in a row. Empty for no rule."""
+def together(predicates: Mapping[str, Predicate], called: Callable[[str], str] = look.words) -> str:
+    """A clause for every predicate, of all rules that share it. No verb is said twice in a row. Empty for no rule.
+
+    `called` is what a rule is called: by its words, or by the name that stands at its bars.
+    """
     groups: dict[Predicate, list[str]] = {}
     for label, predicate in predicates.items():
-        groups.setdefault(predicate, []).append(look.words(label))
+        groups.setdefault(predicate, []).append(called(label))
     clauses, before = [], ""
     for predicate, names in groups.items():
         subject = listed(names) if len(names) <= NAMED else f"{part(len(names), len(predicates))} rules"
@@ -121,17 +124,20 @@ def together(predicates: Mapping[str, Predicate]) -> str:
     return "; ".join(clauses)
 
 
-def tally(claim: str, held: Mapping[str, Mapping[str, bool]], systems: str = "systems") -> str:
+def tally(
+    claim: str, held: Mapping[str, Mapping[str, bool]], systems: str = "systems", others: Iterable[str] = ()
+) -> str:
     """On which systems a claim about a rule holds: rule to system to whether, of systems that say something about it.
 
-    `systems` is what these are called. Rules that are alike share a clause, and the first one says the claim. Empty
-    where there is no rule.
+    `systems` is what these are called, and `others` are named in the same title. Rules that are alike share a clause,
+    and the first one says the claim. Empty where there is no rule.
     """
     labels = [system for on in held.values() for system in on]
-    names = short(labels)
+    names = short([*labels, *others])
+    total = len(set(labels))
     wheres = {
         label: _where(
-            [names[s] for s, yes in held[label].items() if yes], [names[s] for s in held[label]], len(names), systems
+            [names[s] for s, yes in held[label].items() if yes], [names[s] for s in held[label]], total, systems
         )
         for label in default_forms(held)
     }
@@ -150,7 +156,7 @@ def _where(yes: Sequence[str], asked: Sequence[str], total: int, systems: str) -
         return f"on {asked[0]}" if yes else f"not on {asked[0]}"
     tried = "" if len(asked) == total else " that have it"
     if len(asked) == 2 and len(yes) != 1:
-        return f"on {'both' if yes else 'neither of two'} {systems}{tried}"
+        return f"on both {systems}{tried}" if yes else f"on neither {systems.removesuffix('s')}{tried}"
     if len(yes) in (0, len(asked)):
         return f"on {part(len(yes), len(asked))} {systems}{tried}"
     return (

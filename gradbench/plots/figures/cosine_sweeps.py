@@ -17,8 +17,11 @@ import pandas as pd
 from matplotlib.lines import Line2D
 
 from gradbench.plots import hold, look, titles
-from gradbench.plots.scale import FLOOR_WORDS, SPACED, floored, show_cosines
+from gradbench.plots.parameterwise import with_missed
+from gradbench.plots.scale import SPACED, floored, limits_of, show_cosines
+from gradbench.plots.wording import equal
 from gradbench.vocabulary.coordinates import COORDINATES
+from gradbench.vocabulary.notation import METRICS
 from gradbench.vocabulary.status import Status
 
 if TYPE_CHECKING:
@@ -36,7 +39,7 @@ SHOWN = ("cosine", "cosine_mean", "cosine_min", "cosine_attn")
 
 
 @look.themed
-def draw_cosine_sweep(cells: DataFrame, x: str) -> Figure | None:
+def draw_cosine_sweep(cells: DataFrame, params: DataFrame, x: str) -> Figure | None:
     """Cosines against the coordinate x, the others held: a row a system, a marker a seed, lines at the worst."""
     cells = hold.estimates(cells)
     styles = look.styles(cells)
@@ -47,13 +50,14 @@ def draw_cosine_sweep(cells: DataFrame, x: str) -> Figure | None:
     rows = {place: here for place, here in rows.items() if here.dropna(subset=["cosine"])[x].nunique() > 1}
     if not rows:
         return None
+    rows = {place: with_missed(here, params) for place, here in rows.items()}
 
     # a system without attention has no panel for it; the title of a column stands in its first row
     has = {place: [metric for metric in SHOWN if here[metric].notna().any()] for place, here in rows.items()}
     columns = [metric for metric in SHOWN if any(metric in metrics for metrics in has.values())]
     first = {metric: next(place for place, metrics in has.items() if metric in metrics) for metric in columns}
     said = {
-        place: look.row_title(titles.of_sweep(place.system, here, x) if len(rows) > 1 else "", place.point)
+        place: look.row_title(titles.of_sweep(place.system, here, x) if len(rows) > 1 else "", _point(place, here, x))
         for place, here in rows.items()
     }
     heights = [1.75 + 0.35 * (place in first.values()) + look.LINE * len(said[place].split("\n")) for place in rows]
@@ -66,7 +70,11 @@ def draw_cosine_sweep(cells: DataFrame, x: str) -> Figure | None:
         look.head(strip, said[place])
         for ax, metric in zip(strip.subplots(1, len(columns), sharey=True), columns, strict=True):
             if metric not in has[place]:
-                ax.set_visible(False)
+                ax.set_axis_off()
+                absent = f"no {METRICS[metric].words}"
+                ax.text(
+                    0.5, 0.5, absent, transform=ax.transAxes, ha="center", color=look.GREY, size=look.pt(look.VALUE)
+                )
                 continue
             _panel(ax, here, x, metric, styles, width)
             ax.set_title(look.metric(metric) if place == first[metric] else "")
@@ -75,7 +83,9 @@ def draw_cosine_sweep(cells: DataFrame, x: str) -> Figure | None:
             panels.append(ax)
     drawn = pd.concat(rows.values())
     show_cosines(panels, drawn[list(SHOWN)])
-    look.legend(figure, {label: styles[label] for label in drawn["estimator_label"].unique()}, _keys(drawn))
+    named = {label: styles[label] for label in drawn["estimator_label"].unique()}
+    hollow = bool((drawn[drawn["cosine"].notna()]["status"] != Status.SETTLED).any())
+    look.legend(figure, named, _keys(drawn), hollow=hollow)
     look.title(figure, titles.of_sweeps({place.system: here for place, here in rows.items()}, x))
     look.caption(
         figure,
@@ -83,10 +93,18 @@ def draw_cosine_sweep(cells: DataFrame, x: str) -> Figure | None:
             f"Cosine to BPTT against {COORDINATES[x].words}: {len(drawn)} cells, a point a seed,",
             "lines at the worst of the settled seeds.",
             *look.without(drawn[drawn["cosine"].isna()]),
-            f"Shaded: negative. {FLOOR_WORDS.capitalize()}.",
+            *limits_of(drawn[list(SHOWN)]),
         ],
     )
     return figure
+
+
+def _point(place: hold.Place, here: DataFrame, x: str) -> str:
+    """The point at which a row is held, and where it has how many seeds, if these are not the same along x."""
+    seeds = here.groupby(x)["seed"].nunique()
+    at = [(number, list(values.index)) for number, values in seeds.groupby(seeds)]
+    said = [f"{look.count(number, 'seed')} at {equal(x, values)}" for number, values in reversed(at)]
+    return f"{place.point}; {', '.join(said)}" if len(at) > 1 else place.point
 
 
 def _keys(drawn: DataFrame) -> list[Line2D]:
@@ -95,7 +113,7 @@ def _keys(drawn: DataFrame) -> list[Line2D]:
         words = f"below the axis: {', '.join(statuses)}, no cosine".replace("_", " ")
         keys.append(Line2D([], [], color=look.GREY, linestyle="", marker="x", markersize=look.pt(5), label=words))
     if (drawn.groupby("system_label")["dtype"].nunique() > 1).any():
-        keys.append(Line2D([], [], color=look.GREY, linewidth=4, alpha=0.3, label="float64"))
+        keys.append(Line2D([], [], color=look.GREY, linewidth=4, alpha=0.3, label=look.PALE_WIDE))
     return keys
 
 
@@ -127,7 +145,7 @@ def _panel(ax: Axes, here: DataFrame, x: str, metric: str, styles: dict[str, loo
 
 
 def _sweep(x: str, tables: Tables) -> Figure | None:
-    return draw_cosine_sweep(tables.cells, x)
+    return draw_cosine_sweep(tables.cells, tables.params, x)
 
 
 # There is a sweep for every coordinate that titles name. The step size and the batch are held in all figures.

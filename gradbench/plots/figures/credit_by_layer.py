@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from gradbench.plots import hold, look, titles
-from gradbench.plots.scale import FLOOR_WORDS, SPACED, floored, show_cosines
+from gradbench.plots.scale import SPACED, floored, limits_of, show_cosines
 from gradbench.vocabulary.status import Status
 
 if TYPE_CHECKING:
@@ -37,6 +37,9 @@ def draw_credit_by_layer(cells: DataFrame, blocks: DataFrame) -> Figure | None:
     shown = [column for column in CREDITS if any(here[column].notna().any() for here in rows.values())]
     if not shown:
         return None
+    drawn = pd.concat(rows.values())
+    headline = titles.of_credits({place.system: here for place, here in rows.items()}, CREDITS)
+    rows, alike = _different(rows)
     said = {
         place: look.row_title(titles.of_credit(place.system, here, CREDITS) if len(rows) > 1 else "", place.point)
         for place, here in rows.items()
@@ -59,21 +62,39 @@ def draw_credit_by_layer(cells: DataFrame, blocks: DataFrame) -> Figure | None:
                 ax.set_ylabel(f"cosine of the credit\n{SPACED}" if column == has[0] else "")
                 ax.tick_params(labelleft=column == has[0])
                 panels.append(ax)
-    drawn = pd.concat(rows.values())
     show_cosines(panels, drawn[list(CREDITS)])
     named = drawn.dropna(subset=list(CREDITS), how="all")["estimator_label"].unique()
     look.legend(figure, {label: styles[label] for label in named}, [look.followed_key()], hollow=False)
-    look.title(figure, titles.of_credits({place.system: here for place, here in rows.items()}, CREDITS))
+    look.title(figure, headline)
     look.caption(
         figure,
         [
             "Cosine of the state credit with the reference's by layer, settled cells: a point a seed, lines at the",
             "worst. Rules stand side by side. A fixed layer, as a clamped input, does not move and has no credit; no",
             "adjoint has a prediction error.",
-            f"Shaded: negative. {FLOOR_WORDS.capitalize()}.",
+            *([f"Counted and not drawn, as they show what a row above shows: {', '.join(alike)}."] if alike else []),
+            *limits_of(drawn[list(CREDITS)]),
         ],
     )
     return figure
+
+
+def _different(rows: dict[hold.Place, DataFrame]) -> tuple[dict[hold.Place, DataFrame], list[str]]:
+    """The rows that show something else than those before them, and the systems of the others.
+
+    Rows are alike where the same rules miss the same blocks by the same credits.
+    """
+    seen: list[object] = []
+    different, alike = {}, []
+    for place, here in rows.items():
+        said = [titles.by_layer(here, column) for column in CREDITS]
+        told = [{rule: p if p.verb != titles.FOLLOW else titles.FOLLOW for rule, p in of.items()} for of in said]
+        if told in seen:
+            alike.append(place.system)
+        else:
+            different[place] = here
+            seen.append(told)
+    return different, alike
 
 
 def _panel(ax: Axes, here: DataFrame, column: str, styles: dict[str, look.Style]) -> None:

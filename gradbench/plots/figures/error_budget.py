@@ -15,9 +15,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from gradbench.plots import hold, look, titles
+from gradbench.plots.parameterwise import WORST, with_worst
 from gradbench.vocabulary.cause import CAUSES, Cause, column
 from gradbench.vocabulary.coordinates import COORDINATES
-from gradbench.vocabulary.reason import REFERENCE
 from gradbench.vocabulary.status import Status
 
 if TYPE_CHECKING:
@@ -86,16 +86,21 @@ PART = "part: {}"  # the column that holds the share of a cause in the error of 
 @look.themed
 def draw_error_budget(cells: DataFrame, params: DataFrame, budget: DataFrame, faithful: float) -> Figure | None:
     """A bar for each rule and value: its height is the error, its parts are proportional to the steps of the ladder."""
-    shown, left_out = hold.main_forms(hold.estimates(cells))
-    shown = _with_parts(shown[~shown["status"].isin(WITHOUT)], params, budget, faithful)
+    cells = hold.estimates(cells)
+    main, left_out = hold.main_forms(cells)
+    shown = _with_parts(main[~main["status"].isin(WITHOUT)], params, budget, faithful)
     panels: dict[str, list[Panel]] = {}
     for knob in KNOBS:
-        for place, here in hold.by_system(shown, free=(knob,)).items():
-            here = here[here[knob].notna()]
+        # the point is that of all cells and forms, as in the figures of cosines
+        for place, held in hold.by_system(cells[cells[knob].notna()], free=(knob,)).items():
+            here = shown[shown["cell"].isin(held["cell"])]
             if here[knob].nunique() > 1 and here["cause"].notna().any():
                 panels.setdefault(place.system, []).append((knob, place, here, _bars(here, knob)))
     if not panels:
         return None
+    panels = _with_evidence(panels)
+    settled = set(cells[cells["status"] == Status.SETTLED]["system_label"])
+    silent = sorted(set(cells["system_label"]) - settled - panels.keys())
     counts = [bars.groupby(knob).size() for p in panels.values() for knob, _, _, bars in p]
     across = min(_across(counts), len(counts))
     lines = _packed(panels, across)
@@ -109,7 +114,7 @@ def draw_error_budget(cells: DataFrame, params: DataFrame, budget: DataFrame, fa
         for ax, panel in zip(axs, line, strict=False):
             seen |= _panel(ax, panel, across)
             ax.set_title(_said(panel, faithful, across), loc="left", fontsize=look.pt(look.VALUE))
-            ax.set_ylabel("worst parameter's error\n" r"$\max_p\ |\hat g_p-g_p|/|g_p|$" if ax is axs[0] else "")
+            ax.set_ylabel(WORST if ax is axs[0] else "")
             ax.tick_params(labelleft=ax is axs[0])
     every = pd.concat([bars for of in panels.values() for _, _, _, bars in of])
     _legend(figure, seen, faithful, set(every["estimator_label"]))
@@ -118,11 +123,10 @@ def draw_error_budget(cells: DataFrame, params: DataFrame, budget: DataFrame, fa
         figure,
         [
             "The error of the parameter that a rule gets most wrong, of its reference's norm, in the worst seed.",
-            "Parts are its causes. Each is the size of one step of the ladder, which goes from BPTT to the rule; these",
-            "sizes need not add up to the error, and are scaled so that they fill the bar.",
-            f"A bar longer than {TOP:g} is cut",
-            "there, and its error stands above it; ∞: not finite. Hollow: some seeds are not settled, so that the bar",
-            "is no evidence. No bar: no cell, or one that diverged or collapsed.",
+            "A part is the size of one step of the ladder, which goes from BPTT to the rule; the sizes of all steps",
+            f"need not add up to the error. A bar longer than {TOP:g} is cut there, and its error stands above it; ∞:",
+            "not finite. No bar: no cell, or one that diverged or collapsed.",
+            *([f"Not drawn, as nothing is settled there: {', '.join(silent)}."] if silent else []),
             *left_out,
         ],
     )
@@ -131,10 +135,7 @@ def draw_error_budget(cells: DataFrame, params: DataFrame, budget: DataFrame, fa
 
 def _with_parts(cells: DataFrame, params: DataFrame, budget: DataFrame, faithful: float) -> DataFrame:
     """The cells with the error of their worst parameter, and a column for every cause: its share of that error."""
-    compared = params[~params["reason"].fillna("").str.startswith(REFERENCE)]
-    compared = compared.assign(error=compared["rel_error"].astype(float).fillna(np.inf))
-    worst = compared.sort_values("error", kind="stable").drop_duplicates("cell", keep="last")
-    cells = cells.merge(worst[["cell", "param", "error"]], on="cell", how="left")
+    cells = with_worst(cells, params)
     cells = cells[cells["error"].notna() | cells["cause"].notna()].fillna({"error": np.inf}).reset_index(drop=True)
     steps = cells[["cell", "param"]].merge(budget, on=["cell", "param"], how="left")[list(COLOURS)].astype(float)
     total = steps.sum(axis=1)
@@ -145,6 +146,12 @@ def _with_parts(cells: DataFrame, params: DataFrame, budget: DataFrame, faithful
     whole = cells["cause"].map(column, na_action="ignore").fillna(causeless).mask(divided)
     shares = pd.DataFrame({name: shares.get(name, 0.0) + (whole == name) for name in FACES})
     return pd.concat([cells, shares.rename(columns=PART.format)], axis=1)
+
+
+def _with_evidence(panels: dict[str, list[Panel]]) -> dict[str, list[Panel]]:
+    """The panels with a settled bar; all where none has one."""
+    some = {system: [p for p in of if p[3]["settled"].any()] for system, of in panels.items()}
+    return {system: of for system, of in some.items() if of} or panels
 
 
 def _across(bars: list[Series]) -> int:
@@ -280,6 +287,8 @@ def _legend(figure: Figure, seen: set[str], faithful: float, labels: set[str]) -
         words = "hollow: some seeds not settled, no evidence"
         handles.append(Patch(**_fill(HOLLOW, settled=False), label=words))
     named = [label for label in look.in_order(labels) if look.words(label) != label and " " not in label]
+    if seen & COLOURS.keys():
+        handles.append(Line2D([], [], linestyle="", label="parts: causes, scaled to fill the bar"))
     handles += [Line2D([], [], linestyle="", label=f"{label}: {look.words(label)}") for label in named]
     look.strip(figure, handles, 5)
 

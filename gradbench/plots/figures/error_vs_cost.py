@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from gradbench.estimators.base import Count
 from gradbench.estimators.reference import REFERENCE
 from gradbench.plots import hold, look, titles
+from gradbench.plots.wording import default_forms
 from gradbench.vocabulary.coordinates import COORDINATES
 from gradbench.vocabulary.notation import METRICS
 from gradbench.vocabulary.status import Status
@@ -45,6 +47,7 @@ def draw_error_vs_cost(cells: DataFrame) -> Figure | None:
     styles = look.styles(cells)
     drawn = {label for here in systems.values() for label in here["estimator_label"]}
     styles = {label: style for label, style in styles.items() if label in drawn}
+    main = set(default_forms(drawn))
     for ax, (place, here) in zip(axes, systems.items(), strict=False):
         for label, style in styles.items():
             rows = here[here["estimator_label"] == label]
@@ -53,10 +56,10 @@ def draw_error_vs_cost(cells: DataFrame) -> Figure | None:
             look.points(ax, rows[~settled], "cost", "error", style)
             look.points(ax, rows[settled].drop(front.index), "cost", "error", style, alpha=PALE)
             look.points(ax, front, "cost", "error", style)
-            if len(front):
+            if len(front) and label in main:
                 line = {"color": style.colour, "linestyle": style.line}
                 ax.step(front["cost"], front["error"], where="post", linewidth=1.5, **line)
-        look.followed(ax, cosine=False)
+        look.followed(ax, 1 - look.FOLLOWS)
         _mark_reference(ax, here)
         said = titles.of_cost(place.system, here) if len(systems) > 1 else ""
         look.panel_title(ax, said, place.point, (look.room(figure) - 60) / columns - 10)
@@ -69,10 +72,14 @@ def draw_error_vs_cost(cells: DataFrame) -> Figure | None:
         ax.set_visible(i < len(systems))
     pale = Line2D([], [], color=look.GREY, linestyle="", marker="o", markersize=look.pt(5), alpha=PALE)
     pale.set_label("pale: a cheaper setting is as good")
-    keys = [look.followed_key(), pale]
+    stairs = Line2D(
+        [], [], color=look.GREY, linewidth=1.5, label="line: no cheaper setting of the default form is better"
+    )
+    keys = [look.followed_key(), stairs, pale]
     if any(here["reference_cost"].notna().any() for here in systems.values()):
         keys.append(Line2D([], [], color="black", linestyle="", marker="^", markersize=look.pt(5), label="BPTT itself"))
-    look.legend(figure, styles, keys)
+    every = pd.concat(systems.values())
+    look.legend(figure, styles, keys, lined=main, hollow=bool((every["status"] != Status.SETTLED).any()))
     look.title(figure, titles.of_costs({place.system: here for place, here in systems.items()}))
     look.caption(
         figure,

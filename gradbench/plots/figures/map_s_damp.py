@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 import seaborn as sns
 from matplotlib.colors import ListedColormap
 from matplotlib.patches import Rectangle
 
 from gradbench.plots import hold, look, titles
-from gradbench.plots.scale import SPACED, nines, tick, written
+from gradbench.plots.scale import COLOURS, SPACED, TOP, nines, tick, written
 from gradbench.vocabulary.coordinates import COORDINATES
 from gradbench.vocabulary.status import Status
 
@@ -24,16 +25,16 @@ if TYPE_CHECKING:
     from gradbench.plots.sources import Tables
 
 ACROSS = 3  # panels in a line
-TOP = 4  # nines; all cosines from 0.9999 on have one colour
 ORDER = list(Status)  # worst first
 # Colours are pale, so that the words stand out. Cold colours are evidence, warm ones are none.
-COLOURS = {
+STATUSES = {
     Status.SETTLED: "#CFE3F1",
     Status.UNSTABLE: "#F6E8B1",
     Status.UNSETTLED: "#F9DDB1",
     Status.COLLAPSED: "#E3D3E4",
 }
 OTHER = "#F2C4B3"
+NUMBERED = "A number in grey on a hatch says nothing of the rule."
 SHORT = {Status.NUDGE_DIVERGED: "nudge\ndiverged"}
 
 
@@ -70,13 +71,17 @@ def draw_map_s_damp(cells: DataFrame) -> Figure | None:
         bar.set_ticks(range(TOP + 1), labels=[f"≤ {tick(0)}", *map(tick, range(1, TOP)), f"≥ {tick(TOP)}"])
         bar.set_label(f"{look.metric('cosine_min')}\n{SPACED}")
         bar.outline.set_visible(False)
+        bar.ax.axhline(nines(look.FOLLOWS), color="white", linewidth=2)
     look.title(figure, titles.of_maps({place.system: here for place, here in rows.items()}, ("s", "damp")))
-    count = sum(map(len, rows.values()))
+    drawn = pd.concat(rows.values())
+    idle, some = drawn["status"] != Status.SETTLED, drawn["cosine_min"].notna()
     look.caption(
         figure,
         [
-            f"Status and smallest cosine over parameters: {count} cells, both of the worst seed.",
-            "Hatched, in grey: not settled, so the number says nothing about the estimator. Dash: no cosine.",
+            f"Status and smallest cosine over parameters: {len(drawn)} cells, both of the worst seed.",
+            f"Light colours follow BPTT in direction, from {look.FOLLOWS:g} on. Hatched: not settled.",
+            *([NUMBERED] if (idle & some).any() else []),
+            *(["Dash: no cosine."] if (~some).any() else []),
             *left_out,
         ],
     )
@@ -106,7 +111,7 @@ def _frame(ax: Axes, title: str) -> None:
 def _statuses(ax: Axes, here: DataFrame) -> None:
     table = here.pivot_table(index="s", columns="damp", values="status", aggfunc=_worst).sort_index(ascending=False)
     words = table.map(lambda i: "" if np.isnan(i) else SHORT.get(ORDER[int(i)], ORDER[int(i)].value))
-    palette = ListedColormap([COLOURS.get(status, OTHER) for status in ORDER])
+    palette = ListedColormap([STATUSES.get(status, OTHER) for status in ORDER])
     sns.heatmap(
         table.astype(float),
         annot=words,
@@ -138,7 +143,7 @@ def _cosines(ax: Axes, here: DataFrame, label: str) -> None:
         mask=~settled,
         annot=cosine.map(written),
         fmt="",
-        cmap="viridis",
+        cmap=COLOURS,
         vmin=0,
         vmax=TOP,
         cbar=False,

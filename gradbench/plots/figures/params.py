@@ -10,7 +10,7 @@ import seaborn as sns
 from matplotlib.patches import Patch
 
 from gradbench.plots import hold, look, titles
-from gradbench.plots.scale import FLOOR_WORDS, SPACED, floored, show_cosines
+from gradbench.plots.scale import SPACED, floored, limits_of, show_cosines
 from gradbench.plots.wording import percent
 from gradbench.vocabulary.status import Status
 
@@ -68,8 +68,8 @@ def draw_params(cells: DataFrame, params: DataFrame) -> Figure | None:
         ax.set_xticks(ax.get_xticks(), names, rotation=90 if place in upright else 0)
         ax.set_xlim(-0.5, slots - 0.5)
         ax.set_title(said[place], loc="left", weight="bold", size=look.pt(look.ROW))
-    values = [here[name].to_numpy(float) for here in rows.values() for name in ("cosine", "cosine_whole")]
-    show_cosines(list(axes), np.concatenate(values))
+    values = np.concatenate([here[n].to_numpy(float) for here in rows.values() for n in ("cosine", "cosine_whole")])
+    show_cosines(list(axes), values)
     handles: list[Patch | Line2D] = [
         Patch(
             facecolor=style.colour,
@@ -88,11 +88,12 @@ def draw_params(cells: DataFrame, params: DataFrame) -> Figure | None:
         figure,
         [
             "Cosine to BPTT by parameter, settled cells only: bars at the worst seed with a cosine, whiskers up",
-            f"to the best; on the left the whole gradient. Shaded: a parameter that holds over {titles.DOMINATES:.0%}",
+            f"to the best; on the left the whole gradient. Yellow: a parameter that holds over {titles.DOMINATES:.0%}",
             "of the squared norm of the reference.",
             *([f"Nothing settled there: {', '.join(unsettled)}."] if unsettled else []),
             "Undefined in every seed: the reference is zero, not finite or below the floor of liveness, or the",
-            f"estimate is not finite. An estimate of zero has cosine 0. {FLOOR_WORDS.capitalize()}.",
+            "estimate is not finite. An estimate of zero has cosine 0.",
+            *limits_of(values),
             *left_out,
         ],
     )

@@ -8,8 +8,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from gradbench.plots import hold, look, titles
-from gradbench.plots.scale import FLOOR_WORDS, SPACED, floored, show_cosines
+from gradbench.plots.scale import SPACED, floored, limits_of, show_cosines
 from gradbench.vocabulary.notation import METRICS
+from gradbench.vocabulary.status import Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from gradbench.plots.sources import Tables
 
 NO_EVIDENCE = "#F9EBD9"  # behind cells that are not settled
+COLLAPSED = "The residual is a share of |s|, so that a state that shrinks to 0 (collapsed) stands right of the line."
 EXACT = 1e-12  # smaller residuals are drawn here; float64 reaches 1e-18, and a step in float32 may be exactly zero
 
 
@@ -27,6 +29,8 @@ EXACT = 1e-12  # smaller residuals are drawn here; float64 reaches 1e-18, and a 
 def draw_residual_vs_cosine(cells: DataFrame, threshold: float) -> Figure | None:
     """Right of the line the free phase has not settled, so that a cosine there compares with a transient."""
     cells = hold.estimates(cells)
+    styles = look.styles(cells)
+    cells = hold.deepest(cells)
     absent = cells["cosine_min"].isna() | cells["residual"].isna()
     shown = cells[~absent]
     if shown.empty:
@@ -36,7 +40,7 @@ def draw_residual_vs_cosine(cells: DataFrame, threshold: float) -> Figure | None
     columns = min(3, len(systems))
     figure = look.figure(1.0 + 2.7 * -(-len(systems) // columns), wide=columns > 1)
     axes = figure.subplots(-(-len(systems) // columns), columns, sharex=True, sharey=True, squeeze=False).ravel()
-    styles = {label: s for label, s in look.styles(cells).items() if label in set(shown["estimator_label"])}
+    styles = {label: style for label, style in styles.items() if label in set(shown["estimator_label"])}
     for ax, (system, rows) in zip(axes, systems.items(), strict=False):
         for label, style in styles.items():
             look.points(ax, rows[rows["estimator_label"] == label], "residual", "cosine_min", style, alpha=0.7)
@@ -54,9 +58,7 @@ def draw_residual_vs_cosine(cells: DataFrame, threshold: float) -> Figure | None
             ylabel=f"{look.metric('cosine_min')}\n{SPACED}",
         )
     for i, ax in enumerate(axes):
-        below = i + columns < len(systems)
         ax.tick_params(labelbottom=True)
-        ax.set_xlabel("" if below else ax.get_xlabel())
         ax.set_ylabel("" if i % columns else ax.get_ylabel())
         ax.set_visible(i < len(systems))
     show_cosines(list(axes[: len(systems)]), shown["cosine_min"])
@@ -67,16 +69,17 @@ def draw_residual_vs_cosine(cells: DataFrame, threshold: float) -> Figure | None
         ax.axvspan(threshold, right, color=NO_EVIDENCE, zorder=0, linewidth=0)
     line = Line2D([], [], color=look.GREY, linestyle="--", linewidth=1, label=f"settled up to {threshold:g}")
     shade = Patch(facecolor=NO_EVIDENCE, edgecolor=look.GREY, linewidth=0.6, label="right of it: no evidence")
-    look.legend(figure, styles, [line, shade, look.followed_key("each cell")], lines=False)
+    look.legend(figure, styles, [line, shade, look.followed_key("each cell")], lined=())
     look.title(figure, titles.of_residuals(cells))
     look.caption(
         figure,
         [
-            f"Smallest cosine against free residual: {len(shown)} cells at every coordinate and dtype, short",
-            "second phases and large nudges included.",
+            f"Smallest cosine against free residual: {len(shown)} cells, each s and damping at its deepest T2 and the",
+            f"nudge nearest {hold.USUAL_BETA}, any T1: a small cosine left of the line is the fault of the rule.",
+            *([COLLAPSED] if (shown["status"] == Status.COLLAPSED).any() else []),
             *look.without(cells[absent]),
-            "Shaded: negative.",
-            f"Residuals below {EXACT:g} and {FLOOR_WORDS}.",
+            f"Residuals below {EXACT:g} are drawn there.",
+            *limits_of(shown["cosine_min"]),
         ],
     )
     return figure

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import seaborn as sns
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
 from gradbench.estimators.base import Count, Role
 from gradbench.planning import registry
 from gradbench.plots import hold, look, titles
-from gradbench.plots.scale import floored, nines, written
+from gradbench.plots.scale import COLOURS, TOP, floored, nines, written
 from gradbench.plots.wording import short
 from gradbench.vocabulary.coordinates import COORDINATES
 from gradbench.vocabulary.status import Status
@@ -27,9 +28,13 @@ if TYPE_CHECKING:
     from gradbench.plots.sources import Tables
 
 LEAST = 3  # rules: of fewer, other figures tell more
-TOP = 4  # nines; all cosines from 0.9999 on have one colour
+NUMBER, WORDS = 8, 6.8  # points of the letters in a field
 ROW, HEAD = 0.46, 0.9  # inches of a row, and of the names of the systems
 SETTING = tuple(name for name in COORDINATES if name != "seed")
+LEGEND = (  # places on the colours, and what they mean
+    (0.8, f"light: follows BPTT in direction (cosine {look.FOLLOWS:g} or more); cost in evaluations of the force"),
+    (0.1, "dark: misses, and why"),
+)
 DASH = "-"  # the rule does not apply
 NOTHING = ("0.96", "////", "0.8")  # face, hatch and its colour of a field without evidence
 
@@ -38,7 +43,7 @@ class Field(NamedTuple):
     """What a rule comes to on a system, at the setting with the largest cosine of the worst parameter and seed."""
 
     cosine: float  # NaN: there is no settled setting with a cosine
-    words: str  # below the number: what an estimate costs and what breaks the rule, or why there is no number
+    words: str  # below the number: what it costs to follow BPTT or what breaks the rule, or why there is no number
 
 
 @look.themed
@@ -53,7 +58,7 @@ def draw_rules_by_system(cells: DataFrame) -> Figure | None:
         label: {system: _field(rows[rows["estimator_label"] == label]) for system, rows in systems.items()}
         for label in labels
     }
-    order = sorted(labels, key=lambda label: -_follows_on(fields[label]))
+    order = sorted(labels, key=lambda label: _follows_on(fields[label]), reverse=True)
     figure = look.figure(HEAD + ROW * len(order))
     ax = figure.subplots()
     _draw(ax, [[fields[label][system] for system in systems] for label in order])
@@ -66,20 +71,24 @@ def draw_rules_by_system(cells: DataFrame) -> Figure | None:
     ax.set_yticks(np.arange(len(order)) + 0.5, [look.called(label) for label in order], rotation=0)
     face, hatch, edge = NOTHING
     silent = Patch(facecolor=face, edgecolor=edge, hatch=hatch, label="nothing is settled: no evidence")
-    price = Patch(
-        facecolor="none", edgecolor="none", label=f"from N: evaluations of the cheapest setting at {look.FOLLOWS:g}"
-    )
-    look.strip(figure, [silent, price], 2)
+    every = [field for of in fields.values() for field in of.values()]
+    keys: list[Patch | Line2D] = [Patch(facecolor=COLOURS(shade), label=words) for shade, words in LEGEND]
+    if any(f and math.isnan(f.cosine) and f.words != DASH for f in every):
+        keys.append(silent)
+    absent = ["empty: not run"] * (None in every)
+    absent += [f"{DASH} : does not apply"] * any(f and f.words == DASH for f in every)
+    keys += [Line2D([], [], linestyle="", label=words) for words in absent]
+    look.strip(figure, keys, 5)
     look.title(figure, titles.of_matrix({label: _held(fields[label]) for label in order}, [told[s] for s in systems]))
     look.caption(
         figure,
         [
             "Smallest cosine over parameters in the worst seed, at the setting of the rule at which it is largest, of",
-            "settings that are settled in every seed. Below it the evaluations of the force (free phase included; a",
-            f"product with the Jacobian counts as {Count(jvp=1).work}) of the cheapest setting that follows BPTT, that",
-            f"is from {look.FOLLOWS:g} on. Of a rule that misses BPTT everywhere, those of the setting shown, and the",
-            "cause of its errors at the largest T2. A dash: the rule does not apply to the system. Colours are spaced",
-            "by log(1 - cos), the same from 0.9999 on.",
+            "settings that are settled in every seed; s and damping belong to the setting. Below it: what the",
+            "cheapest setting that follows BPTT costs, in evaluations of the force, free phase included, where a",
+            f"product with the Jacobian counts as {Count(jvp=1).work}; of a rule that misses BPTT at every setting,",
+            "the cause of its errors at the largest T2. Colours are spaced by log(1 - cos), the same from",
+            "0.9999 on.",
         ],
     )
     return figure
@@ -99,13 +108,13 @@ def _field(rows: DataFrame) -> Field | None:
     ]
     if not settings:
         return Field(math.nan, str(measured["status"].mode().iloc[0]))
-    cosine, cost, _ = max(settings, key=lambda s: (s[0], -s[1]))
+    cosine = max(cosine for cosine, *_ in settings)
     if cosine >= look.FOLLOWS:
-        return Field(cosine, f"from {min(cost for c, cost, _ in settings if c >= look.FOLLOWS):,.0f}")
+        return Field(cosine, f"costs {min(cost for c, cost, _ in settings if c >= look.FOLLOWS):,.0f}")
     # a short second phase hides what is left of a long one
     deepest = max((setting for *_, setting in settings), key=lambda setting: setting["T2"].fillna(0).max())
     causes = deepest["cause"].dropna()
-    return Field(cosine, f"{cost:,.0f}" + (f"\n{causes.mode().iloc[0]}" if len(causes) else ""))
+    return Field(cosine, str(causes.mode().iloc[0]) if len(causes) else "")
 
 
 def _cost(setting: DataFrame) -> float:
@@ -114,10 +123,10 @@ def _cost(setting: DataFrame) -> float:
     return float(Count(*counts).work)
 
 
-def _follows_on(fields: dict[str, Field | None]) -> float:
-    """For the order of the rows: the systems on which a rule follows BPTT, of those on which it has a number."""
+def _follows_on(fields: dict[str, Field | None]) -> tuple[int, float]:
+    """For the order of the rows: on how many systems a rule follows BPTT, and on which share of those with a number."""
     held = _held(fields)
-    return sum(held.values()) / len(held) if held else -1.0
+    return sum(held.values()), sum(held.values()) / max(1, len(held))
 
 
 def _held(fields: dict[str, Field | None]) -> dict[str, bool]:
@@ -127,23 +136,20 @@ def _held(fields: dict[str, Field | None]) -> dict[str, bool]:
 
 def _draw(ax: Axes, fields: list[list[Field | None]]) -> None:
     shade = np.array([[float(nines(max(f.cosine, 0))) if f else math.nan for f in row] for row in fields])
-    sns.heatmap(
-        shade, ax=ax, cmap="Blues", vmin=-1, vmax=TOP + 1.5, cbar=False, linewidths=1, linecolor="white",
-        mask=np.isnan(shade),
-    )  # fmt: skip
+    lines = {"linewidths": 1, "linecolor": "white"}
+    sns.heatmap(shade, ax=ax, cmap=COLOURS, vmin=0, vmax=TOP, cbar=False, mask=np.isnan(shade), **lines)
     for y, row in enumerate(fields):
         for x, field in enumerate(row):
             if field is None:
                 continue
-            missed = field.cosine < look.FOLLOWS
-            ink = "white" if shade[y, x] >= 3 else "#8C2D04" if missed else "black"
+            ink = "white" if field.cosine < look.FOLLOWS else "black"  # misses are dark
             if math.isnan(field.cosine) and field.words != DASH:
                 face, hatch, edge = NOTHING
                 ax.add_patch(Rectangle((x, y), 1, 1, facecolor=face, edgecolor=edge, hatch=hatch, linewidth=0))
             number = "" if math.isnan(field.cosine) else written(field.cosine)
-            ax.text(x + 0.5, y + 0.3, number, size=look.pt(7.5), color=ink, ha="center", va="center")
+            ax.text(x + 0.5, y + 0.3, number, size=look.pt(NUMBER), color=ink, ha="center", va="center")
             below = 0.5 if math.isnan(field.cosine) else 0.68
-            ax.text(x + 0.5, y + below, field.words, size=look.pt(5.5), color=ink, ha="center", va="center")
+            ax.text(x + 0.5, y + below, field.words, size=look.pt(WORDS), color=ink, ha="center", va="center")
     ax.tick_params(left=False, bottom=False, top=False, labelbottom=False, labeltop=True)
     ax.grid(visible=False)
 
