@@ -75,7 +75,7 @@ def draw_residual_vs_cosine(cells: DataFrame, threshold: float) -> Figure | None
         figure,
         [
             f"Smallest cosine against free residual: {len(shown)} cells, each s and damping at its deepest T2 and the",
-            f"nudge nearest {hold.USUAL_BETA}, any T1: a small cosine left of the line is the fault of the rule.",
+            f"nudge nearest {hold.USUAL_BETA}, any T1: a cosine is not small for a short second phase.",
             *([COLLAPSED] if (shown["status"] == Status.COLLAPSED).any() else []),
             *look.without(cells[absent]),
             f"Residuals below {EXACT:g} are drawn there.",
