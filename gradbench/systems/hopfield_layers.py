@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from gradbench.data import datasets
 from gradbench.data.streams import uniform
 from gradbench.systems.base import BACK, DIRECT, ClosedForms, Data, LayeredWeights, Params, Saved
-from gradbench.systems.classifier import AbstractClassifier
+from gradbench.systems.labelled import AbstractPixels
 from gradbench.vocabulary.coordinates import Knobs
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _SLOPES: Mapping[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tenso
 
 
 @dataclass(frozen=True)
-class AbstractHopfield(ClosedForms, LayeredWeights, AbstractClassifier):
+class AbstractHopfield(ClosedForms, LayeredWeights, AbstractPixels):
     """F_k = -(1 + c) s_k + rho'(s_k) (sigma (W_k r_{k-1} + V_{k+1}^T r_{k+1}) + b_k), C = 1/2 |s_{L+1} - one-hot|^2."""
 
     real_only: ClassVar[str | None] = None

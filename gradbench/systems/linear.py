@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
@@ -10,18 +10,17 @@ from gradbench.data import datasets
 from gradbench.data.streams import normal
 from gradbench.errors import UserError
 from gradbench.systems.base import POSITIVE, SPREAD, AbstractDrivenSystem, ClosedForms, Data, Params, Saved
+from gradbench.systems.labelled import AbstractPixels
 from gradbench.vocabulary.coordinates import Knobs
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Generator, Tensor
 
-    from gradbench.data.streams import Streams
-
 
 @final
 @dataclass(frozen=True)
-class Linear(ClosedForms, AbstractDrivenSystem):
+class Linear(AbstractPixels, ClosedForms, AbstractDrivenSystem):
     """Linear system with a chosen spectrum and a quadratic cost: every rule has a closed form, beta included.
 
     F = W s + h + B x,   C = 1/2 |P s - y|^2,   x an image, y the one-hot vector of its label
@@ -34,7 +33,6 @@ class Linear(ClosedForms, AbstractDrivenSystem):
     name: ClassVar[str] = "linear"
     source: ClassVar[str] = "linear algebra"
     uses: ClassVar[frozenset[str]] = frozenset({"T1"})
-    per_example: ClassVar[frozenset[str]] = frozenset({"x", "label"})
     defaults: ClassVar[Mapping[str, float]] = {"T1": 200, "T2": 60, "beta": 0.02, "eps": 0.2, "batch": 16}
 
     n: int = 128  # coordinates of the state
@@ -42,22 +40,10 @@ class Linear(ClosedForms, AbstractDrivenSystem):
     fastest: float = field(default=2.0, metadata=POSITIVE)  # largest decay rate
     asymmetry: float = field(default=0.5, metadata=SPREAD)  # a: |Im| / |Re| of every eigenvalue
     nonnormality: float = field(default=0.0, metadata=SPREAD)  # spread of what is above the blocks of T
-    d_in: int = 784  # pixels of an image with all its colours
-    classes: int = datasets.CLASSES
-    dataset: str = "fashion_mnist_sample"
 
     def __post_init__(self) -> None:
         if self.fastest < self.slowest:
             raise UserError(f"{self.name}: fastest = {self.fastest:g} is below slowest = {self.slowest:g}")
-
-    def check(self, batch: int, given: Collection[str] = ()) -> None:
-        if "x" in given:
-            if "label" not in given:
-                raise UserError(f"data of {self.name}: x comes with the label of every example")
-            return
-        datasets.check(self.dataset, *datasets.sides(self.d_in, self.name), batch)
-        if self.classes < datasets.CLASSES:
-            raise UserError(f"{self.name}: classes = {self.classes}, and the images have {datasets.CLASSES}")
 
     @property
     def layout(self) -> dict[str, tuple[int, ...]]:
@@ -66,13 +52,6 @@ class Linear(ClosedForms, AbstractDrivenSystem):
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {"W": (self.n, self.n), "h": (self.n,), "B": (self.n, self.d_in), "P": (self.classes, self.n)}
-
-    def data_shapes(self, batch: int) -> dict[str, tuple[int, ...]]:
-        return {"x": (batch, self.d_in), "label": (batch,)}
-
-    @property
-    def categories(self) -> dict[str, int]:
-        return {"label": self.classes}
 
     @classmethod
     def sizes(cls, params: Params, given: Data) -> dict[str, Any]:
@@ -93,12 +72,6 @@ class Linear(ClosedForms, AbstractDrivenSystem):
         Q = torch.linalg.qr(normal(rng, (n, n)))[0]
         others = {name: normal(rng, shape, shape[-1] ** -0.5) for name, shape in self.shapes.items() if name != "W"}
         return {"W": Q @ T @ Q.mT, **others}
-
-    def sample(self, streams: Streams, batch: int) -> Data:
-        if self.dataset == datasets.GIVEN:
-            return {}
-        images, label = datasets.labelled(self.dataset, *datasets.sides(self.d_in, self.name), batch, streams["data"])
-        return {"x": images.flatten(1), "label": label}
 
     def init_state(self, theta: Params, x: Data) -> Float[Tensor, "b n"]:
         return x["x"].new_zeros((*x["x"].shape[:-1], self.n))

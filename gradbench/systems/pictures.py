@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from gradbench.data import datasets
 from gradbench.errors import UserError
 from gradbench.systems.base import AbstractSystem, Data, Params
+from gradbench.systems.labelled import AbstractLabelled
 from gradbench.systems.tokens import patches
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
-
-    from gradbench.data.streams import Streams
 
 
 @dataclass(frozen=True)
@@ -90,43 +89,25 @@ class AbstractPatches(AbstractPictures):
 
 
 @dataclass(frozen=True)
-class AbstractClassifier(AbstractPictures):
+class AbstractClassifier(AbstractLabelled, AbstractPictures):
     """The end state gives the label of its image: `logits` are V r + c, a linear head on the features r of the state.
 
     C = cross-entropy of the logits, or 1/2 |logits - onehot(label)|^2. V and c are parameters of the cost alone.
     """
 
-    per_example: ClassVar[frozenset[str]] = frozenset({"x", "label"})
-
-    classes: int = 10
     loss: Literal["cross_entropy", "squared_error"] = "cross_entropy"
 
-    def check(self, batch: int, given: Collection[str] = ()) -> None:
-        if "x" in given and "label" not in given:
-            raise UserError(f"data of {self.name}: x comes with the label of every example")
-        super().check(batch, given)
-        if "x" not in given and self.classes < datasets.CLASSES:
-            raise UserError(
-                f"{self.name}: classes = {self.classes}, and dataset {self.dataset!r} has {datasets.CLASSES} classes"
-            )
+    @property
+    def image(self) -> tuple[int, int]:
+        return self.ch, self.img
 
     def data_shapes(self, batch: int) -> dict[str, tuple[int, ...]]:
         return {"x": (batch, self.ch, self.img, self.img), "label": (batch,)}
-
-    @property
-    def categories(self) -> dict[str, int]:
-        return {"label": self.classes}
 
     @classmethod
     def sizes(cls, params: Params, given: Data) -> dict[str, int | str]:
         options = super().sizes(params, given)
         return options | ({"classes": params["c"].shape[0]} if "c" in params else {})
-
-    def sample(self, streams: Streams, batch: int) -> Data:
-        if self.dataset == datasets.GIVEN:
-            return {}
-        x, label = datasets.labelled(self.dataset, self.ch, self.img, batch, streams["data"])
-        return {"x": x, "label": label}
 
     def features(self, theta: Params, s: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b K"]:
         """r, what the head reads: the state, where a system says nothing else."""

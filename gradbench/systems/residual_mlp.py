@@ -12,7 +12,7 @@ from gradbench.data import datasets
 from gradbench.data.streams import normal, uniform
 from gradbench.systems.activations import ACTIVATIONS
 from gradbench.systems.base import BACK, DIRECT, AbstractForwardSystem, Data, LayeredWeights, Params
-from gradbench.systems.classifier import AbstractClassifier
+from gradbench.systems.labelled import AbstractPixels
 from gradbench.systems.tokens import layer_norm, layer_norm_jvp, layer_norm_saved
 from gradbench.vocabulary.coordinates import Knobs
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @final
 @dataclass(frozen=True)
-class ResidualMlp(AbstractClassifier, LayeredWeights, AbstractForwardSystem):
+class ResidualMlp(AbstractPixels, LayeredWeights, AbstractForwardSystem):
     """Residual MLP as an energy of prediction errors: its free state is the forward pass, its reference backprop.
 
     E = 1/2 sum_l |h_{l+1} - h_l - F_l(h_l)|^2,   F_l(h) = fc2_l(act(fc1_l(LN_l(h)))),   h_0 = embed(x) clamped
