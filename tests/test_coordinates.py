@@ -95,7 +95,7 @@ for arguments in (
 ):
     assert not app(arguments, standalone_mode=False), arguments
 assert (run.folder / "plots" / "cosine_vs_gain.png").exists()
-assert "(gain and T1 vary)" in run.report().read_text()
+assert "gain and T1 vary between the places" in run.report().read_text()
 try:
     gb.measure("gained", "ep", gain=-1.0)
 except gb.errors.UserError as error:
