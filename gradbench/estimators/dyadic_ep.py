@@ -41,7 +41,7 @@ class DyadicPhase(AbstractPhase):
             with torch.no_grad():
                 force = field.force(m)
                 if replicas:
-                    above, below = field.cost_slope(m + 0.5 * d), field.cost_slope(m - 0.5 * d)
+                    above, below = field.cost_slope(torch.stack((m + 0.5 * d, m - 0.5 * d)))
                     slope, force = 0.5 * (above + below), force - 0.25 * beta * (above - below)
                 else:
                     slope = field.cost_slope(m)
