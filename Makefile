@@ -87,8 +87,9 @@ lint: $(READY) ## style, types, layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-docs: $(READY) ## the tables of the docs, written from the code
+docs: $(READY) ## the tables and the pages of the shelf in docs/, written from the code
 	$(BIN)/python docs/tables.py
+	$(BIN)/python docs/shelf.py
 
 perf: $(READY) ## benchmarks, as ratios: DEVICE=
 	GRADBENCH_PERF_DEVICE=$(DEVICE) $(BIN)/python -m pytest tests/perf --benchmark-only -s $(ARGS)

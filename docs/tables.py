@@ -5,6 +5,8 @@ A table stands between the lines `<!-- NAME -->` and `<!-- end -->` of its file.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -47,6 +49,24 @@ def _suites() -> Iterator[tuple[str, ...]]:
         yield f"`{path.stem}`", suite.about, cells, str(len(suite.check))
 
 
+def _claims() -> Iterator[tuple[str, ...]]:
+    """The statements of suite `claims` with what its last run in the gallery said of them."""
+    yield "statement", "outcome", "evidence", "source"
+    sources = {s.name: s.source for s in load(ROOT / files.SUITES / "claims.toml").statement}
+    verdict = json.loads((ROOT / "results" / "gallery" / "claims" / "verdict.json").read_text())
+    for finding in verdict["findings"]:
+        if finding["kind"] == "statement":
+            outcome, *evidence = finding["detail"].split("; ")
+            yield finding["name"], outcome, "<br>".join(map(_shortened, evidence)), sources[finding["name"]]
+
+
+def _shortened(text: str) -> str:
+    """A number with its place, without the options of the system that every cell of it has."""
+    return re.sub(r" (?:D|N|out|heads|d|d_in|L|dh|mem|patch|bpos_std|bias_std|drive_std)=\S+", "", text).replace(
+        "|", "\\|"
+    )
+
+
 def _coordinates() -> Iterator[tuple[str, ...]]:
     yield "coordinate", "in code", "symbol", "meaning", "unit", "default", "used by"
     for name, c in COORDINATES.items():
@@ -70,6 +90,7 @@ TABLES: dict[tuple[str, str], Callable[[], Iterator[tuple[str, ...]]]] = {
     ("docs/suites.md", "suites"): _suites,
     ("docs/notation.md", "coordinates"): _coordinates,
     ("docs/gallery.md", "gallery"): _gallery,
+    ("docs/claims.md", "claims"): _claims,
 }
 
 

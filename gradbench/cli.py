@@ -145,7 +145,7 @@ def _entry(name: str, text: str, column: int, width: int | None) -> str:
     from gradbench.tables.text import wrapped
 
     lines = wrapped(" " * column + " ".join(text.splitlines()), width) or [""]
-    if len(name) >= column:
+    if len(name) >= column or (width is not None and len(lines[0]) > width):
         return "\n".join([name, *lines])
     return "\n".join([name + lines[0][len(name) :], *lines[1:]]).rstrip()
 

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.fast
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 DOCS = runpy.run_path(str(ROOT / "docs" / "tables.py"))
+SHELF = runpy.run_path(str(ROOT / "docs" / "shelf.py"))
 
 
 @pytest.mark.parametrize(("file", "marker"), DOCS["TABLES"])
@@ -27,6 +28,14 @@ def test_a_table_of_the_docs_is_what_the_code_says(file: str, marker: str) -> No
     content = (ROOT / file).read_text()
     rows = DOCS["TABLES"][file, marker]()
     assert DOCS["written"](content, marker, rows) == content, f"{file}: <!-- {marker} --> is old; run: make docs"
+
+
+def test_every_rule_and_every_system_has_a_page_that_is_what_the_code_says() -> None:
+    pages = {ROOT / "docs" / path: content for path, content in SHELF["pages"]().items()}
+    there = {path for folder in ("rules", "systems") for path in (ROOT / "docs" / folder).glob("*.md")}
+    assert there == set(pages)
+    old = [path.name for path, content in pages.items() if path.read_text() != content]
+    assert not old, "run: make docs"
 
 
 def test_every_shipped_suite_and_training_is_named_where_these_are_listed() -> None:

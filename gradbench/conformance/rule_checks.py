@@ -285,7 +285,7 @@ def order(rule: AbstractEstimator, tried_on: Sequence[Place]) -> Number:
     if place is None:
         raise NotTriedError(f"it is read on {kind.name}")
     # where the order is high, nudges at which the error is as far above round-off as that of order 2
-    betas = [beta ** min(1.0, 2 / claim.order) for beta in BETAS]
+    betas = [beta ** min(1.0, 2.5 / claim.order) for beta in BETAS]
     errors = [gap(estimate(rule, place.settled, place.depth(rule), beta), place.known) for beta in betas]
     if not all(errors):
         raise NotTriedError("the estimate has no error at any beta")

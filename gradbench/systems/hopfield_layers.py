@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from gradbench.data import datasets
 from gradbench.data.streams import uniform
 from gradbench.systems.base import BACK, DIRECT, ClosedForms, Data, LayeredWeights, Params, Saved
-from gradbench.systems.labelled import AbstractPixels
+from gradbench.systems.labelled_images import AbstractPixels
 from gradbench.vocabulary.coordinates import Knobs
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from gradbench.data import datasets
 from gradbench.data.streams import normal
 from gradbench.errors import UserError
 from gradbench.systems.base import POSITIVE, SPREAD, AbstractDrivenSystem, ClosedForms, Data, Params, Saved
-from gradbench.systems.labelled import AbstractPixels
+from gradbench.systems.labelled_images import AbstractPixels
 from gradbench.vocabulary.coordinates import Knobs
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ class Linear(AbstractPixels, ClosedForms, AbstractDrivenSystem):
     name: ClassVar[str] = "linear"
     source: ClassVar[str] = "linear algebra"
     uses: ClassVar[frozenset[str]] = frozenset({"T1"})
+    real_only: ClassVar[str | None] = None
     defaults: ClassVar[Mapping[str, float]] = {"T1": 200, "T2": 60, "beta": 0.02, "eps": 0.2, "batch": 16}
 
     n: int = 128  # coordinates of the state

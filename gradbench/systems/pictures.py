@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from gradbench.data import datasets
 from gradbench.errors import UserError
 from gradbench.systems.base import AbstractSystem, Data, Params
-from gradbench.systems.labelled import AbstractLabelled
+from gradbench.systems.labelled_images import AbstractLabelled
 from gradbench.systems.tokens import patches
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from gradbench.data import datasets
 from gradbench.data.streams import normal, uniform
 from gradbench.systems.activations import ACTIVATIONS
 from gradbench.systems.base import BACK, DIRECT, AbstractForwardSystem, Data, LayeredWeights, Params
-from gradbench.systems.labelled import AbstractPixels
+from gradbench.systems.labelled_images import AbstractPixels
 from gradbench.systems.tokens import layer_norm, layer_norm_jvp, layer_norm_saved
 from gradbench.vocabulary.coordinates import Knobs
 

@@ -31,6 +31,7 @@ from gradbench.tables.consistency import RANGE_ERROR
 from gradbench.tables.findings import Finding
 from gradbench.tables.runs import results_folder
 from gradbench.tables.schema import BASELINE_VERSION, BETTER, IDENTITY, OUTCOME, range_of
+from gradbench.tables.statements import claimed
 from gradbench.tables.store import BEGAN, SCHEMA, read_metadata, read_table, write_table
 from gradbench.tables.verifying import PLAN, POINT, verify
 from gradbench.vocabulary.status import Status

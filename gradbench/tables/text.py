@@ -71,8 +71,9 @@ def wrapped(text: str, width: int | None, indent: int = 0) -> list[str]:
         if width is None or len(line) <= width:
             lines.append(line)
             continue
-        before = " " * (len(line) - len(line.lstrip()) + indent)
-        lines += textwrap.wrap(line, width, subsequent_indent=before, **WHOLE_WORDS)
+        margin = " " * (len(line) - len(line.lstrip()))
+        further = margin + " " * indent
+        lines += textwrap.wrap(line.lstrip(), width, initial_indent=margin, subsequent_indent=further, **WHOLE_WORDS)
     return lines
 
 

@@ -12,7 +12,19 @@ from gradbench.engine.precision import isolated
 
 HERE = Path(__file__).parent
 # Files whose tests run for seconds a system: `make test` takes one system of a kind there, `make test-all` every one.
-LONG = ("budget", "credit", "deep", "diagnostics", "estimators", "free_state", "ladder", "reference", "solvers")
+LONG = (
+    "batched",
+    "budget",
+    "claims",
+    "credit",
+    "deep",
+    "diagnostics",
+    "estimators",
+    "free_state",
+    "ladder",
+    "reference",
+    "solvers",
+)
 
 
 @pytest.fixture(autouse=True)
