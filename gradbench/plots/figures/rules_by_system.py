@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 LEAST = 3  # rules: of fewer, other figures tell more
 NUMBER, WORDS = 8, 6.8  # points of the letters in a field
+MANY = 11  # systems beside which letters of that size fit
 ROW, HEAD = 0.46, 0.9  # inches of a row, and of the names of the systems
 SETTING = tuple(name for name in COORDINATES if name != "seed")
 LEGEND = (  # places on the colours, and what they mean
@@ -107,7 +108,7 @@ def _field(rows: DataFrame) -> Field | None:
         if (setting["status"] == Status.SETTLED).all() and setting["cosine_min"].notna().all()
     ]
     if not settings:
-        return Field(math.nan, str(measured["status"].mode().iloc[0]))
+        return Field(math.nan, str(measured["status"][measured["status"] != Status.SETTLED].mode().iloc[0]))
     cosine = max(cosine for cosine, *_ in settings)
     if cosine >= look.FOLLOWS:
         return Field(cosine, f"costs {min(cost for c, cost, _ in settings if c >= look.FOLLOWS):,.0f}")
@@ -137,6 +138,7 @@ def _held(fields: dict[str, Field | None]) -> dict[str, bool]:
 def _draw(ax: Axes, fields: list[list[Field | None]]) -> None:
     shade = np.array([[float(nines(max(f.cosine, 0))) if f else math.nan for f in row] for row in fields])
     lines = {"linewidths": 1, "linecolor": "white"}
+    small = min(1.0, MANY / shade.shape[1])  # of many systems the letters are smaller
     sns.heatmap(shade, ax=ax, cmap=COLOURS, vmin=0, vmax=TOP, cbar=False, mask=np.isnan(shade), **lines)
     for y, row in enumerate(fields):
         for x, field in enumerate(row):
@@ -147,9 +149,10 @@ def _draw(ax: Axes, fields: list[list[Field | None]]) -> None:
                 face, hatch, edge = NOTHING
                 ax.add_patch(Rectangle((x, y), 1, 1, facecolor=face, edgecolor=edge, hatch=hatch, linewidth=0))
             number = "" if math.isnan(field.cosine) else written(field.cosine)
-            ax.text(x + 0.5, y + 0.3, number, size=look.pt(NUMBER), color=ink, ha="center", va="center")
+            ax.text(x + 0.5, y + 0.3, number, size=look.pt(small * NUMBER), color=ink, ha="center", va="center")
             below = 0.5 if math.isnan(field.cosine) else 0.68
-            ax.text(x + 0.5, y + below, field.words, size=look.pt(WORDS), color=ink, ha="center", va="center")
+            words = field.words.replace(" ", "\n", 1) if field.cosine < look.FOLLOWS else field.words
+            ax.text(x + 0.5, y + below, words, size=look.pt(small * WORDS), color=ink, ha="center", va="center")
     ax.tick_params(left=False, bottom=False, top=False, labelbottom=False, labeltop=True)
     ax.grid(visible=False)
 
