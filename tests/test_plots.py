@@ -862,14 +862,13 @@ def test_a_matrix_shows_the_best_setting_and_the_price_of_the_cheapest_that_foll
     assert figure is not None
     words = {tuple(np.round(t.get_position(), 2)): t.get_text() for t in figure.axes[0].texts if t.get_text()}
     assert words[0.5, 0.3] == "0.9991"
-    assert words[0.5, 0.68] == "costs 40"
+    assert words[0.5, 0.68] == "from 40"
     assert words[0.5, 1.68] == "asymmetry"
     assert "unsettled" in words.values()
     assert "-" in words.values()
     title = look.said(figure, "title")
     assert title == (
-        "At its best setting, asymmetric EP follows BPTT on every system on which it settles; "
-        "naive EP on 1 of 2, the fewest"
+        "At its best setting, asymmetric EP follows BPTT on every system on which it settles; naive EP on 1 of 2"
     )
 
 

@@ -327,15 +327,19 @@ def of_matrix(held: Mapping[str, Mapping[str, bool]], systems: Sequence[str]) ->
         return f"Nothing is settled on any of {len(systems)} systems, so that no cosine is evidence"
     known = {label: known[label] for label in default_forms(known)}
     always = [look.words(label) for label, on in known.items() if all(on.values())]
+    never = [look.words(label) for label, on in known.items() if not any(on.values())]
     fewest = min(known, key=lambda label: sum(known[label].values()) / len(known[label]))
     good, total = sum(known[fewest].values()), len(known[fewest])
+    least = f"{look.words(fewest)} on {part(good, total)}" if good < total else ""
+    if len(never) > 1:
+        least = f"{some(never, len(known))} on none"
     told = some(always, len(known)) if always else "no rule"
     several = len(always) > 1
     best = (
         f"At {'their best settings' if several else 'its best setting'}, {told} {'follow' if several else 'follows'} "
         f"BPTT on every system on which {'they settle' if several else 'it settles'}"
     )
-    return _clauses(best, f"{look.words(fewest)} on {part(good, total)}, the fewest" if good < total else "")
+    return _clauses(best, least)
 
 
 # Over two coordinates

@@ -98,7 +98,7 @@ class Known:
 
     def nudged(self, b: complex, *, skew: bool, eps: float, k: int) -> Tensor:
         """The state after k steps along F - b dC/ds - 2 A (s - s_T1)."""
-        K = self.W - b * self.P.mT @ self.P - (self.W - self.W.mT if skew else 0)
+        K = self.W - b * (self.P.mT @ self.P) - (self.W - self.W.mT if skew else 0)
         push = (self.s @ self.W.mT + self.u - b * self.slope(self.s)).mT
         eye = torch.eye(len(K), dtype=K.dtype)
         power = torch.linalg.matrix_power(eye + eps * K, k)

@@ -33,7 +33,10 @@ MANY = 11  # systems beside which letters of that size fit
 ROW, HEAD = 0.46, 0.9  # inches of a row, and of the names of the systems
 SETTING = tuple(name for name in COORDINATES if name != "seed")
 LEGEND = (  # places on the colours, and what they mean
-    (0.8, f"light: follows BPTT in direction (cosine {look.FOLLOWS:g} or more); cost in evaluations of the force"),
+    (
+        0.8,
+        f"light: follows BPTT in direction (cosine {look.FOLLOWS:g} or more), from so many evaluations of the force on",
+    ),
     (0.1, "dark: misses, and why"),
 )
 DASH = "-"  # the rule does not apply
@@ -44,7 +47,9 @@ class Field(NamedTuple):
     """What a rule comes to on a system, at the setting with the largest cosine of the worst parameter and seed."""
 
     cosine: float  # NaN: there is no settled setting with a cosine
-    words: str  # below the number: what it costs to follow BPTT or what breaks the rule, or why there is no number
+    words: (
+        str  # below the number: from which cost on it follows BPTT, or what breaks the rule, or why there is no number
+    )
 
 
 @look.themed
@@ -85,8 +90,8 @@ def draw_rules_by_system(cells: DataFrame) -> Figure | None:
         figure,
         [
             "Smallest cosine over parameters in the worst seed, at the setting of the rule at which it is largest, of",
-            "settings that are settled in every seed; s and damping belong to the setting. Below it: what the",
-            "cheapest setting that follows BPTT costs, in evaluations of the force, free phase included, where a",
+            "settings that are settled in every seed; s and damping belong to the setting. Below it: from which cost",
+            "on some setting follows BPTT, in evaluations of the force, free phase included, where a",
             f"product with the Jacobian counts as {Count(jvp=1).work}; of a rule that misses BPTT at every setting,",
             "the cause of its errors at the largest T2. Colours are spaced by log(1 - cos), the same from",
             "0.9999 on.",
@@ -111,7 +116,7 @@ def _field(rows: DataFrame) -> Field | None:
         return Field(math.nan, str(measured["status"][measured["status"] != Status.SETTLED].mode().iloc[0]))
     cosine = max(cosine for cosine, *_ in settings)
     if cosine >= look.FOLLOWS:
-        return Field(cosine, f"costs {min(cost for c, cost, _ in settings if c >= look.FOLLOWS):,.0f}")
+        return Field(cosine, f"from {min(cost for c, cost, _ in settings if c >= look.FOLLOWS):,.0f}")
     # a short second phase hides what is left of a long one
     deepest = max((setting for *_, setting in settings), key=lambda setting: setting["T2"].fillna(0).max())
     causes = deepest["cause"].dropna()
