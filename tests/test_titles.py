@@ -295,7 +295,7 @@ def test_a_budget_says_what_a_rule_errs_by_and_where() -> None:
     said = "toy: ep errs by asymmetry at every T2; aep by truncation at T2 = 10"
     assert titles.of_budget("toy", here, "T2", 0.1).replace(wording.BLANK, " ") == said
     both = bars({"ep": [short, asymmetry, asymmetry]})
-    said = "toy: ep errs mostly by asymmetry at every T2"
+    said = "toy: ep errs by asymmetry at T2 = 20 and 30 and by truncation at T2 = 10"
     assert titles.of_budget("toy", both, "T2", 0.1).replace(wording.BLANK, " ") == said
     assert titles.of_budget("toy", here, "T2", 1.0).endswith("ep and aep are faithful at every T2")
     assert titles.of_budget("toy", bars({"ep": [asymmetry]}, settled=False), "T2", 0.1) == f"toy: {titles.NOTHING}"

@@ -510,7 +510,7 @@ def of_nudges(systems: Systems, faithful: float) -> str:
 
 
 def of_budget(system: str, bars: DataFrame, knob: str, faithful: float) -> str:
-    """The title of a panel of bars: what each rule, called as at its bars, errs by the most often along a knob.
+    """The title of a panel of bars: what each rule, called as at its bars, errs by along a knob, and where.
 
     bars: estimator_label, the knob, error, leading (the largest cause), settled (whether all seeds are)
     """
@@ -523,9 +523,11 @@ def of_budget(system: str, bars: DataFrame, knob: str, faithful: float) -> str:
             said[label] = Predicate("is faithful", every)
             continue
         of = {cause: list(at[knob]) for cause, at in long.groupby("leading", sort=False)}
-        most = max(of, key=lambda cause: len(of[cause]))
-        where = every if len(long) == len(rows) else _at(list(long[knob]), len(rows), knob)
-        said[label] = Predicate("errs", f"{'mostly ' * (len(of) > 1)}by {most} {where}")
+        told = [
+            f"by {cause} {every if len(values) == len(rows) else _at(values, len(rows), knob)}"
+            for cause, values in sorted(of.items(), key=lambda item: -len(item[1]))
+        ]
+        said[label] = Predicate("errs", listed(told))
     return f"{system}: {together(said, str) or NOTHING}"
 
 
