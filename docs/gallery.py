@@ -6,15 +6,18 @@ They are copied into `results/gallery/SUITE`. `make docs` then writes the table 
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from gradbench.tables.store import Run, read_json, write_json
+from gradbench.tables.store import MADE_BY, Run, read_json, write_json
 
 ROOT = Path(__file__).parents[1]
 TABLES = "cells", "params", "budget"  # of the first run: what its figures show can be looked up there
@@ -32,12 +35,18 @@ def main(items: list[str]) -> None:
         for path in sorted((run.folder / "plots").glob("*.png")):
             if not names or path.stem in names.split(","):
                 reduce(path, gallery / path.name)
-        for name in (f"{name}.parquet" for name in TABLES if number == 0):
-            shutil.copyfile(run.folder / name, gallery / name)
-        # without the paths of a machine
+        env = run.env | {"command": ["gradbench", "run", str(run.plan["suite"])]}  # without the paths of a machine
+        for name in TABLES if number == 0 else ():
+            copy(run.folder / f"{name}.parquet", gallery / f"{name}.parquet", env)
         verdict = {k: v for k, v in read_json(run.folder / "verdict.json").items() if k != "unheld"}
         write_json(gallery / "verdict.json", verdict)
-        write_json(gallery / "env.json", run.env | {"command": ["gradbench", "run", str(run.plan["suite"])]})
+        write_json(gallery / "env.json", env)
+
+
+def copy(source: Path, target: Path, env: dict[str, Any]) -> None:
+    """Write a table as it is, but for what it says of its environment."""
+    table = pq.read_table(source)
+    pq.write_table(table.replace_schema_metadata({**table.schema.metadata, MADE_BY: json.dumps(env).encode()}), target)
 
 
 def reduce(source: Path, target: Path) -> None:
