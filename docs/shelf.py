@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -86,7 +85,7 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 
 def _page(cls: Any, rows: list[tuple[str, str]], where: str) -> str:
-    text = inspect.cleandoc(cls.__doc__ or "")
+    text = registry.definition(cls)
     table = "".join(f"| {name} | {told.replace('|', chr(92) + '|')} |\n" for name, told in rows)
     return f"# {cls.name}\n\n```text\n{text}\n```\n\n| | |\n|---|---|\n{table}\n{where}\n"
 

@@ -311,8 +311,7 @@ def check(
     if verdict.snapshot is not None and verdict.code is not Exit.STORE:
         _print_cells(verdict.snapshot, width)
     for finding in verdict.findings:
-        where = f"{finding.name}  [{finding.cells} cells]" if finding.kind in ("check", "statement") else finding.name
-        _put(_entry(f"  {finding.result.upper()}", f"{where}  {finding.detail}", 8, width))
+        _put(_entry(f"  {finding.result.upper()}", f"{finding.heading}  {finding.detail}", 8, width))
     if verdict.unheld and verdict.code is not Exit.STORE:
         _put(_entry("  NOTE", verdict.unheld, 8, width))
     stored = [] if verdict.unwritten else [str(target.folder / "verdict.json")]

@@ -103,8 +103,7 @@ def assert_conforms(item: object, *, on: object = None, batch: int = 4, seed: in
 
 def _told(finding: Finding, results: Results) -> list[str]:
     """What a message says of a finding that does not hold, with the way to the reason of its worst cell."""
-    number = f"  [{finding.cells} cells]" if finding.kind == "check" else ""
-    told = [f"{finding.result.upper()}  {finding.name}{number}  {finding.detail}"]
+    told = [f"{finding.result.upper()}  {finding.heading}  {finding.detail}"]
     return told + ([f"      why: gradbench explain {results.folder} {finding.cell}"] if finding.cell else [])
 
 

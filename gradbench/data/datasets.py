@@ -68,6 +68,11 @@ def fits(dataset: str, ch: int, img: int) -> bool:
     return (ch, img) == (colours, size) or (colours == 1 and img == size + 2 * FRAME)
 
 
+def other_size(dataset: str, ch: int, img: int) -> tuple[int, int] | None:
+    """Colours and pixels of a side of a known dataset that cannot be shown as ch x img x img; None: it can."""
+    return None if dataset not in SHAPES or fits(dataset, ch, img) else SHAPES[dataset][:2]
+
+
 def sides(d_in: int, name: str) -> tuple[int, int]:
     """Colours and pixels of a side of an image with `d_in` values. Raises UserError of a system, by its name."""
     side = 28 if d_in == 28**2 else 32

@@ -143,6 +143,11 @@ class Field:
         knobs = Knobs(*map(number, self.knobs))
         return replace(self, theta=converted(self.theta), x=converted(self.x), knobs=knobs)
 
+    @property
+    def cell_seeds(self) -> tuple[int, ...]:
+        """The seed of every cell; 0 where the field was made by hand."""
+        return self.seeds or (0,) * self.knobs.eps.numel()
+
     def cell(self, c: int) -> Field:
         """The field of one cell of a stack; a field that is none is its only cell."""
         return self

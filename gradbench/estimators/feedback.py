@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Literal, final
 from gradbench.data.streams import Streams, normal
 from gradbench.dynamics.meter import launched
 from gradbench.estimators.adjoint import AdjointPhase
-from gradbench.estimators.base import AbstractEstimator, AbstractPhase, Count, Reading, Snapshot, along
+from gradbench.estimators.base import AbstractEstimator, AbstractPhase, Count, Reading, Snapshot, credited
+from gradbench.estimators.reverse import swept
 from gradbench.systems.base import BACK, DIRECT, LayeredWeights
 from gradbench.vocabulary.cause import Cause
 
@@ -70,10 +71,10 @@ def drawn(field: Field, kind: Kind) -> Params:
         outputs, _ = system.shapes[last]
         lower = {DIRECT + layer: (outputs, width) for layer, width in list(system.hidden.items())[:-1]}
         shapes = lower | {BACK + last: shapes[BACK + last]}
-    matrices, seeds = {}, field.seeds or (0,) * field.knobs.eps.numel()
+    matrices = {}
     for name, shape in shapes.items():
         W = field.theta[last if name.startswith(DIRECT) else name.removeprefix(BACK)]
-        draws = torch.stack([normal(Streams(seed)[f"feedback {name}"], shape) for seed in seeds]).to(W)
+        draws = torch.stack([normal(Streams(seed)[f"feedback {name}"], shape) for seed in field.cell_seeds]).to(W)
         B = (draws if W.ndim > len(shape) else draws[0]) * W.square().mean((-2, -1), keepdim=True).sqrt()
         matrices[name] = W.sign() * B.abs() if kind == "signed" else B
     return matrices
@@ -96,9 +97,4 @@ class AbstractFeedback(AbstractEstimator):
         return None if layered else f"{system.name} declares no layers between which weights carry credit"
 
     def read(self, free: Trajectory, snapshot: Snapshot, betas: Float[Tensor, "j *c"]) -> Reading:
-        assert snapshot.credit is not None
-        credit = snapshot.credit[:, None]
-        if snapshot.gradient is None:
-            return along(free, snapshot, credit)
-        gradient = {n: g[:, None] for n, g in snapshot.gradient.items()}
-        return Reading(snapshot.depth, gradient, credit, snapshot.evidence)
+        return credited(free, snapshot) if snapshot.gradient is None else swept(snapshot)

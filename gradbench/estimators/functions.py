@@ -413,9 +413,8 @@ class FunctionPhase(AbstractPhase):
             for column in columns:
                 for c, end in enumerate(ends):
                     beta = column[c] if isinstance(column, list) else column
-                    seed = free.field.seeds[c] if free.field.seeds else 0
                     if finite[row][c]:
-                        answers.append(self._mean(end, depths, beta, seed))
+                        answers.append(self._mean(end, depths, beta, free.field.cell_seeds[c]))
                     else:
                         answers.append(dict.fromkeys(steps, _Answer(end, end.s * math.nan, None, {})))
         for depth in steps:

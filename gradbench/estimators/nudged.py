@@ -83,7 +83,7 @@ class NudgedPhase(AbstractPhase):
 
         pieces, rows = Pieces(free.field, free.ends, len(nudge), begun), len(free.ends) * len(nudge)
         for depth in range(1, max(depths) + 1):
-            if self.every and depth > 1 and (depth - 1) % self.every == 0:
+            if self._turns(depth):
                 pieces.states = [state._replace(turned=state.s) for state in pieces.states]
             before = [state.s.clone() for state in pieces.states] if depth in depths else []
             pieces.advance()
@@ -156,6 +156,10 @@ class NudgedPhase(AbstractPhase):
             return frozenset()
         return frozenset({Cause.NONLINEARITY, Cause.PRECISION} if self._centred else {Cause.NONLINEARITY})
 
+    def _turns(self, step: int) -> bool:
+        """Whether A is taken anew before a step, counted from 1; before the first step it is that of s*."""
+        return bool(self.every and step > 1 and (step - 1) % self.every == 0)
+
     @property
     def _centred(self) -> bool:
         return not sum(self.signs)
@@ -176,7 +180,7 @@ class NudgedPhase(AbstractPhase):
         with torch.no_grad():
             u = s + eps * field.force(s)
         for step in range(1, max(depths) + 1):
-            if skew is not None and self.every and step > 1 and (step - 1) % self.every == 0:
+            if skew is not None and self._turns(step):
                 skew = field.swirl_at(s)
             if drifting and step > 1:
                 linear, g = field.at(s), field.cost_slope(s)

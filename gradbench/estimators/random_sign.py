@@ -57,9 +57,8 @@ class SignedPhase(AbstractPhase):
         return (self._signed(free, snapshot) for snapshot in self.both.run(free, depths, betas))
 
     def _signed(self, free: Trajectory, snapshot: Snapshot) -> Signed:
-        cells = free.ends.shape[1:-2]
-        shares = [self._share(seed) for seed in free.field.seeds or [0] * cells.numel()]
-        share = free.ends.new_tensor(shares).reshape(cells)
+        shares = [self._share(seed) for seed in free.field.cell_seeds]
+        share = free.ends.new_tensor(shares).reshape(free.ends.shape[1:-2])
         return Signed(**vars(snapshot), draws=len(self.draws), share=share)
 
     def _share(self, seed: int) -> float:

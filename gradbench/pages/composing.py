@@ -234,7 +234,7 @@ def _described(source: Source, kind: Kind) -> dict[str, str]:
     for name in source.cells[kind].unique():
         cls = registry.meant(f"{kind}s", name, None)
         if cls is not None:  # one made from functions of a caller has no name of its own
-            told[str(name)] = f"{(cls.__doc__ or '').strip().splitlines()[0]} Source: {cls.source}."
+            told[str(name)] = f"{registry.summary(cls)} Source: {cls.source}."
     return told
 
 

@@ -162,8 +162,5 @@ class AbstractHopfield(ClosedForms, LayeredWeights, AbstractPixels):
         return torch.cat([b + a for b, a in zip(below, above, strict=True)], -1)
 
     def _missed(self, x: Data, s: Tensor) -> Float[Tensor, "*r b classes"]:
-        """The output minus the label, which is 1 at its class and 0 elsewhere."""
-        import torch
-
-        known = x["label"][..., None] == torch.arange(self.classes, device=s.device)
-        return s[..., -self.classes :] - known.to(s)
+        """The output minus the label."""
+        return s[..., -self.classes :] - self.onehot(x, s)

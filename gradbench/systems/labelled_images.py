@@ -12,6 +12,9 @@ from gradbench.errors import UserError
 from gradbench.systems.base import AbstractSystem, Data
 
 if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
     from gradbench.data.streams import Streams
 
 
@@ -44,6 +47,12 @@ class AbstractLabelled(AbstractSystem):
     def categories(self) -> dict[str, int]:
         return {"label": self.classes}
 
+    def onehot(self, x: Data, like: Tensor) -> Float[Tensor, "b Y"]:
+        """1 at the class of every label and 0 elsewhere, in the dtype of another tensor."""
+        import torch
+
+        return (x["label"][..., None] == torch.arange(self.classes, device=like.device)).to(like)
+
     def sample(self, streams: Streams, batch: int) -> Data:
         if self.dataset == datasets.GIVEN:
             return {}
@@ -60,11 +69,8 @@ class AbstractPixels(AbstractLabelled):
     @classmethod
     def implied(cls, named: Mapping[str, Any]) -> dict[str, int]:
         """d_in of a dataset that the default size cannot show."""
-        dataset = named.get("dataset", cls.dataset)
-        if dataset not in datasets.SHAPES or datasets.fits(dataset, *datasets.sides(cls.d_in, cls.name)):
-            return {}
-        ch, img, _ = datasets.SHAPES[dataset]
-        return {"d_in": ch * img**2}
+        size = datasets.other_size(named.get("dataset", cls.dataset), *datasets.sides(cls.d_in, cls.name))
+        return {"d_in": size[0] * size[1] ** 2} if size else {}
 
     @property
     def image(self) -> tuple[int, int]:

@@ -28,11 +28,8 @@ class AbstractPictures(AbstractSystem):
     @classmethod
     def implied(cls, named: Mapping[str, Any]) -> dict[str, int]:
         """ch and img of a dataset that the default sizes cannot show."""
-        dataset = named.get("dataset", cls.dataset)
-        if dataset not in datasets.SHAPES or datasets.fits(dataset, cls.ch, cls.img):
-            return {}
-        ch, img, _ = datasets.SHAPES[dataset]
-        return {"ch": ch, "img": img}
+        size = datasets.other_size(named.get("dataset", cls.dataset), cls.ch, cls.img)
+        return {"ch": size[0], "img": size[1]} if size else {}
 
     @classmethod
     def sizes(cls, params: Params, given: Data) -> dict[str, int | str]:
@@ -118,7 +115,7 @@ class AbstractClassifier(AbstractLabelled, AbstractPictures):
         return self.features(theta, s) @ theta["V"].mT + theta["c"]
 
     def cost(self, theta: Params, x: Data, s: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b"]:
-        logits, target = self.logits(theta, s), self._onehot(x, s)
+        logits, target = self.logits(theta, s), self.onehot(x, s)
         if self.loss == "squared_error":
             return 0.5 * (logits - target).square().sum(-1)
         return logits.logsumexp(-1) - (logits * target).sum(-1)
@@ -126,13 +123,8 @@ class AbstractClassifier(AbstractLabelled, AbstractPictures):
     def logit_slope(self, theta: Params, x: Data, s: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b Y"]:
         """dC/dlogits."""
         logits = self.logits(theta, s)
-        return (logits if self.loss == "squared_error" else logits.softmax(-1)) - self._onehot(x, s)
+        return (logits if self.loss == "squared_error" else logits.softmax(-1)) - self.onehot(x, s)
 
     def head_pull(self, theta: Params, a: Float[Tensor, "*r b n"]) -> Params:
         """d<a, F>/dV and d<a, F>/dc for a pull: 0, since only the cost reads the head."""
         return {name: theta[name].new_zeros((*a.shape[:-2], *theta[name].shape)) for name in ("V", "c")}
-
-    def _onehot(self, x: Data, like: Tensor) -> Float[Tensor, "b Y"]:
-        import torch
-
-        return (x["label"][..., None] == torch.arange(self.classes, device=like.device)).to(like)

@@ -86,31 +86,36 @@ def _of_metric(check: Check, rows: DataFrame, cells: DataFrame) -> Finding:
         values = _difference(values, _in_statuses(others, check.where), check.metric)
     if values.empty:
         return Finding(check.name, "none", 0, f"no cell is of another rule than {check.against}")
-    metric = values[check.metric].astype(float)
-    unknown = ~np.isfinite(metric)
-    if unknown.any():
-        worst = values[unknown].iloc[0]
-        many = f"{int(unknown.sum())} of {len(metric)} values are not finite or have no partner"
-        detail = f"{many}; first at {where_is(worst)}"
-        return Finding(check.name, "none", len(rows), detail, worst["cell"])
+    unknown = _unknown(values, check.metric)
+    if len(unknown):
+        told = f"{len(unknown)} of {len(values)} values are not finite or have no partner"
+        return _without_number(check, rows, unknown, told)
     for i, (coordinate, how) in enumerate(check.reduce.items()):
         # a coordinate that is already reduced must not split the groups: the best beta differs between seeds
         without = {coordinate, *list(check.reduce)[:i]}
-        fits = how in get_args(Fit)
-        values = (
-            _fitted(values, without, how, check.metric, coordinate)
-            if fits
-            else _reduce(values, without, how, check.metric)
-        )
-        if fits and (lost := values[~np.isfinite(values[check.metric])]).size:
-            detail = f"no {how} over {coordinate}: it takes {FITTED} positive values; first at {where_is(lost.iloc[0])}"
-            return Finding(check.name, "none", len(rows), detail, lost.iloc[0]["cell"])
+        if how not in get_args(Fit):
+            values = _reduce(values, without, how, check.metric)
+            continue
+        values = _fitted(values, without, how, check.metric, coordinate)
+        if len(unknown := _unknown(values, check.metric)):
+            told = f"no {how} over {coordinate}: it takes {FITTED} positive values"
+            return _without_number(check, rows, unknown, told)
     if check.minus is not None:
         values = values.assign(**{check.metric: values[check.metric].astype(float) - values[check.minus].astype(float)})
-        if (lost := values[~np.isfinite(values[check.metric])]).size:
-            detail = f"no {check.minus} to subtract; first at {where_is(lost.iloc[0])}"
-            return Finding(check.name, "none", len(rows), detail, lost.iloc[0]["cell"])
+        if len(unknown := _unknown(values, check.metric)):
+            return _without_number(check, rows, unknown, f"no {check.minus} to subtract")
     return _bounded(check, values, len(rows))
+
+
+def _unknown(values: DataFrame, metric: str) -> DataFrame:
+    """The rows whose metric is not finite."""
+    return values[~np.isfinite(values[metric].astype(float))]
+
+
+def _without_number(check: Check, rows: DataFrame, unknown: DataFrame, told: str) -> Finding:
+    """No verdict on `rows`, since some of the numbers that it rests on are not there; `told` says which."""
+    first = unknown.iloc[0]
+    return Finding(check.name, "none", len(rows), f"{told}; first at {where_is(first)}", first["cell"])
 
 
 def _bounded(check: Check, values: DataFrame, matched: int) -> Finding:
@@ -135,9 +140,13 @@ def _partners(cells: DataFrame, where: Mapping[str, Any], against: str) -> DataF
     """Rows of the estimator to compare with. `against` is a label, or else a name, which labels may share."""
     exact = cells[cells["estimator_label"] == against]
     rows = cells[cells["estimator"] == against] if exact.empty else exact
-    unused = {c for c in IDENTITY if rows[c].isna().all()}
     shared = {k: v for k, v in where.items() if k in schema.IDENTITY and not k.startswith("estimator")}
-    return selected(rows, {k: v for k, v in shared.items() if k not in unused})
+    return selected(rows, {k: v for k, v in shared.items() if k not in _unused(rows)})
+
+
+def _unused(rows: DataFrame) -> set[str]:
+    """The coordinates that a rule does not use, by its rows; none where there are no rows."""
+    return {c for c in IDENTITY if len(rows) and rows[c].isna().all()}
 
 
 def _groups(values: DataFrame, without: set[str]) -> DataFrameGroupBy:
@@ -154,8 +163,7 @@ def _at(rows: DataFrame, at: Mapping[Any, str], reduced: Mapping[Any, str]) -> D
 
 def _difference(mine: DataFrame, other: DataFrame, metric: str) -> DataFrame:
     # a coordinate that the other rule does not use, as truncated BPTT has no beta, sets no two cells apart
-    unused = {c for c in IDENTITY if len(other) and other[c].isna().all()}
-    keys = [c for c in IDENTITY if c != "estimator_label" and c not in unused]
+    keys = [c for c in IDENTITY if c != "estimator_label" and c not in _unused(other)]
     partner = other.drop_duplicates(keys, keep=False)  # where a cell has two partners, neither counts
     joined = mine.merge(partner[[*keys, metric, "cell"]], on=keys, how="left", suffixes=("", "_other"))
     joined[metric] = joined[metric] - joined[f"{metric}_other"]

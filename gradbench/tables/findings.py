@@ -24,6 +24,11 @@ class Finding:
     left_out: int = 0  # cells that match and were not looked at, because of their status
 
     @property
+    def heading(self) -> str:
+        """Its name, with the number of cells where it is a claim of a suite about cells."""
+        return f"{self.name}  [{self.cells} cells]" if self.kind in ("check", "statement") else self.name
+
+    @property
     def passed(self) -> bool:
         """Whether the claim holds."""
         return self.result == "pass"

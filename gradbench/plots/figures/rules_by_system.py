@@ -70,7 +70,7 @@ def draw_rules_by_system(cells: DataFrame) -> Figure | None:
     _draw(ax, [[fields[label][system] for system in systems] for label in order])
     told = short(systems)
     width = max(8, 90 // len(systems))
-    names = [hold.lines(told[s].replace("_", "_ "), width).replace("_ ", "_").replace("_\n", "_\n") for s in systems]
+    names = [hold.lines(told[s].replace("_", "_ "), width).replace("_ ", "_") for s in systems]  # broken at underscores
     ax.set_xticks(
         np.arange(len(systems)) + 0.5, names, rotation=0, size=look.pt(look.VALUE if len(systems) <= 8 else 6.5)
     )
