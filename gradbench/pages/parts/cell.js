@@ -52,7 +52,7 @@ class CellPanel {
     if (this.at("cosine_min", i) != null) {
       told.push(make("p", {}, `The global cosine is ${cosine(this.at("cosine", i))}; the smallest of a parameter is ${cosine(this.at("cosine_min", i))}${this.at("worst", i) ? ` (${this.at("worst", i)})` : ""}. The largest error is ${percent(this.at("error", i))}${this.at("error_of", i) ? ` (${this.at("error_of", i)})` : ""}.`));
       const c = this.at("cosine", i), ratio = this.at("norm_ratio", i);
-      if (c > 0 && ratio > 0) told.push(make("p", { class: "small" }, `Of the whole gradient ${percent(this.at("rel_error", i))} is off; times ${short(c / ratio)}, its best scale, ${percent(Math.sqrt(1 - c * c))} would be.`));
+      if (c > 0 && ratio > 0) told.push(make("p", { class: "small" }, `The whole gradient errs by ${percent(this.at("rel_error", i))}. Multiplied by ${short(c / ratio)}, the best factor, it would err by ${percent(Math.sqrt(1 - c * c))}.`));
     }
     if (cause) told.push(make("p", {}, make("b", {}, `Cause: ${cause}`), `${of ? ` of ${of}` : ""}. ${upper(this.meta.causes[cause] ?? "")}.`));
     else if (status === "settled") told.push(make("p", {}, `No cause is looked for: the error is at most ${percent(this.meta.faithful)}.`));
