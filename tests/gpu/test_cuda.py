@@ -164,8 +164,10 @@ def test_captured_stacks_agree_with_the_eager_cpu(name: str, dtype: str, toleran
         assert o.comparison is not None
         theirs = stacked[o.cell.key].comparison
         assert theirs is not None
-        assert theirs.whole.cosine == pytest.approx(o.comparison.whole.cosine, abs=tolerance)
-        assert theirs.whole.norm_ratio == pytest.approx(o.comparison.whole.norm_ratio, rel=tolerance)
+        # two devices round in another order; what that moves in a nudged estimate is its noise floor
+        allowed = max(tolerance, o.row()["noise_floor"] or 0.0)
+        assert theirs.whole.cosine == pytest.approx(o.comparison.whole.cosine, abs=allowed)
+        assert theirs.whole.norm_ratio == pytest.approx(o.comparison.whole.norm_ratio, rel=allowed)
 
 
 def test_a_captured_function_follows_its_inputs() -> None:
