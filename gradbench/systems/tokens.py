@@ -56,13 +56,18 @@ def layer_norm(z: Float[Tensor, "*b D"]) -> Float[Tensor, "*b D"]:
 
     Unlike `token_norm` it has a derivative at a constant z.
     """
-    return layer_norm_saved(z)[0]
+    centred = z - z.mean(-1, keepdim=True)  # first: reverse mode adds in the order of these lines, and rounds by it
+    return centred / _deviation(z)
 
 
 def layer_norm_saved(z: Float[Tensor, "*b D"]) -> tuple[Float[Tensor, "*b D"], Float[Tensor, "*b 1"]]:
     """y = layer_norm(z), and its denominator."""
-    deviation = (z.var(-1, correction=0, keepdim=True) + LN_EPS).sqrt()
+    deviation = _deviation(z)
     return (z - z.mean(-1, keepdim=True)) / deviation, deviation
+
+
+def _deviation(z: Tensor) -> Tensor:
+    return (z.var(-1, correction=0, keepdim=True) + LN_EPS).sqrt()
 
 
 def layer_norm_jvp(

@@ -19,7 +19,8 @@ from gradbench.planning.plans import plan
 from gradbench.planning.suites import parse
 from gradbench.vocabulary.status import Thresholds
 
-TIME = ("seconds", "peak_memory")
+# seconds and memory differ between runs; implicit_open is a residual at round-off, which depends on where memory lies
+MOVING = ("seconds", "peak_memory", "implicit_open")
 SMALL: dict[str, dict[str, Any]] = {
     "toy_noncons": {"N": 2, "D": 4, "heads": 2, "out": 2},
     "residual_mlp": {"d_in": 784, "d": 8, "L": 2},
@@ -83,7 +84,7 @@ def test_what_the_loops_count_is_what_is_planned_and_no_row_changes(system: str,
     counted = packs.measure_pack(*arguments, meter)
     plain = packs.measure_pack(*arguments)
     rows = [
-        [{n: str(v) for n, v in o.row().items() if n not in TIME} for o in outcomes] for outcomes in (counted, plain)
+        [{n: str(v) for n, v in o.row().items() if n not in MOVING} for o in outcomes] for outcomes in (counted, plain)
     ]
     assert rows[0] == rows[1]
     assert any(o.row()["cause"] for o in counted)
