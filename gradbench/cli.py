@@ -475,14 +475,17 @@ def plot(
     run: RunName = "latest",
     out: Out = Path("results"),
     style: Annotated[str, typer.Option(help="screen, paper or paper-sans: widths of a journal column.")] = "screen",
+    figure: Annotated[
+        list[str] | None, typer.Option(metavar="NAME,...", help="These figures only; left out: all of them.")
+    ] = None,
 ) -> None:
     """Draw the figures of a run as SVG and PNG; for paper as PDF and SVG with embedded letters."""
-    from gradbench import plots
+    from gradbench.plots.parallel import draw_in_parallel
     from gradbench.tables.verifying import trusted
 
     target = trusted(_target(run, out))
     say(f"drawing {target.folder}")
-    for path in plots.draw(target, style):
+    for path in draw_in_parallel(target, style, _words(figure) or ()):
         _put(path)
 
 

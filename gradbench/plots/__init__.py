@@ -19,12 +19,14 @@ if TYPE_CHECKING:
 SCREEN = "screen"  # the style that is drawn where none is named
 
 
-def draw(run: Run, style: str = SCREEN) -> list[Path]:
-    """Draw the figures of a run into its folder; the files. A figure with nothing to show is left out.
+def draw(run: Run, style: str = SCREEN, names: Collection[str] = ()) -> list[Path]:
+    """Draw the figures of a run into its folder, all of them where none is named; the files.
+
+    A figure with nothing to show is left out.
 
     On the screen they are SVG and PNG in `plots/`. Any other style is for print: PDF and SVG in a folder of its name
     there. pandas, seaborn and matplotlib are loaded here, and not where the package is imported. Raises UserError for a
-    style that there is none of.
+    style that there is none of, and for a name that no figure has.
     """
     from gradbench.plots import look
 
@@ -33,7 +35,7 @@ def draw(run: Run, style: str = SCREEN) -> list[Path]:
     folder = run.folder / "plots" / ("" if style == SCREEN else style)
     paths = []
     with look.on(style):
-        for name, figure in drawn(run):
+        for name, figure in drawn(run, names):
             paths += save(figure, folder / name)
     return paths
 
@@ -82,12 +84,8 @@ def of_cell(
 def _of_tables(tables: Tables, names: Collection[str]) -> Iterator[tuple[str, Figure]]:
     from gradbench.plots import gallery, look
 
-    known = gallery.collect()
-    for name in names:
-        if name not in known:
-            raise UserError(f"plot: there is no figure {name!r}{near_miss(name, known)}")
-    for name, drawing in known.items():
-        figure = drawing(tables) if not names or name in names else None
+    for name, drawing in gallery.chosen(names).items():
+        figure = drawing(tables)
         if figure is not None:
             look.sign(figure, tables.source)
             if tables.reference == IMPLICIT:
@@ -114,7 +112,7 @@ def save(figure: Figure, stem: Path, kinds: Collection[str] = ()) -> list[Path]:
     paths = []
     with look.theme():
         figure.draw_without_rendering()  # the layout is computed once, and not again for each file
-        figure.set_layout_engine("none")
+        figure.set_layout_engine(None)  # a placeholder of an engine would draw everything once more for each file
         drawn = figure.get_tightbbox()  # the caption stands below the figure
         margin = look.pt(0.06)
         inches = Bbox.from_extents(0, drawn.y0 - margin, figure.get_figwidth(), drawn.y1 + margin)

@@ -6,10 +6,11 @@ import importlib
 import pkgutil
 from typing import TYPE_CHECKING
 
+from gradbench.errors import UserError, near_miss
 from gradbench.plots import figures
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from matplotlib.figure import Figure
 
@@ -28,3 +29,12 @@ def collect() -> dict[str, Callable[[Tables], Figure | None]]:
             raise ValueError(f"{module.name}: another file draws {', '.join(sorted(twice))} already")
         collected |= declared
     return dict(sorted(collected.items()))
+
+
+def chosen(names: Collection[str] = ()) -> dict[str, Callable[[Tables], Figure | None]]:
+    """The figures of these names, all of them where none is named. Raises UserError for a name that no figure has."""
+    known = collect()
+    for name in names:
+        if name not in known:
+            raise UserError(f"plot: there is no figure {name!r}{near_miss(name, known)}")
+    return {name: drawing for name, drawing in known.items() if not names or name in names}

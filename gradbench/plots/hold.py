@@ -6,9 +6,9 @@ A figure shows some coordinates freely and holds the others at one point a syste
 from __future__ import annotations
 
 import textwrap
-from math import log
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from gradbench.estimators.base import Role
@@ -17,7 +17,7 @@ from gradbench.vocabulary.coordinates import COORDINATES
 from gradbench.vocabulary.status import Status
 
 if TYPE_CHECKING:
-    from pandas import DataFrame
+    from pandas import DataFrame, Series
 
 HELD = tuple(name for name, c in COORDINATES.items() if c.type is not str and name != "seed")  # all seeds are shown
 ALWAYS = tuple(name for name in HELD if COORDINATES[name].optional)  # every title tells these
@@ -74,21 +74,24 @@ def point(cells: DataFrame, free: tuple[str, ...] = ()) -> dict[str, float]:
     if pool.empty:
         pool = cells
     keys = [key for key in HELD if key not in free and pool[key].notna().any()]
-    counts = {key: cells[key].value_counts() for key in FREQUENT}
+    covering = (["estimator_label"], ["seed"]) if not free else ([], ["estimator_label"], ["seed"])
+    worth = pd.DataFrame({i: _covered(pool, keys, [*free, *by]) for i, by in enumerate(covering)})
+    if worth.empty:
+        return {}
+    points = worth.index.to_frame(index=False)
+    nearness = [-(points["s"] - USUAL_S).abs()] if "s" in keys else []
+    nearness += [points[key].map(cells[key].value_counts()) for key in FREQUENT if key in keys]
+    nearness += [-points["damp"]] if "damp" in keys else []
+    nearness += [points[key] for key in ("T1", "T2") if key in keys]
+    nearness += [-np.log(points["beta"].astype(float) / USUAL_BETA).abs()] if "beta" in keys else []
+    every = pd.concat([worth.reset_index(drop=True), *nearness], axis=1, ignore_index=True)
+    best = every.sort_values(list(every), ascending=False, kind="stable").index[0]
+    return {str(key): points[key][best] for key in keys}
 
-    def worth(group: tuple[tuple[float, ...], DataFrame]) -> tuple[float, ...]:
-        values, rows = group
-        at = dict(zip(keys, values, strict=True))
-        nearness = [-abs(at["s"] - USUAL_S)] if "s" in at else []
-        nearness += [counts[key][at[key]] for key in FREQUENT if key in at]
-        nearness += [-at["damp"]] if "damp" in at else []
-        nearness += [at[key] for key in ("T1", "T2") if key in at]
-        nearness += [-abs(log(at["beta"] / USUAL_BETA))] if "beta" in at else []
-        covering = (["estimator_label"], ["seed"]) if not free else ([], ["estimator_label"], ["seed"])
-        return (*(len(rows[[*free, *by]].drop_duplicates()) for by in covering), *nearness)
 
-    values, _ = max(pool.groupby(keys), key=worth, default=((), None))
-    return dict(zip(keys, values, strict=False))
+def _covered(cells: DataFrame, keys: list[str], covered: list[str]) -> Series[int]:
+    """How many values of `covered` together the cells of every point have, by point."""
+    return cells.drop_duplicates([*keys, *covered]).groupby(keys).size()
 
 
 def at(cells: DataFrame, point: dict[str, float]) -> DataFrame:
