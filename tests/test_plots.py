@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import re
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from matplotlib.transforms import Bbox
 import gradbench as gb
 from gradbench import plots
 from gradbench.errors import StoreError, UserError
-from gradbench.plots import gallery, hold, look
+from gradbench.plots import gallery, hold, look, parallel
 from gradbench.plots.explained import draw_explanation
 from gradbench.plots.figures import cosine_sweeps, error_budget, error_vs_beta
 from gradbench.plots.figures.antisymmetry_vs_error import draw_antisymmetry_vs_error
@@ -216,6 +217,32 @@ def test_the_smallest_letters_on_paper_have_five_points(run: Run) -> None:
     assert max(sizes) <= 9
     assert {look.said(figure, "caption") != "" for figure in figures.values()} == {True}
     assert not any(t.get_visible() for f in figures.values() for t in f.texts if t.get_gid() == "caption")
+
+
+def test_a_large_run_is_drawn_by_several_processes_to_the_same_bytes(
+    gated: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["cosine_vs_T2", "error_vs_cost", "params"]
+    alone = {path: path.read_bytes() for path in parallel.draw_in_parallel(gated, names=names)}
+    assert [path.name for path in alone] == [f"{name}.{kind}" for name in names for kind in ("png", "svg")]
+    for path in alone:
+        path.unlink()
+    here: list[list[str]] = []
+
+    def recorded(run: Run, style: str, names: list[str]) -> list[Path]:
+        here.append(list(names))
+        return plots.draw(run, style, names)
+
+    monkeypatch.setattr(parallel, "CELLS", 0)
+    monkeypatch.setattr(parallel, "draw", recorded)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    assert {path: path.read_bytes() for path in parallel.draw_in_parallel(gated, names=names)} == alone
+    assert here == [["cosine_vs_T2", "params"]]
+    monkeypatch.setattr(sys, "executable", "false")  # what another process cannot draw is drawn here
+    assert {path: path.read_bytes() for path in parallel.draw_in_parallel(gated, names=names)} == alone
+    assert here[1:] == [["cosine_vs_T2", "params"], ["error_vs_cost"]]
+    with pytest.raises(UserError, match=r"there is no figure 'parms'\. Did you mean 'params'"):
+        parallel.draw_in_parallel(gated, names=["parms"])
 
 
 def test_a_style_that_there_is_none_of_is_a_mistake_with_its_near_miss(run: Run) -> None:

@@ -198,7 +198,10 @@ def test_a_row_of_layers_says_where_credit_is_lost_and_leaves_out_what_has_none(
     assert several == "Naive EP misses BPTT in h1 of a; every other rule follows it in every block on both systems"
     forms = {"a": right, "a k=1": right.assign(cosine_error=[0.0, 0.999, 0.999])}
     both = ["Every rule follows BPTT in every block on both forms of a"]
-    both += ["Credit by prediction error is the better one in the one pair of rule and system"]
+    both += [
+        "Credit by prediction error is nearer to BPTT than credit by displacement, each in its worst block, "
+        "for the one pair of rule and system"
+    ]
     assert titles.of_credits(forms, CREDITS) == ". ".join(both)
 
 

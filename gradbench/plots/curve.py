@@ -8,7 +8,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from gradbench.plots import look
-from gradbench.plots.scale import FLOOR, FLOOR_WORDS, SPACED, floored, show_cosines
+from gradbench.plots.scale import FLOOR, FLOOR_WORDS, SHADED, SPACED, floored, show_cosines
 from gradbench.plots.wording import cosine, number
 from gradbench.tables.text import capital
 from gradbench.vocabulary.status import Status
@@ -82,7 +82,7 @@ def draw_curve(log: DataFrame, config: dict[str, Any], env: dict[str, Any]) -> F
         "thin a seed, thick their median." if len(config["seeds"]) > 1 else "the lines are its own.",
     ]
     said += [f"{look.count(skipped, 'step')} skipped, whose gradient was not finite."] if skipped else []
-    said += ["Shaded: negative."] if faithful else []
+    said += [SHADED] if faithful else []
     said += [f"{FLOOR_WORDS.capitalize()}."] if (log["cosine"] > 1 - FLOOR).any() else []
     look.caption(figure, [*said, f"Training {config['name']}, {code}{' with changes' if env.get('dirty') else ''}."])
     return figure

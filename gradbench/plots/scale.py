@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 FLOOR = 1e-8  # of 1 - cos: a cosine that is closer to 1 is drawn here, since no question needs more digits
 FLOOR_WORDS = r"cosines above $1-10^{-8}$ are drawn there"
 SPACED = r"spaced by $\log(1-\cos)$"  # what an axis says below its words
-SHADED = "Shaded: negative."
+SHADED = "Shaded: negative cosines, evenly spaced."
 TOP = 4  # nines of the last colour: all cosines from 0.9999 on have it
 # Colours from 0 to `TOP` nines. They jump at 0.99 from dark to light, so that a rule that misses is seen in grey too.
 COLOURS = ListedColormap(mpl.colormaps["viridis"](np.r_[np.linspace(0, 0.42, 128), np.linspace(0.72, 1, 128)]))

@@ -305,8 +305,11 @@ def _better(systems: Systems, credits: Mapping[str, str]) -> str:
             best = max(worst.values())
             if best != min(worst.values()):
                 wins[max(worst, key=lambda words: worst[words])] += 1
-    words, pair = max(wins, key=lambda words: wins[words]), f"{things(pairs, 'pair')} of rule and system"
-    return f"credit by {words} is the better one in {part(wins[words], pairs)} {pair}" if pairs else ""
+    if not pairs:
+        return ""
+    nearer, other = sorted(wins, key=lambda words: -wins[words])
+    said = f"credit by {nearer} is nearer to BPTT than credit by {other}, each in its worst block,"
+    return f"{said} for {part(wins[nearer], pairs)} {things(pairs, 'pair')} of rule and system"
 
 
 def _alike(said: Mapping[str, str]) -> list[tuple[str, str]]:

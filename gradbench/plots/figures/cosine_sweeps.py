@@ -40,7 +40,7 @@ SHOWN = ("cosine", "cosine_mean", "cosine_min", "cosine_attn")
 
 @look.themed
 def draw_cosine_sweep(cells: DataFrame, params: DataFrame, x: str) -> Figure | None:
-    """Cosines against the coordinate x, the others held: a row a system, a marker a seed, lines at the worst."""
+    """Cosines against the coordinate x, the others held: a row a system, a marker a seed."""
     cells = hold.estimates(cells)
     styles = look.styles(cells)
     cells = cells[cells[x].notna()]
@@ -91,7 +91,7 @@ def draw_cosine_sweep(cells: DataFrame, params: DataFrame, x: str) -> Figure | N
         figure,
         [
             f"Cosine to BPTT against {COORDINATES[x].words}: {len(drawn)} cells, a point a seed,",
-            "lines at the worst of the settled seeds.",
+            "lines at the worst of the seeds that are settled at every value of a line.",
             *look.without(drawn[drawn["cosine"].isna()]),
             *limits_of(drawn[list(SHOWN)]),
         ],
@@ -105,6 +105,12 @@ def _point(place: hold.Place, here: DataFrame, x: str) -> str:
     at = [(number, list(values.index)) for number, values in seeds.groupby(seeds)]
     said = [f"{look.count(number, 'seed')} at {equal(x, values)}" for number, values in reversed(at)]
     return f"{place.point}; {', '.join(said)}" if len(at) > 1 else place.point
+
+
+def _everywhere(rows: DataFrame, x: str) -> list[int]:
+    """The seeds that every value of x has: a line through another number of seeds would bend for that alone."""
+    there = [set(of["seed"]) for _, of in rows.groupby(x)]
+    return sorted(set.intersection(*there)) if there else []
 
 
 def _keys(drawn: DataFrame) -> list[Line2D]:
@@ -139,7 +145,8 @@ def _panel(ax: Axes, here: DataFrame, x: str, metric: str, styles: dict[str, loo
         pale = dtype == "float64" and here["dtype"].nunique() > 1
         for label, style in styles.items():
             of_rule = rows[rows["estimator_label"] == label]
-            worst = of_rule[of_rule["status"] == Status.SETTLED].groupby(x)[metric].min()
+            settled = of_rule[of_rule["status"] == Status.SETTLED]
+            worst = settled[settled["seed"].isin(_everywhere(settled, x))].groupby(x)[metric].min()
             look.line(ax, worst, style, *((4, 0.3) if pale else ()))
             look.points(ax, of_rule, x, metric, style, alpha=0.35 if pale else 1)
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 SHIFT = 0.09  # between the markers of rules in one block, of the distance of blocks
 CREDITS = {"cosine": "displacement", "cosine_error": "prediction error"}
+MEANT = {"cosine": "how far the nudge moves a block", "cosine_error": "how far the nudged block is from its prediction"}
 
 
 @look.themed
@@ -44,7 +45,7 @@ def draw_credit_by_layer(cells: DataFrame, blocks: DataFrame) -> Figure | None:
         place: look.row_title(titles.of_credit(place.system, here, CREDITS) if len(rows) > 1 else "", place.point)
         for place, here in rows.items()
     }
-    heights = [1.95 + look.LINE * len(text.split("\n")) for text in said.values()]
+    heights = [2.05 + look.LINE * len(text.split("\n")) for text in said.values()]
     figure = look.figure(0.9 + sum(heights), wide=len(shown) > 1)
     strips = figure.subfigures(len(rows), 1, squeeze=False, height_ratios=heights)[:, 0]
     panels: list[Axes] = []
@@ -56,7 +57,7 @@ def draw_credit_by_layer(cells: DataFrame, blocks: DataFrame) -> Figure | None:
             ax.set_visible(column in has)
             if column in has:
                 _panel(ax, here, column, styles)
-                ax.set_title("" if column in titled else f"credit by {CREDITS[column]}")
+                ax.set_title("" if column in titled else f"credit by {CREDITS[column]}:\n{MEANT[column]}")
                 titled.add(column)
                 ax.set_xlabel("block of the state, from the input on" if place == list(rows)[-1] else "")
                 ax.set_ylabel(f"cosine of the credit\n{SPACED}" if column == has[0] else "")
@@ -70,8 +71,8 @@ def draw_credit_by_layer(cells: DataFrame, blocks: DataFrame) -> Figure | None:
         figure,
         [
             "Cosine of the state credit with the reference's by layer, settled cells: a point a seed, lines at the",
-            "worst. Rules stand side by side. A fixed layer, as a clamped input, does not move and has no credit; no",
-            "adjoint has a prediction error.",
+            "worst. Rows are measured at the settings in their titles, which differ. Rules stand side by side. A fixed",
+            "layer, as a clamped input, does not move and has no credit; no adjoint has a prediction error.",
             *([f"Counted and not drawn, as they show what a row above shows: {', '.join(alike)}."] if alike else []),
             *limits_of(drawn[list(CREDITS)]),
         ],

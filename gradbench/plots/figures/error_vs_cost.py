@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from gradbench.plots.sources import Tables
 
 FLOOR = 1e-8  # smaller errors are drawn here
+SMALL = 0.6  # size of a marker that is not on a front, of the others
 PALE = 0.35  # opacity of a settled setting that is not on the front
 PRODUCTS = f"$Jv$ and $J^Ta$ count {Count(jvp=1).work}"
 # the settings of a rule: T1, T2 and beta
@@ -53,8 +55,10 @@ def draw_error_vs_cost(cells: DataFrame) -> Figure | None:
             rows = here[here["estimator_label"] == label]
             settled = rows["status"] == Status.SETTLED
             front = _front(rows[settled])
-            look.points(ax, rows[~settled], "cost", "error", style)
-            look.points(ax, rows[settled].drop(front.index), "cost", "error", style, alpha=PALE)
+            small = replace(style, size=SMALL * style.size)
+            look.points(ax, rows[~settled], "cost", "error", small)
+            if label in main:  # the settings of other forms, which are many, stand at their fronts alone
+                look.points(ax, rows[settled].drop(front.index), "cost", "error", small, alpha=PALE)
             look.points(ax, front, "cost", "error", style)
             if len(front) and label in main:
                 line = {"color": style.colour, "linestyle": style.line}
@@ -71,7 +75,7 @@ def draw_error_vs_cost(cells: DataFrame) -> Figure | None:
         ax.set_ylabel("" if i % columns else f"$1-$ {METRICS['cosine_min'].words}")
         ax.set_visible(i < len(systems))
     pale = Line2D([], [], color=look.GREY, linestyle="", marker="o", markersize=look.pt(5), alpha=PALE)
-    pale.set_label("pale: a cheaper setting is as good")
+    pale.set_label("pale: a cheaper setting of the default form is as good")
     stairs = Line2D(
         [], [], color=look.GREY, linewidth=1.5, label="line: no cheaper setting of the default form is better"
     )
