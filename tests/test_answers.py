@@ -284,6 +284,13 @@ def test_the_sentence_names_setting_error_places_and_seeds_and_the_cost_of_bptt_
     assert "BPTT" not in told(*rows)
 
 
+def test_a_system_without_a_free_phase_is_told_with_its_cost() -> None:
+    rows = [cell(system="residual_mlp", T1=None, seed=i, n_force=21) for i in range(3)]
+    text = told(*rows, *(cell("bptt", system="residual_mlp", T1=None, n_force=1, n_vjp=1, seed=i) for i in range(3)))
+    assert text.startswith("Use ep at T2 = 10, β = 0.1: its error is at most 2 % at the one settled place (3 seeds). ")
+    assert "An estimate costs 21 evaluations of the force, 5.25 times the 4 of BPTT." in text
+
+
 def test_an_exception_is_told_with_its_error_its_parameter_and_its_place_and_not_counted_in_the_error() -> None:
     wrong = {"cosine_min": 0.5, "params": {"W": (0.5, 0.102)}}
     rows = [cell(T1=t, rel_error=0.03) for t in (100, 200, 300)]

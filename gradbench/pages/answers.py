@@ -60,7 +60,7 @@ class Failure:
 class Cost:
     """What a setting costs at the places with one T1, in evaluations of the force: the least and the most."""
 
-    T1: object
+    T1: object  # None: a forward pass, or a state that was given
     work: tuple[float, float]
     reference: tuple[float, float] | None  # of BPTT at these places; None: it was not run there
     times: tuple[float, float] | None  # the first over the second, place by place
@@ -290,10 +290,10 @@ def _costs(source: Source, here: DataFrame, brought: list[str]) -> Iterable[Cost
     # a merge takes two missing values for equal
     there = here[[*shared, "work"]].merge(reference, on=shared, how="left", suffixes=("", "_reference"))
     there["times"] = there["work"] / there["work_reference"]
-    for T1, rows in there.groupby("T1", sort=True):
+    for T1, rows in there.groupby("T1", sort=True, dropna=False):
         run = rows["times"].notna().any()
         yield Cost(
-            _plain(T1),
+            _plain(T1) if T1 == T1 else None,
             _ends(rows["work"]),
             _ends(rows["work_reference"]) if run else None,
             _ends(rows["times"]) if run else None,

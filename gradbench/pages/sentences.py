@@ -155,7 +155,8 @@ def _costs(s: Setting) -> Sentence:
             parts += ["; ", wording.span(*c.work)]
         else:
             parts += [wording.span(*c.work), " ", term("work", "evaluations"), " of the force"]
-        parts.append(f" at T1 = {wording.value(c.T1)}")
+        if c.T1 is not None:
+            parts.append(f" at T1 = {wording.value(c.T1)}")
         if c.times and c.reference:
             parts.append(f", {wording.span(*c.times, digits=3)} times the {wording.span(*c.reference)} of BPTT")
     return said(*parts, ".")
