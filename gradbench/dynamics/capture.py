@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -43,7 +44,7 @@ class Captured:
                 function = torch.compile(function, fullgraph=True, dynamic=False)
                 function(*self._inputs)
         torch.cuda.current_stream().wait_stream(stream)
-        with _recording, torch.cuda.stream(stream):
+        with _recording, _no_collection(), torch.cuda.stream(stream):
             # a recording gets a separate pool of memory: at most as much as the calls above have left unused
             if torch.cuda.mem_get_info()[0] < unused():
                 torch.cuda.empty_cache()
@@ -65,6 +66,18 @@ class Captured:
                 buffer.copy_(value)
         self._graph.replay()
         return self._outputs
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """No garbage is collected: to destroy a graph of the past may break off a recording in the same thread."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def agreeing(function: Callable[..., tuple[Tensor, ...]], *examples: Tensor) -> Captured | None:
