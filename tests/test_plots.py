@@ -582,7 +582,7 @@ def test_the_cost_of_the_reference_is_marked_on_the_axis_of_cost_in_the_unit_of_
     assert figure is not None
     marks = {float(line.get_xdata()[0]) for line in figure.axes[0].lines if line.get_marker() == "^"}
     assert marks == {4.0 * T1 for T1 in (50, 100)}
-    assert "BPTT itself" in [text.get_text() for text in figure.legends[0].get_texts()]
+    assert "cost of BPTT itself, at a T1" in [text.get_text() for text in figure.legends[0].get_texts()]
     costs = {float(x) for c in _markers(figure) for x in c.get_offsets()[:, 0]}
     assert costs == {T1 + 2 * 20 + 3 * 4 * 20 for T1 in (50.0, 100.0)}
     figure = draw_error_vs_cost(cells.assign(reference="implicit"))  # what backpropagation costs is not said there

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from gradbench.plots import look
 from gradbench.plots.look import FOLLOWS
-from gradbench.plots.scale import floored
 from gradbench.plots.wording import (
     BLANK,
     NAMED,
@@ -271,7 +270,7 @@ def of_credit(system: str, here: DataFrame, credits: Mapping[str, str]) -> str:
 
 
 def of_credits(systems: Systems, credits: Mapping[str, str]) -> str:
-    """The title of the figure of layers: which rules miss which blocks, and which credit is the better one."""
+    """The title of the figure of layers: which rules miss which blocks."""
     if alone := _alone(systems):
         return of_credit(*alone, credits)
     lost: dict[tuple[str, str, str], None] = {}  # rule, system, blocks: in order, and once for credits that agree
@@ -288,28 +287,7 @@ def of_credits(systems: Systems, credits: Mapping[str, str]) -> str:
         clauses = [f"{label} misses BPTT {blocks} of {system}" for label, system, blocks in lost]
         others = f"{'every other rule' if lost else 'every rule'} follows it in every block {everywhere}"
         told = _clauses(*clauses, others if lost else others.replace("it", "BPTT", 1))
-    return ". ".join(filter(None, [capital(told), capital(_better(systems, credits))]))
-
-
-def _better(systems: Systems, credits: Mapping[str, str]) -> str:
-    """Which credit is nearer to BPTT in its worst block, and how often; empty where none is compared with another."""
-    wins: dict[str, int] = dict.fromkeys(credits.values(), 0)
-    pairs = 0
-    for here in systems.values():
-        for _, rows in _by_rule(here, lambda labels: look.in_order(set(labels))):
-            blocks = rows[~rows["block"].isin({b for column in credits for b in without_credit(here, column)})]
-            worst = {words: floored(blocks[column].min()) for column, words in credits.items()}
-            if any(value != value for value in worst.values()):
-                continue
-            pairs += 1
-            best = max(worst.values())
-            if best != min(worst.values()):
-                wins[max(worst, key=lambda words: worst[words])] += 1
-    if not pairs:
-        return ""
-    nearer, other = sorted(wins, key=lambda words: -wins[words])
-    said = f"credit by {nearer} is nearer to BPTT than credit by {other}, each in its worst block,"
-    return f"{said} for {part(wins[nearer], pairs)} {things(pairs, 'pair')} of rule and system"
+    return capital(told)
 
 
 def _alike(said: Mapping[str, str]) -> list[tuple[str, str]]:

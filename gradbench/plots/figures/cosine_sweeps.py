@@ -114,7 +114,8 @@ def _everywhere(rows: DataFrame, x: str) -> list[int]:
 
 
 def _keys(drawn: DataFrame) -> list[Line2D]:
-    keys = [look.followed_key()]
+    line = Line2D([], [], color=look.GREY, linewidth=2, label="line: worst of the seeds that every value has")
+    keys = [look.followed_key(), line]
     if statuses := sorted(set(drawn[drawn["cosine"].isna()]["status"])):
         words = f"below the axis: {', '.join(statuses)}, no cosine".replace("_", " ")
         keys.append(Line2D([], [], color=look.GREY, linestyle="", marker="x", markersize=look.pt(5), label=words))

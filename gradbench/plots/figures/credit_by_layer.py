@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 SHIFT = 0.09  # between the markers of rules in one block, of the distance of blocks
 CREDITS = {"cosine": "displacement", "cosine_error": "prediction error"}
-MEANT = {"cosine": "how far the nudge moves a block", "cosine_error": "how far the nudged block is from its prediction"}
+MEANT = {
+    "cosine": "nudged block less free block",
+    "cosine_error": "nudged block less what the nudged block below predicts",
+}
 
 
 @look.themed
@@ -60,7 +63,7 @@ def draw_credit_by_layer(cells: DataFrame, blocks: DataFrame) -> Figure | None:
                 ax.set_title("" if column in titled else f"credit by {CREDITS[column]}:\n{MEANT[column]}")
                 titled.add(column)
                 ax.set_xlabel("block of the state, from the input on" if place == list(rows)[-1] else "")
-                ax.set_ylabel(f"cosine of the credit\n{SPACED}" if column == has[0] else "")
+                ax.set_ylabel(f"cosine to BPTT\n{SPACED}" if column == has[0] else "")
                 ax.tick_params(labelleft=column == has[0])
                 panels.append(ax)
     show_cosines(panels, drawn[list(CREDITS)])

@@ -75,13 +75,23 @@ def draw_error_vs_cost(cells: DataFrame) -> Figure | None:
         ax.set_ylabel("" if i % columns else f"$1-$ {METRICS['cosine_min'].words}")
         ax.set_visible(i < len(systems))
     pale = Line2D([], [], color=look.GREY, linestyle="", marker="o", markersize=look.pt(5), alpha=PALE)
-    pale.set_label("pale: a cheaper setting of the default form is as good")
+    pale.set_label("small and pale: a cheaper setting is as good")
     stairs = Line2D(
-        [], [], color=look.GREY, linewidth=1.5, label="line: no cheaper setting of the default form is better"
+        [], [], color=look.GREY, linewidth=1.5, label="line, large: least error for the cost (default form)"
     )
     keys = [look.followed_key(), stairs, pale]
     if any(here["reference_cost"].notna().any() for here in systems.values()):
-        keys.append(Line2D([], [], color="black", linestyle="", marker="^", markersize=look.pt(5), label="BPTT itself"))
+        keys.append(
+            Line2D(
+                [],
+                [],
+                color="black",
+                linestyle="",
+                marker="^",
+                markersize=look.pt(5),
+                label="cost of BPTT itself, at a T1",
+            )
+        )
     every = pd.concat(systems.values())
     look.legend(figure, styles, keys, lined=main, hollow=bool((every["status"] != Status.SETTLED).any()))
     look.title(figure, titles.of_costs({place.system: here for place, here in systems.items()}))
