@@ -56,7 +56,7 @@ def layer_norm(z: Float[Tensor, "*b D"]) -> Float[Tensor, "*b D"]:
 
     Unlike `token_norm` it has a derivative at a constant z.
     """
-    centred = z - z.mean(-1, keepdim=True)  # first: reverse mode adds in the order of these lines, and rounds by it
+    centred = z - z.mean(-1, keepdim=True)  # before the deviation: reverse mode adds, and so rounds, in this order
     return centred / _deviation(z)
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from pandas import DataFrame
+    from pandas import DataFrame, Index
 
     from gradbench.plots.sources import Tables
 
@@ -107,10 +107,10 @@ def _point(place: hold.Place, here: DataFrame, x: str) -> str:
     return f"{place.point}; {', '.join(said)}" if len(at) > 1 else place.point
 
 
-def _everywhere(rows: DataFrame, x: str) -> list[int]:
-    """The seeds that every value of x has: a line through another number of seeds would bend for that alone."""
-    there = [set(of["seed"]) for _, of in rows.groupby(x)]
-    return sorted(set.intersection(*there)) if there else []
+def _everywhere(rows: DataFrame, x: str) -> Index[int]:
+    """The seeds that have every value of x. A line through other seeds at other values would bend for that alone."""
+    values = rows.groupby("seed")[x].nunique()
+    return values.index[values == rows[x].nunique()]
 
 
 def _keys(drawn: DataFrame) -> list[Line2D]:

@@ -74,8 +74,8 @@ def draw_credit_by_layer(cells: DataFrame, blocks: DataFrame) -> Figure | None:
         figure,
         [
             "Cosine of the state credit with the reference's by layer, settled cells: a point a seed, lines at the",
-            "worst. Rows are measured at the settings in their titles, which differ. Rules stand side by side. A fixed",
-            "layer, as a clamped input, does not move and has no credit; no adjoint has a prediction error.",
+            "worst. A row is measured at the setting in its title. Rules stand side by side. A fixed layer, as a",
+            "clamped input, does not move and has no credit; no adjoint has a prediction error.",
             *([f"Counted and not drawn, as they show what a row above shows: {', '.join(alike)}."] if alike else []),
             *limits_of(drawn[list(CREDITS)]),
         ],

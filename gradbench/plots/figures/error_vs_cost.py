@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from gradbench.plots.sources import Tables
 
 FLOOR = 1e-8  # smaller errors are drawn here
-SMALL = 0.6  # size of a marker that is not on a front, of the others
+SMALL = 0.6  # size of a marker that is not on a front, as a part of the size of one that is
 PALE = 0.35  # opacity of a settled setting that is not on the front
 PRODUCTS = f"$Jv$ and $J^Ta$ count {Count(jvp=1).work}"
 # the settings of a rule: T1, T2 and beta
@@ -57,7 +57,7 @@ def draw_error_vs_cost(cells: DataFrame) -> Figure | None:
             front = _front(rows[settled])
             small = replace(style, size=SMALL * style.size)
             look.points(ax, rows[~settled], "cost", "error", small)
-            if label in main:  # the settings of other forms, which are many, stand at their fronts alone
+            if label in main:  # other forms have many settings: only those on their front are drawn
                 look.points(ax, rows[settled].drop(front.index), "cost", "error", small, alpha=PALE)
             look.points(ax, front, "cost", "error", style)
             if len(front) and label in main:
@@ -81,17 +81,9 @@ def draw_error_vs_cost(cells: DataFrame) -> Figure | None:
     )
     keys = [look.followed_key(), stairs, pale]
     if any(here["reference_cost"].notna().any() for here in systems.values()):
-        keys.append(
-            Line2D(
-                [],
-                [],
-                color="black",
-                linestyle="",
-                marker="^",
-                markersize=look.pt(5),
-                label="cost of BPTT itself, at a T1",
-            )
-        )
+        triangle = Line2D([], [], color="black", linestyle="", marker="^", markersize=look.pt(5))
+        triangle.set_label("cost of BPTT itself, at a T1")
+        keys.append(triangle)
     every = pd.concat(systems.values())
     look.legend(figure, styles, keys, lined=main, hollow=bool((every["status"] != Status.SETTLED).any()))
     look.title(figure, titles.of_costs({place.system: here for place, here in systems.items()}))
