@@ -225,6 +225,18 @@ def run(
     certify: Annotated[bool, typer.Option("--certify", help="Eigenvalues and condition of every free state.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Write where the time went into the run folder.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew, even where a run could be gone on with.")] = False,
+    timeout: Annotated[
+        str | None, typer.Option(metavar="TIME", help="What a problem may take, as 30s; then its cells say error.")
+    ] = None,
+    retry: Annotated[
+        str | None, typer.Option(metavar="failed", help="Measure again the cells that say error or oom.")
+    ] = None,
+    max_failures: Annotated[
+        str | None, typer.Option(metavar="N", help="Begin nothing more once so many cells have failed.")
+    ] = None,
+    stop_after: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Begin nothing more after this time, as 8m or 1h30m.")
+    ] = None,
     plugin: Plugins = None,
 ) -> None:
     """Run a suite, or go on with it where it was cut off."""
@@ -245,6 +257,10 @@ def run(
             certify=certify,
             profile=profile,
             fresh=fresh,
+            timeout=timeout,
+            retry=retry,
+            max_failures=max_failures,
+            stop_after=stop_after,
             plugins=plugin or (),
             watch=watch,
         )
@@ -257,12 +273,17 @@ def run(
     if not done.plan["cells"]:
         say("gradbench: every cell of this suite is skipped: nothing was measured")
         raise typer.Exit(Exit.NOTHING)
+    planned = len(done.plan["cells"]) + len(done.plan["skipped"])
+    if missing := planned - int(statuses.sum()):
+        say(f"{missing} of {planned} cells are not measured yet")
+        say("next: the same command goes on with them")
+        raise typer.Exit(Exit.INCOMPLETE)
     incomplete = int(sum(n for s, n in statuses.items() if Status(s).incomplete))
     if incomplete and not done.claims["allow_incomplete"]:
         rows = done.cells
         first = rows[rows["status"].isin([s for s in Status if s.incomplete])].iloc[0]
-        say(f"{incomplete} of {len(rows)} cells were not measured; first: {first['reason']}")
-        say("next: the same command tries them again")
+        say(f"{incomplete} of {planned} cells were not measured; first: {first['reason']}")
+        say("next: the same command with --retry failed tries them again")
         raise typer.Exit(Exit.INCOMPLETE)
 
 

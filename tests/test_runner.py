@@ -134,14 +134,14 @@ def test_workers_share_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     cut = [[problem] for problem in running.prepare("smoke")[1].problems]
     most = max(packs.footprint(problem) for (problem,) in cut)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    assert packs.how_many_at_once(cut, "cpu", "auto", 2 * most) == 2
-    assert packs.how_many_at_once(cut, "cpu", "auto", most // 2) == 1
+    assert packs.how_many_at_once(cut, "cpu", "eager", 2 * most) == 2
+    assert packs.how_many_at_once(cut, "cpu", "eager", most // 2) == 1
     assert packs.how_many_at_once(cut[:3], "cpu", "eager", 9 * most) == 3
     assert packs.how_many_at_once(cut, "cpu", "batched", 9 * most) == 1
-    assert packs.how_many_at_once(cut, "cuda", "auto", 9 * most) == packs.LANES
-    assert packs.how_many_at_once(cut[:1], "cuda", "auto", 9 * most) == 1
+    assert packs.how_many_at_once(cut, "cuda", "batched", 9 * most) == packs.LANES
+    assert packs.how_many_at_once(cut[:1], "cuda", "batched", 9 * most) == 1
     assert packs.how_many_at_once(cut, "cuda", "compiled", 9 * most) == 1
-    assert packs.how_many_at_once([], "cpu", "auto", most) == 1
+    assert packs.how_many_at_once([], "cpu", "eager", most) == 1
 
 
 @pytest.mark.fast

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import platform
 import secrets
@@ -34,7 +35,17 @@ DECIDING_ROOMS = (
 )
 
 
-class Environment(TypedDict):
+class Versions(TypedDict):
+    """What is installed that numbers depend on."""
+
+    python: str
+    torch: str
+    cuda: str | None
+    triton: str | None
+    numpy: str
+
+
+class Environment(Versions):
     """The content of `env.json`."""
 
     identity: str  # equal for runs whose records may be mixed
@@ -46,10 +57,7 @@ class Environment(TypedDict):
     dirty: bool | None
     device: str
     processor: str
-    python: str
-    torch: str
-    cuda: str | None
-    numpy: str
+    engine: str | None  # eager, batched or compiled; None of a training
     platform: str
     flags: dict[str, object]
     started: str
@@ -62,12 +70,13 @@ def describe_environment(
     parts: Iterable[AbstractSystem | AbstractEstimator],
     named: Iterable[Plugin] = (),
     test: bool = False,
+    engine: str | None = None,
 ) -> Environment:
     """The environment in which these systems and rules are measured or trained.
 
     `key` is the content key of the plan or training. Plugins that are `named` are recorded too; only those behind the
-    `parts` decide the identity. `test` says that images to test on are read. Raises UserError for images that cannot be
-    had.
+    `parts` decide the identity. `test` says that images to test on are read. `engine` is the one that measures; a
+    training has none. Raises UserError for images that cannot be had.
     """
     import numpy
     import torch
@@ -77,7 +86,15 @@ def describe_environment(
 
     parts = list(parts)
     source, used, data = source_digest(), behind(parts), _data(parts, test)
-    fixed = [key, device.partition(":")[0], devices.describe(device), torch.__version__, source]
+    cuda = device.startswith("cuda")
+    versions: Versions = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda if cuda else None,
+        "triton": _triton() if cuda else None,
+        "numpy": numpy.__version__,
+    }
+    fixed = [key, device.partition(":")[0], devices.describe(device), engine, versions, source]
     reasons = _undigested(parts, used)
     content = json.dumps([*fixed, sorted(plugin.digest for plugin in used), data], sort_keys=True)
     return {
@@ -90,15 +107,21 @@ def describe_environment(
         "dirty": None if (changed := _git("status", "--porcelain")) is None else bool(changed),
         "device": device,
         "processor": devices.describe(device),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda if device.startswith("cuda") else None,
-        "numpy": numpy.__version__,
+        "engine": engine,
+        **versions,
         "platform": platform.platform(),
         "flags": FLAGS,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
     }
+
+
+def _triton() -> str | None:
+    """The version of triton, which makes the kernels of compiled programs; None where there is none."""
+    try:
+        return importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def source_digest() -> str:

@@ -1,26 +1,40 @@
-"""Measuring the problems of a plan in packs, several packs side by side: what `run` and `tune` share."""
+"""Measuring the problems of a plan in packs, several packs side by side: what `run` and `tune` share.
+
+Packs are measured by threads of this process, or by worker processes where something foreign or risky is measured. A
+pack that fails is halved until one problem is left, so that a fault costs one problem.
+"""
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from gradbench.commands.progress import say
+from gradbench.data import origins
 from gradbench.dynamics.meter import Meter
-from gradbench.engine import packs
+from gradbench.engine import packs, processes
+from gradbench.engine.failures import Failed, failure_of
+from gradbench.engine.serving import Session
 from gradbench.engine.workers import side_by_side
-from gradbench.errors import SystemFaultError, UserError
+from gradbench.errors import UserError
+from gradbench.planning import registry
 from gradbench.tables.placeholders import unmeasured
 from gradbench.vocabulary.status import Status
 
 if TYPE_CHECKING:
     from gradbench.engine.outcome import Outcome
+    from gradbench.planning.plans import Plan
     from gradbench.planning.problems import Problem
     from gradbench.vocabulary.status import Thresholds
 
 R = TypeVar("R")
-Row = dict[str, Any]  # of the table `cells`, for a cell without an outcome
+Row = dict[str, Any]  # of the table `cells`
+Results = list["Outcome"] | list[Row]  # of a problem: outcomes where they were measured here, rows where by a worker
+Attempt = Callable[[Sequence["Problem"], int, Meter], Sequence[Results]]  # of a pack, the bytes that it may take
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,36 +42,103 @@ class Setup:
     """The means to measure problems."""
 
     device: str
-    engine: str = "auto"
+    engine: str  # eager, batched or compiled
     budget: int  # bytes for all packs in flight
     certify: bool = False  # a deep certificate for every cell
     alone: bool = False  # no two packs side by side
+    timeout: float | None = None  # seconds for a problem, of a pack their sum
+    crew: processes.Crew | None = None  # the worker processes that measure; None: threads of this process do
+
+
+def side_by_side_in(cut: Sequence[Sequence[Problem]], setup: Setup) -> int:
+    """How many of these packs are measured side by side."""
+    return 1 if setup.alone else packs.how_many_at_once(cut, setup.device, setup.engine, setup.budget)
+
+
+def with_crew(setup: Setup, planned: Plan) -> Setup:
+    """The means with worker processes, where something foreign or risky is measured.
+
+    Foreign are systems and rules from outside of the package; a time limit is only asked for where something may hang.
+    Where the session knows a system or a rule that cannot be sent to another process, threads measure, and stderr says
+    so; with a time limit this raises UserError.
+    """
+    foreign = [type(part) for part in planned.parts if _is_foreign(type(part))]
+    if setup.timeout is None and not foreign:
+        return setup
+    number = side_by_side_in(_cut(planned.problems, setup), setup)
+    processes.prepare(number)
+    session = Session(
+        folder=os.getcwd(),
+        environment=dict(os.environ),
+        path=[os.path.abspath(folder) for folder in sys.path],
+        brought=registry.brought(foreign),
+        thresholds=planned.thresholds,
+        device=setup.device,
+        engine=setup.engine,
+        certify=setup.certify,
+        memory=None if setup.device.startswith("cuda") else processes.memory(number),
+    )
+    try:
+        crew = processes.Crew(processes.packed(session))
+        with crew.lent():
+            pass
+    except processes.CannotTravelError as error:
+        what = f"cannot be sent to a worker process ({error})"
+        if setup.timeout is not None:
+            raise UserError(f"timeout: it needs worker processes, and a system or a rule here {what}") from None
+        say(f"gradbench: a system or a rule here {what}: a crash of it would end this process")
+        return setup
+    except processes.WorkerLostError as error:
+        raise UserError(f"a system or a rule here ends the process that receives it: {error}") from None
+    return replace(setup, crew=crew)
+
+
+def _is_foreign(cls: registry.Base) -> bool:
+    return cls.__module__.partition(".")[0] != origins.PACKAGE or registry.digest_of(cls) is not None
 
 
 def measured(
     problems: Sequence[Problem], thresholds: Thresholds, setup: Setup, meters: list[Meter]
 ) -> Iterator[tuple[Problem, list[Outcome]]]:
     """Every problem with the outcomes of its cells. Exceptions are raised. `meters` gets one for every pack."""
-    return _by_pack(partial(_outcomes, thresholds, setup, meters), problems, setup)
+
+    def share(pack: Sequence[Problem], budget: int) -> Iterable[tuple[Problem, list[Outcome]]]:
+        meters.append(meter := Meter(len(pack)))
+        return zip(pack, _outcomes(thresholds, setup, pack, budget, meter), strict=True)
+
+    return _by_pack(share, problems, setup)
 
 
 def measured_or_failed(
-    problems: Sequence[Problem], thresholds: Thresholds, setup: Setup, meters: list[Meter]
-) -> Iterator[tuple[Problem, list[Outcome] | list[Row]]]:
+    problems: Sequence[Problem],
+    thresholds: Thresholds,
+    setup: Setup,
+    meters: list[Meter],
+    over: Callable[[], bool] = lambda: False,
+) -> Iterator[tuple[Problem, Results]]:
     """Every problem with the outcomes of its cells, or with rows that say why it has none.
 
-    A pack that fails is halved until one problem is left, so that a failure costs one problem. A UserError is raised,
-    unless it is the fault of one system. `meters` gets one for every pack when it begins.
+    A UserError is raised, unless it is the fault of one system. `meters` gets one for every pack when it begins. No
+    pack begins once `over` says so.
     """
-    return _by_pack(partial(_outcomes_or_failures, thresholds, setup, meters), problems, setup)
+    attempt: Attempt = partial(_outcomes, thresholds, setup) if setup.crew is None else partial(_rows, setup)
+
+    def share(pack: Sequence[Problem], budget: int) -> Iterable[tuple[Problem, Results]]:
+        return () if over() else _results_or_failures(attempt, meters, pack, budget)
+
+    return _by_pack(share, problems, setup)
+
+
+def _cut(problems: Sequence[Problem], setup: Setup) -> list[list[Problem]]:
+    return list(packs.cut_into_packs(problems, setup.device, setup.engine, setup.budget))
 
 
 def _by_pack(
     measure: Callable[[Sequence[Problem], int], Iterable[R]], problems: Sequence[Problem], setup: Setup
 ) -> Iterator[R]:
     """The results of `measure` for all packs; its arguments are a pack and the bytes that this pack may take."""
-    cut = list(packs.cut_into_packs(problems, setup.device, setup.engine, setup.budget))
-    workers = 1 if setup.alone else packs.how_many_at_once(cut, setup.device, setup.engine, setup.budget)
+    cut = _cut(problems, setup)
+    workers = side_by_side_in(cut, setup)
 
     def share(pack: Sequence[Problem]) -> Iterable[R]:
         return measure(pack, setup.budget // workers)
@@ -66,44 +147,67 @@ def _by_pack(
 
 
 def _outcomes(
-    thresholds: Thresholds, setup: Setup, meters: list[Meter], pack: Sequence[Problem], budget: int
-) -> list[tuple[Problem, list[Outcome]]]:
-    by_problem: dict[str, list[Outcome]] = {}
-    meter = Meter(len(pack))
-    meters.append(meter)
+    thresholds: Thresholds, setup: Setup, pack: Sequence[Problem], budget: int, meter: Meter
+) -> list[list[Outcome]]:
+    """The outcomes of every problem of a pack, measured by this thread."""
+    by_problem: dict[str, list[Outcome]] = {problem.key: [] for problem in pack}
     try:
         measurements = packs.measure_pack(pack, setup.device, thresholds, setup.engine, budget, setup.certify, meter)
     except BaseException:
         meter.launched = 0  # what a pack that failed has launched is lost
         raise
     for outcome in measurements:
-        by_problem.setdefault(outcome.problem, []).append(outcome)
-    return [(problem, by_problem[problem.key]) for problem in pack]
+        by_problem[outcome.problem].append(outcome)
+    return list(by_problem.values())
 
 
-def _outcomes_or_failures(
-    thresholds: Thresholds, setup: Setup, meters: list[Meter], pack: Sequence[Problem], budget: int
-) -> Iterator[tuple[Problem, list[Outcome] | list[Row]]]:
-    results: Sequence[tuple[Problem, list[Outcome] | list[Row]]] = ()
+def _rows(setup: Setup, pack: Sequence[Problem], budget: int, meter: Meter) -> list[list[Row]]:
+    """The rows of every problem of a pack, measured by a worker process."""
+    assert setup.crew is not None
+    seconds = None if setup.timeout is None else setup.timeout * len(pack)
     try:
-        results = _outcomes(thresholds, setup, meters, pack, budget)
+        with setup.crew.lent() as worker:
+            return worker.measure(pack, budget, seconds, meter)
+    except BaseException:
+        meter.launched = 0
+        raise
+
+
+def _results_or_failures(
+    attempt: Attempt, meters: list[Meter], pack: Sequence[Problem], budget: int, again: bool = False
+) -> Iterator[tuple[Problem, Results]]:
+    """The results of a pack, or of its halves where it fails; of a problem that fails alone the rows that say why.
+
+    A problem that loses its worker alone is measured once `again`.
+    """
+    failed = None
+    meters.append(meter := Meter(len(pack)))
+    try:
+        results = attempt(pack, budget, meter)
     except Exception as error:
-        if isinstance(error, UserError) and not isinstance(error, SystemFaultError):
+        failed = _failed(error)
+        if failed.refused:
             raise
-        if len(pack) == 1:
-            results = [(pack[0], _failure(pack[0], error))]
-            meters.append(Meter(launched=pack[0].cost.work))  # nothing of it is left to do
-    if results:
-        yield from results
-        return
+    if failed is None:
+        yield from zip(pack, results, strict=True)
     # after the `except`, since an exception holds the memory of the work that it stopped
-    for half in (pack[: len(pack) // 2], pack[len(pack) // 2 :]):
-        yield from _outcomes_or_failures(thresholds, setup, meters, half, budget // 2)
+    elif len(pack) > 1:
+        for half in (pack[: len(pack) // 2], pack[len(pack) // 2 :]):
+            yield from _results_or_failures(attempt, meters, half, budget // 2)
+    elif failed.broken and not again:
+        yield from _results_or_failures(attempt, meters, pack, budget, again=True)
+    else:
+        meters.append(Meter(launched=pack[0].cost.work))  # nothing of it is left to do
+        reason = f"{failed.reason}, twice" if failed.broken else failed.reason
+        yield pack[0], [unmeasured(cell, failed.status, reason, pack[0].key) for cell in pack[0].cells]
 
 
-def _failure(problem: Problem, error: Exception) -> list[Row]:
-    """Rows for the cells of a problem that could not be measured."""
-    status = Status.OOM if packs.does_not_fit(error) else Status.ERROR
-    told = str(error) if isinstance(error, SystemFaultError) else f"{type(error).__name__}: {error}"
-    reason = told.partition("\n")[0]
-    return [unmeasured(cell, status, reason, problem.key) for cell in problem.cells]
+def _failed(error: Exception) -> Failed:
+    """What an exception of a pack means, be it of this process or of a worker."""
+    if isinstance(error, processes.PackFailedError):
+        return error.failed
+    if isinstance(error, processes.WorkerLostError):
+        return Failed(Status.ERROR, str(error), broken=True)
+    if isinstance(error, processes.WorkerLateError):
+        return Failed(Status.ERROR, f"{error} (timeout)")
+    return failure_of(error)

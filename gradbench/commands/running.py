@@ -10,14 +10,15 @@ import gc
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradbench.commands.claiming import refuse_hopeless
 from gradbench.commands.environment import describe_environment, warn_of_undigested
+from gradbench.commands.limits import Limits
 from gradbench.commands.progress import CellProgress, CellWatch, say, watching
-from gradbench.errors import StoreError, UserError, near_miss, spoken
+from gradbench.errors import StoreError, UserError, spoken
 from gradbench.planning import files, plans, suites
 from gradbench.planning.overrides import Overrides
 from gradbench.planning.plans import Plan
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
     from gradbench.commands.measuring import Row, Setup
     from gradbench.engine.outcome import Outcome
 
-ENGINES = ("auto", "eager", "batched", "compiled")
-
 
 def run(
     suite: str | Path | suites.Suite,
@@ -48,6 +47,10 @@ def run(
     certify: bool = False,
     profile: bool = False,
     fresh: bool = False,
+    timeout: str | float | None = None,
+    retry: str | None = None,
+    max_failures: int | str | None = None,
+    stop_after: str | float | None = None,
     plugins: Names = (),
     watch: CellWatch | None = None,
 ) -> Run:
@@ -56,32 +59,40 @@ def run(
     A suite is given by path, by the name of a shipped one, or as it is. `overrides` replaces keys of every grid of a
     file, by value: numbers, words, lists, ranges, arrays with one axis. `engine` is auto, eager (a problem at a time),
     batched or compiled (batched, and compiled first; CUDA only). `memory` is what packs may take, as "80%" or "24GiB".
-    `certify` adds a deep certificate to every cell. `profile` writes where the time went. `plugins` are files and
-    modules whose systems and rules get their names first. `watch` is called with the progress after every problem.
-    Raises UserError before anything runs, StoreError where the results cannot be written.
+    `certify` adds a deep certificate to every cell. `profile` writes where the time went.
+
+    Systems and rules from outside of the package are measured by worker processes: one that crashes, or fills the
+    memory, costs the cells of its problem, which say `error` or `oom`. So are all where `timeout` is given: the seconds
+    that a problem may take. Cells that failed stay so, unless `retry` is "failed". After `max_failures` failed cells,
+    or after `stop_after`, as "8m" or a number of seconds, no further pack begins: what runs is finished and stored,
+    and a later call goes on.
+
+    `plugins` are files and modules whose systems and rules get their names first. `watch` is called with the progress
+    after every problem. Raises UserError before anything runs, StoreError where the results cannot be written.
     """
     watch, results = watching(watch), runs.results_folder(out)
     for name, value in {"certify": certify, "profile": profile, "fresh": fresh}.items():
         check_truth(name, value)
+    limits = Limits.of(timeout, retry, max_failures, stop_after)
     named = load(plugins)
     loaded, planned = prepare(suite, overrides)
-    setup = _setup(device, engine, memory, certify=certify, profile=profile)
+    setup = _setup(planned, device, engine, memory, limits, certify=certify, profile=profile)
     key = f"{planned.key} certified" if certify else planned.key
-    env = describe_environment(key, setup.device, planned.parts, named)
+    env = describe_environment(key, setup.device, planned.parts, named, engine=setup.engine)
     warn_of_undigested(env)
-    _try_data(planned)
+    _try_data(planned, setup)
     folder = results / "runs" / loaded.name
     target = _folder(folder, planned, env, fresh)
     with target.alone():
         target.claim(loaded.model_dump(mode="json", include={"check", "statement", "table", "allow_incomplete"}))
         runs.point(folder, target)
-        if profile and len(_finished(target, planned)) == len(planned.problems):
+        if profile and len(_finished(target, planned, limits.retry)) == len(planned.problems):
             way = spoken(python="fresh=True", shell="--fresh")
             raise UserError(f"{target.folder}: nothing is left to measure, and so to profile; use {way}")
         from gradbench.commands.profiling import profiled
 
         with profiled(target.folder / "profile", setup.device) if profile else nullcontext():
-            execute(target, planned, setup, watch)
+            execute(target, planned, setup, limits, watch)
     return target
 
 
@@ -103,62 +114,85 @@ def prepare(suite: str | Path | suites.Suite, overrides: Mapping[str, Any] | Non
     return loaded, planned
 
 
-def _setup(device: str, engine: str, memory: str | None, *, certify: bool, profile: bool) -> Setup:
+def _setup(
+    planned: Plan, device: str, engine: str, memory: str | None, limits: Limits, *, certify: bool, profile: bool
+) -> Setup:
     """The means to measure the run. Raises UserError for what this machine cannot do."""
-    from gradbench.commands.measuring import Setup
+    from gradbench.commands.measuring import Setup, with_crew
     from gradbench.engine import device as devices
-    from gradbench.engine.packs import available
+    from gradbench.engine import packs
 
     device = devices.resolve(device)
-    if engine not in ENGINES:
-        raise UserError(f"engine = {engine!r} is not known{near_miss(engine, ENGINES)}")
-    if engine == "compiled" and not device.startswith("cuda"):
-        raise UserError("engine = 'compiled' needs a CUDA device; use auto, eager or batched")
-    # a profile sees only the thread that asks for it
-    return Setup(device=device, engine=engine, budget=available(device, memory), certify=certify, alone=profile)
+    engine, budget = packs.resolved(engine, device), packs.available(device, memory)
+    setup = Setup(device=device, engine=engine, budget=budget, certify=certify, alone=profile, timeout=limits.timeout)
+    if profile and limits.timeout is not None:
+        raise UserError("profile: it sees this process alone, and a timeout needs others; leave one of them out")
+    return setup if profile else with_crew(setup, planned)
 
 
-def _try_data(planned: Plan) -> None:
-    """Build one problem for every data set and checkpoint. Raises UserError for data that cannot be had."""
+def _try_data(planned: Plan, setup: Setup) -> None:
+    """Build one problem for every data set and checkpoint. Raises UserError for data that cannot be had.
+
+    A system that fails or crashes here does so again when it is measured, and its cells say so.
+    """
     from gradbench.engine.draws import build
     from gradbench.engine.packs import refused_where_too_large
+    from gradbench.engine.processes import PackFailedError, WorkerLostError
 
     different = {(p.point.system_options, p.point.batch, p.params_from and p.point.seed): p for p in planned.problems}
     for problem in different.values():
+        if setup.crew is not None:
+            with suppress(PackFailedError, WorkerLostError), setup.crew.lent() as worker:
+                worker.build(problem)
+            continue
         with refused_where_too_large(problem):
             build(problem, "cpu")
 
 
 def _folder(folder: Path, planned: Plan, env: Environment, fresh: bool) -> Run:
-    """The run to resume, else a new one."""
-    run = None if fresh else runs.matching(folder, env["identity"])
-    if run is None:
-        run = runs.new(folder, env["identity"])
-        run.start(planned.to_json(), env)
+    """The run to resume, else a new one. Of two processes that begin at once, the second takes the run of the first."""
+    with runs.beginning(folder):
+        run = None if fresh else runs.matching(folder, env["identity"])
+        if run is None:
+            run = runs.new(folder, env["identity"])
+            run.start(planned.to_json(), env)
     return run
 
 
-def execute(target: Run, planned: Plan, setup: Setup, watch: CellWatch) -> None:
+def execute(target: Run, planned: Plan, setup: Setup, limits: Limits, watch: CellWatch) -> None:
     """Measure the problems that have no record yet, then write the tables."""
-    finished = _finished(target, planned)
+    finished = _finished(target, planned, limits.retry)
     waiting = [p for p in planned.problems if p.key not in finished]
     progress = CellProgress.of(waiting, (status for statuses in finished.values() for status in statuses))
     watch(progress)
-    _measure(waiting, target, planned, setup, progress, watch)
+    _measure(waiting, target, planned, setup, limits, progress, watch)
+    if len(target.done()) < len(planned.problems) and (reason := limits.reached()):
+        say(f"gradbench: stopped, since {reason}")
     target.compact(unmeasured(cell, Status.SKIPPED, reason) for cell, reason in planned.skipped)
 
 
 def _measure(
-    problems: list[Problem], target: Run, planned: Plan, setup: Setup, progress: CellProgress, watch: CellWatch
+    problems: list[Problem],
+    target: Run,
+    planned: Plan,
+    setup: Setup,
+    limits: Limits,
+    progress: CellProgress,
+    watch: CellWatch,
 ) -> None:
     """Measure problems and store their records. A thread stores them while the next pack runs."""
     from gradbench.commands.measuring import measured_or_failed
 
     with _frozen_heap(), ThreadPoolExecutor(1) as writer:
         writing: deque[Future[None]] = deque()
-        for problem, results in measured_or_failed(problems, planned.thresholds, setup, progress.meters):
+        all_results = measured_or_failed(
+            problems, planned.thresholds, setup, progress.meters, over=lambda: bool(limits.reached())
+        )
+        for problem, results in all_results:
             writing.append(writer.submit(_store, target, problem, results))
-            progress.add(problem, (row["status"] if isinstance(row, dict) else row.status for row in results))
+            statuses = [row["status"] if isinstance(row, dict) else str(row.status) for row in results]
+            progress.add(problem, statuses)
+            limits.count(statuses)
             while writing and writing[0].done():
                 writing.popleft().result()
             watch(progress)
@@ -186,8 +220,8 @@ def _frozen_heap() -> Iterator[None]:
         gc.unfreeze()
 
 
-def _finished(target: Run, planned: Plan) -> dict[str, list[str]]:
-    """Statuses of the problems that need no measurement, by key.
+def _finished(target: Run, planned: Plan, retry: bool) -> dict[str, list[str]]:
+    """Statuses of the problems that need no measurement, by key; with `retry`, failed cells need one.
 
     Records that are damaged or of another run are set aside, and stderr says so.
     """
@@ -198,6 +232,6 @@ def _finished(target: Run, planned: Plan) -> dict[str, list[str]]:
         except StoreError as error:
             say(f"gradbench: {error}; set aside as {target.set_aside(key)}, to be measured again")
             continue
-        if not any(Status(s).incomplete for s in statuses):
+        if not (retry and any(Status(s).incomplete for s in statuses)):
             finished[key] = statuses
     return finished

@@ -13,7 +13,7 @@ from gradbench.commands.measuring import Setup, measured
 from gradbench.commands.progress import CellProgress, CellWatch, watching
 from gradbench.data.given import article
 from gradbench.engine.device import resolve
-from gradbench.engine.packs import available, refused_where_too_large
+from gradbench.engine.packs import available, refused_where_too_large, resolved
 from gradbench.errors import RuleFaultError, UserError, public, spoken
 from gradbench.estimators.reference import REFERENCE
 from gradbench.planning import files, registry, values
@@ -184,7 +184,7 @@ def _outcomes(grid: Mapping[str, Any], device: str, watch: CellWatch) -> list[Ou
     outcomes: list[Outcome] = []
     progress = CellProgress.of(planned.problems)
     watch(progress)
-    setup = Setup(device=device, budget=available(device))
+    setup = Setup(device=device, engine=resolved("auto", device), budget=available(device))
     with refused_where_too_large(*planned.problems):
         for problem, measurements in measured(planned.problems, planned.thresholds, setup, progress.meters):
             outcomes += measurements

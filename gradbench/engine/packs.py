@@ -14,7 +14,7 @@ from gradbench.dynamics.capture import unused
 from gradbench.dynamics.stack import Stack
 from gradbench.engine.draws import build, draw, moved
 from gradbench.engine.solving import solve
-from gradbench.errors import UserError
+from gradbench.errors import UserError, near_miss
 
 if TYPE_CHECKING:
     from gradbench.dynamics.meter import Meter
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 CPU_BUDGET = 2**32  # bytes of a pack on a CPU, where no `memory` is named
 SHARE = 0.8  # of the free memory of a GPU
+ENGINES = ("auto", "eager", "batched", "compiled")
 LANES = 2  # packs in flight on a GPU: one computes while another is waited for, judged or begun
 # memory that a recorded force with its transposed product takes, in states: measured 30 on cet_real, 20 on the toys
 RECORDED = 32
@@ -58,12 +59,25 @@ def measure_pack(
     return solve(problems, field, thresholds, states_at_once(problems, device, budget), deep=deep, meter=meter)
 
 
+def resolved(engine: object, device: str) -> str:
+    """The engine that `auto` stands for: batched on CUDA, eager on a CPU, where a problem already fills a core.
+
+    Raises UserError for an engine that is not known, or that the device does not have.
+    """
+    if engine not in ENGINES:
+        raise UserError(f"engine = {engine!r} is not known{near_miss(engine, ENGINES)}")
+    cuda = device.startswith("cuda")
+    if engine == "compiled" and not cuda:
+        raise UserError("engine = 'compiled' needs a CUDA device; use auto, eager or batched")
+    return str(engine) if engine != "auto" else "batched" if cuda else "eager"
+
+
 def states_at_once(problems: Sequence[Problem], device: str, budget: int | None = None) -> int:
     """How many states of a pack half of `budget` bytes hold, by default half of a share of what is free."""
     return max(2, (budget or available(device)) // 2 // (len(problems) * _state(problems[0])))
 
 
-def does_not_fit(error: Exception) -> bool:
+def does_not_fit(error: BaseException) -> bool:
     """Whether an exception says that memory is short: on a CPU torch raises a RuntimeError for it."""
     words = ("can't allocate memory", "Storage size calculation overflowed")
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in words)
@@ -84,14 +98,13 @@ def refused_where_too_large(*problems: Problem) -> Iterator[None]:
 
 
 def cut_into_packs(
-    problems: Sequence[Problem], device: str, engine: str = "auto", budget: int | None = None
+    problems: Sequence[Problem], device: str, engine: str, budget: int | None = None
 ) -> Iterator[list[Problem]]:
     """Cut problems into packs of one shape that fit into `budget` bytes, by default a share of what is free.
 
-    On a GPU the packs of all lanes share these bytes. The eager engine takes every problem alone, and so does `auto` on
-    a CPU: there a problem already fills a core, and an interrupted run goes on from its records, one a problem.
+    On a GPU the packs of all lanes share these bytes. The eager engine takes every problem alone.
     """
-    if engine == "eager" or (engine == "auto" and not device.startswith("cuda")):
+    if engine == "eager":
         yield from ([problem] for problem in problems)
         return
     families: dict[object, list[Problem]] = {}
@@ -106,7 +119,7 @@ def cut_into_packs(
 
 def lanes(device: str, engine: str) -> int:
     """Packs that are in flight on a device: several on a GPU, unless its programs are compiled first."""
-    return LANES if device.startswith("cuda") and engine in ("auto", "batched") else 1
+    return LANES if device.startswith("cuda") and engine == "batched" else 1
 
 
 def how_many_at_once(cut: Sequence[Sequence[Problem]], device: str, engine: str, budget: int) -> int:

@@ -19,7 +19,7 @@ import pkgutil
 import textwrap
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, fields, is_dataclass
 from decimal import Decimal
@@ -142,6 +142,25 @@ def scope() -> Iterator[None]:
         yield
     finally:
         _restore(*before)
+
+
+class Brought(NamedTuple):
+    """What a session brings: classes by kind, name and digest, and classes by kind and name."""
+
+    handed: dict[tuple[str, str, str], Any]
+    named: dict[str, dict[str, _Named]]
+
+
+def brought(classes: Collection[Base]) -> Brought:
+    """What the session knows of these classes."""
+    handed = {key: cls for key, cls in _handed.items() if cls in classes}
+    named = {k: {name: n for name, n in entries.items() if n.cls in classes} for k, entries in _of_session.items()}
+    return Brought(handed, named)
+
+
+def bring(session: Brought) -> None:
+    """Know what another session has brought, and nothing else that a session brings."""
+    _restore(*session)
 
 
 def _restore(handed: Mapping[tuple[str, str, str], Any], named: Mapping[str, Mapping[str, _Named]]) -> None:

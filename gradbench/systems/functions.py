@@ -48,6 +48,15 @@ HINTS = {  # what to do, by the name of an exception or a word of its message
 SHARED_KNOBS = ("s", "damp")  # knobs that are coordinates of the built-in systems
 
 
+class Folded(threading.local):
+    """The data of the last call of a thread, repeated. In another process it begins empty."""
+
+    held: tuple[object, list[Tensor], Data] | None = None  # what the data are for, the data, and the data repeated
+
+    def __reduce__(self) -> tuple[type[Folded], tuple[()]]:
+        return Folded, ()
+
+
 @dataclass(frozen=True, eq=False)
 class Definition:
     """What a call of `gradbench.system` handed over: functions, and copies of parameters and data."""
@@ -62,7 +71,7 @@ class Definition:
     cost_of: str | None  # "sum" or "mean": `cost` is a scalar of its examples; None: it gives a number for each
     with_knobs: frozenset[str]  # functions that take the knobs
     free_state: Tensor | None = None  # one that was given as a value, (B, n); None: a function makes it, or s_0
-    folded: threading.local = field(default_factory=threading.local)  # data of the last call, repeated
+    folded: Folded = field(default_factory=Folded)
     knobs_read: set[str] = field(default_factory=set)  # knobs that a function has asked for
 
     @property
@@ -455,7 +464,7 @@ class AbstractFunctionSystem(ClosedForms, RecordedSteps, AbstractSystem):
     def _folded(self, x: Data, rows: int, like: Tensor) -> Data:
         """The data with a copy of the examples for every row. Those of the last call are held for the next one."""
         made, key = self.definition(), (rows, like.dtype, *map(id, x.values()))
-        held = getattr(made.folded, "held", None)
+        held = made.folded.held
         if held is None or held[0] != key:
             repeated = {
                 name: v if rows == 1 or name in made.shared else v.expand(rows, *v.shape).flatten(0, 1)

@@ -76,8 +76,18 @@ class Slots(AbstractSlots):
         for name, value in self.theta.items():
             if value.is_complex():
                 raise UserError(f"{where}[{name!r}]: got complex numbers, expected real parameters: two for each")
+        self._without_copies()
+
+    def _without_copies(self) -> None:
         self._copies: dict[tuple[int, torch.dtype, torch.device], tuple[nn.Module, list[Place], list[nn.Module]]] = {}
         self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_module": self._module, "theta": self.theta}  # copies are of the threads of one process
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._without_copies()
 
     @contextmanager
     def bound(self, theta: Mapping[str, Tensor], like: Tensor) -> Iterator[Any]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import os.path
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -48,6 +50,20 @@ def new(folder: Path, identity: str) -> Run:
                 path.mkdir()
                 break
     return Run(path)
+
+
+@contextmanager
+def beginning(folder: Path) -> Iterator[None]:
+    """Inside, no other process looks for a run of this suite or begins one."""
+    with guarded(folder, UNCHANGED):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW)
+    try:
+        with suppress(OSError):  # file systems of clusters may have no locks: two starts may make two runs there
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
 
 
 def matching(folder: Path, identity: str) -> Run | None:

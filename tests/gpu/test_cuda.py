@@ -146,7 +146,7 @@ def test_captured_stacks_agree_with_the_eager_cpu(name: str, dtype: str, toleran
     }
     planned = plan(parse({"name": "t", "about": "", "grid": [grid]}, "t"))
     with isolated():
-        (pack,) = packs.cut_into_packs(planned.problems, "cuda")
+        (pack,) = packs.cut_into_packs(planned.problems, "cuda", "batched")
         stacked = {o.cell.key: o for o in packs.measure_pack(pack, "cuda", planned.thresholds)}
         alone = [o for p in pack for o in packs.measure_pack([p], "cpu", planned.thresholds, "eager")]
     assert stacked.keys() == {o.cell.key for o in alone}
@@ -355,7 +355,7 @@ def test_the_model_of_memory_is_about_right(monkeypatch: pytest.MonkeyPatch) -> 
     grid = {"system": ["cet_real", "cet_energy", "cet_projected"], "estimator": ["bptt", "ep", "aep"], "batch": 64}
     grid |= {"s": [i / 16 for i in range(1, 17)], "T1": [50, 200], "T2": [5, 10], "beta": [0.02, 0.1]}
     planned = plan(parse({"name": "t", "about": "", "grid": [grid]}, "t"))
-    cut, memory = list(packs.cut_into_packs(planned.problems, "cuda")), torch.cuda.mem_get_info()[1]
+    cut, memory = list(packs.cut_into_packs(planned.problems, "cuda", "batched")), torch.cuda.mem_get_info()[1]
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (0, memory))
     for pack in cut:
         torch.cuda.empty_cache()

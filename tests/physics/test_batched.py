@@ -132,11 +132,7 @@ def test_packs_hold_every_problem_once_and_fit_the_budget() -> None:
         assert sorted(p.key for pack in cut for p in pack) == sorted(p.key for p in problems)
         assert all(len({p.shape for p in pack}) == 1 for pack in cut)
         assert all(len(pack) == 1 or sum(map(packs.footprint, pack)) <= budget for pack in cut)
-    assert (
-        [[p] for p in problems]
-        == list(packs.cut_into_packs(problems, "cpu", "eager"))
-        == list(packs.cut_into_packs(problems, "cpu"))
-    )
+    assert [[p] for p in problems] == list(packs.cut_into_packs(problems, "cpu", "eager"))
 
 
 @pytest.mark.fast

@@ -1,0 +1,156 @@
+"""What a worker process does: it measures packs that arrive through a pipe, and answers with rows.
+
+The process is started by `engine/processes.py`. It may die at any moment, by code that it runs. Everything that it
+reads comes from the process that started it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pickle
+import resource
+import signal
+import sys
+import threading
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from gradbench.dynamics.meter import Meter
+from gradbench.engine import packs
+from gradbench.engine.draws import build
+from gradbench.engine.failures import Failed, failure_of
+from gradbench.engine.precision import dedicate, isolated
+from gradbench.planning import registry
+from gradbench.planning.problems import Problem
+
+if TYPE_CHECKING:
+    from gradbench.planning.cells import Cell
+    from gradbench.vocabulary.status import Thresholds
+
+NEWS = 0.25  # seconds between two messages of how far a pack is
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """What a worker is told before its first pack of a run."""
+
+    folder: str  # the working folder
+    environment: dict[str, str]
+    path: list[str]  # sys.path
+    brought: registry.Brought  # systems and rules of the session
+    thresholds: Thresholds
+    device: str
+    engine: str
+    certify: bool
+    memory: int | None  # bytes of data that the process may have; None: no bound
+
+
+def serve(pipe: int, lifeline: int) -> None:
+    """Answer the messages of a pipe until it is closed.
+
+    `lifeline` is a socket through which nothing is ever sent. When its other end is closed, the kernel ends this
+    process, whatever code runs here: so no worker outlives the process that started it.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to workers, too; their owner ends them
+    fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)  # SIGIO, which ends it
+    with suppress(OSError):  # where memory is short, the kernel ends this process first
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    dedicate()
+    worker = _Worker(Connection(pipe))
+    with suppress(EOFError, OSError):  # the pipe was closed
+        while True:
+            worker.answer()
+    os._exit(0)  # code that ran here may hang, or fail, where Python ends
+
+
+class _Worker:
+    def __init__(self, pipe: Connection) -> None:
+        self.pipe, self.sending = pipe, threading.Lock()
+        self.session: Session | None = None
+
+    def answer(self) -> None:
+        """Receive a message, do what it asks, and send the answer."""
+        content = self.pipe.recv_bytes()
+        answer: object
+        try:
+            task, *arguments = pickle.loads(content)
+            answer = getattr(self, task)(*arguments)
+        except BaseException as error:  # also SystemExit and KeyboardInterrupt of the code that was measured
+            answer = failure_of(error)
+            del error
+        if isinstance(answer, Failed) and self.session is not None and not _works(self.session.device):
+            answer = replace(answer, broken=True)
+        self.send(answer)
+
+    def send(self, answer: object) -> None:
+        with self.sending:
+            self.pipe.send_bytes(pickle.dumps(answer))
+
+    def open(self, session: Session) -> None:
+        """Take what a session knows, and be ready to measure."""
+        self.session = None
+        os.chdir(session.folder)
+        os.environ.clear()
+        os.environ.update(session.environment)
+        sys.path[:] = session.path
+        if session.memory is not None:
+            hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+            resource.setrlimit(resource.RLIMIT_DATA, (session.memory, hard))
+        registry.bring(session.brought)
+        if session.device.startswith("cuda"):
+            torch.zeros(1, device=session.device).sum().item()
+        self.session = session
+
+    def build(self, cells: tuple[Cell, ...]) -> None:
+        """Build the system of a problem."""
+        problem = Problem(cells)
+        with packs.refused_where_too_large(problem):
+            build(problem, "cpu")
+
+    def measure(self, pack: list[tuple[Cell, ...]], budget: int) -> list[list[Row]]:
+        """The rows of every problem of a pack, which may take `budget` bytes."""
+        session, problems = self.session, [Problem(cells) for cells in pack]
+        assert session is not None
+        meter, done = Meter(len(problems)), threading.Event()
+        telling = threading.Thread(target=self._tell, args=(meter, done), daemon=True)
+        telling.start()
+        try:
+            with isolated():
+                outcomes = packs.measure_pack(
+                    problems, session.device, session.thresholds, session.engine, budget, session.certify, meter
+                )
+                rows: dict[str, list[Row]] = {problem.key: [] for problem in problems}
+                for outcome in outcomes:
+                    rows[outcome.problem].append(outcome.row())
+        finally:
+            done.set()
+            telling.join()
+        return list(rows.values())
+
+    def _tell(self, meter: Meter, done: threading.Event) -> None:
+        """Send how far a pack is, until it is done."""
+        told = 0
+        while not done.wait(NEWS):
+            if meter.launched != told:
+                told = meter.launched
+                with suppress(OSError):
+                    self.send(told)
+
+
+def _works(device: str) -> bool:
+    """Whether anything can still be computed: an invalid access on a GPU spoils the process for good."""
+    if not device.startswith("cuda"):
+        return True
+    try:
+        torch.cuda.synchronize(device)
+        return bool(torch.zeros(1, device=device).sum().item() == 0)
+    except Exception:
+        return False
