@@ -232,7 +232,7 @@ def run(
         str | None, typer.Option(metavar="failed", help="Measure again the cells that say error or oom.")
     ] = None,
     max_failures: Annotated[
-        str | None, typer.Option(metavar="N", help="Begin nothing more once so many cells have failed.")
+        int | None, typer.Option(metavar="N", help="Begin nothing more once so many cells have failed.")
     ] = None,
     stop_after: Annotated[
         str | None, typer.Option(metavar="TIME", help="Begin nothing more after this time, as 8m or 1h30m.")

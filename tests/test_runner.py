@@ -256,7 +256,7 @@ def test_fresh_makes_a_new_run_even_within_a_second(write_suite: Any, solved: li
         (FloatingPointError("x"), "error"),
     ],
 )
-def test_what_goes_wrong_in_a_problem_is_a_status_and_is_tried_again(
+def test_what_goes_wrong_in_a_problem_is_a_status_and_is_tried_again_when_asked_for(
     write_suite: Any, monkeypatch: pytest.MonkeyPatch, failure: Exception, status: str
 ) -> None:
     suite, measure, keys = write_suite(), packs.measure_pack, []
@@ -274,7 +274,9 @@ def test_what_goes_wrong_in_a_problem_is_a_status_and_is_tried_again(
     assert len(first.cells) == 60
     assert bad["reason"].str.len().min() > 0
     assert bad["cosine"].isna().all()
-    again = run(suite)
+    run(suite)
+    assert len(keys) == 6  # what failed stays so
+    again = run(suite, retry="failed")
     assert keys[6:] == [keys[2]]
     same(again, run(suite, out=suite.parent / "other"))
 

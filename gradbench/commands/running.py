@@ -49,7 +49,7 @@ def run(
     fresh: bool = False,
     timeout: str | float | None = None,
     retry: str | None = None,
-    max_failures: int | str | None = None,
+    max_failures: int | None = None,
     stop_after: str | float | None = None,
     plugins: Names = (),
     watch: CellWatch | None = None,

@@ -19,7 +19,7 @@ import pkgutil
 import textwrap
 import types
 import typing
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, fields, is_dataclass
 from decimal import Decimal
@@ -53,6 +53,7 @@ class _Named(NamedTuple):
 
 _handed: dict[tuple[str, str, str], Any] = {}  # classes by kind, name and digest
 _of_session: dict[str, dict[str, _Named]] = {"systems": {}, "estimators": {}}
+_brought: dict[Base, dict[str, Any]] = {}  # types of options of classes that came from another process
 _pointed: list[EntryPoint] = []  # entry points that are being loaded: their modules may make systems and rules
 _remembered: list[Any] = []  # caches of functions whose results depend on what a name means
 
@@ -144,23 +145,27 @@ def scope() -> Iterator[None]:
         _restore(*before)
 
 
-class Brought(NamedTuple):
-    """What a session brings: classes by kind, name and digest, and classes by kind and name."""
-
-    handed: dict[tuple[str, str, str], Any]
-    named: dict[str, dict[str, _Named]]
-
-
-def brought(classes: Collection[Base]) -> Brought:
-    """What the session knows of these classes."""
-    handed = {key: cls for key, cls in _handed.items() if cls in classes}
-    named = {k: {name: n for name, n in entries.items() if n.cls in classes} for k, entries in _of_session.items()}
-    return Brought(handed, named)
+def types_of(cls: Base) -> dict[str, Any]:
+    """The types of the options of a class, by name."""
+    hints = typing.get_type_hints(cls) if cls not in _brought else _brought[cls]
+    return {f.name: hints[f.name] for f in fields(cls)}  # type: ignore[arg-type]
 
 
-def bring(session: Brought) -> None:
-    """Know what another session has brought, and nothing else that a session brings."""
-    _restore(*session)
+def bring(classes: Mapping[Base, dict[str, Any]]) -> None:
+    """Know these classes of another session by name and digest, and nothing else that a session brings.
+
+    With each come the types of its options: the names in its annotations mean nothing here.
+    """
+    _brought.clear()
+    _brought.update(classes)
+    handed: dict[tuple[str, str, str], Any] = {}
+    named: dict[str, dict[str, _Named]] = {kind: {} for kind in _of_session}
+    for cls in classes:
+        if (digest := digest_of(cls)) is not None:
+            handed[_kind(cls), cls.name, digest] = cls
+        else:
+            named[_kind(cls)][cls.name] = _Named(cls, SESSION)
+    _restore(handed, named)
 
 
 def _restore(handed: Mapping[tuple[str, str, str], Any], named: Mapping[str, Mapping[str, _Named]]) -> None:
@@ -444,8 +449,7 @@ def _asked(kind: str, name: str, options: Mapping[str, Any], where: str, key: st
         raise UserError(f"{where} = {name!r} is not registered{told}{near_name(name, _names(kind))}")
     if digest_of(cls) not in (None, options.get(DIGEST, digest_of(cls))):
         raise UserError(f"{where}: {name!r} is defined otherwise now: digest {digest_of(cls)}, not {options[DIGEST]}")
-    hints = typing.get_type_hints(cls)
-    allowed = {f.name: hints[f.name] for f in fields(cls)}
+    allowed = types_of(cls)
     ranges = {f.name: f.metadata for f in fields(cls)}
     named = {}
     for option, value in options.items():
