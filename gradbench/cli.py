@@ -192,20 +192,31 @@ def show(name: str, plugin: Plugins = None, as_json: Json = False) -> None:
 
 
 @app.command("plan")
-def plan_(suite: SuiteName, set_: Set = None, plugin: Plugins = None, as_json: Json = False) -> None:
-    """What a suite would do: cells, problems, families, evaluations, skips. Runs nothing."""
+def plan_(
+    suite: SuiteName,
+    out: Out = Path("results"),
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda: where it would run.")] = "auto",
+    set_: Set = None,
+    plugin: Plugins = None,
+    as_json: Json = False,
+) -> None:
+    """What a suite would do: cells, problems, families, evaluations, skips, and what is done. Runs nothing."""
     from gradbench.commands.running import prepare
+    from gradbench.commands.standing import standing
     from gradbench.planning import files
 
     loaded, planned = prepare(suite, _overrides(set_))
+    there = standing(planned, out, device)
     if as_json:
-        _put(json.dumps(planned.to_json(), indent=1))
+        _put(json.dumps(planned.to_json() | {"standing": there and there.to_json()}, indent=1))
         return
     _put(_entry(f"{planned.suite}:", loaded.about, len(planned.suite) + 2, _width()))
     for name, text in planned.summary.items():
         _put(_entry(f"  {name}", text, 23, _width()))
     for reason, n in planned.skip_reasons.most_common():
         _put(_entry("  skipped", f"{n:,}: {reason}", 23, _width()))
+    if there is not None:
+        _put(_entry("  stale" if there.stale else "  so far", str(there), 23, _width()))
     say(f"suite {files.find(suite, files.SUITES, 'suite')}")
     options = [f" --set {shlex.quote(pair)}" for pair in set_ or ()] + [
         f" --plugin {_argument(p)}" for p in plugin or ()

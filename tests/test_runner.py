@@ -204,7 +204,7 @@ def test_another_check_is_the_same_run_with_the_new_claims(write_suite: Any, sol
 def test_other_source_is_another_run(write_suite: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     suite = write_suite()
     first = run(suite)
-    monkeypatch.setattr(environment, "source_digest", lambda: "another")
+    monkeypatch.setattr(environment, "room_digests", lambda: {"engine": "another"})
     assert run(suite).folder != first.folder
 
 
@@ -230,7 +230,7 @@ def test_the_source_digest_covers_what_decides_a_number_and_nothing_else(monkeyp
     read: list[str] = []
     real = Path.read_bytes
     monkeypatch.setattr(Path, "read_bytes", lambda self: (read.append(self.name), real(self))[1])
-    environment.source_digest()
+    environment.room_digests()
     assert {"cet.py", "toy.py", "ep.py", "aep.py", "reverse.py", "solving.py", "field.py", "metrics.py"} <= set(read)
     assert {"streams.py", "plans.py", "status.py", "fashion_mnist_sample.npz"} <= set(read)
     assert not {"cli.py", "measuring.py", "running.py", "progress.py", "store.py", "look.py"} & set(read)
@@ -343,7 +343,7 @@ FOREIGN: dict[str, tuple[Callable[[Path, pytest.MonkeyPatch], object], dict[str,
         r"identity .*, processor 'NVIDIA H100' in place of '.*threads?'",
     ),
     "another code": (
-        lambda suite, patch: patch.setattr(environment, "source_digest", lambda: "another"),
+        lambda suite, patch: patch.setattr(environment, "room_digests", lambda: {"engine": "another"}),
         {},
         r"source 'another' in place of '\w{16}'",
     ),
