@@ -20,8 +20,9 @@ from gradbench.dynamics.trajectory import Trajectory, relax
 from gradbench.errors import UserError
 from gradbench.estimators.adjoint import Adjoint
 from gradbench.estimators.base import Exact, Role
-from gradbench.estimators.reverse import Bptt
-from gradbench.systems.toy import ToyCons, ToyNoncons
+from gradbench.estimators.bptt import Bptt
+from gradbench.systems.toy_cons import ToyCons
+from gradbench.systems.toy_noncons import ToyNoncons
 from gradbench.vocabulary.cause import Cause
 
 if TYPE_CHECKING:

@@ -34,7 +34,7 @@ from gradbench.diagnostics.widened import Widened
 from gradbench.dynamics.field import Field
 from gradbench.errors import RuleFaultError
 from gradbench.estimators.base import Role, Snapshot, along, reading_at
-from gradbench.estimators.nudged import HEARD, SMALL
+from gradbench.estimators.phases.nudged import HEARD, SMALL
 from gradbench.vocabulary.cause import Cause
 
 if TYPE_CHECKING:

@@ -359,12 +359,11 @@ def _forget() -> None:
 
 @cache
 def _of_package(kind: str, base: Base) -> dict[str, Any]:
-    """The final classes of a kind in the package, by name."""
+    """The classes of a kind in the package that declare a name, by it; all others are parts of these."""
     package = importlib.import_module(f"gradbench.{kind}")
     modules = [importlib.import_module(f"{package.__name__}.{m.name}") for m in pkgutil.iter_modules(package.__path__)]
     classes = [c for m in modules for c in vars(m).values() if inspect.isclass(c) and c.__module__ == m.__name__]
-    final = [c for c in classes if issubclass(c, base) and not inspect.isabstract(c)]
-    return {c.name: c for c in final if not c.__name__.startswith("_")}  # a private class is a part
+    return {c.name: c for c in classes if issubclass(c, base) and "name" in vars(c)}
 
 
 @cache
