@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ast
 import inspect
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import final
+from typing import Any, final, get_type_hints
 
 import pytest
 
@@ -198,6 +199,32 @@ def test_a_rule_and_a_system_have_a_file_of_their_name_that_is_read_at_a_glance(
     assert files == {name: f"{kind}/{name}.py" for name in files}
     lengths = {path: len((PACKAGE / path).read_text().splitlines()) for path in files.values()}
     assert {path: length for path, length in lengths.items() if length > most} == {}
+
+
+NUMBERS = [
+    pytest.param(cls, f.name, hints[f.name], id=f"{cls.name} {f.name}")
+    for of_kind in SHELF.values()
+    for cls in of_kind.values()
+    for hints in [get_type_hints(cls)]
+    for f in fields(cls)
+    if hints[f.name] in (int, float)
+]
+
+
+@pytest.mark.parametrize(("cls", "option", "kind"), NUMBERS)
+def test_every_number_among_the_options_has_a_range_by_name_and_in_python(cls: Any, option: str, kind: type) -> None:
+    """Without one, `every = 0` of aep_refreshed was aep, and `eta = -0.1` of rbp a number all the same."""
+    (span,) = (f.metadata for f in fields(cls) if f.name == option)
+    wrong = {-1} | {value for end, value in span.items() if end == "above"}
+    wrong |= {value - 1 for end, value in span.items() if end == "least"}
+    wrong |= {value + 1 for end, value in span.items() if end == "most"}
+    wrong |= {0, 2**31} if kind is int else {math.inf, math.nan}
+    by_name = registry.system if issubclass(cls, AbstractSystem) else registry.estimator
+    for value in wrong:
+        with pytest.raises(UserError, match=option):
+            cls(**{option: kind(value)})
+        with pytest.raises(UserError, match=option):
+            by_name(cls.name, {option: kind(value)})
 
 
 def concrete(path: Path) -> tuple[set[str], set[str]]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from gradbench.dynamics.meter import PRODUCT
 from gradbench.vocabulary.cause import Cause
+from gradbench.vocabulary.ranges import refuse_outside
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -260,6 +261,9 @@ class AbstractEstimator(ABC):
     draws: ClassVar[int] = 0  # how many draws its estimate is the mean of; 0: it draws no random numbers
     unseen: ClassVar[str | None] = None  # a part of its code or data that no digest sees; None: there is none
     truncates: ClassVar[bool] = False  # whether the estimate is the reference, summed over its last T2 steps alone
+
+    def __post_init__(self) -> None:
+        refuse_outside(self)
 
     @property
     def claim(self) -> Claim:

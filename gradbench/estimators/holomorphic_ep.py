@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, final
 
-from gradbench.errors import UserError
 from gradbench.estimators.base import AbstractEstimator, AbstractPhase, Claim, Exact, Reading, Snapshot, along
 from gradbench.estimators.phases.holomorphic import HolomorphicPhase
 
@@ -33,11 +32,7 @@ class HolomorphicEp(AbstractEstimator):
     uses: ClassVar[frozenset[str]] = frozenset({"T2", "beta"})
     source: ClassVar[str] = "Laborieux & Zenke 2022, arXiv:2209.00530; 2024, arXiv:2309.02214 (vector fields)"
 
-    points: int = 4  # N
-
-    def __post_init__(self) -> None:
-        if self.points < 2:
-            raise UserError(f"{self.name}: points = {self.points}, expected 2 or more nudges on the circle")
+    points: int = field(default=4, metadata={"least": 2})  # N
 
     @property
     def claim(self) -> Claim:

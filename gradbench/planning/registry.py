@@ -14,7 +14,6 @@ import difflib
 import importlib
 import inspect
 import json
-import math
 import pkgutil
 import textwrap
 import types
@@ -34,6 +33,7 @@ from gradbench.estimators.base import AbstractEstimator, Role
 from gradbench.planning import values
 from gradbench.systems.base import AbstractSystem
 from gradbench.vocabulary.coordinates import COORDINATES
+from gradbench.vocabulary.ranges import no_size, outside
 
 Base = type[AbstractSystem] | type[AbstractEstimator]
 Registered = TypeVar("Registered", bound=Base)
@@ -466,16 +466,12 @@ def _taken(where: str, value: Any, wanted: Any, span: Mapping[str, Any]) -> Any:
         number = values.number(value)
     except ValueError as error:
         raise UserError(f"{where} = {error}") from None
-    if number < span.get("least", -math.inf):
-        raise UserError(f"{where} = {value!r} is below {span['least']}")
-    if not number > span.get("above", -math.inf):
-        raise UserError(f"{where} = {value!r} is not above {span['above']}")
-    if number > span.get("most", math.inf):
-        raise UserError(f"{where} = {value!r} is above {span['most']}")
+    if told := outside(number, span):
+        raise UserError(f"{where} = {value!r} {told}")
     if wanted is float:
         return number
     if not number.is_integer():
         raise UserError(f"{where} = {value!r} is {article(value)}; expected: int")
-    if not 1 <= number < 2**31:  # all whole numbers are counts or sizes
-        raise UserError(f"{where} = {value!r} is no size: it is not between 1 and 2**31 - 1")
+    if told := no_size(number):
+        raise UserError(f"{where} = {value!r} {told}")
     return int(value)

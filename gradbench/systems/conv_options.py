@@ -34,6 +34,7 @@ class AbstractConvOptions(AbstractClassifier):
     loss: Literal["cross_entropy", "squared_error"] = "squared_error"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         side = self.img
         for layer in range(1, self.depth + 1):
             left = max(side - self.kernel + 1, 0)

@@ -30,6 +30,7 @@ class ToyNoncons(AbstractToy, ClosedForms, AbstractDrivenSystem):
     heads: int = 4  # H
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.D % self.heads:
             raise UserError(f"{self.name}: D = {self.D} is not a multiple of heads = {self.heads}")
 

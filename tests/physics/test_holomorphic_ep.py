@@ -121,7 +121,7 @@ def test_beyond_the_radius_of_convergence_more_points_do_not_help() -> None:
 
 
 def test_a_circle_has_two_points_or_more() -> None:
-    with pytest.raises(UserError, match="points = 1, expected 2 or more nudges on the circle"):
+    with pytest.raises(UserError, match="holomorphic_ep: points = 1 is below 2"):
         HolomorphicEp(points=1)
 
 
