@@ -189,7 +189,7 @@ def claim_checks(rule: AbstractEstimator, place: Place) -> Iterator[tuple[str, C
     else:
         yield f"cosine to the gradient, on {place.name}", partial(_cosine, rule, place)
         # random feedback points anywhere until training has turned the weights towards it
-        if rule.role is not Role.CONTROL and rule.phase.cause is not Cause.JACOBIAN:
+        if rule.role is not Role.CONTROL and rule.phase.departure is not Cause.JACOBIAN:
             yield f"points downhill, on {place.name}", partial(_downhill, rule, place)
 
 

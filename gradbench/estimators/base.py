@@ -164,9 +164,9 @@ class AbstractPhase(ABC):
     linearises: ClassVar[bool] = False  # whether `linearised` is given, and `credit` or other `changes`
     hints: ClassVar[bool] = False  # whether `terms` is no more than a hint of whoever wrote the rule
     recordable: ClassVar[bool] = True  # whether a training step with it can be recorded as a CUDA graph
-    cause: ClassVar[Cause | None] = None  # of all its error, where it has one alone; None: the error is taken apart
     beta_tells: frozenset[Cause] = frozenset()  # causes that the other beta of a grid tell apart
-    departure: ClassVar[Cause] = Cause.READOUT  # the cause of what the rule is off all that its phase declares
+    # the cause of what the rule is off all that its phase declares: of all its error, where it declares no terms
+    departure: ClassVar[Cause] = Cause.READOUT
 
     @abstractmethod
     def run(self, free: Trajectory, depths: tuple[int, ...], betas: Float[Tensor, "j *c"]) -> Iterator[Snapshot]:
@@ -282,6 +282,11 @@ class AbstractEstimator(ABC):
     def terms(self, T2: int | None) -> int | None:
         """How many terms of the adjoint series the credit stands for; None: the diagnostics look for the nearest."""
         return self.phase.terms(T2)
+
+    def sole_cause(self, T2: int | None) -> Cause | None:
+        """The cause of all its error, where its phase has a departure and no terms; None: its error is taken apart."""
+        departure = self.phase.departure
+        return departure if departure is not Cause.READOUT and self.terms(T2) is None else None
 
     def variants(self) -> Mapping[Cause, tuple[str, AbstractEstimator]]:
         """By cause, the same rule with one option changed that removes it, and how the change is told."""

@@ -37,7 +37,7 @@ class FeedbackPhase(AbstractPhase):
     kind: Kind
 
     recordable = False  # the matrices are drawn on the CPU
-    cause = Cause.JACOBIAN
+    departure = Cause.JACOBIAN
 
     def run(self, free: Trajectory, depths: tuple[int, ...], betas: Float[Tensor, "j *c"]) -> Iterator[Snapshot]:
         field = replace(free.field, theta=free.field.theta | drawn(free.field, self.kind))

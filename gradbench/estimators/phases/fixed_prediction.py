@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class FixedPredictionPhase(AbstractPhase):
     """a <- a + eps (dC/ds - D^T a) from a = 0, D = de/ds at the forward pass: -beta a are the prediction errors."""
 
-    cause = Cause.TRUNCATION
+    departure = Cause.TRUNCATION
 
     def run(self, free: Trajectory, depths: tuple[int, ...], betas: Float[Tensor, "j *c"]) -> Iterator[Snapshot]:
         import torch
