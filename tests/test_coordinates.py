@@ -31,18 +31,18 @@ from dataclasses import dataclass
 from typing import final
 
 from gradbench.systems.base import AbstractEnergySystem
-from gradbench.systems.toy import _Toy
+from gradbench.systems.toy import AbstractToy
 
 
 @final
 @dataclass(frozen=True)
-class Gained(_Toy, AbstractEnergySystem):
+class Gained(AbstractToy, AbstractEnergySystem):
     """E = g/2 |z|^2 - <b, z>."""
 
     name = "gained"
     source = "a test"
-    uses = _Toy.uses | {"gain"}
-    defaults = {**_Toy.defaults, "gain": 1.0}
+    uses = AbstractToy.uses | {"gain"}
+    defaults = {**AbstractToy.defaults, "gain": 1.0}
 
     @property
     def shapes(self):

@@ -26,7 +26,7 @@ RULE = '''
 from __future__ import annotations
 from dataclasses import dataclass
 from gradbench.estimators.base import Claim, Reading
-from gradbench.estimators.reverse import Bptt
+from gradbench.estimators.bptt import Bptt
 import helper_of_mine as helper
 
 

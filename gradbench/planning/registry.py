@@ -14,7 +14,6 @@ import difflib
 import importlib
 import inspect
 import json
-import math
 import pkgutil
 import textwrap
 import types
@@ -34,6 +33,7 @@ from gradbench.estimators.base import AbstractEstimator, Role
 from gradbench.planning import values
 from gradbench.systems.base import AbstractSystem
 from gradbench.vocabulary.coordinates import COORDINATES
+from gradbench.vocabulary.ranges import no_size, outside
 
 Base = type[AbstractSystem] | type[AbstractEstimator]
 Registered = TypeVar("Registered", bound=Base)
@@ -383,12 +383,11 @@ def _forget() -> None:
 
 @cache
 def _of_package(kind: str, base: Base) -> dict[str, Any]:
-    """The final classes of a kind in the package, by name."""
+    """The classes of a kind in the package that declare a name, by it; all others are parts of these."""
     package = importlib.import_module(f"gradbench.{kind}")
     modules = [importlib.import_module(f"{package.__name__}.{m.name}") for m in pkgutil.iter_modules(package.__path__)]
     classes = [c for m in modules for c in vars(m).values() if inspect.isclass(c) and c.__module__ == m.__name__]
-    final = [c for c in classes if issubclass(c, base) and not inspect.isabstract(c)]
-    return {c.name: c for c in final if not c.__name__.startswith("_")}  # a private class is a part
+    return {c.name: c for c in classes if issubclass(c, base) and "name" in vars(c)}
 
 
 @cache
@@ -490,16 +489,12 @@ def _taken(where: str, value: Any, wanted: Any, span: Mapping[str, Any]) -> Any:
         number = values.number(value)
     except ValueError as error:
         raise UserError(f"{where} = {error}") from None
-    if number < span.get("least", -math.inf):
-        raise UserError(f"{where} = {value!r} is below {span['least']}")
-    if not number > span.get("above", -math.inf):
-        raise UserError(f"{where} = {value!r} is not above {span['above']}")
-    if number > span.get("most", math.inf):
-        raise UserError(f"{where} = {value!r} is above {span['most']}")
+    if told := outside(number, span):
+        raise UserError(f"{where} = {value!r} {told}")
     if wanted is float:
         return number
     if not number.is_integer():
         raise UserError(f"{where} = {value!r} is {article(value)}; expected: int")
-    if not 1 <= number < 2**31:  # all whole numbers are counts or sizes
-        raise UserError(f"{where} = {value!r} is no size: it is not between 1 and 2**31 - 1")
+    if told := no_size(number):
+        raise UserError(f"{where} = {value!r} {told}")
     return int(value)

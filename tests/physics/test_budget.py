@@ -20,10 +20,11 @@ from gradbench.dynamics.trajectory import Trajectory, relax
 from gradbench.engine.draws import build
 from gradbench.engine.outcome import Outcome
 from gradbench.engine.solving import solve
-from gradbench.estimators.adjoint import Adjoint, AdjointPhase
+from gradbench.estimators.adjoint import Adjoint
 from gradbench.estimators.aep import Aep
 from gradbench.estimators.base import AbstractEstimator, Reading, Snapshot, along
-from gradbench.estimators.nudged import NudgedPhase
+from gradbench.estimators.phases.adjoint import AdjointPhase
+from gradbench.estimators.phases.nudged import NudgedPhase
 from gradbench.planning import registry
 from gradbench.planning.plans import Plan, plan
 from gradbench.planning.suites import parse

@@ -22,12 +22,13 @@ from gradbench.conformance.findings import Conformance
 from gradbench.conformance.linear_systems import SkewedLinear
 from gradbench.dynamics.trajectory import Trajectory
 from gradbench.errors import UserError
-from gradbench.estimators.adjoint import AdjointPhase
 from gradbench.estimators.base import AbstractEstimator, AbstractPhase, Claim, Count, Exact, Reading, Snapshot, along
 from gradbench.estimators.ep import Ep
+from gradbench.estimators.phases.adjoint import AdjointPhase
 from gradbench.planning import registry
 from gradbench.systems.base import AbstractSystem
-from gradbench.systems.toy import ToyCons, ToyNoncons
+from gradbench.systems.toy_cons import ToyCons
+from gradbench.systems.toy_noncons import ToyNoncons
 from gradbench.vocabulary.exit import Exit
 
 SMALL: dict[str, Any] = {"N": 2, "D": 4, "out": 3, "drive_std": 1.0, "bias_std": 0.3}
