@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from gradbench.plots import hold, look, titles
+from gradbench.plots.grounds import FOLLOW
 from gradbench.plots.scale import SPACED, floored, limits_of, show_cosines
 from gradbench.vocabulary.status import Status
 
@@ -92,7 +93,7 @@ def _different(rows: dict[hold.Place, DataFrame]) -> tuple[dict[hold.Place, Data
     different, alike = {}, []
     for place, here in rows.items():
         said = [titles.by_layer(here, column) for column in CREDITS]
-        told = [{rule: p if p.verb != titles.FOLLOW else titles.FOLLOW for rule, p in of.items()} for of in said]
+        told = [{rule: p if p.verb != FOLLOW else FOLLOW for rule, p in of.items()} for of in said]
         if told in seen:
             alike.append(place.system)
         else:
