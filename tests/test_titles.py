@@ -101,6 +101,8 @@ def test_cells_that_miss_at_rest_are_counted_and_the_systems_named_where_all_do(
     assert titles.of_residuals(cells({"ep": RIGHT})) == lead
     both = cells({"ep": RIGHT, "aep": RIGHT})
     assert titles.of_residuals(both) == "Wherever the state has settled, naive EP and asymmetric EP follow BPTT"
+    form = titles.of_residuals(cells({"ep": RIGHT, "ep k=1": WRONG, "ep k=2": RIGHT}))
+    assert form == f"{lead}; naive EP k=1 misses it somewhere"
     two = pd.concat([cells({"ep": RIGHT}, "toy k=1"), cells({"ep": WRONG, "aep": RIGHT}, "b"), half])
     said = (
         "Even where the state has settled, naive EP misses BPTT in 2 of 5 cells (in every one on b); asymmetric EP in "
@@ -193,6 +195,7 @@ def test_a_matrix_counts_the_systems_of_each_kind_and_all_of_its_rows() -> None:
         "asymmetric EP on the one symmetric and both asymmetric systems; of 3 rows with a number, "
         "1 follows BPTT on every system that settles (asymmetric EP) and 1 follows it on none (asymmetric EP k=1)"
     )
+    assert "on the one symmetric system;" in titles.of_matrix({"ep": {"a": True}}, systems)
     assert titles.of_matrix({"fa": {}}, systems).startswith("Nothing is settled on any of 3 systems")
     here = cells({"ep": RIGHT})
     assert [titles.kind(here.assign(antisymmetry=a)) for a in (0.1, 1e-9)] == ["asymmetric", "symmetric"]
@@ -275,7 +278,7 @@ def layers(by: dict[str, list[float]]) -> pd.DataFrame:
 
 def test_a_row_of_layers_says_where_credit_is_lost_and_leaves_out_what_has_none() -> None:
     here = layers({"ep": [0.0, 0.1, 0.99], "aep": [0.0, 0.99, 0.99]})
-    said = "toy: credit by displacement: naive EP misses it in h1; asymmetric EP follows BPTT in both blocks"
+    said = "toy: credit by displacement: naive EP misses BPTT in h1; asymmetric EP follows BPTT in both blocks"
     assert titles.of_credit("toy", here, CREDITS) == said
     assert titles.without_credit(here, "cosine") == ["h0"]
     assert "h0" in titles.of_credit("toy", layers({"ep": [0.0, 0.1, 0.99], "aep": [0.5, 0.99, 0.99]}), CREDITS)

@@ -149,7 +149,7 @@ def by_layer(here: DataFrame, column: str) -> dict[str, Predicate]:
         lost = list(worst[worst < FOLLOWS].index)
         if not worst.empty:
             followed_at = Predicate("follows BPTT", f"in {part(len(worst), len(worst))}", "blocks")
-            said[label] = Predicate("misses it", f"in {some(lost, len(worst))}") if lost else followed_at
+            said[label] = Predicate("misses BPTT", f"in {some(lost, len(worst))}") if lost else followed_at
     return said
 
 
@@ -226,8 +226,8 @@ def _by_kind(on: Mapping[str, bool], systems: Mapping[str, str]) -> str:
     """On how many systems of each kind a rule follows; on how many of all where there is one kind."""
     kinds = {kind: [on[s] for s in on if systems[s] == kind] for kind in dict.fromkeys(systems[s] for s in on)}
     if "" in kinds:
-        return f"{part(sum(on.values()), len(on))} systems"
-    return listed([f"{part(sum(good), len(good))} {kind}" for kind, good in kinds.items()]) + " systems"
+        return f"{part(sum(on.values()), len(on))} {things(len(on), 'system')}"
+    return listed([f"{part(sum(good), len(good))} {kind}" for kind, good in kinds.items()]) + things(len(on), " system")
 
 
 # Over two coordinates
@@ -298,13 +298,20 @@ def of_residuals(cells: DataFrame) -> str:
     parts = {label: (int((rows["cosine_min"] >= FOLLOWS).sum()), len(rows)) for label, rows in by_rule(known)}
     if all(good == total for good, total in parts.values()):
         told = together(dict.fromkeys(parts, Predicate(FOLLOW, "")))
-        lead = f"Wherever the state has settled, {told}" if parts else ""
+        lead = f"Wherever the state has settled, {clauses(told, *_forms_that_miss(known, parts))}" if parts else ""
     elif len(parts) > FEW:
         lead = capital(ranked(FOLLOW, parts, "in {}", "every settled cell"))
     else:
         missed = _missed_settled(known, parts, cells["system_label"].unique())
         lead = f"Even where the state has settled, {together(missed)}"
     return ". ".join(filter(None, [lead, capital(last) if idle else ""]))
+
+
+def _forms_that_miss(known: DataFrame, parts: Mapping[str, tuple[int, int]]) -> list[str]:
+    """A clause on forms of rules that miss BPTT where the rules in `parts`, of which a title speaks, do not."""
+    missed = known[~known["estimator_label"].isin(parts)].groupby("estimator_label")["cosine_min"].min() < FOLLOWS
+    names = [look.words(str(label)) for label in missed.index[missed]]
+    return [f"{some(names, len(missed))} {'miss' if len(names) > 1 else 'misses'} it somewhere"] if names else []
 
 
 def _missed_settled(
