@@ -823,7 +823,7 @@ def test_error_against_beta_needs_three_nudges_and_shows_the_floor() -> None:
     assert hidden is not None
     drawn = {tuple(line.get_ydata()) for line in hidden.axes[0].lines}
     assert {(0.6, 0.6, 0.6), (1e-3, 1e-5, 1e-2)} <= drawn  # the worst parameter, and the whole gradient
-    assert "is off by 0.6 at every β (the whole gradient by 0.001)" in look.said(hidden, "title")
+    assert "is off by 0.6 at every tested β (the whole gradient by 0.001)" in look.said(hidden, "title")
     assert any(line == pytest.approx((1e-5, 1e-6, 1e-7)) for line in lines)
     labels = ["aep", "aep clip=batch", "aep clip=sample", "aep nudge=positive", "ep", "ep nudge=positive"]
     many = pd.concat([cells.assign(estimator=label.partition(" ")[0], estimator_label=label) for label in labels])
