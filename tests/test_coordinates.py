@@ -90,7 +90,7 @@ other = gb.run("gain.toml", out="out", device="cpu", overrides={"gain": 3})
 assert set(other.cells["gain"]) == {3.0}
 for arguments in (
     ["check", run.id, "--out", "out"],
-    ["plot", run.id, "--out", "out"],
+    ["plot", run.id, "--out", "out", "--figure", "cosine_vs_gain"],
     ["explain", run.id, "--out", "out", "--where", "gain=2.0", "--where", "T1=100", "--where", "estimator=ep"],
 ):
     assert not app(arguments, standalone_mode=False), arguments

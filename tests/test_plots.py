@@ -222,7 +222,7 @@ def test_the_smallest_letters_on_paper_have_five_points(run: Run) -> None:
 def test_a_large_run_is_drawn_by_several_processes_to_the_same_bytes(
     gated: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names = ["cosine_vs_T2", "error_vs_cost", "params"]
+    names = ["antisymmetry_vs_error", "params", "residual_vs_cosine"]
     alone = {path: path.read_bytes() for path in parallel.draw_in_parallel(gated, names=names)}
     assert [path.name for path in alone] == [f"{name}.{kind}" for name in names for kind in ("png", "svg")]
     for path in alone:
@@ -237,10 +237,10 @@ def test_a_large_run_is_drawn_by_several_processes_to_the_same_bytes(
     monkeypatch.setattr(parallel, "draw", recorded)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     assert {path: path.read_bytes() for path in parallel.draw_in_parallel(gated, names=names)} == alone
-    assert here == [["cosine_vs_T2", "params"]]
+    assert here == [["antisymmetry_vs_error", "residual_vs_cosine"]]
     monkeypatch.setattr(sys, "executable", "false")  # what another process cannot draw is drawn here
     assert {path: path.read_bytes() for path in parallel.draw_in_parallel(gated, names=names)} == alone
-    assert here[1:] == [["cosine_vs_T2", "params"], ["error_vs_cost"]]
+    assert here[1:] == [["antisymmetry_vs_error", "residual_vs_cosine"], ["params"]]
     with pytest.raises(UserError, match=r"there is no figure 'parms'\. Did you mean 'params'"):
         parallel.draw_in_parallel(gated, names=["parms"])
 

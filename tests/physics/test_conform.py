@@ -414,7 +414,7 @@ def test_a_system_from_functions_conforms_with_the_examples_that_it_has() -> Non
 
 @pytest.mark.parametrize("function", WRITTEN, ids=lambda f: f.__name__)
 def test_a_rule_is_tried_on_a_system_of_the_caller(function: Callable[[], dict[str, Any]]) -> None:
-    mine = gb.system(**function(), name="mine", defaults={"T1": 100})
+    mine = gb.system(**function(), name="mine", defaults={"T1": 50})
     for rule in ("adjoint", "aep"):
         tried = gb.conform(rule, on=mine, batch=2)
         assert tried.passed, tried
