@@ -1,4 +1,4 @@
-"""A plugin: a system that crashes in ten ways, by the knob `fault`; 0 is healthy."""
+"""A plugin: a system that crashes in eleven ways, by the knob `fault`; 0 is healthy. The last one is of CUDA alone."""
 
 import ctypes
 import os
@@ -60,13 +60,17 @@ FAULTS: dict[int, Any] = {
     9: _interrupt,
     10: _close,
 }
+POISON = 11
 _rng = torch.Generator().manual_seed(0)
 _theta = {"W": 0.2 * torch.randn(6, 6, generator=_rng)}
 _data = {"x": torch.randn(4, 6, generator=_rng)}
 
 
 def _step(theta: Any, x: Any, z: Any, k: Any) -> Any:
-    FAULTS[int(k.fault)]()
+    if k.fault == POISON:
+        z = z + z.new_zeros(1)[torch.full((1,), 5, device=z.device)]  # past the end: spoils the context of a process
+    else:
+        FAULTS[int(k.fault)]()
     return torch.tanh(k.gain * z @ theta["W"] + x["x"])
 
 
