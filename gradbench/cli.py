@@ -337,7 +337,7 @@ def _put_markdown(path: str | None, text: str) -> bool:
 
 def _write(path: Path, text: str) -> None:
     """Write a file that is named on the command line. A device, a pipe or a link is written to, and not replaced."""
-    from gradbench.tables.store import guarded, write
+    from gradbench.tables.disk import guarded, write
 
     content = text.encode("utf-8", "backslashreplace")
     if path.is_dir():

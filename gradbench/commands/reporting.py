@@ -11,8 +11,9 @@ from gradbench.data.given import article
 from gradbench.errors import UserError, near_miss, public, spoken
 from gradbench.planning.selection import keys, why_none
 from gradbench.tables import runs
+from gradbench.tables.disk import write
 from gradbench.tables.selecting import selected
-from gradbench.tables.store import Run, write
+from gradbench.tables.store import Run
 from gradbench.tables.verifying import trusted
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def report(run: Run | str | Path, path: str | Path | None = None, *, out: str | 
     there = run if isinstance(run, Run) else runs.find(str(run), Path(out))
     target = there.folder / NAME if path is None else file_at(path)
     content = html(there).encode()
-    write(target, lambda file: file.write(content))
+    write(target, lambda file: file.write(content), inside=there.folder if path is None else None)
     return target
 
 

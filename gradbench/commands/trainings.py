@@ -21,7 +21,7 @@ from gradbench.planning.plugins import Names
 from gradbench.planning.plugins import load as load_plugins
 from gradbench.planning.values import check_truth
 from gradbench.tables import runs
-from gradbench.tables.store import read_json, read_table, write_json, write_table
+from gradbench.tables.disk import read_json, read_table, write_json, write_table
 from gradbench.training.config import Config, Optimiser, load
 from gradbench.training.log import LOG, rows
 

@@ -11,7 +11,7 @@ import torch
 
 from gradbench.errors import StoreError, UserError, near_miss
 from gradbench.planning.cells import trained
-from gradbench.tables.store import guarded, write
+from gradbench.tables.disk import guarded, write
 
 if TYPE_CHECKING:
     from torch import Tensor

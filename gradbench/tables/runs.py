@@ -10,7 +10,8 @@ from pathlib import Path
 
 from gradbench.data.given import article
 from gradbench.errors import StoreError, UserError, near_miss
-from gradbench.tables.store import UNCHANGED, Run, guarded, write
+from gradbench.tables.disk import UNCHANGED, guarded, write
+from gradbench.tables.store import Run
 
 POINTER = "latest"  # a file in the folder of a suite: the id of the run that was worked on last
 
@@ -34,7 +35,7 @@ def file_above(folder: Path) -> Path | None:
 
 def point(folder: Path, run: Run) -> None:
     """Make a run the latest of its suite."""
-    write(folder / POINTER, lambda file: file.write(run.id.encode()))
+    write(folder / POINTER, lambda file: file.write(run.id.encode()), inside=folder)
 
 
 def new(folder: Path, identity: str) -> Run:
