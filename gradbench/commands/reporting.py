@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from gradbench.data.given import article
 from gradbench.errors import UserError, near_miss, public, spoken
 from gradbench.planning.selection import keys, why_none
+from gradbench.planning.values import untypable
 from gradbench.tables import runs
 from gradbench.tables.disk import write
 from gradbench.tables.selecting import selected
@@ -45,6 +46,8 @@ def file_at(path: object) -> Path:
     if not isinstance(path, str | PathLike) or isinstance(fspath(path), bytes) or "\0" in fspath(path):
         raise UserError(f"path: got {article(path)}, expected the path of a file")
     there = Path(path)
+    if fault := untypable(fspath(path)):
+        raise UserError(f"path = {fspath(path)!r} cannot name a file: {fault}")
     if there.is_dir():
         raise UserError(f"path = {there}: it is a folder, expected a file")
     if above := runs.file_above(there.absolute().parent):

@@ -131,7 +131,7 @@ def _try_data(planned: Plan) -> None:
 
 def _folder(folder: Path, planned: Plan, env: Environment, fresh: bool) -> Run:
     """The run to resume, else a new one."""
-    run = None if fresh else runs.matching(folder, env["identity"])
+    run = None if fresh else runs.matching(folder, env["identity"], say)
     if run is None:
         run = runs.new(folder, env["identity"])
         run.start(planned.to_json(), env)

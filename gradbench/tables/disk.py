@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gradbench.errors import StoreError
-from gradbench.planning.bounded import regular
+from gradbench.planning.regular_files import regular
 from gradbench.tables.schema import CELLS, readable, upgraded
 
 # The checksums of parquet cover its pages, and a flipped bit in an offset reads another column: this one covers all.

@@ -60,7 +60,7 @@ MADE_AGAIN = "; the records are unchanged, and the same command makes the tables
 LOCK = ".lock"  # of the process that works on a run
 TRIES, PAUSE = 10, 0.02  # to get the lock, which a reader may hold for a moment; seconds between two
 # patterns of the files of a run, and of its suite, that are written under a temporary name first
-NAMES = rf"(plan|env|checks|verdict|manifest|tables)\.json|\w+\.parquet|report\.html|{SCRATCH}"
+NAMES = rf"(plan|config|env|checks|verdict|manifest|tables)\.json|\w+\.(parquet|html|pt|svg|png)|{SCRATCH}"
 NAMES_BELOW = {
     "records": r".+\.parquet",
     "plots": r".+\.(svg|png|pdf)",
@@ -272,9 +272,12 @@ class Run:
         """Set checks and printed tables. They may change between two starts, since they change no measurement."""
         write_json(self.folder / "checks.json", {**claims, BOUND: self.bound(claims)}, inside=self.folder)
 
-    def start(self, plan: Mapping[str, Any], env: Mapping[str, Any]) -> None:
-        """Write plan and environment, once. The environment comes last: a folder without it never started."""
-        seal = write_json(self.folder / "plan.json", plan, inside=self.folder)
+    def start(self, plan: Mapping[str, Any], env: Mapping[str, Any], name: str = "plan.json") -> None:
+        """Write plan and environment, once; of a training its `config.json` stands for the plan.
+
+        The environment comes last: a folder without it never started.
+        """
+        seal = write_json(self.folder / name, plan, inside=self.folder)
         write_json(self.folder / "env.json", {BEGAN: self.id, **env, PLAN_SEAL: seal}, inside=self.folder)
 
     def path_of(self, problem: str) -> Path:
