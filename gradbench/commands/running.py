@@ -26,6 +26,7 @@ from gradbench.planning.problems import Problem
 from gradbench.planning.values import check_truth
 from gradbench.tables import runs
 from gradbench.tables.placeholders import unmeasured
+from gradbench.tables.records import judged
 from gradbench.tables.store import Run
 from gradbench.vocabulary.status import Status
 
@@ -189,15 +190,15 @@ def _frozen_heap() -> Iterator[None]:
 def _finished(target: Run, planned: Plan) -> dict[str, list[str]]:
     """Statuses of the problems that need no measurement, by key.
 
-    Records that are damaged or of another run are set aside, and stderr says so.
+    Records that cannot be trusted are set aside, and stderr says so.
     """
     finished: dict[str, list[str]] = {}
-    for key in sorted(target.done() & {problem.key for problem in planned.problems}):
-        try:
-            statuses = target.record(key)["status"].to_pylist()
-        except StoreError as error:
-            say(f"gradbench: {error}; set aside as {target.set_aside(key)}, to be measured again")
+    wanted = {problem.key: problem.cells for problem in planned.problems}
+    for key, record in list(judged(target, wanted, planned.thresholds)):
+        if isinstance(record, StoreError):
+            say(f"gradbench: {record}; set aside as {target.set_aside(key)}, to be measured again")
             continue
+        statuses = record["status"].to_pylist()
         if not any(Status(s).incomplete for s in statuses):
             finished[key] = statuses
     return finished

@@ -102,6 +102,16 @@ def _locked(lock: int) -> bool:
     return False
 
 
+def taken_apart(records: pa.Table) -> dict[str, pa.Table]:
+    """The tables whose rows lie nested in the rows of records, by name, and `cells` of the rows themselves."""
+    tables = {"cells": _with_extra(records).replace_schema_metadata(METADATA)}
+    for name, schema in NESTED.items():
+        nested = records[name].combine_chunks()
+        owner = records["cell"].take(pc.list_parent_indices(nested))
+        tables[name] = pa.table([owner, *pc.list_flatten(nested).flatten()], schema=schema)
+    return tables
+
+
 def _with_extra(records: pa.Table) -> pa.Table:
     """The table `cells` of records: behind its columns one for every name in `extra`, sorted; null where it is not."""
     rows = [{entry["column"]: entry["value"] for entry in extra or ()} for extra in records["extra"].to_pylist()]
@@ -389,11 +399,7 @@ class Run:
         index = {key: i for i, key in enumerate(table["cell"].to_pylist())}
         there = [index[key] for key in planned if key in index]
         table = table.take(pa.array(there, pa.int64()))
-        tables = {"cells": _with_extra(table).replace_schema_metadata(METADATA)}
-        for name, schema in NESTED.items():
-            nested = table[name].combine_chunks()
-            owner = table["cell"].take(pc.list_parent_indices(nested))
-            tables[name] = pa.table([owner, *pc.list_flatten(nested).flatten()], schema=schema)
+        tables = taken_apart(table)
         seals = {key: record.schema.metadata[SEAL].decode() for key, record in records.items()}
         return Compaction(tables, seals, len(planned) - len(there))
 
