@@ -369,9 +369,10 @@ def _put_markdown(path: str | None, text: str) -> bool:
 
 def _write(path: Path, text: str) -> None:
     """Write a file that is named on the command line. A device, a pipe or a link is written to, and not replaced."""
-    from gradbench.tables.store import guarded, write
+    from gradbench.tables.disk import guarded, write
 
     content = text.encode("utf-8", "backslashreplace")
+    _typable(path)
     if path.is_dir():
         raise UserError(f"{path}: expected a file to write to, and this is a folder")
     with _named(path):
@@ -380,6 +381,14 @@ def _write(path: Path, text: str) -> None:
                 path.write_bytes(content)
         else:
             write(path.resolve(), lambda file: file.write(content))
+
+
+def _typable(path: Path) -> None:
+    """Raise UserError for the name of a file that a shell or a terminal takes for something else."""
+    from gradbench.planning.values import untypable
+
+    if fault := untypable(str(path)):
+        raise UserError(f"{str(path)!r} cannot name a file: {fault}")
 
 
 @contextmanager
@@ -631,6 +640,8 @@ def _teller(width: int | None) -> Callable[[Explanation], None]:
 
 def _figure_file(path: Path | None) -> None:
     """Raise UserError for a file that is no kind of figure."""
+    if path is not None:
+        _typable(path)
     if path is not None and path.suffix not in ("", ".png", ".svg"):
         raise UserError(f"--figure {path}: expected a .png, a .svg or a folder")
 

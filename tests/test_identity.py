@@ -16,7 +16,7 @@ import gradbench as gb
 from gradbench.commands.environment import describe_environment
 from gradbench.data import datasets
 from gradbench.planning import plans, registry, suites
-from gradbench.tables.store import read_json
+from gradbench.tables.disk import read_json
 
 HELPER = """
 FACTOR = 2.0

@@ -39,8 +39,9 @@ from gradbench.plots.scale import SHADED, SPACED, cosine_at, nines
 from gradbench.plots.scale import TOP as NINES
 from gradbench.plots.sources import Tables
 from gradbench.plots.wording import BLANK
+from gradbench.tables.disk import read_json, write_json
 from gradbench.tables.schema import BUDGETS, CELLS, PARAMS
-from gradbench.tables.store import Run, read_json, write_json
+from gradbench.tables.store import Run
 from gradbench.vocabulary.coordinates import LATE
 from gradbench.vocabulary.reason import REFERENCE
 from gradbench.vocabulary.status import Status

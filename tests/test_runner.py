@@ -30,8 +30,9 @@ from gradbench.engine.device import resolve
 from gradbench.engine.packs import available
 from gradbench.errors import StoreError, UserError
 from gradbench.tables import runs
+from gradbench.tables.disk import read_json, read_table, write_table
 from gradbench.tables.schema import METADATA, RECORD
-from gradbench.tables.store import Run, read_json, read_table, write_json, write_table
+from gradbench.tables.store import Run
 from gradbench.tables.verdict import judge
 from gradbench.vocabulary.exit import Exit
 
@@ -400,6 +401,12 @@ class Noon(datetime):
         return cls(2026, 1, 1, 12, tzinfo=tz)
 
 
+def unsealed(run: Run, name: str, *without: str) -> None:
+    """Write a file of JSON as it was before such files had seals."""
+    content = read_json(run.folder / name)
+    (run.folder / name).write_text(json.dumps({k: v for k, v in content.items() if k not in without}))
+
+
 def test_a_run_that_was_made_before_records_said_whose_they_are_is_read_and_gone_on_with(
     write_suite: Any, solved: list[str], capsys: Any
 ) -> None:
@@ -407,12 +414,14 @@ def test_a_run_that_was_made_before_records_said_whose_they_are_is_read_and_gone
     with pytest.raises(KeyboardInterrupt):
         run(suite, watch=interrupt_after(2))
     (first,) = (Run(path.parent) for path in suite.parent.glob("results/runs/tiny/*/env.json"))
-    write_json(first.folder / "env.json", {k: v for k, v in first.env.items() if k != "run"})
+    unsealed(first, "plan.json")
+    unsealed(first, "env.json", "run", "plan_seal")
+    unsealed(first, "checks.json")
     assert "does not say" not in str(judge(first).findings)  # its records name a run, and env.json has none
     assert judge(first).code is Exit.STORE
     for path in (first.folder / "records").iterdir():
         unsigned(path)
-    write_json(first.folder / "checks.json", {k: v for k, v in first.claims.items() if k != "bound_to"})
+    unsealed(first, "checks.json", "bound_to")
     assert judge(first).code is Exit.INCOMPLETE
     done = run(suite)
     assert (done.folder, len(solved)) == (first.folder, PROBLEMS)
@@ -424,9 +433,10 @@ def test_a_record_that_does_not_say_whose_it_is_is_none_of_a_run_whose_records_d
     done = run(write_suite())
     path = sorted((done.folder / "records").iterdir())[0]
     unsigned(path)
-    (done.folder / "tables.json").unlink()
+    (done.folder / "manifest.json").unlink()
     (fault,) = judge(done).findings
-    assert fault.detail == f"{path}: is no record of this run: it does not say which run measured it"
+    told = "gradbench run tiny measures it again"
+    assert fault.detail == f"{path}: is no record of this run: it does not say which run measured it; {told}"
 
 
 def test_a_run_folder_that_is_deleted_halfway_is_a_store_error_and_the_next_run_begins_anew(write_suite: Any) -> None:

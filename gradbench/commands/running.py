@@ -27,6 +27,7 @@ from gradbench.planning.problems import Problem
 from gradbench.planning.values import check_truth
 from gradbench.tables import runs
 from gradbench.tables.placeholders import unmeasured
+from gradbench.tables.records import judged
 from gradbench.tables.store import Run
 from gradbench.vocabulary.status import Status
 
@@ -152,7 +153,7 @@ def _try_data(planned: Plan, setup: Setup) -> None:
 def _folder(folder: Path, planned: Plan, env: Environment, fresh: bool) -> Run:
     """The run to resume, else a new one. Of two processes that begin at once, the second takes the run of the first."""
     with runs.beginning(folder):
-        run = None if fresh else runs.matching(folder, env["identity"])
+        run = None if fresh else runs.matching(folder, env["identity"], say)
         if run is None:
             run = runs.new(folder, env["identity"])
             run.start(planned.to_json(), env)
@@ -223,15 +224,15 @@ def _frozen_heap() -> Iterator[None]:
 def _finished(target: Run, planned: Plan, retry: bool) -> dict[str, list[str]]:
     """Statuses of the problems that need no measurement, by key; with `retry`, failed cells need one.
 
-    Records that are damaged or of another run are set aside, and stderr says so.
+    Records that cannot be trusted are set aside, and stderr says so.
     """
     finished: dict[str, list[str]] = {}
-    for key in sorted(target.done() & {problem.key for problem in planned.problems}):
-        try:
-            statuses = target.record(key)["status"].to_pylist()
-        except StoreError as error:
-            say(f"gradbench: {error}; set aside as {target.set_aside(key)}, to be measured again")
+    wanted = {problem.key: problem.cells for problem in planned.problems}
+    for key, record in list(judged(target, wanted, planned.thresholds)):
+        if isinstance(record, StoreError):
+            say(f"gradbench: {record}; set aside as {target.set_aside(key)}, to be measured again")
             continue
+        statuses = record["status"].to_pylist()
         if not (retry and any(Status(s).incomplete for s in statuses)):
             finished[key] = statuses
     return finished
