@@ -25,7 +25,8 @@ from gradbench.engine import processes
 from gradbench.errors import UserError
 from gradbench.planning import registry
 from gradbench.tables import runs
-from gradbench.tables.store import Run, read_json, write_json
+from gradbench.tables.disk import read_json, write_json
+from gradbench.tables.store import Run
 from gradbench.vocabulary.exit import Exit
 
 PLUGIN = Path(__file__).parent / "faulty.py"
@@ -251,7 +252,7 @@ def test_two_starts_on_a_fresh_folder_make_one_run(write_suite: Any) -> None:
 
     def start() -> None:
         started.wait()
-        folders.append(_folder(path.parent / "runs", planned, env, fresh=False).folder)
+        folders.append(_folder(path.parent / "runs", planned, env, {}, fresh=False).folder)
 
     threads = [threading.Thread(target=start) for _ in range(4)]
     for thread in threads:

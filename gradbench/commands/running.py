@@ -83,9 +83,10 @@ def run(
     warn_of_undigested(env)
     _try_data(planned, setup)
     folder = results / "runs" / loaded.name
-    target = _folder(folder, planned, env, fresh)
+    claims = loaded.model_dump(mode="json", include={"check", "statement", "table", "allow_incomplete"})
+    target = _folder(folder, planned, env, claims, fresh)
     with target.alone():
-        target.claim(loaded.model_dump(mode="json", include={"check", "statement", "table", "allow_incomplete"}))
+        target.claim(claims)
         runs.point(folder, target)
         if profile and len(_finished(target, planned, limits.retry)) == len(planned.problems):
             way = spoken(python="fresh=True", shell="--fresh")
@@ -150,13 +151,13 @@ def _try_data(planned: Plan, setup: Setup) -> None:
             build(problem, "cpu")
 
 
-def _folder(folder: Path, planned: Plan, env: Environment, fresh: bool) -> Run:
+def _folder(folder: Path, planned: Plan, env: Environment, claims: dict[str, Any], fresh: bool) -> Run:
     """The run to resume, else a new one. Of two processes that begin at once, the second takes the run of the first."""
     with runs.beginning(folder):
         run = None if fresh else runs.matching(folder, env["identity"], say)
         if run is None:
             run = runs.new(folder, env["identity"])
-            run.start(planned.to_json(), env)
+            run.start(planned.to_json(), env, claims)
     return run
 
 

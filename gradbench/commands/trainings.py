@@ -130,7 +130,7 @@ def _folder(config: Config, env: Environment, folder: Path, fresh: bool) -> Trai
     run = None if fresh else runs.matching(folder, env["identity"], say)
     if run is None:
         run = runs.new(folder, env["identity"])
-        run.start(config.model_dump(mode="json"), env, "config.json")
+        run.start(config.model_dump(mode="json"), env, name="config.json")
     return Training(run.folder)
 
 

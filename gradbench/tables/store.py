@@ -282,13 +282,23 @@ class Run:
         """Set checks and printed tables. They may change between two starts, since they change no measurement."""
         write_json(self.folder / "checks.json", {**claims, BOUND: self.bound(claims)}, inside=self.folder)
 
-    def start(self, plan: Mapping[str, Any], env: Mapping[str, Any], name: str = "plan.json") -> None:
-        """Write plan and environment, once; of a training its `config.json` stands for the plan.
+    def start(
+        self,
+        plan: Mapping[str, Any],
+        env: Mapping[str, Any],
+        claims: dict[str, Any] | None = None,
+        name: str = "plan.json",
+    ) -> None:
+        """Write plan, checks and environment, once; of a training its `config.json` stands for the plan.
 
         The environment comes last: a folder without it never started.
         """
         seal = write_json(self.folder / name, plan, inside=self.folder)
-        write_json(self.folder / "env.json", {BEGAN: self.id, **env, PLAN_SEAL: seal}, inside=self.folder)
+        content = {BEGAN: self.id, **env, PLAN_SEAL: seal}
+        if claims is not None:
+            self.origin = {MADE_BY: json.dumps(content).encode(), PLANNED: str(plan.get("key")).encode()}
+            self.claim(claims)
+        write_json(self.folder / "env.json", content, inside=self.folder)
 
     def path_of(self, problem: str) -> Path:
         """The file of a record."""
