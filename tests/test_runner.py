@@ -346,7 +346,7 @@ FOREIGN: dict[str, tuple[Callable[[Path, pytest.MonkeyPatch], object], dict[str,
     "another code": (
         lambda suite, patch: patch.setattr(environment, "room_digests", lambda: {"engine": "another"}),
         {},
-        r"source '\\w{16}' in place of '\w{16}'",
+        r"source '\w{16}' in place of '\w{16}'",
     ),
     "other thresholds": (
         lambda suite, patch: suite.write_text(f"{suite.read_text()}\n[thresholds]\nresidual = 0.5\n"),
