@@ -351,6 +351,65 @@ def check(
     raise typer.Exit(verdict.code)
 
 
+@app.command("verify")
+def verify_(run: RunName = "latest", out: Out = Path("results"), as_json: Json = False) -> None:
+    """Prove a run complete and undamaged: every file is read, and the tables are made again from the records."""
+    from gradbench.commands.archiving import prove
+
+    proof = prove(_target(run, out))
+    if as_json:
+        _put(json.dumps(proof.to_json(), indent=1))
+        raise typer.Exit(proof.code)
+    for finding in proof.findings:
+        _put(_entry(f"  {finding.result.upper()}", f"{finding.heading}  {finding.detail}", 8, _width()))
+    _put(proof.line)
+    raise typer.Exit(proof.code)
+
+
+@app.command("pack")
+def pack_(
+    run: RunName = "latest",
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="FILE", help="The archive; SUITE-ID.tar.gz by default."),
+    ] = None,
+    out: Out = Path("results"),
+) -> None:
+    """Verify a run and write it into one archive, the same to the byte each time."""
+    from gradbench.commands.archiving import ENDING, indexed, pack
+
+    target = _target(run, out)
+    index, proof = indexed(target)
+    path = Path(f"{index.suite}-{index.run}{ENDING}") if output is None else output
+    _typable(path)
+    if path.is_dir():
+        raise UserError(f"{path}: expected a file to write to, and this is a folder")
+    with _named(path):
+        pack(target, index, path)
+    say(proof.line)
+    _put(path)
+
+
+@app.command("unpack")
+def unpack_(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="An archive of gradbench pack.")],
+    out: Out = Path("results"),
+) -> None:
+    """Check an archive and put its run among the results."""
+    from gradbench.commands.archiving import unpack
+    from gradbench.tables.runs import results_folder
+
+    done, proof = unpack(file, results_folder(out))
+    say(proof.line)
+    _put(done.folder)
+
+
+def _say_standing(run: Run) -> None:
+    """Say of a run that is not finished whether a process works on it."""
+    if run.manifest is None:
+        say(f"{run.folder}: is not finished: {run.standing}")
+
+
 def _one_on_stdout(markdown: str | None, as_json: bool) -> None:
     """Raise UserError where two forms are to be printed."""
     if markdown == "-" and as_json:
@@ -458,8 +517,8 @@ def _print_cells(run: Snapshot, width: int | None) -> None:
     from gradbench.tables.text import show_causes, show_table
 
     if not run.finished:
-        before = "" if run.binds else ", or was made before tables had digests"
-        say(f"{run.folder}: judged by its records: it goes on or was cut off{before}")
+        before = "" if run.binds else "; or it was made before tables had digests"
+        say(f"{run.folder}: judged by its records: {run.standing}{before}")
     if not run.binds:
         say(f"{run.folder}: was made before records and checks said of which run they are: they are taken as its own")
     for table in run.claims.get("table", ()):
@@ -545,8 +604,10 @@ def report(
 
     target = _target(run, out)
     if output is None:
+        _say_standing(target)
         path = reporting.report(target)
     else:
+        _say_standing(target)
         text, path = reporting.html(target), output
         _write(path, text)
     _put(path)

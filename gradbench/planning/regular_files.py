@@ -5,27 +5,40 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 CHECKPOINT = 2**34  # bytes of a checkpoint, at most
 
 
-def regular(path: Path, most: int) -> bytes:
-    """The content of a regular file of at most `most` bytes. Raises OSError for anything else.
+@contextmanager
+def opened(path: Path, most: int) -> Iterator[IO[bytes]]:
+    """A regular file of at most `most` bytes, open for reading. Raises OSError for anything else.
 
     A link is followed. Nothing else than a regular file is opened, since opening a pipe waits and opening a device may
     do something.
     """
     _refuse(os.stat(path).st_mode)
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-    with open(handle, "rb") as file:
-        there = os.fstat(handle)
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC), "rb") as file:
+        there = os.fstat(file.fileno())
         _refuse(there.st_mode)  # another file may have this name by now
-        content = file.read(most + 1) if there.st_size <= most else b""
-    if max(there.st_size, len(content)) > most:
-        size = max(there.st_size, len(content))
+        _refuse_larger(there.st_size, most)
+        yield file
+
+
+def regular(path: Path, most: int) -> bytes:
+    """The content of a regular file of at most `most` bytes. Raises OSError for anything else."""
+    with opened(path, most) as file:
+        content = file.read(most + 1)  # it may grow while it is read
+        _refuse_larger(len(content), most)
+        return content
+
+
+def _refuse_larger(size: int, most: int) -> None:
+    if size > most:
         raise OSError(errno.EFBIG, f"it holds {size:,} bytes, and of such a file at most {most:,} are read")
-    return content
 
 
 def _refuse(mode: int) -> None:
