@@ -13,6 +13,7 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
 
 from crash import forking
+from crash.damage import damage
 from crash.kills import kills
 from crash.points import all_points
 from crash.reporting import Report
@@ -25,6 +26,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=time.time_ns() % 10**6)
     parser.add_argument("--kills", type=int, default=300, help="random kills")
     parser.add_argument("--points", type=int, help="points at which a call kills or fails, drawn; left out: all")
+    parser.add_argument("--harms", type=int, help="harms of a file, drawn; left out: every byte and every page")
+    parser.add_argument("--resealed", type=int, default=2000, help="changes of a file behind a seal that is right")
+    parser.add_argument("--resumed", type=int, default=10, help="harms of a file after which its run is gone on with")
     parser.add_argument("--only", help="one trial of a campaign, as a failure names it")
     parser.add_argument("--leave", type=Path, metavar="FOLDER", help="work in this folder, and leave it")
     asked = parser.parse_args()
@@ -41,6 +45,7 @@ def main() -> int:
 CAMPAIGNS: dict[str, Callable[[Path, argparse.Namespace], Report]] = {
     "kills": lambda folder, asked: kills(folder, asked.seed, asked.kills, asked.only and int(asked.only)),
     "points": lambda folder, asked: all_points(folder, asked.seed, asked.points, asked.only),
+    "damage": lambda folder, asked: damage(folder, asked.seed, asked.harms, asked.resealed, asked.resumed, asked.only),
 }
 
 if __name__ == "__main__":

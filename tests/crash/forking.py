@@ -18,10 +18,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 SUBREAPER = 36  # of prctl: orphans become children of this process, so that it sees them
 PATIENCE = 5.0  # seconds that a worker may live after its coordinator
+T = TypeVar("T")
 _pipe: list[int] = []  # of a forked process: the end that it tells its parent through
 
 
@@ -145,8 +146,13 @@ def command(
     return forked(work, folder, kill=kill, limit=limit)
 
 
-def forked(work: Callable[[], object], folder: Path, *, kill: Kill | None = None, limit: float = 120.0) -> Ended:
-    """Call a function in a forked process, and wait for it, its words and its children."""
+def forked(
+    work: Callable[[], object], folder: Path, *, kill: Kill | None = None, limit: float = 120.0, silence: float = 120.0
+) -> Ended:
+    """Call a function in a forked process, and wait for it, its words and its children.
+
+    It is ended after `limit` seconds, and where it says nothing for `silence` seconds.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     read, write = os.pipe()
@@ -157,7 +163,7 @@ def forked(work: Callable[[], object], folder: Path, *, kill: Kill | None = None
             _child(work, folder, write, [out.fileno(), err.fileno()])
         os.close(write)
         try:
-            ended = _watched(pid, read, kill, limit)
+            ended = _watched(pid, read, kill, limit, silence)
         finally:
             os.close(read)
         ended.orphans = _reaped()
@@ -165,6 +171,41 @@ def forked(work: Callable[[], object], folder: Path, *, kill: Kill | None = None
             stream.seek(0)
             setattr(ended, name, stream.read().decode(errors="replace"))
     return ended
+
+
+def each(tries: Sequence[T], attempt: Callable[[T], str], folder: Path, seconds: float = 10.0) -> list[tuple[T, str]]:
+    """Those of many inputs with which an attempt says that something is wrong, raises, crashes, or hangs.
+
+    The attempts are made in one forked process, and in another one behind an input that ended it.
+    """
+    wrong: list[tuple[T, str]] = []
+    begin = 0
+    while begin < len(tries):
+        start = begin
+
+        def work(start: int = start) -> None:
+            import traceback
+
+            for i in range(start, len(tries)):
+                tell(f"at {i}")
+                try:
+                    said = attempt(tries[i])
+                except BaseException as error:
+                    place = traceback.extract_tb(error.__traceback__)[-1]
+                    said = f"{type(error).__name__} at {Path(place.filename).name}:{place.lineno}: {error}"
+                if said:
+                    tell(f"wrong {i} {' '.join(said.split())[:1000]}")
+
+        ended = forked(work, folder, limit=3600.0, silence=seconds)
+        for line in ended.of("wrong"):
+            i, _, said = line.partition(" ")
+            wrong.append((tries[int(i)], said))
+        reached = ended.of("at")
+        begin = int(reached[-1]) + 1 if reached else begin + 1
+        if ended.hung or ended.code:
+            how = f"no answer within {seconds:g} s" if ended.hung else f"the process ended with {ended.code}"
+            wrong.append((tries[begin - 1], f"{how} {ended.err[-300:]}"))
+    return wrong
 
 
 def _child(work: Callable[[], object], folder: Path, write: int, streams: list[int]) -> NoReturn:
@@ -190,9 +231,9 @@ def _child(work: Callable[[], object], folder: Path, write: int, streams: list[i
         os._exit(code)
 
 
-def _watched(pid: int, read: int, kill: Kill | None, limit: float) -> Ended:
+def _watched(pid: int, read: int, kill: Kill | None, limit: float, silence: float) -> Ended:
     """Read what a process tells until it ends, and kill it when it is due."""
-    began = time.monotonic()
+    began = heard = time.monotonic()
     due = began + kill.delay if kill and kill.at_once else None
     ended = Ended(0)
     buffer, process = b"", os.pidfd_open(pid)
@@ -201,12 +242,13 @@ def _watched(pid: int, read: int, kill: Kill | None, limit: float) -> Ended:
             now = time.monotonic()
             if due is not None and now >= due and not ended.killed:
                 ended.killed = _kill(pid, kill)
-            if now - began > limit:
+            if now - began > limit or now - heard > silence:
                 ended.hung = True
                 os.kill(pid, signal.SIGKILL)
             wait = limit if due is None or ended.killed else max(0.0, due - now)
             ready, _, _ = select.select([read, process], [], [], min(wait, 1.0))
             if read in ready and (more := os.read(read, 1 << 16)):
+                heard = time.monotonic()
                 *lines, buffer = (buffer + more).split(b"\n")
                 ended.told += [line.decode(errors="replace") for line in lines]
                 if not ended.first and any(line.startswith(b"stored ") for line in lines):

@@ -10,13 +10,13 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
+from crash import sealing
 from crash.driver import Driver, Point, points
 from crash.forking import Ended, command
 from crash.kills import check_start
 from crash.oracle import Oracle, WrongError, leftovers, started
 from crash.reporting import Report
 from crash.suites import undisturbed, write_suite
-from gradbench.tables.store import DIGESTS
 
 NAME, PROBLEMS = "few", 3
 # what is done while a call fails: a new run, a run that lacks records and has tables, a whole run, a check
@@ -32,7 +32,7 @@ def prepared(folder: Path, work: str, whole: Path) -> list[str]:
         shutil.copytree(whole, target)
         (target.parent / "latest").write_text(whole.name)
         if work == "go on":  # what is left of a run that was cut off
-            (target / DIGESTS).unlink()
+            sealing.unfinish(target)
             for record in sorted((target / "records").glob("*.parquet"))[1:]:
                 record.unlink()
     return ["check", NAME] if work == "check" else arguments
