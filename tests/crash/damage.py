@@ -21,11 +21,12 @@ from crash.oracle import Oracle, WrongError, rows_of, started
 from crash.reporting import Report
 from crash.suites import undisturbed, write_suite
 from gradbench.errors import StoreError, UserError
-from gradbench.tables.store import Run
+from gradbench.tables.store import Run, read_seal
 from gradbench.tables.verifying import verify
 
 NAME, PROBLEMS = "hurt", 2
 BYTES = 65536  # of a file, in which one bit is flipped in every byte
+LOOKED = 100  # of so many harms of a table one is looked at in the whole run
 PAGE = 512  # bytes between two truncations
 CONFIG = """
 about = "Two steps."
@@ -63,6 +64,7 @@ def harms(content: bytes, rng: random.Random, number: int | None) -> list[Harm]:
 def damage(folder: Path, seed: int, number: int | None, resealed: int, resumed: int, only: str | None = None) -> Report:
     """Harm every file of a finished run, of one that was cut off, and of a training.
 
+    `only` is where the names begin of the files that are harmed, as in whole/cells or part.
     `number` of the harms of a file are drawn, None: all are done. `resealed` of the changes are behind a right seal,
     and `resumed` of the harms after which the run is gone on with.
     """
@@ -76,7 +78,7 @@ def damage(folder: Path, seed: int, number: int | None, resealed: int, resumed: 
     for target in (whole, part, trained):
         for path in sorted(p for p in target.rglob("*") if p.is_file() and not p.name.startswith(".")):
             name = f"{'trained' if target is trained else 'whole' if target is whole else 'part'}/{path.name}"
-            if (only and only.rsplit(",", 1)[0] != name) or path.suffix not in (".json", ".parquet", ".pt"):
+            if (only and not name.startswith(only)) or path.suffix not in (".json", ".parquet", ".pt"):
                 continue
             rng = random.Random(f"{seed} {name.partition('/')[0]} {path.suffix} {path.stat().st_size}")
             if target is trained:
@@ -100,11 +102,11 @@ def read_run(folder: Path, oracle: Oracle) -> str:
     """What is wrong with what is read of a run; empty for the same rows, and for an error that is one."""
     run = Run(folder)
     try:
-        for problem in sorted(run.done() & set(oracle.problems)):
-            run.record(problem)
         snapshot, faults = verify(run, deep=True)
         if snapshot is None or faults:
             return ""
+        for problem in sorted(run.done() & set(oracle.problems)):
+            run.record(problem)
         rows = rows_of(snapshot)
     except (StoreError, UserError):
         return ""
@@ -145,12 +147,19 @@ def _same_text(read: Callable[[], str], before: str) -> str:
 
 
 def _harm(path: Path, content: bytes, tried: list[Harm], look: Callable[[], str], report: Report, name: str) -> None:
+    """Do every harm: the file itself is read, and where that raises nothing, and in a share of the others, the run."""
+
     def attempt(harm: Harm) -> str:
         path.write_bytes(harmed(content, harm))
+        if path.suffix == ".parquet" and harm[1] % LOOKED:
+            try:
+                read_seal(path)
+            except StoreError:
+                return ""
         return look()
 
     for harm, wrong in each(tried, attempt, path.parent):
-        report.failed(f"--only '{name},0'", f"{name}: {harm}: {wrong}")
+        report.failed(f"--only '{name}'", f"{name}: {harm}: {wrong}")
     path.write_bytes(content)
     report.counts["harmed files"] += len(tried)
 
@@ -172,7 +181,7 @@ def _reseal(
         if through:
             report.notes[f"re-sealed {name} read with other rows"] += 1
         else:
-            report.failed(f"--only '{name},0'", f"re-sealed {name}, draw {draw}: {wrong}")
+            report.failed(f"--only '{name}'", f"re-sealed {name}, draw {draw}: {wrong}")
     path.write_bytes(content)
     report.counts["re-sealed files"] += number
 
@@ -250,7 +259,7 @@ def _resume(
         ended = command(arguments, folder)
         report.counts["harmed runs gone on with"] += 1
         report.notes[f"exit code {ended.code} of a harmed run gone on with"] += 1
-        again = f"--only '{name},0'"
+        again = f"--only '{name}'"
         try:
             check_start(ended, set())
             if ended.code == 0:

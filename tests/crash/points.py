@@ -49,14 +49,15 @@ def counted(folder: Path, work: str, whole: Path) -> Counter[str]:
 
 
 def all_points(folder: Path, seed: int, number: int | None, only: str | None = None) -> Report:
-    """Try every point of all works, or a number of points that is drawn."""
+    """Try every point of all works, or a number of points that is drawn. `only` is one work, or a work and a point."""
     report = Report("points", seed)
     oracle, whole = undisturbed(folder / "plain", NAME, PROBLEMS)
-    if only is not None:
+    if only is not None and "," in only:
         work, _, text = only.partition(",")
         tries = [(work, Point.read(text))]
     else:
-        tries = [(work, p) for i, work in enumerate(WORKS) for p in points(counted(folder / f"count{i}", work, whole))]
+        works = [only] if only else WORKS
+        tries = [(work, p) for i, work in enumerate(works) for p in points(counted(folder / f"count{i}", work, whole))]
         report.counts["points that there are"] = len(tries)
         if number is not None:
             tries = random.Random(seed).sample(tries, min(number, len(tries)))
