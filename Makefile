@@ -14,7 +14,7 @@ READY  := $(VENV)/.ready
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check
 BENCH  := $(BIN)/gradbench
 
-.PHONY: help setup bench plan run plot check baseline train test test-all test-fast lint docs perf clean
+.PHONY: help setup bench plan run plot check baseline train test test-all test-fast crashtest lint docs perf clean
 .DEFAULT_GOAL := help
 
 help: ## these lines
@@ -77,6 +77,11 @@ test: $(READY) ## the tests, long ones on one system of a kind
 
 test-all: $(READY) ## all tests
 	$(TESTS) $(ARGS)
+
+# two processes at a time; what each prints begins with its campaign, and a failure with the command that repeats it
+CRASH = PYTHONPATH=.:tests $(BIN)/python -m crash
+crashtest: $(READY) ## kills, failing calls, damage, malformed input, <= 60 min on two cores: ARGS="--kills N"
+	@$(CRASH) points fuzz $(ARGS) & first=$$!; $(CRASH) kills states damage $(ARGS); code=$$?; wait $$first && exit $$code
 
 test-fast: $(READY) ## a minute of tests, of every room
 	$(TESTS) -m fast $(ARGS)
