@@ -97,6 +97,15 @@ def test_a_statement_that_does_not_break_elsewhere_fails() -> None:
     assert tried(stated(), cells).result == "fail"
 
 
+def test_a_control_is_told_apart_from_a_break_and_has_to_pass() -> None:
+    cells = frame(*errors(2), *errors(1, estimator="aep"))
+    finding = tried(stated(breaks=[], controls=[BREAKS]), cells)
+    assert finding.result == "pass"
+    assert "; control: slope" in finding.detail
+    assert "elsewhere" not in finding.detail
+    assert tried(stated(breaks=[], controls=[BREAKS]), frame(*errors(2), *errors(2, estimator="aep"))).result == "fail"
+
+
 def test_a_statement_that_was_not_tried_has_no_verdict() -> None:
     assert tried(stated(), frame(*errors(2))).result == "none"
 

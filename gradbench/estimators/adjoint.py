@@ -30,7 +30,10 @@ class Adjoint(AbstractEstimator):
 
     name: ClassVar[str] = "adjoint"
     uses: ClassVar[frozenset[str]] = frozenset({"T2"})
-    source: ClassVar[str] = "Almeida 1987; Pineda 1987; Bai, Kolter & Koltun 2019 (implicit differentiation)"
+    source: ClassVar[str] = (
+        "Almeida 1987; Pineda 1987; Bai, Kolter & Koltun 2019 (implicit differentiation); "
+        "Liao et al. 2018, arXiv:1803.06396 (its Neumann series)"
+    )
 
     projection: Projection = "kept"
 

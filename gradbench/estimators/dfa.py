@@ -16,13 +16,14 @@ class Dfa(AbstractFeedback):
 
     relaxing  the adjoint with T2 terms, in whose J^T credit reaches a hidden layer from above through B_l alone
     forward   <B_l e, dh_l/dtheta>, e = dC/dlogits and h_l the layer as a function of the layer below, held fixed
-    B is drawn from the seed of the cell, N(0, mean W^2) with W the output weights. Exact nowhere, as `fa`, which it is
-    for the last hidden layer. A block of a residual network is a layer: within it credit goes by its own derivative.
+    B is N(0, mean W^2), W the output weights: its direction is fixed by the seed of the cell, and its size is that of
+    the present W. Exact nowhere, as `fa`, which it is for the last hidden layer. A block of a residual network is a
+    layer: within it credit goes by its own derivative.
     """
 
     name: ClassVar[str] = "dfa"
     uses: ClassVar[frozenset[str]] = frozenset({"T2"})
-    source: ClassVar[str] = "Nøkland 2016; Refinetti, d'Ascoli, Ohana & Goldt 2021"
+    source: ClassVar[str] = "Nøkland 2016, arXiv:1609.01596; Refinetti, d'Ascoli, Ohana & Goldt 2021, arXiv:2011.12428"
 
     @property
     def kind(self) -> Kind:

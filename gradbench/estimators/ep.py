@@ -36,7 +36,7 @@ class Ep(AbstractEstimator):
     name: ClassVar[str] = "ep"
     uses: ClassVar[frozenset[str]] = frozenset({"T2", "beta"})
     source: ClassVar[str] = (
-        "Scellier & Bengio 2017; Scellier et al. 2018 (vector field); Laborieux et al. 2021 (centred)"
+        "Scellier & Bengio 2017 (energy contrast); Scellier et al. 2018 (vector field); Laborieux et al. 2021 (centred)"
     )
 
     nudge: Nudge = "centred"

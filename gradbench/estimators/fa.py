@@ -16,9 +16,10 @@ class Fa(AbstractFeedback):
 
     relaxing  the adjoint with T2 terms, eps <p, dF/dtheta(s*)>, B_l in place of W_l^T in J^T
     forward   backpropagation through the pass, with B in place of W^T in every linear map; T2 plays no part
-    B is drawn from the seed of the cell, N(0, mean W^2). Exact nowhere: at initialisation hidden parameters have cosine
-    0 +- 1/sqrt(n), the output weights are right, and training turns W towards B. In a recurrent system credit
-    that goes up still goes by the transposed feedback weights, and the series need not have a limit.
+    B is N(0, mean W^2): its direction is fixed by the seed of the cell, and its size is that of the present W, which a
+    training changes. Exact nowhere: at initialisation hidden parameters have cosine 0 +- 1/sqrt(n), n the width, the
+    output weights are right, and training turns W towards B. In a recurrent system credit that goes up still goes by
+    the transposed feedback weights, and the series need not have a limit.
     """
 
     name: ClassVar[str] = "fa"

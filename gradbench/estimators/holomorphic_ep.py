@@ -30,7 +30,9 @@ class HolomorphicEp(AbstractEstimator):
 
     name: ClassVar[str] = "holomorphic_ep"
     uses: ClassVar[frozenset[str]] = frozenset({"T2", "beta"})
-    source: ClassVar[str] = "Laborieux & Zenke 2022, arXiv:2209.00530; 2024, arXiv:2309.02214 (vector fields)"
+    source: ClassVar[str] = (
+        "Laborieux & Zenke 2022, arXiv:2209.00530 (a contrast); 2024, arXiv:2309.02214 (of the state, as here)"
+    )
 
     points: int = field(default=4, metadata={"least": 2})  # N
 

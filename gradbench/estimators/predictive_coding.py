@@ -24,7 +24,8 @@ class PredictiveCoding(AbstractEstimator):
 
     second phase  e_l <- e_l - eps (e_l - J_{l+1}^T e_{l+1} + beta dC/dh_l) from e = 0, J_l of the prediction of h_l
     estimate      <a, dp/dtheta> + dC/dtheta, a = -e / beta, p_l(h_{l-1}) the prediction of h_l
-    Linear in the nudge, which cancels. Backpropagation after L steps with eps = 1; with a smaller eps as T2 -> inf.
+    Linear in the nudge, which cancels. Backpropagation after L steps with eps = 1, L the layers h_1 ... h_L of the
+    state; with a smaller eps as T2 -> inf.
     Only of forward systems. Strict predictive coding, whose predictions move, is `ep` there, with nudge = positive and
     readout = energy_contrast: it descends 1/2 |e|^2 + beta C, and tends to backpropagation as beta -> 0.
     """

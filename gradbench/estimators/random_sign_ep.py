@@ -19,12 +19,13 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True)
 class RandomSignEp(AbstractEstimator):
-    """One-sided equilibrium propagation; the sign of the nudge is drawn for every batch.
+    """One-sided equilibrium propagation; the sign of the nudge is drawn from the seed.
 
     nudged   s <- Pi(s + eps (F(s) - b dC/ds)), b = +beta or -beta with probability 1/2 each, from s*, T2 steps
     estimate <a, dF/dtheta(s*)>, a = (s* - s_b) / b, as the mean of so many draws from the seed of the cell
     Valid where J(s*) and Pi' are symmetric. Each draw is off by O(beta); their expectation is centred EP, off by
     O(beta^2), and the variance is O(beta^2). There are two signs, so that both phases are run once for all draws.
+    The draws depend on the seed alone: a training takes the same signs at every step and draws none anew.
     """
 
     name: ClassVar[str] = "random_sign_ep"

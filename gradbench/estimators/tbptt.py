@@ -30,7 +30,7 @@ class Tbptt(AbstractEstimator):
     name: ClassVar[str] = "tbptt"
     truncates: ClassVar[bool] = True
     uses: ClassVar[frozenset[str]] = frozenset({"T2"})
-    source: ClassVar[str] = "Williams & Peng 1990; Hoier, Kerjan & Scellier 2026 (last T2 steps of a relaxation)"
+    source: ClassVar[str] = "Williams & Peng 1990; Høier, Kerjan & Scellier 2026 (last T2 steps of a relaxation)"
 
     @property
     def claim(self) -> Claim:

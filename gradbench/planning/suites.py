@@ -191,8 +191,9 @@ class Statement(Strict):
 
     `published` are checks of what was stated, as it was stated; `conditioned` are checks of the same under a further
     condition, which `under` puts in words. `breaks` are checks that would fail if the statement held everywhere: of
-    cells outside its condition, or of another rule. The outcome is "holds" where all of `published` pass, else "holds
-    under" where all of `conditioned` pass, else "does not hold".
+    cells of the same rule outside its condition. `controls` are checks of another rule, of which the statement is
+    wrong: they show that the metric can tell, and not that the condition matters. The outcome is "holds" where all of
+    `published` pass, else "holds under" where all of `conditioned` pass, else "does not hold".
     """
 
     name: str  # the statement, in a sentence
@@ -202,8 +203,9 @@ class Statement(Strict):
     published: tuple[Check, ...]
     conditioned: tuple[Check, ...] = ()
     breaks: tuple[Check, ...] = ()
+    controls: tuple[Check, ...] = ()
 
-    @field_validator("published", "conditioned", "breaks", mode="before")
+    @field_validator("published", "conditioned", "breaks", "controls", mode="before")
     @classmethod
     def _unnamed(cls, checks: object, info: ValidationInfo) -> object:
         if not isinstance(checks, list | tuple) or not all(isinstance(check, Mapping) for check in checks):
@@ -218,8 +220,11 @@ class Statement(Strict):
             raise ValueError("under is the condition of [[statement.conditioned]]: one needs the other")
         if self.expected == "holds under" and not self.under:
             raise ValueError('expected = "holds under" needs a condition, in under')
-        if self.expected != "does not hold" and not self.breaks:
-            raise ValueError("a statement that holds needs a check below [[statement.breaks]]: where does it fail?")
+        if self.expected != "does not hold" and not (self.breaks or self.controls):
+            raise ValueError(
+                "a statement that holds needs a check below [[statement.breaks]] or [[statement.controls]]: "
+                "where does it fail?"
+            )
         return self
 
 
@@ -264,7 +269,7 @@ class Suite(Strict):
         """All checks by the key under which they stand, those of statements included."""
         yield "check", self.check
         for i, statement in enumerate(self.statement):
-            for part in ("published", "conditioned", "breaks"):
+            for part in ("published", "conditioned", "breaks", "controls"):
                 yield f"statement[{i}].{part}", getattr(statement, part)
 
     def decide(self) -> Thresholds:

@@ -27,7 +27,7 @@ class Cet(AbstractProjectedTokens, AbstractConservativeCet):
     """
 
     name: ClassVar[str] = "cet"
-    source: ClassVar[str] = "Hoier, Kerjan & Scellier 2026 (CET)"
+    source: ClassVar[str] = "Høier, Kerjan & Scellier 2026 (CET)"
     defaults: ClassVar[Mapping[str, float]] = {
         "s": 1.0, "damp": 0.0, "T1": 30, "T2": 5, "beta": 0.1, "eps": 0.5, "batch": 128
     }  # fmt: skip

@@ -17,4 +17,4 @@ class CetEnergy(AbstractConservativeCet):
     """
 
     name: ClassVar[str] = "cet_energy"
-    source: ClassVar[str] = "Hoier, Kerjan & Scellier 2026 (CET); Hoover et al. 2023 (energy attention)"
+    source: ClassVar[str] = "Høier, Kerjan & Scellier 2026 (CET); Hoover et al. 2023 (energy attention)"

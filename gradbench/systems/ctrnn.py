@@ -27,8 +27,8 @@ class Ctrnn(AbstractUnits, AbstractLeaky):
     C = 1/2 |V tanh(s) + c - onehot(label)|^2. The coupling sigma W tanh(s) / tau is the swirl.
     W has entries N(0, 1/n), so its spectral radius is about 1 and that of the coupling about sigma. The time constants
     tau go from 1 to `slowest` in equal ratios. They move no fixed point, but they scale the rows of the Jacobian.
-    The rates r = tanh(s) have the fixed points r = tanh(sigma W r + U x + b) of the other usual form, in which
-    Pineda 1987 writes the network: tau dr/dt = -r + tanh(sigma W r + U x + b).
+    The rates r = tanh(s) have the fixed points r = tanh(sigma W r + U x + b) of the other usual form,
+    tau dr/dt = -r + tanh(sigma W r + U x + b).
     """
 
     name: ClassVar[str] = "ctrnn"

@@ -1,4 +1,6 @@
-"""Whether statements of the literature hold in a run: tried as published, under a condition, and where they break."""
+"""Whether statements of the literature hold in a run: tried as published, under a condition, where they break, and
+by controls of another rule.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +22,12 @@ def claimed(claims: Mapping[str, Any], cells: DataFrame) -> tuple[Finding, ...]:
 
 
 def tried(statement: Statement, cells: DataFrame) -> Finding:
-    """The outcome of a statement. It passes where that is the expected one, and where it breaks as it should."""
-    published, conditioned, breaks = (
+    """The outcome of a statement. It passes where that is the expected one, and where breaks and controls pass."""
+    published, conditioned, breaks, controls = (
         [evaluate(check, cells) for check in checks]
-        for checks in (statement.published, statement.conditioned, statement.breaks)
+        for checks in (statement.published, statement.conditioned, statement.breaks, statement.controls)
     )
-    all_tried = [*published, *conditioned, *breaks]
+    all_tried = [*published, *conditioned, *breaks, *controls]
     outcome: Outcome = "does not hold"
     if all(published):
         outcome = "holds"
@@ -34,13 +36,10 @@ def tried(statement: Statement, cells: DataFrame) -> Finding:
     told = [f"{outcome} {statement.under}" if outcome == "holds under" else outcome]
     if outcome != statement.expected:
         told.append(f"expected: {statement.expected}")
-    told += [
-        text
-        for words, findings in (("as published", published), (statement.under, conditioned), ("elsewhere", breaks))
-        if (text := _part(words, findings))
-    ]
+    parts = {"as published": published, statement.under: conditioned, "elsewhere": breaks, "control": controls}
+    told += [text for words, findings in parts.items() if (text := _part(words, findings))]
     unseen = any(finding.result == "none" for finding in all_tried)
-    as_expected = outcome == statement.expected and all(breaks)
+    as_expected = outcome == statement.expected and all(breaks) and all(controls)
     worst = next((f for f in all_tried if not f and f.cell), all_tried[0])
     return Finding(
         statement.name,

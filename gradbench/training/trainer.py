@@ -98,7 +98,8 @@ class Trainer:
 
     def _field(self, kind: type[Stack], drawn: Drawn, train: bool) -> Stack:
         kind = kind if self.system.lifted else Looped
-        return kind(self.system, self.state.theta, self.batches.shown(drawn, train), self.knobs, solver=self.solver)
+        x, seeds = self.batches.shown(drawn, train), tuple(self.config.seeds)
+        return kind(self.system, self.state.theta, x, self.knobs, seeds=seeds, solver=self.solver)
 
     def _run(
         self, name: str, function: Callable[..., tuple[Tensor, ...]], drawn: Drawn, *more: Tensor

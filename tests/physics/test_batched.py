@@ -36,6 +36,7 @@ RULES = [
     "dfa",
     "sign_symmetric",
     "predictive_coding",
+    "z_il",
     {"name": "phantom", "form": ["series", "unrolled"]},
     {"name": "ift", "linear_solver": ["gmres", "bicgstab", "anderson"]},
     {"name": "richardson_ep", "nudge": ["centred", "negative"]},

@@ -100,11 +100,29 @@ def test_strict_predictive_coding_tends_to_backpropagation_as_the_output_error_d
     assert gap(estimate(PredictiveCoding(), free, 150, 0), exact("residual_mlp")) < 1e-12
 
 
+@pytest.mark.parametrize("beta", [0.1, 1.0])
+def test_layers_that_are_read_after_their_first_move_are_backpropagation_at_any_nudge(beta: float) -> None:
+    """Whatever eps is; not one step before, and not with all layers read after the same step."""
+    rule, widths = registry.estimator("z_il"), [8, 8, 8]
+    for free in (passed(1.0), passed(0.3)):
+        for T2 in (3, 4, 9):
+            assert gap(estimate(rule, free, T2, beta), exact("residual_mlp")) < 1e-12
+    found = reading_at(rule, free, 2, beta).credit
+    assert found is not None
+    lowest, *others = found[0, 0].split(widths, -1)
+    assert not lowest.any()
+    for a, slopes in zip(others, free.field.layer_slopes[..., 16:].split(widths[1:], -1), strict=True):
+        torch.testing.assert_close(a, slopes, rtol=1e-12, atol=1e-14)
+    assert gap(estimate(rule, free, 2, beta), exact("residual_mlp")) > 0.1
+    at_once = registry.estimator("ep", {"nudge": "positive", "readout": "energy_contrast"})
+    assert gap(estimate(at_once, passed(1.0), 3, beta), exact("residual_mlp")) > 0.01
+
+
 def test_only_forward_systems_have_prediction_errors() -> None:
     for name, system in registry.known_systems().items():
         forward = issubclass(system, AbstractForwardSystem)
         told = None if forward else f"{name} is no forward pass: it has no prediction errors"
-        assert PredictiveCoding().skip(system) == told
+        assert PredictiveCoding().skip(system) == registry.estimator("z_il").skip(system) == told
 
 
 @pytest.mark.parametrize("mutant", ["transposed", "direct", "whole"])

@@ -11,10 +11,15 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradbench.data import datasets
+from gradbench.dynamics.field import Field
 from gradbench.dynamics.stack import Plain
 from gradbench.dynamics.trajectory import relax
+from gradbench.engine.draws import build
 from gradbench.estimators.bptt import Bptt
+from gradbench.estimators.phases.feedback import drawn
 from gradbench.estimators.tbptt import Tbptt
+from gradbench.planning.plans import plan
+from gradbench.planning.suites import parse
 from gradbench.training.config import Optimiser
 from gradbench.training.state import State, descend, gradient
 from gradbench.training.trainer import Trainer
@@ -105,6 +110,36 @@ def test_seeds_trained_together_are_seeds_trained_alone(tiny: Make, rule: str) -
             torch.testing.assert_close(together.state.theta[name][c], p[0], rtol=1e-9, atol=1e-12)
         assert together.test()[c] == pytest.approx(trainer.test()[0], rel=1e-9)
     assert not torch.equal(together.state.theta["Wenc"][0], together.state.theta["Wenc"][1])
+
+
+FORWARD = {
+    "system": {"name": "residual_mlp", "dataset": "fashion_mnist_sample", "d_in": 784, "d": 8, "L": 2},
+    "damp": None,
+    "T1": None,
+    "norm_cap": None,
+}
+
+
+def measured_field(seed: int) -> Field:
+    """The field of a cell at the system, the rule and the parameters that a training of `FORWARD` begins with."""
+    grid = {"system": FORWARD["system"], "estimator": "fa", "T2": 4, "batch": 4, "seed": seed, "dtype": "float64"}
+    (problem,) = plan(parse({"name": "cell", "about": "", "grid": [grid]}, "cell"), "cell").problems
+    return build(problem, "cpu")
+
+
+def test_every_seed_trains_with_the_feedback_that_its_cells_are_measured_with(tiny: Make) -> None:
+    together = Trainer(tiny(estimator="fa", **FORWARD), "cpu")
+    matrices = drawn(together._field(Plain, together.batches.train(0), train=True), "layered")
+    for seed in (0, 1):
+        for name, B in drawn(measured_field(seed), "layered").items():
+            torch.testing.assert_close(matrices[name][seed], B, rtol=1e-12, atol=1e-14)
+    assert all(not torch.equal(B[0], B[1]) for B in matrices.values())
+    alone = Trainer(tiny(estimator="fa", seeds=[1], **FORWARD), "cpu")
+    for step in range(3):
+        together.advance(step)
+        alone.advance(step)
+    for name, p in alone.state.theta.items():
+        torch.testing.assert_close(together.state.theta[name][1], p[0], rtol=1e-9, atol=1e-12)
 
 
 def unrolled(trainer: Trainer, T1: int, depth: int) -> dict[str, torch.Tensor]:
