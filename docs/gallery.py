@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from gradbench.tables.store import MADE_BY, Run, read_json, write_json
+from gradbench.tables.disk import read_json, write_json
+from gradbench.tables.store import MADE_BY, Run
 
 ROOT = Path(__file__).parents[1]
 TABLES = "cells", "params", "budget"  # of the first run: what its figures show can be looked up there

@@ -42,7 +42,7 @@ def _rule(cls: type[AbstractEstimator]) -> str:
         ("source", rule.source),
         *((f"not on {', '.join(names)}", reason) for reason, names in skipped.items()),
     ]
-    where = f"How faithful it is on every system, and from which cost: {FIGURE} of suite `field`."
+    where = f"How faithful it is on every system, and at which cost: {FIGURE} of suite `field`."
     return _page(cls, rows, where)
 
 
@@ -72,7 +72,7 @@ def _system(cls: type[AbstractSystem]) -> str:
         ("state", ", ".join(f"{n} {_shape(shape)}" for n, shape in cls().layout.items())),
         ("source", cls.source),
     ]
-    where = f"Which rule follows BPTT on it, and from which cost: {FIGURE} of suite `field`, where the suite has it."
+    where = f"Which rule follows BPTT on it, and at which cost: {FIGURE} of suite `field`, where the suite has it."
     return _page(cls, rows, where)
 
 

@@ -192,20 +192,31 @@ def show(name: str, plugin: Plugins = None, as_json: Json = False) -> None:
 
 
 @app.command("plan")
-def plan_(suite: SuiteName, set_: Set = None, plugin: Plugins = None, as_json: Json = False) -> None:
-    """What a suite would do: cells, problems, families, evaluations, skips. Runs nothing."""
+def plan_(
+    suite: SuiteName,
+    out: Out = Path("results"),
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda: where it would run.")] = "auto",
+    set_: Set = None,
+    plugin: Plugins = None,
+    as_json: Json = False,
+) -> None:
+    """What a suite would do: cells, problems, families, evaluations, skips, and what is done. Runs nothing."""
     from gradbench.commands.running import prepare
+    from gradbench.commands.standing import standing
     from gradbench.planning import files
 
     loaded, planned = prepare(suite, _overrides(set_))
+    there = standing(planned, out, device)
     if as_json:
-        _put(json.dumps(planned.to_json(), indent=1))
+        _put(json.dumps(planned.to_json() | {"standing": there and there.to_json()}, indent=1))
         return
     _put(_entry(f"{planned.suite}:", loaded.about, len(planned.suite) + 2, _width()))
     for name, text in planned.summary.items():
         _put(_entry(f"  {name}", text, 23, _width()))
     for reason, n in planned.skip_reasons.most_common():
         _put(_entry("  skipped", f"{n:,}: {reason}", 23, _width()))
+    if there is not None:
+        _put(_entry("  stale" if there.stale else "  so far", str(there), 23, _width()))
     say(f"suite {files.find(suite, files.SUITES, 'suite')}")
     options = [f" --set {shlex.quote(pair)}" for pair in set_ or ()] + [
         f" --plugin {_argument(p)}" for p in plugin or ()
@@ -232,7 +243,7 @@ def run(
         str | None, typer.Option(metavar="failed", help="Measure again the cells that say error or oom.")
     ] = None,
     max_failures: Annotated[
-        str | None, typer.Option(metavar="N", help="Begin nothing more once so many cells have failed.")
+        int | None, typer.Option(metavar="N", help="Begin nothing more once so many cells have failed.")
     ] = None,
     stop_after: Annotated[
         str | None, typer.Option(metavar="TIME", help="Begin nothing more after this time, as 8m or 1h30m.")
@@ -358,9 +369,10 @@ def _put_markdown(path: str | None, text: str) -> bool:
 
 def _write(path: Path, text: str) -> None:
     """Write a file that is named on the command line. A device, a pipe or a link is written to, and not replaced."""
-    from gradbench.tables.store import guarded, write
+    from gradbench.tables.disk import guarded, write
 
     content = text.encode("utf-8", "backslashreplace")
+    _typable(path)
     if path.is_dir():
         raise UserError(f"{path}: expected a file to write to, and this is a folder")
     with _named(path):
@@ -369,6 +381,14 @@ def _write(path: Path, text: str) -> None:
                 path.write_bytes(content)
         else:
             write(path.resolve(), lambda file: file.write(content))
+
+
+def _typable(path: Path) -> None:
+    """Raise UserError for the name of a file that a shell or a terminal takes for something else."""
+    from gradbench.planning.values import untypable
+
+    if fault := untypable(str(path)):
+        raise UserError(f"{str(path)!r} cannot name a file: {fault}")
 
 
 @contextmanager
@@ -620,6 +640,8 @@ def _teller(width: int | None) -> Callable[[Explanation], None]:
 
 def _figure_file(path: Path | None) -> None:
     """Raise UserError for a file that is no kind of figure."""
+    if path is not None:
+        _typable(path)
     if path is not None and path.suffix not in ("", ".png", ".svg"):
         raise UserError(f"--figure {path}: expected a .png, a .svg or a folder")
 

@@ -32,8 +32,9 @@ from gradbench.tables.baselines import (
     set_baseline,
     shipped_baseline,
 )
+from gradbench.tables.disk import write_json, write_table
 from gradbench.tables.placeholders import skipped_rows
-from gradbench.tables.store import Run, write_json, write_table
+from gradbench.tables.store import Run
 from gradbench.tables.verdict import Verdict, judge
 from gradbench.vocabulary.exit import Exit
 
@@ -436,7 +437,7 @@ def test_a_baseline_refuses_what_it_should_not_be_made_of_unless_told(
     with pytest.raises(UserError, match=r"is damaged: tables are as they were made: .*blocks.parquet"):
         set_baseline([gated], tmp_path)
     assert set_baseline([gated], tmp_path, ["damaged"]).is_file()
-    (gated.folder / "tables.json").unlink()
+    (gated.folder / "manifest.json").unlink()
     next((gated.folder / "records").iterdir()).unlink()
     with pytest.raises(UserError, match=r"is partial: .* of 112 cells were not measured"):
         set_baseline([gated], tmp_path)

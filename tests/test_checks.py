@@ -405,7 +405,7 @@ def test_the_stored_verdict_says_what_the_line_says(tmp_path: Path) -> None:
 
 def test_a_run_that_was_cut_off_is_judged_on_its_records_and_is_incomplete(tmp_path: Path) -> None:
     run = stored(tmp_path, [cell()], [PASS], planned=2)
-    for name in ("tables.json", "params.parquet", "cells.parquet"):
+    for name in ("manifest.json", "params.parquet", "cells.parquet"):
         (run.folder / name).unlink()
     assert judge(run).line == "VERDICT incomplete (3)  1 of 1 checks, 1 of 2 cells"
 

@@ -28,6 +28,7 @@ from gradbench.commands import comparing, progress
 from gradbench.dynamics.meter import Meter
 from gradbench.engine import packs
 from gradbench.estimators.base import Count
+from gradbench.tables.disk import read_json
 from gradbench.tables.store import Run
 
 ROOT = Path(__file__).parent.parent
@@ -65,7 +66,8 @@ def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two runs of two suites, made once."""
     folder = tmp_path_factory.mktemp("cli")
-    base = 'about = ""\n[[grid]]\nsystem = "toy_cons"\nestimator = ["bptt", "ep"]\nT1 = 5\nT2 = 2\nbatch = 2\n'
+    base = 'about = ""\n[[grid]]\nsystem = { name = "toy_cons", N = 2, D = 4, out = 2 }\n'
+    base += 'estimator = ["bptt", "ep"]\nT1 = 5\nT2 = 2\nbatch = 2\n'
     for name, checks in (("good", HOLDS), ("bad", HOLDS + FAILS)):
         (folder / f"{name}.toml").write_text(base + checks)
         gradbench.run(str(folder / f"{name}.toml"), out=folder / "results", device="cpu")
@@ -401,7 +403,7 @@ def test_check_ends_with_the_verdict_and_exits_with_its_code(
     found, out, _ = command("check", suite, "--out", results)
     assert found == code
     assert out.splitlines()[-1].startswith(f"VERDICT {word} ({code})")
-    kept = json.loads((only(results, suite).folder / "verdict.json").read_text())
+    kept = read_json(only(results, suite).folder / "verdict.json")
     assert kept == json.loads(command("check", suite, "--out", results, "--json")[1])
     assert (kept["code"], kept["verdict"]) == (code, word)
 
@@ -524,7 +526,7 @@ def test_a_stderr_that_cannot_be_written_stops_nothing(write_suite: Any, tmp_pat
         (only(tmp_path / "r", "tiny").folder / "cells.parquet").write_bytes(b"")
     told = tmp_path / "told"
     stderr = {"closed": None, "full": "/dev/full"}.get(how, "/dev/null")
-    gone = "import os; read, write = os.pipe(); os.close(read); os.dup2(write, 2)" if how == "reader gone" else ""
+    gone = GONE.format(2) if how == "reader gone" else ""
     code = warm.run([verb, *arguments], {1: told, 2: stderr}, first=gone)
     assert code == (5 if verb == "plot" else 0)
     assert (told.read_text() == "") == (verb == "plot")
@@ -533,8 +535,31 @@ def test_a_stderr_that_cannot_be_written_stops_nothing(write_suite: Any, tmp_pat
         assert len(Run(folder).cells) == 20
 
 
-@pytest.mark.parametrize("streams", [">&-", "<&- >&- 2>&-", "2>/dev/full | true"])
+# code that leaves stream {} without a reader
+GONE = "import os; read, write = os.pipe(); os.close(read); os.dup2(write, {})"
+
+
+@pytest.mark.parametrize("streams", ["closed", "all closed", "reader gone"])
 def test_tables_are_written_whatever_is_closed(write_suite: Any, tmp_path: Path, streams: str) -> None:
+    told = tmp_path / "told"
+    given: dict[int, str | Path | None] = {"closed": {1: None, 2: told}, "all closed": dict.fromkeys(range(3))}.get(
+        streams, {2: "/dev/full"}
+    )
+    gone = GONE.format(1) if streams == "reader gone" else ""
+    assert warm.run(["run", write_suite(), "--out", tmp_path / "r"], given, first=gone) == 0
+    assert len(only(tmp_path / "r", "tiny").cells) == 60
+    assert streams != "closed" or "Traceback" not in told.read_text()
+
+
+@pytest.mark.parametrize(
+    "streams",
+    [
+        pytest.param(">&-", marks=pytest.mark.long),
+        "<&- >&- 2>&-",
+        pytest.param("2>/dev/full | true", marks=pytest.mark.long),
+    ],
+)
+def test_an_interpreter_writes_tables_whatever_is_closed(write_suite: Any, tmp_path: Path, streams: str) -> None:
     piped = f"set -o pipefail; {sys.executable} -m gradbench run {write_suite()} --out {tmp_path / 'r'} {streams}"
     done = subprocess.run(["bash", "-c", piped], capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert done.returncode == 0
@@ -755,19 +780,47 @@ def test_conditions_with_commas_are_conditions(command: Any, results: Path, wher
     assert " ep " in out.splitlines()[0]
 
 
-@pytest.mark.parametrize("how", ["2>&-", "2>/dev/full", "2> >(true)", "| head -1", "| true", ">&- 2>&-"])
-def test_no_stream_stops_an_explanation(results: Path, how: str) -> None:
-    asked = f"{sys.executable} -m gradbench explain good --where estimator=ep --out {results} {how}"
+STREAMS = ["2>&-", "2>/dev/full", "2> >(true)", "| head -1", "| true", ">&- 2>&-"]
+
+
+@pytest.mark.parametrize("how", STREAMS)
+def test_no_stream_stops_an_explanation(results: Path, tmp_path: Path, how: str) -> None:
+    told = tmp_path / "told"
+    stderr = {"2>&-": None, ">&- 2>&-": None, "2>/dev/full": "/dev/full"}.get(how, tmp_path / "talk")
+    gone = GONE.format(2 if how.startswith("2>") else 1) if "true" in how or "head" in how else ""
+    streams = {1: None if how == ">&- 2>&-" else told, 2: stderr}
+    assert warm.run(["explain", "good", "--where", "estimator=ep", "--out", results], streams, first=gone) == 0
+    if isinstance(stderr, Path):
+        assert "Traceback" not in stderr.read_text()
+    if how.startswith("2>"):
+        assert "\ncause: " in told.read_text()
+
+
+def through_bash(how: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    asked = shlex.join([*SHELL, *map(str, arguments)])
     env = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        ["bash", "-c", f"set -o pipefail; {asked}"], capture_output=True, text=True, cwd=ROOT, env=env, timeout=120
-    )
+    piped = ["bash", "-c", f"set -o pipefail; {asked} {how}"]
+    return subprocess.run(piped, capture_output=True, text=True, cwd=ROOT, env=env, timeout=120)
+
+
+@pytest.mark.parametrize("how", STREAMS)
+def test_no_stream_stops_an_interpreter(results: Path, how: str) -> None:
+    done = through_bash(how, "plan", results.parent / "good.toml")
+    assert done.returncode == 0
+    assert "Traceback" not in done.stderr
+    assert ("grid points" in done.stdout) == how.startswith("2>")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("how", STREAMS)
+def test_no_stream_stops_an_interpreter_that_explains(results: Path, how: str) -> None:
+    done = through_bash(how, "explain", "good", "--where", "estimator=ep", "--out", results)
     assert done.returncode == 0
     assert "Traceback" not in done.stderr
     assert ("\ncause: " in done.stdout) == how.startswith("2>")
 
 
-@pytest.mark.parametrize("name", ["smöke test 袋", "it's", "-flag", "a;b", "$HOME"])
+@pytest.mark.parametrize("name", ["smöke test 袋", "it's", "a;b", "$HOME"])
 def test_the_next_command_can_be_pasted(command: Any, write_suite: Any, tmp_path: Path, name: str, monkeypatch) -> None:
     write_suite(name=name)
     monkeypatch.chdir(tmp_path)

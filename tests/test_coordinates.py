@@ -31,18 +31,18 @@ from dataclasses import dataclass
 from typing import final
 
 from gradbench.systems.base import AbstractEnergySystem
-from gradbench.systems.toy import _Toy
+from gradbench.systems.toy import AbstractToy
 
 
 @final
 @dataclass(frozen=True)
-class Gained(_Toy, AbstractEnergySystem):
+class Gained(AbstractToy, AbstractEnergySystem):
     """E = g/2 |z|^2 - <b, z>."""
 
     name = "gained"
     source = "a test"
-    uses = _Toy.uses | {"gain"}
-    defaults = {**_Toy.defaults, "gain": 1.0}
+    uses = AbstractToy.uses | {"gain"}
+    defaults = {**AbstractToy.defaults, "gain": 1.0}
 
     @property
     def shapes(self):
@@ -90,7 +90,7 @@ other = gb.run("gain.toml", out="out", device="cpu", overrides={"gain": 3})
 assert set(other.cells["gain"]) == {3.0}
 for arguments in (
     ["check", run.id, "--out", "out"],
-    ["plot", run.id, "--out", "out"],
+    ["plot", run.id, "--out", "out", "--figure", "cosine_vs_gain"],
     ["explain", run.id, "--out", "out", "--where", "gain=2.0", "--where", "T1=100", "--where", "estimator=ep"],
 ):
     assert not app(arguments, standalone_mode=False), arguments

@@ -31,8 +31,8 @@ from gradbench.commands.tuning import tune
 from gradbench.engine import precision
 from gradbench.estimators.ep import Ep
 from gradbench.planning import registry
-from gradbench.systems import toy
-from gradbench.systems.toy import ToyCons
+from gradbench.systems.toy_cons import ToyCons
+from gradbench.systems.toy_noncons import ToyNoncons
 from gradbench.vocabulary.coordinates import COORDINATES
 
 SMALL = {"N": 2, "D": 4, "heads": 2, "out": 2, "drive_std": 1.0}
@@ -978,7 +978,7 @@ def test_a_state_that_is_zero_from_the_start_is_told_as_such() -> None:
 
 def _faulty(fault: str) -> Any:
     @dataclass(frozen=True)
-    class Faulty(toy.ToyNoncons):  # type: ignore[misc]
+    class Faulty(ToyNoncons):  # type: ignore[misc]
         """A toy whose force is wrong."""
 
         name: ClassVar[str] = "faulty"

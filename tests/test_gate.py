@@ -18,9 +18,11 @@ import gradbench
 from gradbench.cli import _code
 from gradbench.errors import StoreError, UserError
 from gradbench.planning.cells import digest
+from gradbench.tables.disk import BLANK, SEAL, read_table, write_json, write_table
+from gradbench.tables.manifest import NAME as MANIFEST
 from gradbench.tables.runs import find
 from gradbench.tables.schema import COLUMNS, RECORD, TABLES
-from gradbench.tables.store import BLANK, DIGESTS, SEAL, Run, read_table, write_json, write_table
+from gradbench.tables.store import Run
 from gradbench.tables.verdict import judge
 from gradbench.tables.verifying import POINT, trusted, verify
 from gradbench.vocabulary.exit import Exit
@@ -437,9 +439,9 @@ def rewrite(run: Run, changes: dict[str, Callable[[pa.Table], pa.Table]], *, dig
         path = run.folder / f"{name}.parquet"
         seal = write_table(path, change(read_table(path, TABLES[name])))
         if digests:
-            content = json.loads((run.folder / DIGESTS).read_text())
+            content = json.loads((run.folder / MANIFEST).read_text())
             content["tables"][name] = seal
-            write_json(run.folder / DIGESTS, content)
+            write_json(run.folder / MANIFEST, content)
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -506,7 +508,7 @@ def linked(run: Run) -> None:
 def short(run: Run) -> None:
     path = record(run)
     write_table(path, read_table(path, RECORD).slice(1))
-    (run.folder / DIGESTS).unlink()
+    (run.folder / MANIFEST).unlink()
 
 
 def doubled(run: Run) -> None:
@@ -514,7 +516,7 @@ def doubled(run: Run) -> None:
     path = record(run)
     table = read_table(path, RECORD)
     write_table(path, pa.concat_tables([table, table.slice(0, 1)]))
-    (run.folder / DIGESTS).unlink()
+    (run.folder / MANIFEST).unlink()
 
 
 def skipping(plan: dict[str, Any]) -> None:
@@ -524,7 +526,7 @@ def skipping(plan: dict[str, Any]) -> None:
 
 def no_parquet(run: Run) -> None:
     """A file with a seal that is right, of a table that is none."""
-    content = b"PAR1 nothing " + BLANK
+    content = b"PAR1 nothing " + SEAL + b"\x18\x47" + BLANK
     sealed = content.replace(BLANK, BLANK[:7] + hashlib.sha256(content).hexdigest().encode())
     (run.folder / "params.parquet").write_bytes(sealed)
 
@@ -575,7 +577,7 @@ FILES: dict[str, tuple[Callable[[Run], object], str, str]] = {
         "plan.json: damaged: it holds no object",
     ),
     "a plan of cells without coordinates, of a run that goes on": (
-        lambda r: ((r.folder / DIGESTS).unlink(), edit(r, "plan.json", lambda p: p["skipped"][0].pop("system"))),
+        lambda r: ((r.folder / MANIFEST).unlink(), edit(r, "plan.json", lambda p: p["skipped"][0].pop("system"))),
         READ,
         "plan.json: damaged: KeyError: 'system'",
     ),
@@ -626,12 +628,12 @@ FILES: dict[str, tuple[Callable[[Run], object], str, str]] = {
         "the checks can be read",
         "a check needs a metric with min or max, or a status",
     ),
-    "torn digests": (lambda r: cut(r.folder / DIGESTS), READ, "tables.json: damaged"),
+    "torn digests": (lambda r: cut(r.folder / MANIFEST), READ, "manifest.json: damaged"),
     **{
         f"digests that are {content[:40]}": (
-            lambda r, content=content: (r.folder / DIGESTS).write_text(content),
+            lambda r, content=content: (r.folder / MANIFEST).write_text(content),
             READ,
-            "tables.json: damaged: it holds no digests",
+            "manifest.json: damaged: it (holds no object|has no seal)",
         )
         for content in ("null", "{}", "[]", "0", '""', "false", '{"tables": {}}')
     },
@@ -651,51 +653,51 @@ FILES: dict[str, tuple[Callable[[Run], object], str, str]] = {
         "another order",
     ),
     "no record, and digests of none": (
-        lambda r: ([record(r).unlink() for _ in r.done()], edit(r, DIGESTS, lambda d: d["records"].clear())),
+        lambda r: ([record(r).unlink() for _ in r.done()], edit(r, MANIFEST, lambda d: d["records"].clear())),
         MADE,
         "8 records of rows are not named; first ",
     ),
     "a record that is a link to that of another problem": (
-        lambda r: ((r.folder / DIGESTS).unlink(), record(r).unlink(), linked(r)),
+        lambda r: ((r.folder / MANIFEST).unlink(), record(r).unlink(), linked(r)),
         READ,
         "damaged: it is not the record of problem",
     ),
     "a record without a row": (short, "a problem has all its cells", "1 problems hold other cells than theirs"),
     "checks that are gone": (lambda r: (r.folder / "checks.json").unlink(), READ, "checks.json: No such file"),
     "digests that are words": (
-        lambda r: edit(r, DIGESTS, lambda d: d["tables"].update(cells="sha256:0")),
+        lambda r: edit(r, MANIFEST, lambda d: d["tables"].update(cells="sha256:0")),
         READ,
-        "tables.json: damaged: tables holds what is no digest",
+        "manifest.json: damaged: tables holds what is no digest",
     ),
     "digests of records that are numbers": (
-        lambda r: edit(r, DIGESTS, lambda d: d["records"].update(dict.fromkeys(d["records"], 1))),
+        lambda r: edit(r, MANIFEST, lambda d: d["records"].update(dict.fromkeys(d["records"], 1))),
         READ,
-        "tables.json: damaged: records holds what is no digest",
+        "manifest.json: damaged: records holds what is no digest",
     ),
     "digests of records that are a list": (
-        lambda r: edit(r, DIGESTS, lambda d: d.update(records=[])),
+        lambda r: edit(r, MANIFEST, lambda d: d.update(records=[])),
         READ,
-        "tables.json: damaged: records holds what is no digest",
+        "manifest.json: damaged: records holds what is no digest",
     ),
     "digests without a table": (
-        lambda r: edit(r, DIGESTS, lambda d: d["tables"].pop("budget")),
+        lambda r: edit(r, MANIFEST, lambda d: d["tables"].pop("budget")),
         READ,
-        "tables.json: damaged: it has digests of .'blocks', 'cells', 'params'., expected ",
+        "manifest.json: damaged: it has digests of .'blocks', 'cells', 'params'., expected ",
     ),
     "a number of missing cells that is none": (
-        lambda r: edit(r, DIGESTS, lambda d: d.update(missing=True)),
+        lambda r: edit(r, MANIFEST, lambda d: d.update(missing=True)),
         READ,
-        "tables.json: damaged: missing = True is no number of cells",
+        "manifest.json: damaged: missing = True is no number of cells",
     ),
     "digests that are a folder": (
-        lambda r: ((r.folder / DIGESTS).unlink(), (r.folder / DIGESTS).mkdir()),
+        lambda r: ((r.folder / MANIFEST).unlink(), (r.folder / MANIFEST).mkdir()),
         READ,
-        "tables.json: Is a directory",
+        "manifest.json: Is a directory",
     ),
     "digests that are a broken link": (
-        lambda r: ((r.folder / DIGESTS).unlink(), (r.folder / DIGESTS).symlink_to("nowhere")),
+        lambda r: ((r.folder / MANIFEST).unlink(), (r.folder / MANIFEST).symlink_to("nowhere")),
         READ,
-        "tables.json: No such file",
+        "manifest.json: No such file",
     ),
     "a looser bound of a check": (
         lambda r: edit(r, "checks.json", lambda c: c["check"][0].update(min=-1.0)),
@@ -714,14 +716,14 @@ FILES: dict[str, tuple[Callable[[Run], object], str, str]] = {
         "checks.json: was edited",
     ),
     "the environment of another run, before there are tables": (
-        lambda r: ((r.folder / DIGESTS).unlink(), edit(r, "env.json", lambda e: e.update(processor="NVIDIA H100"))),
+        lambda r: ((r.folder / MANIFEST).unlink(), edit(r, "env.json", lambda e: e.update(processor="NVIDIA H100"))),
         READ,
-        "is no record of this run: the environment .*: processor '.*' in place of 'NVIDIA H100'$",
+        "is no record of this run: the environment .*: processor '.*' in place of 'NVIDIA H100'; gradbench run SUITE ",
     ),
     "an environment without the name of its run, before there are tables": (
-        lambda r: ((r.folder / DIGESTS).unlink(), edit(r, "env.json", lambda e: e.pop("run"))),
+        lambda r: ((r.folder / MANIFEST).unlink(), edit(r, "env.json", lambda e: e.pop("run"))),
         READ,
-        "is no record of this run: the environment .*: run '.*' in place of None$",
+        "is no record of this run: the environment .*: run '.*' in place of None; ",
     ),
     "an environment that is a list": (
         lambda r: (r.folder / "env.json").write_text("[]"),
@@ -731,7 +733,7 @@ FILES: dict[str, tuple[Callable[[Run], object], str, str]] = {
     "a record that is gone": (lambda r: record(r).unlink(), MADE, "1 records of which tables were made are gone"),
     "a record measured anew": (remeasured, MADE, "1 records changed after the tables"),
     "a record of no table": (
-        lambda r: edit(r, DIGESTS, lambda d: d["records"].pop(record(r).stem)),
+        lambda r: edit(r, MANIFEST, lambda d: d["records"].pop(record(r).stem)),
         MADE,
         "1 records are in no table",
     ),
@@ -741,7 +743,7 @@ FILES: dict[str, tuple[Callable[[Run], object], str, str]] = {
     "a table that is gone": (
         lambda r: (r.folder / "budget.parquet").unlink(),
         READ,
-        r"budget.parquet: No such file or directory$",
+        r"budget.parquet: No such file or directory; gradbench run SUITE makes it again$",
     ),
     "a table of another schema": (
         lambda r: rewrite(
@@ -788,7 +790,7 @@ def test_a_run_in_which_nothing_settles_passes_no_check_of_a_metric(finished: Pa
 @pytest.mark.parametrize("digests", [False, True])
 def test_the_tables_of_another_run_do_not_pass_for_its_own(gated: Run, another: Path, digests: bool) -> None:
     target = Run(Path(shutil.copytree(another, gated.folder.parent / "another")))
-    for name in (*(f"{name}.parquet" for name in TABLES), *([DIGESTS] if digests else [])):
+    for name in (*(f"{name}.parquet" for name in TABLES), *([MANIFEST] if digests else [])):
         shutil.copy(gated.folder / name, target.folder / name)
     verdict = judge(target)
     assert verdict.code is Exit.STORE
@@ -810,7 +812,7 @@ def test_the_checks_of_another_run_do_not_pass_for_its_own(gated: Run, another: 
 
 
 def test_a_run_that_goes_on_is_judged_by_its_records_and_nothing_of_it_is_written(gated: Run) -> None:
-    for name in (DIGESTS, "cells.parquet", "params.parquet"):
+    for name in (MANIFEST, "cells.parquet", "params.parquet"):
         (gated.folder / name).unlink()
     gone = record(gated)
     rows_gone = len(read_table(gone, RECORD))
@@ -825,7 +827,7 @@ def test_a_run_that_goes_on_is_judged_by_its_records_and_nothing_of_it_is_writte
 
 def test_a_run_without_digests_is_judged_by_its_records_whatever_its_tables_say(gated: Run) -> None:
     rewrite(gated, column("cosine_min", every(1.0)), digests=False)
-    (gated.folder / DIGESTS).unlink()
+    (gated.folder / MANIFEST).unlink()
     whole = judge(gated)
     assert whole.code is Exit.OK
     assert whole.snapshot is not None
@@ -836,7 +838,7 @@ def test_a_record_that_is_stored_outdates_the_tables(gated: Run) -> None:
     path = record(gated)
     kept = read_table(path, RECORD).to_pylist()
     gated.keep(path.stem, kept)
-    assert gated.digests is None
+    assert gated.manifest is None
     assert judge(gated).code is Exit.OK
 
 
@@ -850,7 +852,7 @@ def test_what_changes_while_it_is_read_is_read_again(gated: Run, monkeypatch: py
             rewrite(gated, rows(lambda n: range(1, n)), digests=False)
             seen = table(self, name)
             (gated.folder / "cells.parquet").write_bytes(good)
-            edit(gated, DIGESTS, lambda d: None)  # as `compact` ends
+            edit(gated, MANIFEST, lambda d: None)  # as `compact` ends
             return seen
         return table(self, name)
 

@@ -16,7 +16,7 @@ import gradbench as gb
 from gradbench.commands.environment import describe_environment
 from gradbench.data import datasets
 from gradbench.planning import plans, registry, suites
-from gradbench.tables.store import read_json
+from gradbench.tables.disk import read_json
 
 HELPER = """
 FACTOR = 2.0
@@ -26,7 +26,7 @@ RULE = '''
 from __future__ import annotations
 from dataclasses import dataclass
 from gradbench.estimators.base import Claim, Reading
-from gradbench.estimators.reverse import Bptt
+from gradbench.estimators.bptt import Bptt
 import helper_of_mine as helper
 
 

@@ -27,7 +27,7 @@ HOSTILE = "a|b `c` <d> & \"e\" 'f' @g #1 https://h.example [i](j) \x07 \ud800 \\
 
 
 def cut_off(run: Run) -> Run:
-    (run.folder / "tables.json").unlink()
+    (run.folder / "manifest.json").unlink()
     sorted((run.folder / "records").iterdir())[0].unlink()
     return run
 

@@ -39,8 +39,9 @@ from gradbench.plots.scale import SHADED, SPACED, cosine_at, nines
 from gradbench.plots.scale import TOP as NINES
 from gradbench.plots.sources import Tables
 from gradbench.plots.wording import BLANK
+from gradbench.tables.disk import read_json, write_json
 from gradbench.tables.schema import BUDGETS, CELLS, PARAMS
-from gradbench.tables.store import Run, read_json, write_json
+from gradbench.tables.store import Run
 from gradbench.vocabulary.coordinates import LATE
 from gradbench.vocabulary.reason import REFERENCE
 from gradbench.vocabulary.status import Status
@@ -222,7 +223,7 @@ def test_the_smallest_letters_on_paper_have_five_points(run: Run) -> None:
 def test_a_large_run_is_drawn_by_several_processes_to_the_same_bytes(
     gated: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names = ["cosine_vs_T2", "error_vs_cost", "params"]
+    names = ["antisymmetry_vs_error", "params", "residual_vs_cosine"]
     alone = {path: path.read_bytes() for path in parallel.draw_in_parallel(gated, names=names)}
     assert [path.name for path in alone] == [f"{name}.{kind}" for name in names for kind in ("png", "svg")]
     for path in alone:
@@ -237,10 +238,10 @@ def test_a_large_run_is_drawn_by_several_processes_to_the_same_bytes(
     monkeypatch.setattr(parallel, "draw", recorded)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     assert {path: path.read_bytes() for path in parallel.draw_in_parallel(gated, names=names)} == alone
-    assert here == [["cosine_vs_T2", "params"]]
+    assert here == [["antisymmetry_vs_error", "residual_vs_cosine"]]
     monkeypatch.setattr(sys, "executable", "false")  # what another process cannot draw is drawn here
     assert {path: path.read_bytes() for path in parallel.draw_in_parallel(gated, names=names)} == alone
-    assert here[1:] == [["cosine_vs_T2", "params"], ["error_vs_cost"]]
+    assert here[1:] == [["antisymmetry_vs_error", "residual_vs_cosine"], ["params"]]
     with pytest.raises(UserError, match=r"there is no figure 'parms'\. Did you mean 'params'"):
         parallel.draw_in_parallel(gated, names=["parms"])
 
@@ -405,7 +406,7 @@ def test_rules_of_equal_credit_stand_side_by_side_and_one_without_credit_is_not_
     ep, aep = ({float(x) for x in c.get_offsets()[:, 0]} for c in _markers(figure)[:2])
     assert not ep & aep
     named = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert named == ["asymmetric EP (aep)", "naive EP (ep)", "cosine 0.99: follows BPTT in direction (worst seed)"]
+    assert named == ["asymmetric EP", "naive EP", "cosine 0.99: follows BPTT in direction (worst seed)"]
 
 
 def test_a_colour_belongs_to_the_name_whatever_else_is_drawn(cells: pd.DataFrame) -> None:
@@ -416,6 +417,14 @@ def test_a_colour_belongs_to_the_name_whatever_else_is_drawn(cells: pd.DataFrame
     assert look.styles(alone)["aep"] == look.styles(cells)["aep"]
     assert look.styles(cells)["aep clip=batch"].colour == look.styles(cells)["aep"].colour
     assert look.styles(pd.concat([plugin, cells]))["mine"] == look.styles(plugin)["mine"]
+    ranked = [cells.assign(estimator=name, estimator_label=name) for name in ("dfa", "fa", "jfb")]
+    assert look.styles(ranked[2])["jfb"].marker == look.styles(pd.concat(ranked))["jfb"].marker
+    forms = [cells.assign(estimator=f.partition(" ")[0], estimator_label=f) for f in (*look.FORMS, "aep gain=2")]
+    every = look.styles(pd.concat(forms))
+    assert len({style.marker for style in every.values()}) == len(forms)
+    for form, label in zip(forms, look.FORMS, strict=False):
+        alone_style = look.styles(form)[label]
+        assert (alone_style.marker, alone_style.dashes) == (every[label].marker, every[label].dashes)
     hollow = [c for c in _markers(draw_cosine_sweep(alone, "T1")) if not len(c.get_facecolor())]
     used = {tuple(c.get_edgecolor()[0][:3]) for c in hollow}
     assert used == {to_rgba(look.COLOURS["aep"])[:3]}
@@ -441,16 +450,29 @@ def test_a_number_that_is_no_evidence_is_hatched_and_not_coloured(cells: pd.Data
     assert ep.collections[0].get_array().mask.sum() == 1
 
 
+def _undefined(figure: Figure) -> int:
+    return [text.get_text() for text in figure.axes[0].texts].count("undefined")
+
+
 def test_an_undefined_parameter_is_named(cells: pd.DataFrame, rows: list[dict]) -> None:
     parameters = [p for row in rows for p in _params({"W": 0.9, "b": float("nan")}, row)]
     figure = draw_params(cells, pd.DataFrame(parameters))
     assert figure is not None
-    assert [t.get_text() for t in figure.axes[0].texts] == ["undefined"]  # once, since it is so of every rule
+    assert _undefined(figure) == 1  # said once, since it is so of every rule
     partly = [p for row in rows for p in _params({"W": 0.9, "b": 0.5 if row["estimator"] == "ep" else math.nan}, row)]
     figure = draw_params(cells, pd.DataFrame(partly))
     assert figure is not None
-    assert [t.get_text() for t in figure.axes[0].texts] == ["undefined"] * 2  # aep, aep with an option
+    assert _undefined(figure) == 2  # aep, aep with an option
     assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["whole g", "W", "b"]
+
+
+def test_numbers_above_bars_are_the_cosines_of_missed_parameters_and_of_the_whole(cells: pd.DataFrame) -> None:
+    rows = cells.to_dict("records")
+    missed = [p for row in rows for p in _params({"W": 0.04 if row["estimator"] == "ep" else 0.999, "b": 0.999}, row)]
+    for table, numbers in ((missed, ["0.04", "0.998"]), ([p | {"cosine": 0.999} for p in missed], [])):
+        figure = draw_params(cells.assign(cosine=0.998), pd.DataFrame(table))
+        assert figure is not None
+        assert sorted(text.get_text() for text in figure.axes[0].texts) == numbers
 
 
 def test_long_names_of_parameters_stand_upright_and_touch_no_other_name(cells: pd.DataFrame, rows: list[dict]) -> None:
@@ -475,8 +497,8 @@ def test_rules_with_options_are_drawn_while_few_and_named_where_they_are_not(cel
     many = pd.concat([cells, *(cells.assign(estimator="aep", estimator_label=f"aep gain={i}") for i in range(7))])
     shown, told = hold.main_forms(many)
     assert set(shown["estimator_label"]) == {"ep", "aep"} & set(cells["estimator_label"])
-    assert told[0].startswith("Not drawn: aep")
-    assert "aep gain=6" in told[0]
+    assert told[0].startswith("Not drawn: asymmetric EP")
+    assert "asymmetric EP gain=6" in told[0]
 
 
 @pytest.mark.fast
@@ -634,12 +656,15 @@ def test_a_parameter_without_a_reference_has_no_error_to_draw(cells: pd.DataFram
 
 
 @pytest.mark.parametrize(("error", "words"), [(4.49, "4.5"), (31234.0, "3e4"), (math.nan, "∞")])
-def test_a_bar_that_is_cut_says_its_error(cells: pd.DataFrame, error: float, words: str) -> None:
+def test_a_bar_that_is_cut_says_its_error_and_is_broken(cells: pd.DataFrame, error: float, words: str) -> None:
     params, budget = _tables(cells)
     params.loc[params["cell"].isin(cells[cells["estimator_label"] == "ep"]["cell"]), "rel_error"] = error
     figure = draw_error_budget(cells, params, budget, 0.1)
     assert max(_heights(figure)) == pytest.approx(TOP)
     assert {text.get_text() for ax in figure.axes for text in ax.texts} == {words}  # type: ignore[union-attr]
+    strokes = [line for ax in figure.axes for line in ax.lines if line.get_color() == "black"]  # type: ignore[union-attr]
+    cut = sum(len(ax.texts) for ax in figure.axes)  # type: ignore[union-attr]
+    assert len(strokes) == 2 * cut > 0
 
 
 def test_an_error_without_steps_of_its_parameter_has_the_cause_of_the_cell(cells: pd.DataFrame) -> None:
@@ -684,7 +709,8 @@ def test_a_rule_that_no_list_knows_is_named_in_every_figure(cells: pd.DataFrame,
     assert figure is not None
     said = {text.get_text() for text in figure.findobj(Text)}
     assert {*STRANGERS} <= said
-    assert {"ep", "aep"} <= said or {"naive EP (ep)", "asymmetric EP (aep)"} <= said
+    assert {"naive EP", "asymmetric EP"} <= said
+    assert not {"ep", "aep", "aep clip=batch"} & said  # a rule has one name in all figures
 
 
 def test_rules_without_a_fixed_marker_never_share_one_in_any_figure_of_a_run(cells: pd.DataFrame) -> None:
@@ -721,7 +747,7 @@ def test_bars_of_a_budget_stand_in_one_order_and_each_has_its_name(cells: pd.Dat
     named = [(label.get_position()[0], label.get_text()) for label in panel.get_xticklabels(minor=True)]
     last = [name for place, name in sorted(named) if place > 1.5]  # the strangers alone are at the largest beta
     assert last == ["credit_thresholded", "halved", "jfb share=0.5", "zeta"]
-    assert [name for place, name in sorted(named) if place < 0.5] == ["ep", "aep", *last]
+    assert [name for place, name in sorted(named) if place < 0.5] == ["naive EP", "asymmetric EP", *last]
     assert {place for place, _, _ in _bars(figure)} == {round(place, 3) for place, _ in named}
 
 
@@ -798,7 +824,7 @@ def test_error_against_beta_needs_three_nudges_and_shows_the_floor() -> None:
     assert hidden is not None
     drawn = {tuple(line.get_ydata()) for line in hidden.axes[0].lines}
     assert {(0.6, 0.6, 0.6), (1e-3, 1e-5, 1e-2)} <= drawn  # the worst parameter, and the whole gradient
-    assert "is off by 0.6 at every β (the whole gradient by 0.001)" in look.said(hidden, "title")
+    assert "is off by 0.6 at every tested β (the whole gradient by 0.001)" in look.said(hidden, "title")
     assert any(line == pytest.approx((1e-5, 1e-6, 1e-7)) for line in lines)
     labels = ["aep", "aep clip=batch", "aep clip=sample", "aep nudge=positive", "ep", "ep nudge=positive"]
     many = pd.concat([cells.assign(estimator=label.partition(" ")[0], estimator_label=label) for label in labels])
@@ -875,10 +901,12 @@ def _matrix_rows(*told: tuple[str, str, float, int, str]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def test_a_matrix_shows_the_best_setting_and_the_price_of_the_cheapest_that_follows() -> None:
+def test_a_matrix_shows_one_setting_the_best_with_its_own_price() -> None:
     table = _matrix_rows(
         ("a", "aep", 0.995, 40, "settled"),
         ("a", "aep", 0.9991, 90, "settled"),
+        ("b", "aep", 0.99995, 60, "settled"),
+        ("b", "aep", 0.99999, 80, "settled"),
         ("a", "ep", 0.5, 30, "settled"),
         ("b", "aep", 0.9997, 50, "settled"),
         ("b", "ep", 0.992, 20, "settled"),
@@ -887,15 +915,20 @@ def test_a_matrix_shows_the_best_setting_and_the_price_of_the_cheapest_that_foll
     )
     figure = draw_rules_by_system(table)
     assert figure is not None
-    words = {tuple(np.round(t.get_position(), 2)): t.get_text() for t in figure.axes[0].texts if t.get_text()}
+    kinds, panel = figure.axes
+    assert [text.get_text() for text in kinds.texts] == ["asymmetric Jacobian", "not measured at rest"]
+    words = {tuple(np.round(t.get_position(), 2)): t.get_text() for t in panel.texts if t.get_text()}
     assert words[0.5, 0.3] == "0.9991"
-    assert words[0.5, 0.68] == "from 40"
+    assert words[0.5, 0.68] == "cost 90"
+    assert words[1.5, 0.3] == ">0.9999"
+    assert words[1.5, 0.68] == "cost 60"  # of cosines that count as equal the cheapest
     assert words[0.5, 1.68] == "asymmetry"
     assert "unsettled" in words.values()
     assert "-" in words.values()
     title = look.said(figure, "title")
     assert title == (
-        "At its best setting, asymmetric EP follows BPTT on every system on which it settles; naive EP on 1 of 2"
+        "At the best settings naive EP follows BPTT on 1 of 2 asymmetric systems; asymmetric EP on both asymmetric "
+        "systems; of 2 rows with a number, 1 follows BPTT on every system that settles (asymmetric EP)"
     )
 
 

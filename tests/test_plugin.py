@@ -49,7 +49,7 @@ RULE = '''
 from dataclasses import dataclass
 
 import gradbench as gb
-from gradbench.estimators.reverse import Bptt
+from gradbench.estimators.bptt import Bptt
 
 
 @gb.register
@@ -174,7 +174,7 @@ def test_tune_takes_a_name_with_a_space_and_options(folder: Path, command: Calla
             RULE.replace("@dataclass(frozen=True)\n", "")
             .replace("(Bptt)", "(AbstractEstimator)")
             .replace(
-                "from gradbench.estimators.reverse import Bptt",
+                "from gradbench.estimators.bptt import Bptt",
                 "from gradbench.estimators.base import AbstractEstimator",
             ),
             "line 8: register: Mine does not define phase, read",

@@ -111,7 +111,7 @@ import pyarrow as pa
 
 import gradbench
 from gradbench.tables.baselines import read_baseline, set_baseline
-from gradbench.tables.store import write_table
+from gradbench.tables.disk import write_table
 
 def test_a_baseline_of_before_is_made(tmp_path):
     run = gradbench.run("suites/gated.toml", out=tmp_path, device="cpu").run

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import ast
+import inspect
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import final
+from typing import Any, final, get_type_hints
 
 import pytest
 
 import gradbench
 from gradbench.errors import UserError
-from gradbench.estimators.base import Role
-from gradbench.estimators.reverse import Bptt
+from gradbench.estimators.base import AbstractEstimator, Role
+from gradbench.estimators.bptt import Bptt
 from gradbench.planning import registry
 from gradbench.planning.problems import rule_of
+from gradbench.systems.base import AbstractSystem
 
 pytestmark = pytest.mark.fast
 
 RULE = '''
 from dataclasses import dataclass
 from gradbench.estimators.base import AbstractEstimator
-from gradbench.estimators.reverse import ReversePhase, Bptt
+from gradbench.estimators.bptt import Bptt
+from gradbench.estimators.phases.reverse import ReversePhase
 
 
 @dataclass(frozen=True)
@@ -183,14 +187,65 @@ def test_a_role_is_asked_of_the_estimator_and_a_plugin_that_is_not_here_is_a_rul
     assert registry.role("a plugin of another machine") is Role.RULE
 
 
-def test_nothing_but_an_estimator_and_the_choice_of_its_colour_names_a_concrete_rule() -> None:
-    package, names = Path(gradbench.__file__).parent, set(gradbench.estimators())
-    named = {
-        path.relative_to(package).as_posix()
-        for path in package.rglob("*.py")
-        if path.parent.name != "estimators"
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Constant) and node.value in names
+PACKAGE = Path(gradbench.__file__).parent
+SHELF = {"estimators": registry._of_package("estimators", AbstractEstimator)} | {
+    "systems": registry._of_package("systems", AbstractSystem)
+}
+
+
+@pytest.mark.parametrize(("kind", "most"), [("estimators", 60), ("systems", 150)])
+def test_a_rule_and_a_system_have_a_file_of_their_name_that_is_read_at_a_glance(kind: str, most: int) -> None:
+    files = {name: Path(inspect.getfile(cls)).relative_to(PACKAGE).as_posix() for name, cls in SHELF[kind].items()}
+    assert files == {name: f"{kind}/{name}.py" for name in files}
+    lengths = {path: len((PACKAGE / path).read_text().splitlines()) for path in files.values()}
+    assert {path: length for path, length in lengths.items() if length > most} == {}
+
+
+NUMBERS = [
+    pytest.param(cls, f.name, hints[f.name], id=f"{cls.name} {f.name}")
+    for of_kind in SHELF.values()
+    for cls in of_kind.values()
+    for hints in [get_type_hints(cls)]
+    for f in fields(cls)
+    if hints[f.name] in (int, float)
+]
+
+
+@pytest.mark.parametrize(("cls", "option", "kind"), NUMBERS)
+def test_every_number_among_the_options_has_a_range_by_name_and_in_python(cls: Any, option: str, kind: type) -> None:
+    """Without one, `every = 0` of aep_refreshed was aep, and `eta = -0.1` of rbp a number all the same."""
+    (span,) = (f.metadata for f in fields(cls) if f.name == option)
+    wrong = {-1} | {value for end, value in span.items() if end == "above"}
+    wrong |= {value - 1 for end, value in span.items() if end == "least"}
+    wrong |= {value + 1 for end, value in span.items() if end == "most"}
+    wrong |= {0, 2**31} if kind is int else {math.inf, math.nan}
+    by_name = registry.system if issubclass(cls, AbstractSystem) else registry.estimator
+    for value in wrong:
+        with pytest.raises(UserError, match=option):
+            cls(**{option: kind(value)})
+        with pytest.raises(UserError, match=option):
+            by_name(cls.name, {option: kind(value)})
+
+
+def concrete(path: Path) -> tuple[set[str], set[str]]:
+    """The rules and systems that a file of the package names, and the files of others that it imports."""
+    names = {name for of_kind in SHELF.values() for name in of_kind}
+    modules = {f"gradbench.{kind}.{name}" for kind, of_kind in SHELF.items() for name in of_kind}
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    written = {node.value for node in nodes if isinstance(node, ast.Constant) and node.value in names}
+    imported = {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module in modules}
+    return written - ({path.stem} if path.parent.name in SHELF else set()), imported
+
+
+def test_nothing_but_its_own_file_and_the_choice_of_its_colour_names_a_concrete_rule_or_system() -> None:
+    found = {path.relative_to(PACKAGE).as_posix(): concrete(path) for path in PACKAGE.rglob("*.py")}
+    # the coordinates name the reference, which is one of them, and `control` is a role, too
+    assert {path for path, (written, _) in found.items() if written} == {
+        *("plots/look.py", "plots/explained.py", "vocabulary/coordinates.py", "estimators/base.py")
     }
-    # the coordinates name the reference, which is one of them
-    assert named == {"plots/look.py", "plots/explained.py", "vocabulary/coordinates.py"}
+    assert found["estimators/base.py"][0] == {Role.CONTROL}
+    # the checks compare with known answers, and the message of a rule that makes matrices names one that makes none
+    assert {path for path, (_, imported) in found.items() if imported} == {
+        *("estimators/reference.py", "conformance/rule_checks.py", "conformance/system_checks.py"),
+        "estimators/ift_dense.py",
+    }

@@ -218,7 +218,7 @@ def test_a_damaged_run_has_no_report(gated: Run, capsys: pytest.CaptureFixture[s
 
 
 def test_a_run_that_was_cut_off_is_reported_by_its_records(gated: Run) -> None:
-    (gated.folder / "tables.json").unlink()
+    (gated.folder / "manifest.json").unlink()
     first = sorted((gated.folder / "records").iterdir())[0]
     first.unlink()
     html = reporting.html(gated)

@@ -30,8 +30,9 @@ from gradbench.engine.device import resolve
 from gradbench.engine.packs import available
 from gradbench.errors import StoreError, UserError
 from gradbench.tables import runs
+from gradbench.tables.disk import read_json, read_table, write_table
 from gradbench.tables.schema import METADATA, RECORD
-from gradbench.tables.store import Run, read_json, read_table, write_json, write_table
+from gradbench.tables.store import Run
 from gradbench.tables.verdict import judge
 from gradbench.vocabulary.exit import Exit
 
@@ -204,7 +205,7 @@ def test_another_check_is_the_same_run_with_the_new_claims(write_suite: Any, sol
 def test_other_source_is_another_run(write_suite: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     suite = write_suite()
     first = run(suite)
-    monkeypatch.setattr(environment, "source_digest", lambda: "another")
+    monkeypatch.setattr(environment, "room_digests", lambda: {"engine": "another"})
     assert run(suite).folder != first.folder
 
 
@@ -230,7 +231,7 @@ def test_the_source_digest_covers_what_decides_a_number_and_nothing_else(monkeyp
     read: list[str] = []
     real = Path.read_bytes
     monkeypatch.setattr(Path, "read_bytes", lambda self: (read.append(self.name), real(self))[1])
-    environment.source_digest()
+    environment.room_digests()
     assert {"cet.py", "toy.py", "ep.py", "aep.py", "reverse.py", "solving.py", "field.py", "metrics.py"} <= set(read)
     assert {"streams.py", "plans.py", "status.py", "fashion_mnist_sample.npz"} <= set(read)
     assert not {"cli.py", "measuring.py", "running.py", "progress.py", "store.py", "look.py"} & set(read)
@@ -256,7 +257,7 @@ def test_fresh_makes_a_new_run_even_within_a_second(write_suite: Any, solved: li
         (FloatingPointError("x"), "error"),
     ],
 )
-def test_what_goes_wrong_in_a_problem_is_a_status_and_is_tried_again(
+def test_what_goes_wrong_in_a_problem_is_a_status_and_is_tried_again_when_asked_for(
     write_suite: Any, monkeypatch: pytest.MonkeyPatch, failure: Exception, status: str
 ) -> None:
     suite, measure, keys = write_suite(), packs.measure_pack, []
@@ -274,7 +275,9 @@ def test_what_goes_wrong_in_a_problem_is_a_status_and_is_tried_again(
     assert len(first.cells) == 60
     assert bad["reason"].str.len().min() > 0
     assert bad["cosine"].isna().all()
-    again = run(suite)
+    run(suite)
+    assert len(keys) == 6  # what failed stays so
+    again = run(suite, retry="failed")
     assert keys[6:] == [keys[2]]
     same(again, run(suite, out=suite.parent / "other"))
 
@@ -341,9 +344,9 @@ FOREIGN: dict[str, tuple[Callable[[Path, pytest.MonkeyPatch], object], dict[str,
         r"identity .*, processor 'NVIDIA H100' in place of '.*threads?'",
     ),
     "another code": (
-        lambda suite, patch: patch.setattr(environment, "source_digest", lambda: "another"),
+        lambda suite, patch: patch.setattr(environment, "room_digests", lambda: {"engine": "another"}),
         {},
-        r"source 'another' in place of '\w{16}'",
+        r"source '\w{16}' in place of '\w{16}'",
     ),
     "other thresholds": (
         lambda suite, patch: suite.write_text(f"{suite.read_text()}\n[thresholds]\nresidual = 0.5\n"),
@@ -398,6 +401,12 @@ class Noon(datetime):
         return cls(2026, 1, 1, 12, tzinfo=tz)
 
 
+def unsealed(run: Run, name: str, *without: str) -> None:
+    """Write a file of JSON as it was before such files had seals."""
+    content = read_json(run.folder / name)
+    (run.folder / name).write_text(json.dumps({k: v for k, v in content.items() if k not in without}))
+
+
 def test_a_run_that_was_made_before_records_said_whose_they_are_is_read_and_gone_on_with(
     write_suite: Any, solved: list[str], capsys: Any
 ) -> None:
@@ -405,12 +414,14 @@ def test_a_run_that_was_made_before_records_said_whose_they_are_is_read_and_gone
     with pytest.raises(KeyboardInterrupt):
         run(suite, watch=interrupt_after(2))
     (first,) = (Run(path.parent) for path in suite.parent.glob("results/runs/tiny/*/env.json"))
-    write_json(first.folder / "env.json", {k: v for k, v in first.env.items() if k != "run"})
+    unsealed(first, "plan.json")
+    unsealed(first, "env.json", "run", "plan_seal")
+    unsealed(first, "checks.json")
     assert "does not say" not in str(judge(first).findings)  # its records name a run, and env.json has none
     assert judge(first).code is Exit.STORE
     for path in (first.folder / "records").iterdir():
         unsigned(path)
-    write_json(first.folder / "checks.json", {k: v for k, v in first.claims.items() if k != "bound_to"})
+    unsealed(first, "checks.json", "bound_to")
     assert judge(first).code is Exit.INCOMPLETE
     done = run(suite)
     assert (done.folder, len(solved)) == (first.folder, PROBLEMS)
@@ -422,9 +433,10 @@ def test_a_record_that_does_not_say_whose_it_is_is_none_of_a_run_whose_records_d
     done = run(write_suite())
     path = sorted((done.folder / "records").iterdir())[0]
     unsigned(path)
-    (done.folder / "tables.json").unlink()
+    (done.folder / "manifest.json").unlink()
     (fault,) = judge(done).findings
-    assert fault.detail == f"{path}: is no record of this run: it does not say which run measured it"
+    told = "gradbench run tiny measures it again"
+    assert fault.detail == f"{path}: is no record of this run: it does not say which run measured it; {told}"
 
 
 def test_a_run_folder_that_is_deleted_halfway_is_a_store_error_and_the_next_run_begins_anew(write_suite: Any) -> None:

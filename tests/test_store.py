@@ -17,9 +17,10 @@ import pytest
 
 from gradbench.errors import StoreError
 from gradbench.planning.selection import IDENTITY
-from gradbench.tables import schema, store
+from gradbench.tables import disk, schema
+from gradbench.tables.disk import read_json, read_table, write, write_json, write_table
 from gradbench.tables.schema import BLOCKS, CELLS, PARAMS, RECORD
-from gradbench.tables.store import Run, read_json, read_table, write, write_json, write_table
+from gradbench.tables.store import Run
 from gradbench.vocabulary.coordinates import COORDINATES
 from gradbench.vocabulary.notation import METRICS
 
@@ -72,7 +73,7 @@ def test_a_disk_that_is_full_at_the_sync_leaves_the_old_file(run: Run, monkeypat
     def full(handle: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(store.os, "fsync", full)
+    monkeypatch.setattr(disk.os, "fsync", full)
     with pytest.raises(StoreError, match=r"p1\.parquet: No space left on device; what was stored before is unchanged"):
         run.keep("p1", [row("c1", "p1", 0.9)])
     assert path.read_bytes() == before
@@ -100,8 +101,8 @@ def test_a_folder_that_cannot_be_is_a_store_error(tmp_path: Path, below: str) ->
 def test_a_written_file_is_synced_before_it_is_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     real = os.fsync, os.replace
-    monkeypatch.setattr(store.os, "fsync", lambda handle: (calls.append("sync"), real[0](handle))[1])
-    monkeypatch.setattr(store.os, "replace", lambda a, b: (calls.append("rename"), real[1](a, b))[1])
+    monkeypatch.setattr(disk.os, "fsync", lambda handle: (calls.append("sync"), real[0](handle))[1])
+    monkeypatch.setattr(disk.os, "replace", lambda a, b: (calls.append("rename"), real[1](a, b))[1])
     write_json(tmp_path / "x.json", {"a": 1})
     assert calls == ["sync", "rename", "sync"]  # the file, its name, the folder that holds the name
     assert (tmp_path / "x.json").stat().st_mode & 0o777 == 0o644

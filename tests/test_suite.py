@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 import gradbench
 from gradbench.errors import UserError
-from gradbench.estimators.control import Control, Kind
+from gradbench.estimators.control import Control
+from gradbench.estimators.disguises import Kind
 from gradbench.planning import files, suites, values
 from gradbench.planning.cells import TRAININGS
 from gradbench.planning.plans import plan

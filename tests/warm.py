@@ -15,10 +15,21 @@ from collections.abc import Mapping
 from multiprocessing.context import ForkServerProcess as Process
 from pathlib import Path
 
+from gradbench.planning import files
+
 FORK = multiprocessing.get_context("forkserver")
-# what the children find imported
+PACKAGE = Path(files.__file__).parents[1]
+ROOMS = ("api.py", "commands", "diagnostics", "dynamics", "engine", "estimators", "systems", "tables", "training")
+# what the children find imported: all that runs, checks and explains, and nothing that draws
 FORK.set_forkserver_preload(
-    ["torch", "gradbench.cli", "gradbench.api", *(f"gradbench.commands.{verb}" for verb in ("running", "trainings"))]
+    [
+        *("torch", "pandas", "pyarrow.parquet", "gradbench.cli"),
+        *(
+            ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+            for room in ROOMS
+            for path in sorted([PACKAGE / room] if room.endswith(".py") else (PACKAGE / room).glob("[a-z]*.py"))
+        ),
+    ]
 )
 
 

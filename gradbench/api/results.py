@@ -209,6 +209,10 @@ def run(
     certify: bool = False,
     profile: bool = False,
     fresh: bool = False,
+    timeout: str | float | None = None,
+    retry: str | None = None,
+    max_failures: int | None = None,
+    stop_after: str | float | None = None,
     plugins: Names = (),
     watch: CellWatch | None = None,
 ) -> Results:
@@ -221,4 +225,5 @@ def run(
     """
     named: dict[str, Any] = {"out": out, "device": device, "overrides": overrides, "engine": engine, "memory": memory}
     more: dict[str, Any] = {"certify": certify, "profile": profile, "fresh": fresh, "plugins": plugins, "watch": watch}
+    more |= {"timeout": timeout, "retry": retry, "max_failures": max_failures, "stop_after": stop_after}
     return Results(running.run(suite, **named, **more).folder)

@@ -9,14 +9,15 @@ import platform
 import secrets
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from gradbench.commands.progress import say
 from gradbench.data import datasets
 from gradbench.estimators.base import AbstractEstimator
+from gradbench.planning.cells import digest
 from gradbench.planning.plugins import Plugin, Record, behind, title, united
 from gradbench.systems.base import AbstractSystem
 
@@ -33,6 +34,7 @@ DECIDING_ROOMS = (
     "engine",
     "training",
 )
+CHANGING = ("processor", "engine", "python", "torch", "cuda", "triton", "numpy")  # in the identity, and told by name
 
 
 class Versions(TypedDict):
@@ -49,7 +51,8 @@ class Environment(Versions):
     """The content of `env.json`."""
 
     identity: str  # equal for runs whose records may be mixed
-    source: str
+    source: str  # digest of all rooms that decide numbers
+    rooms: dict[str, str]  # digests of each
     plugins: list[Record]  # files and modules whose systems and rules are used, or that were named
     data: dict[str, str]  # digests of data sets that are read from files
     undigested: str | None  # why this run is never gone on with, whatever is asked for later
@@ -85,7 +88,8 @@ def describe_environment(
     from gradbench.engine.precision import FLAGS
 
     parts = list(parts)
-    source, used, data = source_digest(), behind(parts), _data(parts, test)
+    rooms, used, data = room_digests(), behind(parts), _data(parts, test)
+    source = digest(rooms)
     cuda = device.startswith("cuda")
     versions: Versions = {
         "python": platform.python_version(),
@@ -100,6 +104,7 @@ def describe_environment(
     return {
         "identity": secrets.token_hex(8) if reasons else hashlib.sha256(content.encode()).hexdigest()[:16],
         "source": source,
+        "rooms": rooms,
         "plugins": [plugin.record for plugin in united(named, used)],
         "data": data,
         "undigested": "; ".join(reasons) or None,
@@ -124,23 +129,38 @@ def _triton() -> str | None:
         return None
 
 
-def source_digest() -> str:
-    """Digest of all code and data of the package that decide a number."""
-    digest = hashlib.sha256()
-    for path in _deciding_files():
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:16]
+def room_digests() -> dict[str, str]:
+    """The digest of the code and the data of every room that decides a number."""
+    return {room: _digest_of(room) for room in DECIDING_ROOMS}
+
+
+def _digest_of(room: str) -> str:
+    content = hashlib.sha256()
+    for path in sorted((PACKAGE / room).rglob("*")):
+        if path.suffix in (".py", ".npz"):
+            content.update(str(path.relative_to(PACKAGE)).encode() + b"\0" + path.read_bytes())
+    return content.hexdigest()[:16]
+
+
+def differences(env: Environment, older: Mapping[str, Any]) -> list[str]:
+    """What differs between an environment and an older one and decides numbers, in words. The plan is left out."""
+    known = [key for key in CHANGING if key in older]
+    told = [f"{key} was {older[key]} and is {env[key]}" for key in known if older[key] != env[key]]  # type: ignore[literal-required]
+    if older.get("source") != env["source"]:
+        rooms = [room for room, content in env["rooms"].items() if older.get("rooms", {}).get(room) != content]
+        told.append(f"the code of gradbench changed in {', '.join(rooms)}" if "rooms" in older else "the code changed")
+    ours, theirs = ({item: d for p in e["plugins"] for item, d in p["items"].items()} for e in (env, older))
+    told += [f"the {item} changed" for item in ours if item in theirs and ours[item] != theirs[item]]
+    told += [
+        f"the images of {name} changed" for name, content in env["data"].items() if older["data"].get(name) != content
+    ]
+    return told
 
 
 def warn_of_undigested(env: Environment) -> None:
     """Say on stderr why a run is never gone on with, where it is not."""
     if env["undigested"]:
         say(f"gradbench: every run begins anew, since no digest sees all that decides its numbers: {env['undigested']}")
-
-
-def _deciding_files() -> Iterator[Path]:
-    for room in DECIDING_ROOMS:
-        yield from (p for p in sorted((PACKAGE / room).rglob("*")) if p.suffix in (".py", ".npz"))
 
 
 def _undigested(parts: Iterable[AbstractSystem | AbstractEstimator], used: Iterable[Plugin]) -> list[str]:

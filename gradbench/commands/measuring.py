@@ -71,7 +71,7 @@ def with_crew(setup: Setup, planned: Plan) -> Setup:
         folder=os.getcwd(),
         environment=dict(os.environ),
         path=[os.path.abspath(folder) for folder in sys.path],
-        brought=registry.brought(foreign),
+        classes={cls: registry.types_of(cls) for cls in foreign},
         thresholds=planned.thresholds,
         device=setup.device,
         engine=setup.engine,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import sys
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 
 from torch.profiler import ProfilerActivity, profile
 
-from gradbench.tables.store import guarded, write
+from gradbench.tables.disk import guarded, refuse_links, scratch, write
 
 OPERATIONS = 25  # lines of the table
 PHASE = "gradbench: "
@@ -33,18 +32,21 @@ class Span(NamedTuple):
 
 @contextmanager
 def profiled(folder: Path, device: str) -> Iterator[None]:
-    """Profile the code inside, and write `trace.json.gz` and `table.txt` into the folder."""
+    """Profile the code inside, and write `trace.json.gz` and `table.txt` into the folder, which is one of a run."""
+    refuse_links(folder, folder.parent)
     cuda = device.startswith("cuda")
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
     with profile(activities=activities) as profiler:
         yield
-    with guarded(folder), tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        plain = Path(scratch) / "trace.json"
+    with guarded(folder), scratch(folder.parent) as made:
+        plain = made / "trace.json"
         profiler.export_chrome_trace(str(plain))
         content = plain.read_bytes()
-    write(folder / "trace.json.gz", lambda file: file.write(gzip.compress(content, compresslevel=1)))
+    packed = gzip.compress(content, compresslevel=1)
+    write(folder / "trace.json.gz", lambda file: file.write(packed), inside=folder.parent)
     # made from the trace, since the averages of torch take a minute for a million operations
-    write(folder / "table.txt", lambda file: file.write(table(spans(content), cuda).encode()))
+    text = table(spans(content), cuda).encode()
+    write(folder / "table.txt", lambda file: file.write(text), inside=folder.parent)
 
 
 def spans(trace: bytes) -> list[Span]:

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from gradbench.data.given import article
 from gradbench.errors import UserError, near_miss, public, spoken
 from gradbench.planning.selection import keys, why_none
+from gradbench.planning.values import untypable
 from gradbench.tables import runs
+from gradbench.tables.disk import write
 from gradbench.tables.selecting import selected
-from gradbench.tables.store import Run, write
+from gradbench.tables.store import Run
 from gradbench.tables.verifying import trusted
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ def report(run: Run | str | Path, path: str | Path | None = None, *, out: str | 
     there = run if isinstance(run, Run) else runs.find(str(run), Path(out))
     target = there.folder / NAME if path is None else file_at(path)
     content = html(there).encode()
-    write(target, lambda file: file.write(content))
+    write(target, lambda file: file.write(content), inside=there.folder if path is None else None)
     return target
 
 
@@ -44,6 +46,8 @@ def file_at(path: object) -> Path:
     if not isinstance(path, str | PathLike) or isinstance(fspath(path), bytes) or "\0" in fspath(path):
         raise UserError(f"path: got {article(path)}, expected the path of a file")
     there = Path(path)
+    if fault := untypable(fspath(path)):
+        raise UserError(f"path = {fspath(path)!r} cannot name a file: {fault}")
     if there.is_dir():
         raise UserError(f"path = {there}: it is a folder, expected a file")
     if above := runs.file_above(there.absolute().parent):

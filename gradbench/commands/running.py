@@ -27,6 +27,7 @@ from gradbench.planning.problems import Problem
 from gradbench.planning.values import check_truth
 from gradbench.tables import runs
 from gradbench.tables.placeholders import unmeasured
+from gradbench.tables.records import judged
 from gradbench.tables.store import Run
 from gradbench.vocabulary.status import Status
 
@@ -49,7 +50,7 @@ def run(
     fresh: bool = False,
     timeout: str | float | None = None,
     retry: str | None = None,
-    max_failures: int | str | None = None,
+    max_failures: int | None = None,
     stop_after: str | float | None = None,
     plugins: Names = (),
     watch: CellWatch | None = None,
@@ -82,9 +83,10 @@ def run(
     warn_of_undigested(env)
     _try_data(planned, setup)
     folder = results / "runs" / loaded.name
-    target = _folder(folder, planned, env, fresh)
+    claims = loaded.model_dump(mode="json", include={"check", "statement", "table", "allow_incomplete"})
+    target = _folder(folder, planned, env, claims, fresh)
     with target.alone():
-        target.claim(loaded.model_dump(mode="json", include={"check", "statement", "table", "allow_incomplete"}))
+        target.claim(claims)
         runs.point(folder, target)
         if profile and len(_finished(target, planned, limits.retry)) == len(planned.problems):
             way = spoken(python="fresh=True", shell="--fresh")
@@ -149,13 +151,13 @@ def _try_data(planned: Plan, setup: Setup) -> None:
             build(problem, "cpu")
 
 
-def _folder(folder: Path, planned: Plan, env: Environment, fresh: bool) -> Run:
+def _folder(folder: Path, planned: Plan, env: Environment, claims: dict[str, Any], fresh: bool) -> Run:
     """The run to resume, else a new one. Of two processes that begin at once, the second takes the run of the first."""
     with runs.beginning(folder):
-        run = None if fresh else runs.matching(folder, env["identity"])
+        run = None if fresh else runs.matching(folder, env["identity"], say)
         if run is None:
             run = runs.new(folder, env["identity"])
-            run.start(planned.to_json(), env)
+            run.start(planned.to_json(), env, claims)
     return run
 
 
@@ -223,15 +225,15 @@ def _frozen_heap() -> Iterator[None]:
 def _finished(target: Run, planned: Plan, retry: bool) -> dict[str, list[str]]:
     """Statuses of the problems that need no measurement, by key; with `retry`, failed cells need one.
 
-    Records that are damaged or of another run are set aside, and stderr says so.
+    Records that cannot be trusted are set aside, and stderr says so.
     """
     finished: dict[str, list[str]] = {}
-    for key in sorted(target.done() & {problem.key for problem in planned.problems}):
-        try:
-            statuses = target.record(key)["status"].to_pylist()
-        except StoreError as error:
-            say(f"gradbench: {error}; set aside as {target.set_aside(key)}, to be measured again")
+    wanted = {problem.key: problem.cells for problem in planned.problems}
+    for key, record in list(judged(target, wanted, planned.thresholds)):
+        if isinstance(record, StoreError):
+            say(f"gradbench: {record}; set aside as {target.set_aside(key)}, to be measured again")
             continue
+        statuses = record["status"].to_pylist()
         if not (retry and any(Status(s).incomplete for s in statuses)):
             finished[key] = statuses
     return finished

@@ -15,22 +15,26 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from gradbench.commands.environment import Environment, describe_environment, warn_of_undigested
-from gradbench.commands.progress import StepProgress, StepWatch, watching
-from gradbench.errors import public
+from gradbench.commands.progress import StepProgress, StepWatch, say, watching
+from gradbench.errors import StoreError, public
 from gradbench.planning.plugins import Names
 from gradbench.planning.plugins import load as load_plugins
 from gradbench.planning.values import check_truth
 from gradbench.tables import runs
-from gradbench.tables.store import read_json, read_table, write_json, write_table
+from gradbench.tables.disk import read_json, read_table, way_out, write_table
+from gradbench.tables.store import BEGAN, MADE_BY, Run, as_told
 from gradbench.training.config import Config, Optimiser, load
 from gradbench.training.log import LOG, rows
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+    from gradbench.engine import checkpoint
     from gradbench.estimators.base import AbstractEstimator
     from gradbench.systems.base import AbstractSystem
     from gradbench.training.trainer import Trainer
+
+CHECKPOINT_OF = b"gradbench.checkpoint"  # a key of the metadata of a log: the digest of the checkpoint with its rows
 
 
 @dataclass(frozen=True)
@@ -46,8 +50,18 @@ class Training:
 
     @property
     def log(self) -> DataFrame:
-        """The log as a pandas frame."""
-        return read_table(self.folder / "log.parquet", LOG).to_pandas()
+        """The log as a pandas frame. Raises StoreError where it is damaged, or that of another training."""
+        return self.logged().to_pandas()
+
+    def logged(self) -> pa.Table:
+        """The log as it is stored."""
+        path = self.folder / "log.parquet"
+        with way_out("the same command writes it anew"):
+            table = read_table(path, LOG)
+            env = read_json(self.folder / "env.json")
+            if BEGAN in env and as_told(table.schema.metadata.get(MADE_BY)) != env:
+                raise StoreError(f"{path}: is the log of another training")
+        return table
 
     @property
     def last(self) -> str:
@@ -62,7 +76,7 @@ class Training:
         from gradbench.plots.curve import draw_curve
 
         config, env = (read_json(self.folder / f"{name}.json") for name in ("config", "env"))
-        return plots.save(draw_curve(self.log, config, env), self.folder / "curve")
+        return plots.save(draw_curve(self.log, config, env), self.folder / "curve", inside=self.folder)
 
 
 def _of_file(name: str) -> str:
@@ -106,45 +120,73 @@ def train(
     with isolated(cores=None):
         trainer = Trainer(loaded, device)  # before there is a folder: raises where the images cannot be had
         training = _folder(loaded, env, results / "training" / loaded.name, fresh)
-        _train(trainer, training, env, watch)
+        with Run(training.folder).alone():
+            _train(trainer, training, watch)
     return training
 
 
 def _folder(config: Config, env: Environment, folder: Path, fresh: bool) -> Training:
     """The training to resume, else a new one."""
-    run = None if fresh else runs.matching(folder, env["identity"])
+    run = None if fresh else runs.matching(folder, env["identity"], say)
     if run is None:
         run = runs.new(folder, env["identity"])
-        write_json(run.folder / "config.json", config.model_dump(mode="json"))
-        write_json(run.folder / "env.json", env)  # last: a folder without it never started
+        run.start(config.model_dump(mode="json"), env, name="config.json")
     return Training(run.folder)
 
 
-def _train(trainer: Trainer, training: Training, env: Environment, watch: StepWatch) -> None:
+def _train(trainer: Trainer, training: Training, watch: StepWatch) -> None:
     from gradbench.engine import checkpoint
 
     step, log = 0, list[dict[str, Any]]()
     length = trainer.config.length
     if training.checkpoint.exists():
         saved = checkpoint.read(training.checkpoint)
+        _refuse_foreign(training, trainer, saved)
         step, log = saved["step"], saved["rows"]
         trainer.state.copy_(saved["state"])
-        _write(training, log, env)  # the log may be older than the checkpoint
+        _write(training, log, saved.get("digest", ""))  # the log may be older than the checkpoint
     progress = StepProgress(weight=length - step, resumed=step, score=_score(log))
     if not log:
-        log = _record(trainer, training, 0, log, env)
+        log = _record(trainer, training, 0, log)
     watch(progress)
     for taken in range(step, length):
         trainer.advance(taken)
-        log = _record(trainer, training, taken + 1, log, env)
+        log = _record(trainer, training, taken + 1, log)
         progress.advance()
         progress.score = _score(log)
         watch(progress)
 
 
-def _record(
-    trainer: Trainer, training: Training, step: int, log: list[dict[str, Any]], env: Environment
-) -> list[dict[str, Any]]:
+def _refuse_foreign(training: Training, trainer: Trainer, saved: checkpoint.Checkpoint) -> None:
+    """Raise StoreError for a checkpoint that is not the one from which the log of this training was written.
+
+    A checkpoint is written before its log. So the log may lack the last rows, but with the same rows it names the same
+    checkpoint. A log that cannot be read is written anew.
+    """
+    told = "; begin anew with --fresh"
+    there = {name: value.shape for name, value in saved["state"].items()}
+    wanted = {name: value.shape for name, value in trainer.state.tensors().items()}
+    steps = range(trainer.config.length + 1)
+    if there != wanted or saved["seeds"] != list(trainer.config.seeds) or saved["step"] not in steps:
+        raise StoreError(f"{training.checkpoint}: is the checkpoint of another training{told}")
+    try:
+        log = training.logged()
+        rows = pa.Table.from_pylist(saved["rows"], schema=log.schema)
+    except (StoreError, pa.ArrowException):
+        return
+    named = log.schema.metadata.get(CHECKPOINT_OF)
+    shorter = len(log) < len(rows) and as_written(log) == as_written(rows.slice(0, len(log)))
+    same = as_written(log) == as_written(rows) and named == saved.get("digest", "").encode()
+    if named is not None and not (shorter or same):
+        raise StoreError(f"{training.checkpoint}: is not the checkpoint that the log was written from{told}")
+
+
+def as_written(table: pa.Table) -> str:
+    """The rows of a log in a form in which NaN is equal to NaN."""
+    return repr(table.to_pylist())
+
+
+def _record(trainer: Trainer, training: Training, step: int, log: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The log with the rows that are due at a step. Where there are some, a checkpoint and the log are stored."""
     from gradbench.engine import checkpoint
 
@@ -152,14 +194,18 @@ def _record(
     if not measured:
         return log
     log = log + measured
-    checkpoint.save(training.checkpoint, trainer.config.seeds, step, trainer.state.tensors(), log)
-    _write(training, log, env)
+    state = trainer.state.tensors()
+    digest = checkpoint.save(training.checkpoint, trainer.config.seeds, step, state, log, inside=training.folder)
+    _write(training, log, digest)
     return log
 
 
-def _write(training: Training, log: list[dict[str, Any]], env: Environment) -> None:
-    metadata = {**(LOG.metadata or {}), b"gradbench.env": json.dumps(env).encode()}
-    write_table(training.folder / "log.parquet", pa.Table.from_pylist(log, schema=LOG.with_metadata(metadata)))
+def _write(training: Training, log: list[dict[str, Any]], digest: str) -> None:
+    """Write the log, which names the training that it is of and the checkpoint that holds its rows."""
+    env = json.dumps(read_json(training.folder / "env.json")).encode()
+    metadata = {**(LOG.metadata or {}), MADE_BY: env, CHECKPOINT_OF: digest.encode()}
+    table = pa.Table.from_pylist(log, schema=LOG.with_metadata(metadata))
+    write_table(training.folder / "log.parquet", table, inside=training.folder)
 
 
 def _score(log: list[dict[str, Any]]) -> str:

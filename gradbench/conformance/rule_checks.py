@@ -20,8 +20,9 @@ from gradbench.dynamics.trajectory import Trajectory, relax
 from gradbench.errors import UserError
 from gradbench.estimators.adjoint import Adjoint
 from gradbench.estimators.base import Exact, Role
-from gradbench.estimators.reverse import Bptt
-from gradbench.systems.toy import ToyCons, ToyNoncons
+from gradbench.estimators.bptt import Bptt
+from gradbench.systems.toy_cons import ToyCons
+from gradbench.systems.toy_noncons import ToyNoncons
 from gradbench.vocabulary.cause import Cause
 
 if TYPE_CHECKING:
@@ -188,7 +189,7 @@ def claim_checks(rule: AbstractEstimator, place: Place) -> Iterator[tuple[str, C
     else:
         yield f"cosine to the gradient, on {place.name}", partial(_cosine, rule, place)
         # random feedback points anywhere until training has turned the weights towards it
-        if rule.role is not Role.CONTROL and rule.phase.cause is not Cause.JACOBIAN:
+        if rule.role is not Role.CONTROL and rule.phase.departure is not Cause.JACOBIAN:
             yield f"points downhill, on {place.name}", partial(_downhill, rule, place)
 
 

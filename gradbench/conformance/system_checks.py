@@ -22,7 +22,7 @@ from gradbench.dynamics.stack import Stack
 from gradbench.dynamics.trajectory import relax
 from gradbench.errors import UserError
 from gradbench.estimators.adjoint import Adjoint
-from gradbench.estimators.reverse import Bptt
+from gradbench.estimators.bptt import Bptt
 from gradbench.systems.base import (
     AbstractDrivenSystem,
     AbstractEnergySystem,

@@ -150,8 +150,8 @@ class Budgets:
         if a.rule.role is not Role.RULE:
             return {Cause.READOUT: _minus(a.estimate, reference)}
         phase, terms = a.rule.phase, a.rule.terms(a.depth)
-        if phase.cause is not None:
-            return {phase.cause: _minus(a.estimate, reference)}
+        if (sole := a.rule.sole_cause(a.depth)) is not None:
+            return {sole: _minus(a.estimate, reference)}
         assert terms is not None
         adjoint = self._series_gradient(phase, rows, terms)
         # no truncation of the sweep to compare with, or none that is on the way

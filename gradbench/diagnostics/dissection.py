@@ -34,7 +34,7 @@ from gradbench.diagnostics.widened import Widened
 from gradbench.dynamics.field import Field
 from gradbench.errors import RuleFaultError
 from gradbench.estimators.base import Role, Snapshot, along, reading_at
-from gradbench.estimators.nudged import HEARD, SMALL
+from gradbench.estimators.phases.nudged import HEARD, SMALL
 from gradbench.vocabulary.cause import Cause
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class Dissection(NamedTuple):
 
 def opaque(rule: AbstractEstimator, T2: int | None) -> bool:
     """Whether a rule says too little of its second phase for its error to be taken apart by what it says."""
-    told = rule.phase.cause is not None or (rule.terms(T2) is not None and not rule.phase.hints)
+    told = rule.sole_cause(T2) is not None or (rule.terms(T2) is not None and not rule.phase.hints)
     return rule.role is Role.RULE and not rule.truncates and not told
 
 

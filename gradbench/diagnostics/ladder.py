@@ -262,10 +262,11 @@ def _climbed(
     elif rule.truncates:
         yield Rung(f"{rule.name}, T2 steps", Cause.TRUNCATION, estimate(rule, free, T2, beta))
     elif rule.role is not Role.REFERENCE:
-        if not implicit and rule.phase.cause is None:
+        sole = rule.sole_cause(T2)
+        if not implicit and sole is None:
             yield from _limit_rungs(relaxed, no_limit)
-        if rule.phase.cause is not None:
-            yield Rung(rule.name, rule.phase.cause, estimate(rule, free, T2, beta))
+        if sole is not None:
+            yield Rung(rule.name, sole, estimate(rule, free, T2, beta))
         elif opaque(rule, T2):
             yield from _dissected_rungs(relaxed.state.dissection(rule, T2, beta), length, no_limit)
         else:

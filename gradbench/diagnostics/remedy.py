@@ -134,7 +134,8 @@ def _deeper(case: Case) -> str | None:
             return None
         return f"T2 = T1 = {free.T1s[0]} is exact"
     phase = case.rule.phase
-    declared = not opaque(case.rule, case.T2) and phase.cause is None and phase.departure is not Cause.TRUNCATION
+    taken_apart = not opaque(case.rule, case.T2) and case.rule.sole_cause(case.T2) is None
+    declared = taken_apart and phase.departure is not Cause.TRUNCATION
     if not declared and case.T2 is not None:
         return _more_steps(case)
     try:

@@ -44,7 +44,7 @@ class Session:
     folder: str  # the working folder
     environment: dict[str, str]
     path: list[str]  # sys.path
-    brought: registry.Brought  # systems and rules of the session
+    classes: dict[registry.Base, dict[str, Any]]  # from outside of the package, each with the types of its options
     thresholds: Thresholds
     device: str
     engine: str
@@ -104,7 +104,7 @@ class _Worker:
         if session.memory is not None:
             hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
             resource.setrlimit(resource.RLIMIT_DATA, (session.memory, hard))
-        registry.bring(session.brought)
+        registry.bring(session.classes)
         if session.device.startswith("cuda"):
             torch.zeros(1, device=session.device).sum().item()
         self.session = session

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, final
 
 from gradbench.estimators.base import AbstractEstimator, AbstractPhase, Claim, Exact, Reading, Snapshot
-from gradbench.estimators.ep import vector_field
-from gradbench.estimators.nudged import SIGNS, Clip, Nudge, NudgedPhase
+from gradbench.estimators.phases.nudged import ORDER, SIGNS, Clip, Nudge, NudgedPhase
+from gradbench.estimators.readouts import vector_field
 from gradbench.vocabulary.cause import Cause
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Aep(AbstractEstimator):
     def claim(self) -> Claim:
         if self.clip != "none":
             return Claim()
-        return Claim(Exact.FIXED_POINT, order=2 if self.nudge == "centred" else 1)
+        return Claim(Exact.FIXED_POINT, order=ORDER[self.nudge])
 
     def variants(self) -> Mapping[Cause, tuple[str, AbstractEstimator]]:
         return {} if self.clip == "none" else {Cause.CLIP: ("clip = none", replace(self, clip="none"))}

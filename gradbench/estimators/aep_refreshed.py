@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
 from gradbench.estimators.base import AbstractEstimator, AbstractPhase, Claim, Exact, Reading, Snapshot
-from gradbench.estimators.ep import vector_field
-from gradbench.estimators.nudged import SIGNS, Nudge, NudgedPhase
+from gradbench.estimators.phases.nudged import ORDER, SIGNS, Nudge, NudgedPhase
+from gradbench.estimators.readouts import vector_field
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -38,7 +38,7 @@ class AepRefreshed(AbstractEstimator):
 
     @property
     def claim(self) -> Claim:
-        return Claim(Exact.FIXED_POINT, order=2 if self.nudge == "centred" else 1)
+        return Claim(Exact.FIXED_POINT, order=ORDER[self.nudge])
 
     @property
     def phase(self) -> AbstractPhase:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from gradbench.dynamics.meter import PRODUCT
 from gradbench.vocabulary.cause import Cause
+from gradbench.vocabulary.ranges import refuse_outside
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -163,9 +164,9 @@ class AbstractPhase(ABC):
     linearises: ClassVar[bool] = False  # whether `linearised` is given, and `credit` or other `changes`
     hints: ClassVar[bool] = False  # whether `terms` is no more than a hint of whoever wrote the rule
     recordable: ClassVar[bool] = True  # whether a training step with it can be recorded as a CUDA graph
-    cause: ClassVar[Cause | None] = None  # of all its error, where it has one alone; None: the error is taken apart
     beta_tells: frozenset[Cause] = frozenset()  # causes that the other beta of a grid tell apart
-    departure: ClassVar[Cause] = Cause.READOUT  # the cause of what the rule is off all that its phase declares
+    # the cause of what the rule is off all that its phase declares: of all its error, where it declares no terms
+    departure: ClassVar[Cause] = Cause.READOUT
 
     @abstractmethod
     def run(self, free: Trajectory, depths: tuple[int, ...], betas: Float[Tensor, "j *c"]) -> Iterator[Snapshot]:
@@ -261,6 +262,9 @@ class AbstractEstimator(ABC):
     unseen: ClassVar[str | None] = None  # a part of its code or data that no digest sees; None: there is none
     truncates: ClassVar[bool] = False  # whether the estimate is the reference, summed over its last T2 steps alone
 
+    def __post_init__(self) -> None:
+        refuse_outside(self)
+
     @property
     def claim(self) -> Claim:
         """What the rule claims with these options; by default nothing."""
@@ -278,6 +282,11 @@ class AbstractEstimator(ABC):
     def terms(self, T2: int | None) -> int | None:
         """How many terms of the adjoint series the credit stands for; None: the diagnostics look for the nearest."""
         return self.phase.terms(T2)
+
+    def sole_cause(self, T2: int | None) -> Cause | None:
+        """The cause of all its error, where its phase has a departure and no terms; None: its error is taken apart."""
+        departure = self.phase.departure
+        return departure if departure is not Cause.READOUT and self.terms(T2) is None else None
 
     def variants(self) -> Mapping[Cause, tuple[str, AbstractEstimator]]:
         """By cause, the same rule with one option changed that removes it, and how the change is told."""

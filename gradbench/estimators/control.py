@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, final
+from typing import TYPE_CHECKING, ClassVar, final
 
-from gradbench.data.streams import Streams, normal
 from gradbench.estimators.base import AbstractEstimator, AbstractPhase, Reading, Role, Snapshot
-from gradbench.estimators.reverse import ReversePhase
+from gradbench.estimators.disguises import DISGUISES, Kind
+from gradbench.estimators.phases.reverse import ReversePhase
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
     from gradbench.dynamics.trajectory import Trajectory
-
-Kind = Literal["scaled", "flipped", "shuffled", "random"]
-DRAWS = Streams(0)  # the same in every cell: a control differs between cells by their references alone
 
 
 @final
@@ -47,36 +43,8 @@ class Control(AbstractEstimator):
 
     def read(self, free: Trajectory, snapshot: Snapshot, betas: Float[Tensor, "j *c"]) -> Reading:
         assert snapshot.gradient is not None
-        change, gradient = _CHANGES[self.kind], {}
+        change, gradient = DISGUISES[self.kind], {}
         for name, g in snapshot.gradient.items():
             lead = g.shape[: g.ndim - len(free.field.system.shapes[name])]
             gradient[name] = change(name, g.reshape(*lead, -1)).reshape(g.shape)[:, None]
         return Reading(snapshot.depth, gradient, None, snapshot.evidence)
-
-
-def _scaled(name: str, g: Float[Tensor, "*r n"]) -> Float[Tensor, "*r n"]:
-    return 2 * g
-
-
-def _flipped(name: str, g: Float[Tensor, "*r n"]) -> Float[Tensor, "*r n"]:
-    return -g
-
-
-def _shuffled(name: str, g: Float[Tensor, "*r n"]) -> Float[Tensor, "*r n"]:
-    import torch
-
-    order = torch.randperm(g.shape[-1], generator=DRAWS[f"shuffled {name}"], device="cpu")
-    return g[..., order.to(g.device)]
-
-
-def _random(name: str, g: Float[Tensor, "*r n"]) -> Float[Tensor, "*r n"]:
-    draw = normal(DRAWS[f"random {name}"], (g.shape[-1],))
-    return (draw / draw.norm()).to(g) * g.norm(dim=-1, keepdim=True)
-
-
-_CHANGES: dict[Kind, Callable[[str, Tensor], Tensor]] = {
-    "scaled": _scaled,
-    "flipped": _flipped,
-    "shuffled": _shuffled,
-    "random": _random,
-}

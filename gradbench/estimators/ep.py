@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Literal, final
+from typing import TYPE_CHECKING, ClassVar, final
 
-from gradbench.estimators.base import AbstractEstimator, AbstractPhase, Claim, Exact, Reading, Snapshot, along
-from gradbench.estimators.nudged import SIGNS, Nudge, NudgedPhase, Reduction, displacement
+from gradbench.estimators.base import AbstractEstimator, AbstractPhase, Claim, Exact, Reading, Snapshot
+from gradbench.estimators.phases.nudged import ORDER, SIGNS, Nudge, NudgedPhase, Reduction
+from gradbench.estimators.readouts import READOUTS, Readout
 from gradbench.vocabulary.cause import Cause
 
 if TYPE_CHECKING:
@@ -15,53 +16,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from gradbench.dynamics.trajectory import Trajectory
-
-Readout = Literal["vector_field", "energy_contrast"]
-
-
-def _credits(
-    nudge: Nudge, free: Trajectory, snapshot: Snapshot, betas: Float[Tensor, "j *c"]
-) -> tuple[Tensor, Tensor | None]:
-    """The displacement of the state, and that of its prediction errors where the system has some."""
-    assert snapshot.nudged is not None
-    field, error = free.field, None
-    if field.predicts:
-        error = displacement(nudge, field.errors(free.ends), field.errors(snapshot.nudged), betas)
-    return displacement(nudge, free.ends, snapshot.nudged, betas), error
-
-
-def vector_field(nudge: Nudge, free: Trajectory, snapshot: Snapshot, betas: Float[Tensor, "j *c"]) -> Reading:
-    """Estimate <a, dF/dtheta(s*)> + dC/dtheta(s*)."""
-    return along(free, snapshot, *_credits(nudge, free, snapshot, betas))
-
-
-def energy_contrast(nudge: Nudge, free: Trajectory, snapshot: Snapshot, betas: Float[Tensor, "j *c"]) -> Reading:
-    """Estimate (dE/dtheta|_upper - dE/dtheta|_lower) / (b_upper - b_lower) + dC/dtheta(s*).
-
-    centred (+beta, -beta),  positive (+beta, 0),  negative (0, -beta)
-    """
-    assert snapshot.nudged is not None
-    nudged = free.field.energy_grads(snapshot.nudged)
-    at_rest = {} if nudge == "centred" else free.field.energy_grads(free.ends)
-    gradient = {}
-    for n, direct in free.cost_grads.items():
-        moved = list(nudged[n].unbind(2))
-        rest = [at_rest[n][:, None]] if at_rest else []
-        upper, lower = rest + moved if nudge == "negative" else moved + rest
-        width = 2 * betas if nudge == "centred" else betas
-        gradient[n] = _per_cell(upper - lower, width) + direct[:, None]
-    credit, error = _credits(nudge, free, snapshot, betas)
-    return Reading(snapshot.depth, gradient, credit, snapshot.evidence, error)
-
-
-def _per_cell(gradient: Float[Tensor, "i j *c ..."], width: Float[Tensor, "j *c"]) -> Tensor:
-    return gradient / width.reshape(*width.shape, *[1] * (gradient.ndim - 1 - width.ndim))
-
-
-_READOUTS: Mapping[Readout, Callable[[Nudge, Trajectory, Snapshot, Tensor], Reading]] = {
-    "vector_field": vector_field,
-    "energy_contrast": energy_contrast,
-}
 
 
 @final
@@ -91,17 +45,16 @@ class Ep(AbstractEstimator):
 
     @property
     def claim(self) -> Claim:
-        order = 2 if self.nudge == "centred" else 1
-        return Claim(Exact.SYMMETRIC, order, "the energy contrast" if self.readout == "energy_contrast" else "")
+        part = "the energy contrast" if self.readout == "energy_contrast" else ""
+        return Claim(Exact.SYMMETRIC, ORDER[self.nudge], part)
 
     def variants(self) -> Mapping[Cause, tuple[str, AbstractEstimator]]:
-        if self.readout == "vector_field":
-            return {}
-        return {Cause.READOUT: ("readout = vector_field", replace(self, readout="vector_field"))}
+        plain = replace(self, readout="vector_field")
+        return {} if self == plain else {Cause.READOUT: ("readout = vector_field", plain)}
 
     @property
     def phase(self) -> AbstractPhase:
         return NudgedPhase(SIGNS[self.nudge], reduction=self.reduction)
 
     def read(self, free: Trajectory, snapshot: Snapshot, betas: Float[Tensor, "j *c"]) -> Reading:
-        return _READOUTS[self.readout](self.nudge, free, snapshot, betas)
+        return READOUTS[self.readout](self.nudge, free, snapshot, betas)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from gradbench.estimators.feedback import AbstractFeedback, Kind
+from gradbench.estimators.feedback import AbstractFeedback
+from gradbench.estimators.phases.feedback import Kind
 
 
 @final

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, final
 
 from gradbench.estimators.base import AbstractEstimator, AbstractPhase, Claim, Exact, Reading, Snapshot, credited
-from gradbench.estimators.damped import DampedPhase
+from gradbench.estimators.phases.damped import DampedPhase
 from gradbench.systems.base import POSITIVE
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from gradbench.errors import UserError, spoken
 from gradbench.planning import registry
+from gradbench.planning.regular_files import CHECKPOINT, regular
 from gradbench.vocabulary.coordinates import COORDINATES, LATE, Point, Value
 
 PARAMS_FROM = "params_from"  # among the options of a system: the checkpoint of its parameters
@@ -111,7 +112,7 @@ def trained(path: Path, where: str = PARAMS_FROM) -> str:
     file = path / "checkpoint.pt" if path.is_dir() else path
     file = trainings[-1] if trainings and not file.exists() else file
     try:
-        return f"{file}@{hashlib.sha256(file.read_bytes()).hexdigest()[:16]}"
+        return f"{file}@{hashlib.sha256(regular(file, CHECKPOINT)).hexdigest()[:16]}"
     except OSError as error:
         call = spoken(python=f"gradbench.train({path.name!r})", shell=f"gradbench train {path.name}")
         way_out = f". To make one: {call}" if path.parent == TRAININGS else ""

@@ -14,12 +14,11 @@ import difflib
 import importlib
 import inspect
 import json
-import math
 import pkgutil
 import textwrap
 import types
 import typing
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, fields, is_dataclass
 from decimal import Decimal
@@ -34,6 +33,7 @@ from gradbench.estimators.base import AbstractEstimator, Role
 from gradbench.planning import values
 from gradbench.systems.base import AbstractSystem
 from gradbench.vocabulary.coordinates import COORDINATES
+from gradbench.vocabulary.ranges import no_size, outside
 
 Base = type[AbstractSystem] | type[AbstractEstimator]
 Registered = TypeVar("Registered", bound=Base)
@@ -53,6 +53,7 @@ class _Named(NamedTuple):
 
 _handed: dict[tuple[str, str, str], Any] = {}  # classes by kind, name and digest
 _of_session: dict[str, dict[str, _Named]] = {"systems": {}, "estimators": {}}
+_brought: dict[Base, dict[str, Any]] = {}  # types of options of classes that came from another process
 _pointed: list[EntryPoint] = []  # entry points that are being loaded: their modules may make systems and rules
 _remembered: list[Any] = []  # caches of functions whose results depend on what a name means
 
@@ -144,23 +145,27 @@ def scope() -> Iterator[None]:
         _restore(*before)
 
 
-class Brought(NamedTuple):
-    """What a session brings: classes by kind, name and digest, and classes by kind and name."""
-
-    handed: dict[tuple[str, str, str], Any]
-    named: dict[str, dict[str, _Named]]
-
-
-def brought(classes: Collection[Base]) -> Brought:
-    """What the session knows of these classes."""
-    handed = {key: cls for key, cls in _handed.items() if cls in classes}
-    named = {k: {name: n for name, n in entries.items() if n.cls in classes} for k, entries in _of_session.items()}
-    return Brought(handed, named)
+def types_of(cls: Base) -> dict[str, Any]:
+    """The types of the options of a class, by name."""
+    hints = typing.get_type_hints(cls) if cls not in _brought else _brought[cls]
+    return {f.name: hints[f.name] for f in fields(cls)}  # type: ignore[arg-type]
 
 
-def bring(session: Brought) -> None:
-    """Know what another session has brought, and nothing else that a session brings."""
-    _restore(*session)
+def bring(classes: Mapping[Base, dict[str, Any]]) -> None:
+    """Know these classes of another session by name and digest, and nothing else that a session brings.
+
+    With each come the types of its options: the names in its annotations mean nothing here.
+    """
+    _brought.clear()
+    _brought.update(classes)
+    handed: dict[tuple[str, str, str], Any] = {}
+    named: dict[str, dict[str, _Named]] = {kind: {} for kind in _of_session}
+    for cls in classes:
+        if (digest := digest_of(cls)) is not None:
+            handed[_kind(cls), cls.name, digest] = cls
+        else:
+            named[_kind(cls)][cls.name] = _Named(cls, SESSION)
+    _restore(handed, named)
 
 
 def _restore(handed: Mapping[tuple[str, str, str], Any], named: Mapping[str, Mapping[str, _Named]]) -> None:
@@ -378,12 +383,11 @@ def _forget() -> None:
 
 @cache
 def _of_package(kind: str, base: Base) -> dict[str, Any]:
-    """The final classes of a kind in the package, by name."""
+    """The classes of a kind in the package that declare a name, by it; all others are parts of these."""
     package = importlib.import_module(f"gradbench.{kind}")
     modules = [importlib.import_module(f"{package.__name__}.{m.name}") for m in pkgutil.iter_modules(package.__path__)]
     classes = [c for m in modules for c in vars(m).values() if inspect.isclass(c) and c.__module__ == m.__name__]
-    final = [c for c in classes if issubclass(c, base) and not inspect.isabstract(c)]
-    return {c.name: c for c in final if not c.__name__.startswith("_")}  # a private class is a part
+    return {c.name: c for c in classes if issubclass(c, base) and "name" in vars(c)}
 
 
 @cache
@@ -444,8 +448,7 @@ def _asked(kind: str, name: str, options: Mapping[str, Any], where: str, key: st
         raise UserError(f"{where} = {name!r} is not registered{told}{near_name(name, _names(kind))}")
     if digest_of(cls) not in (None, options.get(DIGEST, digest_of(cls))):
         raise UserError(f"{where}: {name!r} is defined otherwise now: digest {digest_of(cls)}, not {options[DIGEST]}")
-    hints = typing.get_type_hints(cls)
-    allowed = {f.name: hints[f.name] for f in fields(cls)}
+    allowed = types_of(cls)
     ranges = {f.name: f.metadata for f in fields(cls)}
     named = {}
     for option, value in options.items():
@@ -486,16 +489,12 @@ def _taken(where: str, value: Any, wanted: Any, span: Mapping[str, Any]) -> Any:
         number = values.number(value)
     except ValueError as error:
         raise UserError(f"{where} = {error}") from None
-    if number < span.get("least", -math.inf):
-        raise UserError(f"{where} = {value!r} is below {span['least']}")
-    if not number > span.get("above", -math.inf):
-        raise UserError(f"{where} = {value!r} is not above {span['above']}")
-    if number > span.get("most", math.inf):
-        raise UserError(f"{where} = {value!r} is above {span['most']}")
+    if told := outside(number, span):
+        raise UserError(f"{where} = {value!r} {told}")
     if wanted is float:
         return number
     if not number.is_integer():
         raise UserError(f"{where} = {value!r} is {article(value)}; expected: int")
-    if not 1 <= number < 2**31:  # all whole numbers are counts or sizes
-        raise UserError(f"{where} = {value!r} is no size: it is not between 1 and 2**31 - 1")
+    if told := no_size(number):
+        raise UserError(f"{where} = {value!r} {told}")
     return int(value)

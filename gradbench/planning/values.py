@@ -7,6 +7,7 @@ import math
 import re
 import struct
 import tomllib
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal
 from numbers import Real
@@ -28,6 +29,7 @@ KEY = re.compile(r"\s*[^\W\d][\w-]*\s*=")
 # magnitude of the smallest and the largest number that a dtype holds; smaller ones count as 0 in what is measured
 RANGES = {"float32": (2.0**-126, (2 - 2.0**-23) * 2.0**127), "float64": (2.0**-1022, (2 - 2.0**-52) * 2.0**1023)}
 Options = dict[str, tuple[object, ...]]  # of a system or an estimator: values by name
+UNSEEN = {"Cf", "Zl", "Zp"}  # categories of Unicode: format, such as a change of direction, and separators of lines
 
 
 def scalar(value: object) -> object:
@@ -79,7 +81,19 @@ def misnamed(name: object) -> str:
         return "it is empty"
     if re.search(r"[/\\]", name):
         return "it holds a slash"
-    return "it holds a line break or another control character" if re.search(r"[\x00-\x1f]", name) else ""
+    return untypable(name)
+
+
+def untypable(text: str) -> str:
+    """What in a name a shell or a terminal takes for something else; "" where there is nothing."""
+    if text.startswith("-"):
+        return "it begins with -, as an option of a command does"
+    if text.startswith("~"):
+        return "it begins with ~, which a shell takes for the folder of a user"
+    categories = {unicodedata.category(letter) for letter in text}
+    if "Cc" in categories:
+        return "it holds a line break or another control character"
+    return "it holds a character that is not seen and changes how text is shown" if categories & UNSEEN else ""
 
 
 def number(value: object) -> float:

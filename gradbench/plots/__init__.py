@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from gradbench.errors import UserError, near_miss
 from gradbench.estimators.reference import IMPLICIT
-from gradbench.tables.store import Run, write
+from gradbench.tables.disk import write
+from gradbench.tables.store import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,7 +37,7 @@ def draw(run: Run, style: str = SCREEN, names: Collection[str] = ()) -> list[Pat
     paths = []
     with look.on(style):
         for name, figure in drawn(run, names):
-            paths += save(figure, folder / name)
+            paths += save(figure, folder / name, inside=run.folder)
     return paths
 
 
@@ -93,9 +94,10 @@ def _of_tables(tables: Tables, names: Collection[str]) -> Iterator[tuple[str, Fi
             yield name, figure
 
 
-def save(figure: Figure, stem: Path, kinds: Collection[str] = ()) -> list[Path]:
+def save(figure: Figure, stem: Path, kinds: Collection[str] = (), *, inside: Path | None = None) -> list[Path]:
     """Write a figure in the kinds of files of the page (SVG and PNG on the screen), or in those named; the files.
 
+    Below the folder `inside`, which is that of a run, no link is followed.
     Title and caption are in the metadata of every file.
     """
     from matplotlib.transforms import Bbox
@@ -119,5 +121,5 @@ def save(figure: Figure, stem: Path, kinds: Collection[str] = ()) -> list[Path]:
         for kind in kinds or look.page().kinds:
             paths.append(stem.with_suffix(f".{kind}"))
             fill = partial(figure.savefig, format=kind, metadata=metadata[kind], dpi=150, bbox_inches=inches)
-            write(paths[-1], fill)
+            write(paths[-1], fill, inside=inside)
     return paths

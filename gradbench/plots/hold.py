@@ -13,6 +13,7 @@ import pandas as pd
 
 from gradbench.estimators.base import Role
 from gradbench.planning import registry
+from gradbench.plots import look
 from gradbench.vocabulary.coordinates import COORDINATES
 from gradbench.vocabulary.status import Status
 
@@ -53,8 +54,8 @@ def main_forms(cells: DataFrame) -> tuple[DataFrame, list[str]]:
     if cells["estimator_label"].nunique() <= FORMS:
         return cells, []
     shown = cells[default | ~cells["estimator"].isin(cells[default]["estimator"])]
-    others = sorted(set(cells["estimator_label"]) - set(shown["estimator_label"]))
-    return shown, [f"Not drawn: {', '.join(others)}."] if others else []
+    others = map(look.words, sorted(set(cells["estimator_label"]) - set(shown["estimator_label"])))
+    return shown, [f"Not drawn: {named}."] if (named := ", ".join(others)) else []
 
 
 def one_dtype(cells: DataFrame) -> DataFrame:

@@ -25,6 +25,8 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib.textpath import TextPath
 
+from gradbench.estimators.base import Role
+from gradbench.planning import registry
 from gradbench.vocabulary.notation import METRICS
 from gradbench.vocabulary.status import Status
 
@@ -82,7 +84,8 @@ WORDS = {
     "bptt": "BPTT",
     "adjoint": "adjoint",
     "tbptt": "truncated BPTT",
-}  # what titles say for a name
+}  # what figures say for a name, in titles, legends and below bars
+MAIN = ("ep", "aep")  # rules that titles name also where there are many
 RESERVE = ("#CC79A7", "#882255", "#999933", "#44AA99", "#332288", "#AA4499", "#117733")
 
 Marker: TypeAlias = str | tuple[int, Literal[0, 1, 2], int]  # a letter, or points, style and turn of a star
@@ -103,6 +106,15 @@ NUMBER_SIZE = 6.5  # of the markers after these, which are numbers
 HATCHES = {"ep": "////", "aep": "", "adjoint": "", "tbptt": ""}
 OTHER_HATCHES = ("....", "xxxx", "\\\\\\\\", "++++", "oo", "||||", "----", "**")
 VARIANT_MARKERS = ("^", "v", "<", ">", "d", "h", "*", "8")
+FORMS = (
+    "aep clip=batch",
+    "aep clip=sample",
+    "aep nudge=positive",
+    "ep nudge=positive",
+    "ep readout=energy_contrast",
+    "ep reduction=mean",
+    "ep nudge=positive reduction=mean",
+)  # forms of rules with fixed markers, those of `VARIANT_MARKERS` in this order
 VARIANT_DASHES = ((3, 1.5), (1, 1.2), (5, 1.5, 1, 1.5), (6, 2), (2, 1, 2, 3))
 
 
@@ -115,6 +127,11 @@ class Style:
     size: float  # of the marker, in points
     dashes: tuple[float, ...] = ()  # points of ink and of gap by turns; none: a solid line
     hatch: str = ""  # of its bars
+
+    @property
+    def edge(self) -> str:
+        """The colour around a filled marker. White would leave nothing of the strokes of a number."""
+        return self.colour if str(self.marker).startswith("$") else "white"
 
     @property
     def line(self) -> LineStyleType:
@@ -153,14 +170,9 @@ def room(figure: Figure) -> float:
 
 
 def words(label: str) -> str:
-    """What a title says for an estimator with its options."""
+    """What a figure says for an estimator with its options, wherever it names it."""
     name, _, options = label.partition(" ")
     return " ".join([WORDS.get(name, name), *([options] if options else [])])
-
-
-def called(label: str) -> str:
-    """What a legend says for it: its words with its name, where the two differ."""
-    return label if words(label) == label or " " in label else f"{words(label)} ({label})"
 
 
 def colour(estimator: str) -> str:
@@ -171,31 +183,48 @@ def colour(estimator: str) -> str:
 def styles(cells: DataFrame) -> dict[str, Style]:
     """A style for every estimator label; options change marker and dashes, never the colour.
 
-    The cells are those of a run, so that a label has one style in all figures of the run. Names without a fixed marker
-    take theirs in the order of the alphabet; where two of them have one colour, the second one's lines are dashed.
+    A rule of the package without a fixed marker takes its marker by its place in the alphabet of all of these, so that
+    a marker means one rule in every figure of every run; rules from elsewhere come after them. Forms of `FORMS` have
+    fixed markers too, and other forms take what these leave. Where two names have one colour, the second one's lines
+    are dashed.
     """
     labels = sorted(cells["estimator_label"].unique())
     variants = [label for label in labels if " " in label]
-    others = sorted({label.partition(" ")[0] for label in labels} - MARKERS.keys())
-    hatches = dict(zip([*others, *variants], itertools.cycle(OTHER_HATCHES), strict=False))
+    others = _others(label.partition(" ")[0] for label in labels)
+    present = [name for name in others if any(label.partition(" ")[0] == name for label in labels)]
+    hatches = dict(zip([*present, *variants], itertools.cycle(OTHER_HATCHES), strict=False))
+    places = _places(variants)
     drawn = {}
     for label in labels:
         name, _, options = label.partition(" ")
         if options:
-            rank = variants.index(label)
-            marker: Marker = VARIANT_MARKERS[rank % len(VARIANT_MARKERS)]
-            dashes: tuple[float, ...] = VARIANT_DASHES[rank % len(VARIANT_DASHES)]
+            marker: Marker = VARIANT_MARKERS[places[label]]
+            dashes: tuple[float, ...] = VARIANT_DASHES[places[label] % len(VARIANT_DASHES)]
             drawn[label] = Style(colour(name), marker, 5.0, dashes, hatches[label])
         elif name in MARKERS:
             drawn[label] = Style(colour(name), *MARKERS[name], hatch=HATCHES[name])
         else:
             rank = others.index(name)
-            marker, size = (*OTHER_MARKERS, (f"${rank + 1}$", NUMBER_SIZE))[min(rank, len(OTHER_MARKERS))]
-            twins = sum(colour(other) == colour(name) for other in others[:rank])
+            marker, size = (*OTHER_MARKERS, (rf"$\mathbf{{{rank + 1}}}$", NUMBER_SIZE))[min(rank, len(OTHER_MARKERS))]
+            twins = sum(colour(other) == colour(name) for other in present[: present.index(name)])
             dashes = VARIANT_DASHES[-twins % len(VARIANT_DASHES)] if twins else ()
             drawn[label] = Style(colour(name), marker, size, dashes, hatches[label])
     # large markers come first, so that the small ones of rules that agree are drawn on top of them
     return dict(sorted(drawn.items(), key=lambda item: (-item[1].size, item[0])))
+
+
+def _others(names: Iterable[str]) -> list[str]:
+    """The rules without a fixed marker: those of the package, then those of these names that it does not have."""
+    known = {name for name in registry.known_estimators() if registry.role(name) == Role.RULE} - MARKERS.keys()
+    return [*sorted(known), *sorted(set(names) - known - MARKERS.keys())]
+
+
+def _places(labels: Sequence[str]) -> dict[str, int]:
+    """A place among the markers of options for every label: that in `FORMS`, or the next one that these leave."""
+    known = {label: place for place, label in enumerate(FORMS) if label in labels}
+    left = [place for place in range(len(VARIANT_MARKERS)) if place not in known.values()]
+    others = [label for label in labels if label not in known]
+    return known | dict(zip(others, itertools.cycle(left), strict=False))
 
 
 def in_order(labels: Iterable[str]) -> list[str]:
@@ -254,7 +283,7 @@ def points(ax: Axes, rows: DataFrame, x: str, y: str, style: Style, alpha: float
     scatter = partial(ax.scatter, marker=style.marker, s=pt(style.size) ** 2, alpha=alpha, zorder=3)
     hollow, filled = rows[~settled], rows[settled]
     scatter(hollow[x], hollow[y], facecolors="none", edgecolors=style.colour, linewidths=0.9)
-    scatter(filled[x], filled[y], facecolors=style.colour, edgecolors="white", linewidths=0.4)
+    scatter(filled[x], filled[y], facecolors=style.colour, edgecolors=style.edge, linewidths=0.4)
 
 
 def metric(name: str) -> str:
@@ -282,7 +311,7 @@ def legend(
             linestyle=style.line if lined is None or label in lined else "",
             marker=style.marker,
         )
-        line.set(label=called(label), markersize=pt(style.size), markeredgecolor="white", markeredgewidth=0.4)
+        line.set(label=words(label), markersize=pt(style.size), markeredgecolor=style.edge, markeredgewidth=0.4)
         entries.append(line)
     if hollow:
         grey = partial(Line2D, [], [], color=GREY, linestyle="", marker="o", markersize=pt(5))

@@ -51,7 +51,7 @@ def draw_comparison(pairs: DataFrame, sides: tuple[str, str], sentences: Sequenc
     empty = _changes(figure, right, pairs, metrics)
     rules = look.in_order({str(label) for label in shown["estimator_label"]})
     dots = [
-        Line2D([], [], color=styles[r].colour, marker=styles[r].marker, linestyle="", label=look.called(r))
+        Line2D([], [], color=styles[r].colour, marker=styles[r].marker, linestyle="", label=look.words(r))
         for r in rules
     ]
     if len(dots) > 1:

@@ -1,29 +1,43 @@
 """What is to be seen in a figure of a run, in words, computed from what it draws.
 
-A rule *follows* BPTT in cells that are settled and whose smallest cosine over parameters is `FOLLOWS` or more; where it
-is less, the rule *misses* BPTT. Of several seeds the worst one counts, here and in what is drawn. Cells that are not
-settled are no evidence, and nothing is said of them but that there are such. Of several systems, and of many rules,
-titles speak of the default forms alone.
+`grounds` says what follows and misses mean, and which cells count. Of several systems, and of many rules, titles speak
+of the default forms alone. Titles of sweeps are in `sweep_titles`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from gradbench.plots import look
+from gradbench.plots.grounds import (
+    FOLLOW,
+    NOTHING,
+    by_rule,
+    clauses,
+    evidence,
+    follows,
+    holding,
+    nothing,
+    only,
+    tallied,
+)
 from gradbench.plots.look import FOLLOWS
 from gradbench.plots.wording import (
     BLANK,
+    FEW,
     NAMED,
     Predicate,
     cosine,
     default_forms,
     equal,
+    first,
     number,
+    parameters,
     part,
     percent,
     plain,
+    ranked,
     short,
     some,
     spoken,
@@ -44,121 +58,6 @@ DOMINATES = 0.5  # share of |g|² above which a parameter decides the global cos
 ALIKE = 2.0  # errors within this factor
 DECADE = 10 * (1 - 1e-9)  # so far apart are the nudges at which an error levels off
 SYMMETRIC = 1e-3  # of |A|/|J|: below, the Jacobian counts as symmetric
-NOTHING = "nothing is settled here, so that no cosine is evidence"
-COLLAPSED = "the state shrinks to 0 in {} cells (collapsed), so that no cosine is evidence"
-FOLLOW = "follows BPTT"
-
-
-def evidence(cells: DataFrame) -> DataFrame:
-    """The cells that say something about a rule: settled ones that have a smallest cosine."""
-    return cells[(cells["status"] == Status.SETTLED) & cells["cosine_min"].notna()]
-
-
-def nothing(cells: DataFrame) -> str:
-    """What is said of cells without evidence: that they collapsed, where most did, or that nothing is settled."""
-    gone = int((cells["status"] == Status.COLLAPSED).sum())
-    return COLLAPSED.format(part(gone, len(cells))) if 2 * gone > len(cells) else NOTHING
-
-
-def _by_rule(
-    rows: DataFrame, spoken: Callable[[Iterable[str]], list[str]] = default_forms
-) -> Iterator[tuple[str, DataFrame]]:
-    """The labels that a title speaks of, each with its rows."""
-    for label in spoken(rows["estimator_label"]):
-        yield label, rows[rows["estimator_label"] == label]
-
-
-def _follows(cosines: Series) -> bool:
-    return bool((cosines >= FOLLOWS).all())
-
-
-def _held(systems: Systems, holds: Callable[[DataFrame], bool]) -> dict[str, dict[str, bool]]:
-    """Rule to system to whether something holds of its evidence there."""
-    held: dict[str, dict[str, bool]] = {}
-    for system, here in systems.items():
-        for label, rows in _by_rule(evidence(here)):
-            held.setdefault(label, {})[system] = holds(rows)
-    return held
-
-
-def _silent(systems: Systems) -> str:
-    """A clause that names the systems without evidence; empty where all have some."""
-    names, told = [name for name, here in systems.items() if evidence(here).empty], short(systems)
-    gone = names and all(nothing(systems[name]) != NOTHING for name in names)
-    where = some([told[name] for name in names], len(systems)) if names else ""
-    return "" if not names else f"{where} collapsed" if gone else f"nothing is settled on {where}"
-
-
-def _tallied(claim: str, held: dict[str, dict[str, bool]], systems: Systems) -> str:
-    """On which systems a claim holds, of those with evidence, and which have none."""
-    silent = _silent(systems)
-    return _clauses(tally(claim, held, "settled systems" if silent else "systems", systems), silent)
-
-
-def _alone(systems: Systems) -> tuple[str, DataFrame] | None:
-    """The system of a figure that has one; what is to be seen there is all that there is to be seen."""
-    return next(iter(systems.items())) if len(systems) == 1 else None
-
-
-def _clauses(*clauses: str) -> str:
-    return "; ".join(filter(None, clauses))
-
-
-# Along a coordinate
-
-
-def along(here: DataFrame, x: str) -> dict[str, Predicate]:
-    """What each rule does along a coordinate on one system."""
-    return {label: _along(rows, x, here) for label, rows in _by_rule(evidence(here), spoken_of)}
-
-
-def _along(rows: DataFrame, x: str, here: DataFrame) -> Predicate:
-    by = rows.groupby(x)["cosine_min"]
-    good = by.apply(_follows)
-    values, at = list(good.index), list(good[good].index)
-    asked = here[here["estimator_label"].isin(rows["estimator_label"])][x].nunique()
-    every = f"at every {'settled ' * (len(values) < asked)}{plain(x)}" if len(values) > 1 else f"at {equal(x, values)}"
-    if good.all():
-        return Predicate(FOLLOW, every)
-    if at and at == values[-len(at) :]:
-        return Predicate(FOLLOW, f"from {equal(x, at[:1])} on")
-    if at and at == values[: len(at)]:
-        return Predicate(FOLLOW, f"up to {equal(x, at[-1:])}")
-    if at:
-        return Predicate(FOLLOW, f"at {part(len(at), len(values))} {plain(x)}")
-    worst = rows.loc[rows.groupby(x)["cosine_min"].idxmin()]
-    return Predicate("misses " + _culprit(worst), f"{every}{_unseen(worst)}")
-
-
-def _culprit(rows: DataFrame) -> str:
-    """How many parameters are missed, and which one is the worst in all rows. Rows have `missed` and `compared`."""
-    names = set(rows["worst"].fillna(""))
-    name = names.pop() if len(names) == 1 else ""
-    low, high, total = int(rows["missed"].min()), int(rows["missed"].max()), int(rows["compared"].max())
-    if high <= 1:
-        return name or "a parameter"
-    many = _parameters(total) if low == total else f"{low if low == high else f'{low} to {high}'} of {total} parameters"
-    return f"{many} ({name} worst)" if name else many
-
-
-def _unseen(rows: DataFrame) -> str:
-    """That the global cosine does not show what is missed, where it is large in all rows."""
-    least = float(rows["cosine"].min())
-    return f", though its global cosine is {cosine(least)} or more" if least >= FOLLOWS else ""
-
-
-def of_sweep(system: str, here: DataFrame, x: str) -> str:
-    """The title of a row of a sweep: what every rule does along x on one system."""
-    return f"{system}: {together(along(here, x)) or nothing(here)}"
-
-
-def of_sweeps(systems: Systems, x: str) -> str:
-    """The title of a sweep: on which systems each rule follows BPTT at some value; of one system, at which."""
-    if alone := _alone(systems):
-        return of_sweep(*alone, x)
-    held = _held(systems, lambda rows: bool(rows.groupby(x)["cosine_min"].apply(_follows).any()))
-    return _tallied(f"{FOLLOW} at some {spoken(x)}", held, systems)
-
 
 # By parameter and by layer
 
@@ -183,17 +82,19 @@ def _worst(rows: DataFrame, by: str, column: str) -> Series:
 def by_parameter(here: DataFrame) -> dict[str, Predicate]:
     """What each rule does in the parameters of one system, in the worst seed of each, as the bars are."""
     said = {}
-    for label, rows in _by_rule(here, spoken_of):
+    for label, rows in by_rule(here, spoken_of):
         worst = _worst(rows, "param", "cosine")
         missed = list(worst[worst < FOLLOWS].index)
         if worst.empty:
             said[label] = Predicate("has", "no cosine in any parameter")
+        elif missed and len(worst) > 1 and here["estimator_label"].nunique() > FEW:
+            said[label] = Predicate("misses", "some parameter")
         elif len(missed) == len(worst) > 1:
-            said[label] = Predicate("misses", _parameters(len(worst)))
+            said[label] = Predicate("misses", parameters(len(worst)))
         elif missed:
             said[label] = Predicate("misses", _missed(missed, list(worst.index)))
         else:
-            said[label] = Predicate(FOLLOW, f"in {_parameters(len(worst))}")
+            said[label] = Predicate(FOLLOW, f"in {parameters(len(worst))}")
     return said
 
 
@@ -203,10 +104,6 @@ def _missed(missed: Sequence[str], every: Sequence[str]) -> str:
     if len(missed) > NAMED >= len(others):
         return f"{len(missed)} of {len(every)} parameters, all but {listed(others)}"
     return some(missed, len(every))
-
-
-def _parameters(number: int) -> str:
-    return {1: "its one parameter", 2: "both parameters"}.get(number, f"all {number} parameters")
 
 
 def of_params_row(system: str, here: DataFrame) -> str:
@@ -222,20 +119,20 @@ def of_params(systems: Systems) -> str:
     names = short(systems)
     if hidden := [one for system, here in systems.items() for one in _hidden(names[system], here)]:
         return max(hidden)[1]
-    if alone := _alone(systems):
+    if alone := only(systems):
         return of_params_row(*alone)
     held: dict[str, dict[str, bool]] = {}
     for system, here in systems.items():
-        for label, rows in _by_rule(here):
+        for label, rows in by_rule(here):
             worst = _worst(rows, "param", "cosine")
-            held.setdefault(label, {})[system] = not worst.empty and _follows(worst)
+            held.setdefault(label, {})[system] = not worst.empty and follows(worst)
     return tally(f"{FOLLOW} in every parameter", held)
 
 
 def _hidden(system: str, here: DataFrame) -> Iterator[tuple[float, str]]:
     """How far, and in words, the global cosine of a rule is above that of a parameter which it misses."""
     large = dominant(here)
-    for label, rows in _by_rule(here):
+    for label, rows in by_rule(here):
         whole, worst = float(rows["cosine_whole"].min()), _worst(rows, "param", "cosine")
         if worst.empty or not whole >= FOLLOWS or not worst.min() < FOLLOWS:
             continue
@@ -247,12 +144,12 @@ def _hidden(system: str, here: DataFrame) -> Iterator[tuple[float, str]]:
 def by_layer(here: DataFrame, column: str) -> dict[str, Predicate]:
     """In which blocks with credit that of a rule follows BPTT, in its worst seed."""
     said = {}
-    for label, rows in _by_rule(here[~here["block"].isin(without_credit(here, column))], spoken_of):
+    for label, rows in by_rule(here[~here["block"].isin(without_credit(here, column))], spoken_of):
         worst = _worst(rows, "block", column)
         lost = list(worst[worst < FOLLOWS].index)
         if not worst.empty:
             followed_at = Predicate("follows BPTT", f"in {part(len(worst), len(worst))}", "blocks")
-            said[label] = Predicate("misses it", f"in {some(lost, len(worst))}") if lost else followed_at
+            said[label] = Predicate("misses BPTT", f"in {some(lost, len(worst))}") if lost else followed_at
     return said
 
 
@@ -271,23 +168,25 @@ def of_credit(system: str, here: DataFrame, credits: Mapping[str, str]) -> str:
 
 def of_credits(systems: Systems, credits: Mapping[str, str]) -> str:
     """The title of the figure of layers: which rules miss which blocks."""
-    if alone := _alone(systems):
+    if alone := only(systems):
         return of_credit(*alone, credits)
     lost: dict[tuple[str, str, str], None] = {}  # rule, system, blocks: in order, and once for credits that agree
+    good: dict[str, dict[str, bool]] = {}
     for system, here in systems.items():
         for column in credits:
             for label, predicate in by_layer(here, column).items():
-                if predicate.verb != FOLLOW:
-                    lost[look.words(label), system, predicate.more] = None
+                follows = predicate.verb == FOLLOW
+                good.setdefault(label, {})[system] = good.get(label, {}).get(system, True) and follows
+                if not follows:
+                    lost[label, system, predicate.more] = None
+    if len(lost) > NAMED:
+        parts = {label: (sum(on.values()), len(on)) for label, on in good.items()}
+        return capital(ranked(f"{FOLLOW} in every block", parts, "on {}", "every system"))
     names = {system.partition(" ")[0] for system in systems}
     everywhere = f"on {part(len(systems), len(systems))} {'systems' if len(names) > 1 else f'forms of {names.pop()}'}"
-    if len(lost) > NAMED:
-        told = f"Rules miss BPTT in some block {len(lost)} times {everywhere}"
-    else:
-        clauses = [f"{label} misses BPTT {blocks} of {system}" for label, system, blocks in lost]
-        others = f"{'every other rule' if lost else 'every rule'} follows it in every block {everywhere}"
-        told = _clauses(*clauses, others if lost else others.replace("it", "BPTT", 1))
-    return capital(told)
+    told = [f"{look.words(label)} misses BPTT {blocks} of {system}" for label, system, blocks in lost]
+    others = f"{'every other rule' if lost else 'every rule'} follows it in every block {everywhere}"
+    return capital(clauses(*told, others if lost else others.replace("it", "BPTT", 1)))
 
 
 def _alike(said: Mapping[str, str]) -> list[tuple[str, str]]:
@@ -298,29 +197,37 @@ def _alike(said: Mapping[str, str]) -> list[tuple[str, str]]:
     return [(" and by ".join(words), told) for told, words in groups.items() if told]
 
 
-def of_matrix(held: Mapping[str, Mapping[str, bool]], systems: Sequence[str]) -> str:
-    """The title of a matrix of rules and systems: rule to system to whether it follows BPTT at its best setting there.
+def of_matrix(held: Mapping[str, Mapping[str, bool]], systems: Mapping[str, str]) -> str:
+    """The title of a matrix of rules and systems: which rules follow BPTT at their best settings, on which systems.
 
-    Systems are those on which the rule has a number.
+    held: rule to system to whether it follows there, for systems on which the rule has a number
+    systems: name to what its Jacobian is, symmetric or asymmetric; empty where that is not known
     """
     known = {label: on for label, on in held.items() if on}
     if not known:
         return f"Nothing is settled on any of {len(systems)} systems, so that no cosine is evidence"
-    known = {label: known[label] for label in default_forms(known)}
-    always = [look.words(label) for label, on in known.items() if all(on.values())]
-    never = [look.words(label) for label, on in known.items() if not any(on.values())]
-    fewest = min(known, key=lambda label: sum(known[label].values()) / len(known[label]))
-    good, total = sum(known[fewest].values()), len(known[fewest])
-    least = f"{look.words(fewest)} on {part(good, total)}" if good < total else ""
-    if len(never) > 1:
-        least = f"{some(never, len(known))} on none"
-    told = some(always, len(known)) if always else "no rule"
-    several = len(always) > 1
-    best = (
-        f"At {'their best settings' if several else 'its best setting'}, {told} {'follow' if several else 'follows'} "
-        f"BPTT on every system on which {'they settle' if several else 'it settles'}"
-    )
-    return _clauses(best, least)
+    main = {label: Predicate(FOLLOW, f"on {_by_kind(known[label], systems)}") for label in look.MAIN if label in known}
+    labels = sorted(look.in_order(known), key=lambda label: " " in label)  # default forms before others
+    always = [look.words(label) for label in labels if all(known[label].values())]
+    never = [look.words(label) for label in labels if not any(known[label].values())]
+    ends = [("BPTT on every system that settles", always), ("it on none", never)]
+    told = " and ".join(f"{len(of)} follow{'s' * (len(of) == 1)} {end} ({first(of)})" for end, of in ends if of)
+    rows = "rows" + " with a number" * (len(known) < len(held))
+    return f"At the best settings {clauses(together(main), f'of {len(known)} {rows}, {told}' if told else '')}"
+
+
+def kind(cells: DataFrame) -> str:
+    """Whether the Jacobian of a system is symmetric or asymmetric in its settled cells; empty where that is unknown."""
+    known = cells[cells["status"] == Status.SETTLED]["antisymmetry"].dropna()
+    return "" if known.empty else "asymmetric" if known.max() > SYMMETRIC else "symmetric"
+
+
+def _by_kind(on: Mapping[str, bool], systems: Mapping[str, str]) -> str:
+    """On how many systems of each kind a rule follows; on how many of all where there is one kind."""
+    kinds = {kind: [on[s] for s in on if systems[s] == kind] for kind in dict.fromkeys(systems[s] for s in on)}
+    if "" in kinds:
+        return f"{part(sum(on.values()), len(on))} {things(len(on), 'system')}"
+    return listed([f"{part(sum(good), len(good))} {kind}" for kind, good in kinds.items()]) + things(len(on), " system")
 
 
 # Over two coordinates
@@ -333,7 +240,7 @@ def _settled(rows: DataFrame, axes: Sequence[str]) -> Series:
 def _followed(here: DataFrame, axes: Sequence[str]) -> dict[str, tuple[int, int]]:
     """Rule to the number of points at which it follows BPTT in the worst seed, and that of the settled ones."""
     points = {}
-    for label, rows in _by_rule(here):
+    for label, rows in by_rule(here):
         worst = rows.groupby(list(axes))["cosine_min"].min()[_settled(rows, axes)].dropna()
         if len(worst):
             points[label] = int((worst >= FOLLOWS).sum()), len(worst)
@@ -348,57 +255,84 @@ def of_map(system: str, here: DataFrame, axes: Sequence[str]) -> str:
     said = {
         label: Predicate(FOLLOW, f"at {part(*points)}", "of these") for label, points in _followed(here, axes).items()
     }
-    return _clauses(f"{system} is settled at {part(int(settled.sum()), len(settled))} points", together(said))
+    return clauses(f"{system} is settled at {part(int(settled.sum()), len(settled))} points", together(said))
 
 
 def of_maps(systems: Systems, axes: Sequence[str]) -> str:
     """The title of the maps: which rule follows BPTT wherever a system is settled."""
-    if alone := _alone(systems):
+    if alone := only(systems):
         return of_map(*alone, axes)
     held: dict[str, dict[str, bool]] = {}
     for system, here in systems.items():
         for label, (good, tried) in _followed(here, axes).items():
             held.setdefault(label, {})[system] = good == tried
     names = listed([spoken(axis) for axis in axes])
-    return _tallied(f"{FOLLOW} at every {names} that settles", held, systems)
+    return tallied(f"{FOLLOW} at every {names} that settles", held, systems)
 
 
 # Clouds of cells
 
 
-def counts(cells: DataFrame) -> dict[str, Predicate]:
-    """In how many settled cells each rule follows BPTT."""
-    said = {}
-    for label, rows in _by_rule(evidence(cells)):
-        good = int((rows["cosine_min"] >= FOLLOWS).sum())
-        said[label] = Predicate(FOLLOW, f"in {part(good, len(rows))}", things(len(rows), "settled cell"))
-    return said
+def counts(cells: DataFrame) -> str:
+    """In how many settled cells each rule follows BPTT; empty without evidence."""
+    parts = {label: (int((rows["cosine_min"] >= FOLLOWS).sum()), len(rows)) for label, rows in by_rule(evidence(cells))}
+    if len(parts) > FEW:
+        return ranked(FOLLOW, parts, "in {}", "every settled cell")
+    said = {
+        label: Predicate(FOLLOW, f"in {part(good, total)}", things(total, "settled cell"))
+        for label, (good, total) in parts.items()
+    }
+    return together(said)
 
 
 def of_cloud(system: str, cells: DataFrame) -> str:
     """The title of a panel of cells of one system: in how many of the settled ones each rule follows BPTT."""
-    return f"{system}: {together(counts(cells)) or nothing(cells)}"
+    return f"{system}: {counts(cells) or nothing(cells)}"
 
 
 def of_residuals(cells: DataFrame) -> str:
-    """The title of cosines against residuals: how many cells are no evidence, and what the others say."""
+    """The title of cosines against residuals: which rules miss BPTT at rest, and how many cells are not at rest."""
+    known = evidence(cells)
     idle = int((cells["status"] != Status.SETTLED).sum())
-    lead = f"{part(idle, len(cells))} cells are no evidence, since they are not settled"
-    systems = {str(system): rows for system, rows in cells.groupby("system_label")}
-    if _alone(systems):
-        told = together(counts(cells))
+    last = f"{part(idle, len(cells))} cells have not settled and are no evidence"
+    parts = {label: (int((rows["cosine_min"] >= FOLLOWS).sum()), len(rows)) for label, rows in by_rule(known)}
+    if all(good == total for good, total in parts.values()):
+        told = together(dict.fromkeys(parts, Predicate(FOLLOW, "")))
+        lead = f"Wherever the state has settled, {clauses(told, *_forms_that_miss(known, parts))}" if parts else ""
+    elif len(parts) > FEW:
+        lead = capital(ranked(FOLLOW, parts, "in {}", "every settled cell"))
     else:
-        told = _tallied(
-            f"{FOLLOW} in every settled cell", _held(systems, lambda rows: _follows(rows["cosine_min"])), systems
-        )
-    return ". ".join(filter(None, [capital(lead) if idle else "Every cell is settled", capital(told) if told else ""]))
+        missed = _missed_settled(known, parts, cells["system_label"].unique())
+        lead = f"Even where the state has settled, {together(missed)}"
+    return ". ".join(filter(None, [lead, capital(last) if idle else ""]))
+
+
+def _forms_that_miss(known: DataFrame, parts: Mapping[str, tuple[int, int]]) -> list[str]:
+    """A clause on forms of rules that miss BPTT where the rules in `parts`, of which a title speaks, do not."""
+    missed = known[~known["estimator_label"].isin(parts)].groupby("estimator_label")["cosine_min"].min() < FOLLOWS
+    names = [look.words(str(label)) for label in missed.index[missed]]
+    return [f"{some(names, len(missed))} {'miss' if len(names) > 1 else 'misses'} it somewhere"] if names else []
+
+
+def _missed_settled(
+    known: DataFrame, parts: Mapping[str, tuple[int, int]], systems: Iterable[str]
+) -> dict[str, Predicate]:
+    """In how many settled cells each rule misses BPTT, and on which systems in all of them."""
+    names, said = short(systems), {}
+    for label, (good, total) in parts.items():
+        rows = known[known["estimator_label"] == label]
+        best = rows.groupby("system_label", sort=False)["cosine_min"].max()
+        lost = [names[system] for system in best.index[best < FOLLOWS]]
+        where = f" (in every one on {some(lost, len(best))})" if lost and len(best) > 1 and good else ""
+        said[label] = Predicate("misses BPTT", f"in {part(total - good, total)} cells{where}")
+    return said
 
 
 def of_antisymmetry(cells: DataFrame) -> str:
     """The title of errors against antisymmetry: who follows BPTT at an asymmetric Jacobian, and at a symmetric one."""
     large = cells["antisymmetry"] > SYMMETRIC
     kinds = {"asymmetric": cells[large], "symmetric": cells[cells["antisymmetry"] <= SYMMETRIC]}
-    told = {kind: together(counts(rows)) for kind, rows in kinds.items()}
+    told = {kind: counts(rows) for kind, rows in kinds.items()}
     return ". ".join(f"Where the Jacobian is {kind}, {said}" for kind, said in told.items() if said) or capital(NOTHING)
 
 
@@ -412,7 +346,7 @@ def by_cost(here: DataFrame) -> dict[str, Predicate]:
     good = known[known["cosine_min"] >= FOLLOWS].sort_values(["cost", "reference_cost"])
     cheapest = {str(label): rows.iloc[0] for label, rows in good.groupby("estimator_label")}
     said = {}
-    for label, rows in _by_rule(known):
+    for label, rows in by_rule(known):
         name, _, options = label.partition(" ")
         at, least = cheapest.get(label), float("inf")
         asides = []
@@ -433,15 +367,32 @@ def by_cost(here: DataFrame) -> dict[str, Predicate]:
 
 def of_cost(system: str, here: DataFrame) -> str:
     """The title of a panel of errors against cost: the least cost at which each rule follows BPTT."""
-    return f"{system}: {together(by_cost(here)) or nothing(here)}"
+    known = evidence(here)
+    rules = default_forms(known["estimator_label"])
+    told = _cheapest(known, rules) if len(rules) > FEW else together(by_cost(here))
+    return f"{system}: {told or nothing(here)}"
+
+
+def _cheapest(known: DataFrame, rules: Sequence[str]) -> str:
+    """How many of many rules follow BPTT, which one for the least cost, and for which cost the main ones do."""
+    good = known[(known["cosine_min"] >= FOLLOWS) & known["estimator_label"].isin(rules)]
+    least = good.groupby("estimator_label")["cost"].min().sort_values(kind="stable")
+    followers = f"{part(len(least), len(rules))} rules follow BPTT"
+    if least.empty:
+        return followers
+    named = [*least.index[:1], *(label for label in look.MAIN if label in rules and label != least.index[0])]
+    costs = {label: f"for {least[label]:g} evaluations" if label in least else "at no cost" for label in named}
+    return clauses(
+        f"{followers}, {look.words(named[0])} {costs[named[0]]}", *(f"{look.words(n)} {costs[n]}" for n in named[1:])
+    )
 
 
 def of_costs(systems: Systems) -> str:
     """The title of errors against cost: who follows BPTT at any cost, on which systems."""
-    if alone := _alone(systems):
+    if alone := only(systems):
         return of_cost(*alone)
-    held = _held(systems, lambda rows: bool((rows["cosine_min"] >= FOLLOWS).any()))
-    return _tallied(f"{FOLLOW} at some cost", held, systems)
+    held = holding(systems, lambda rows: bool((rows["cosine_min"] >= FOLLOWS).any()))
+    return tallied(f"{FOLLOW} at some cost", held, systems)
 
 
 # Errors and causes
@@ -454,7 +405,7 @@ def by_nudge(here: DataFrame, faithful: float) -> dict[str, Predicate]:
     in float32 where there is any.
     """
     said = {}
-    for label, rows in _by_rule(here):
+    for label, rows in by_rule(here):
         rows = rows[rows["dtype"] == rows["dtype"].min()]
         error = rows.groupby("beta")["error"].max()
         whole = float(rows.groupby("beta")["rel_error"].max()[error.idxmin()])
@@ -462,11 +413,15 @@ def by_nudge(here: DataFrame, faithful: float) -> dict[str, Predicate]:
         alike = list(error[error <= ALIKE * error.min()].index)
         least, betas = number(float(error.min())), list(error.index)
         if len(alike) == len(error) > 1:
-            said[label] = Predicate("is off", f"by {least} at every {plain('beta')}{hidden}")
+            said[label] = Predicate("is off", f"by {least} at every tested {plain('beta')}{hidden}")
         elif alike[0] == betas[0] and alike[-1] >= DECADE * alike[0]:
-            said[label] = Predicate("is off", f"by {least} however small {plain('beta')} is{hidden}")
+            said[label] = Predicate(
+                "is off", f"by {least} at every tested {plain('beta')}{BLANK}≤{BLANK}{alike[-1]:g}{hidden}"
+            )
         else:
-            end = {betas[0]: " (the smallest)", betas[-1]: " (the largest)"}.get(best := float(error.idxmin()), "")
+            end = {betas[0]: " (the smallest tested)", betas[-1]: " (the largest tested)"}.get(
+                best := float(error.idxmin()), ""
+            )
             said[label] = Predicate("is best", f"at {equal('beta', [best])}{end}, off by {least}{hidden}")
     return said
 
@@ -479,11 +434,11 @@ def of_nudge(system: str, here: DataFrame, faithful: float) -> str:
 
 def of_nudges(systems: Systems, faithful: float) -> str:
     """The title of errors against beta: which rule is faithful in every parameter at some nudge, on which systems."""
-    if alone := _alone(systems):
+    if alone := only(systems):
         return of_nudge(*alone, faithful)
     held: dict[str, dict[str, bool]] = {}
     for system, here in systems.items():
-        for label, rows in _by_rule(here):
+        for label, rows in by_rule(here):
             rows = rows[rows["dtype"] == rows["dtype"].min()]
             held.setdefault(label, {})[system] = bool(rows.groupby("beta")["error"].max().min() <= faithful)
     near = f"comes within {100 * faithful:g}{BLANK}% of BPTT in every parameter"
@@ -495,10 +450,13 @@ def of_budget(system: str, bars: DataFrame, knob: str, faithful: float) -> str:
 
     bars: estimator_label, the knob, error, leading (the largest cause), settled (whether all seeds are)
     """
+    settled = bars[bars["settled"]]
+    if len(default_forms(settled["estimator_label"])) > FEW:
+        return f"{system}: {together(_most_often(settled, faithful))}"
     said = {}
-    for label, rows in _by_rule(bars[bars["settled"]]):
+    for label, rows in by_rule(settled):
         asked = int((bars["estimator_label"] == label).sum())
-        every = f"at every {'settled ' * (len(rows) < asked)}{plain(knob)}"
+        every = f"at every {'settled' if len(rows) < asked else 'tested'} {plain(knob)}"
         long = rows[rows["error"] > faithful].sort_values(knob)
         if long.empty:
             said[label] = Predicate("is faithful", every)
@@ -509,7 +467,17 @@ def of_budget(system: str, bars: DataFrame, knob: str, faithful: float) -> str:
             for cause, values in sorted(of.items(), key=lambda item: -len(item[1]))
         ]
         said[label] = Predicate("errs", listed(told))
-    return f"{system}: {together(said, str) or NOTHING}"
+    return f"{system}: {together(said) or NOTHING}"
+
+
+def _most_often(bars: DataFrame, faithful: float) -> dict[str, Predicate]:
+    """What each of many rules errs by in most of its long bars."""
+    said = {}
+    for label, rows in by_rule(bars):
+        counted = rows[rows["error"] > faithful]["leading"].value_counts()
+        most = sorted(counted[counted == counted.max()].index)
+        said[label] = Predicate("errs", f"the most often by {listed(most)}") if most else Predicate("is faithful", "")
+    return said
 
 
 def _at(values: Sequence[float], asked: int, knob: str) -> str:
@@ -518,8 +486,11 @@ def _at(values: Sequence[float], asked: int, knob: str) -> str:
 
 def of_budgets(bars: DataFrame, faithful: float) -> str:
     """The title of the budget: what each rule errs by the most often, over all bars that are settled and long."""
-    said = {}
-    for label, rows in _by_rule(bars[bars["settled"]]):
+    settled = bars[bars["settled"]]
+    said = _most_often(settled, faithful)
+    if len(said) > FEW:
+        return capital(together(said))
+    for label, rows in by_rule(settled):
         counted = rows[rows["error"] > faithful]["leading"].value_counts()
         if counted.empty:
             said[label] = Predicate("is faithful", "wherever settled")

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gradbench.plots import look
+from gradbench.plots import hold, look
 from gradbench.plots.look import FOLLOWS
 from gradbench.tables.text import capital, listed
 from gradbench.vocabulary.coordinates import COORDINATES
@@ -74,19 +74,29 @@ def percent(share: float) -> str:
 
 def equal(name: str, values: Sequence[float]) -> str:
     """`T2 = 5 and 15`."""
-    return f"{plain(name)}{BLANK}={BLANK}{listed([number(value) for value in values])}"
+    return f"{plain(name)}{BLANK}={BLANK}{listed([hold.number(value) for value in values])}"
 
 
 def some(things: Sequence[str], total: int) -> str:
     """Things by name where they are few, else the first of them and the number of the others, of how many in all."""
+    return first(things) + f" of {total}" * (len(things) > NAMED)
+
+
+def first(things: Sequence[str]) -> str:
+    """Things by name where they are few, else the first of them and the number of the others."""
     if len(things) <= NAMED:
         return listed(things)
-    return f"{', '.join(things[: NAMED - 1])} and {len(things) - NAMED + 1} more of {total}"
+    return f"{', '.join(things[: NAMED - 1])} and {len(things) - NAMED + 1} more"
 
 
 def part(good: int, total: int) -> str:
     """`none of 4`, `3 of 4`, `all 4`, `both`."""
     return {1: "the one", 2: "both"}.get(total, f"all {total}") if good == total else f"{good or 'none'} of {total}"
+
+
+def parameters(number: int) -> str:
+    """All parameters of a system, by their number."""
+    return {1: "its one parameter", 2: "both parameters"}.get(number, f"all {number} parameters")
 
 
 def things(number: int, what: str) -> str:
@@ -117,11 +127,17 @@ def together(predicates: Mapping[str, Predicate], called: Callable[[str], str] =
         groups.setdefault(predicate, []).append(called(label))
     clauses, before = [], ""
     for predicate, names in groups.items():
-        subject = listed(names) if len(names) <= NAMED else f"{part(len(names), len(predicates))} rules"
+        every = len(names) == len(predicates) > NAMED
+        subject = f"all {len(names)} rules" if every else _subject(names, len(predicates))
         verb = "" if predicate.verb == before else predicate.verb if len(names) == 1 else predicate.plural
         clauses.append(" ".join(filter(None, [subject, verb, predicate.more, predicate.unit if verb else ""])))
         before = predicate.verb
     return "; ".join(clauses)
+
+
+def _subject(names: Sequence[str], total: int) -> str:
+    """Rules by name where they are few; else the first ones, and of how many they are."""
+    return some(names, total) + " rules" * (len(names) > NAMED)
 
 
 def tally(
@@ -130,18 +146,53 @@ def tally(
     """On which systems a claim about a rule holds: rule to system to whether, of systems that say something about it.
 
     `systems` is what these are called, and `others` are named in the same title. Rules that are alike share a clause,
-    and the first one says the claim. Empty where there is no rule.
+    and the first one says the claim. Many rules are ranked. Empty where there is no rule.
     """
     labels = [system for on in held.values() for system in on]
     names = short([*labels, *others])
     total = len(set(labels))
+    rules = default_forms(held)
+    if len(rules) > FEW:
+        parts = {label: (sum(held[label].values()), len(held[label])) for label in rules}
+        return capital(ranked(claim, parts, "on {}", f"every {systems.removesuffix('s')} tried"))
     wheres = {
         label: _where(
-            [names[s] for s, yes in held[label].items() if yes], [names[s] for s in held[label]], total, systems
+            [names[s] for s, yes in held[label].items() if yes],
+            [names[s] for s, yes in held[label].items() if not yes],
+            total,
+            systems,
         )
-        for label in default_forms(held)
+        for label in rules
     }
     return capital(together({label: Predicate(claim, where) for label, where in wheres.items()}))
+
+
+def ranked(
+    claim: str,
+    parts: Mapping[str, tuple[int, int]],
+    where: str,
+    every: str,
+) -> str:
+    """What many rules do: those of which a claim always holds, those of which it never does, the two main ones between.
+
+    parts: rule to the number of places at which the claim holds, and that of all
+    where: how a place is put, with a gap for `every` and for the numbers
+    """
+    labels = sorted(look.in_order(parts), key=lambda label: " " in label)  # default forms before others
+    always = [look.words(label) for label in labels if parts[label][0] == parts[label][1]]
+    never = [look.words(label) for label in labels if not parts[label][0]]
+    between = [label for label in labels if 0 < parts[label][0] < parts[label][1]]
+    main = [label for label in between if label in look.MAIN] or between[: NAMED - 1]
+    said = [(always, where.format(every)), (never, where.format("none"))]
+    said += [([look.words(label)], where.format(part(*parts[label]))) for label in main]
+    if others := len(between) - len(main):
+        said.append(([f"{others} other{'s' * (others > 1)}"], where.format("some")))
+    said = [(names, place) for names, place in said if names]
+    verbs = [claim if len(said[0][0]) == 1 else Predicate(claim, "").plural, *[""] * (len(said) - 1)]
+    clauses = [
+        " ".join(filter(None, [first(names), verb, place])) for (names, place), verb in zip(said, verbs, strict=True)
+    ]
+    return f"of {len(labels)} rules, {'; '.join(clauses)}"
 
 
 def short(labels: Iterable[str]) -> dict[str, str]:
@@ -151,14 +202,17 @@ def short(labels: Iterable[str]) -> dict[str, str]:
     return {label: " ".join([w[0], *(o for o in w[1:] if o not in shared[w[0]])]) for label, w in words.items()}
 
 
-def _where(yes: Sequence[str], asked: Sequence[str], total: int, systems: str) -> str:
-    if len(asked) == 1:
-        return f"on {asked[0]}" if yes else f"not on {asked[0]}"
-    tried = "" if len(asked) == total else " that have it"
-    if len(asked) == 2 and len(yes) != 1:
+def _where(yes: Sequence[str], no: Sequence[str], total: int, systems: str) -> str:
+    """On which systems a claim holds, and on which it does not."""
+    asked = len(yes) + len(no)
+    if asked == 1:
+        return f"on {yes[0]}" if yes else f"not on {no[0]}"
+    tried = "" if asked == total else " that have it"
+    if asked == 2 and len(yes) != 1:
         return f"on both {systems}{tried}" if yes else f"on neither {systems.removesuffix('s')}{tried}"
-    if len(yes) in (0, len(asked)):
-        return f"on {part(len(yes), len(asked))} {systems}{tried}"
-    return (
-        f"on {some(yes, len(asked))} alone" if len(yes) <= NAMED else f"on {len(yes)} of {len(asked)} {systems}{tried}"
-    )
+    if not yes or not no:
+        return f"on {part(len(yes), asked)} {systems}{tried}"
+    good = f"on {listed(yes)}" if len(yes) <= NAMED else f"on {len(yes)} of {asked} {systems}{tried}"
+    if len(no) <= NAMED:
+        return f"{good}, not on {listed(no).replace(' and ', ' or ')}"
+    return f"{good} alone" if len(yes) <= NAMED else good

@@ -1,4 +1,4 @@
-"""Relaxing systems: one file a family. The registry reads every module here, so a new file is a new system.
+"""Relaxing systems: one file each. The registry reads every module here, so a new file is a new system.
 
-Abstract classes, and those whose names begin with an underscore, are parts of systems.
+A class that declares a `name` is a system. Classes without one are parts of systems.
 """

@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from gradbench.vocabulary.coordinates import Knobs
+from gradbench.vocabulary.ranges import refuse_outside
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -52,6 +53,9 @@ class AbstractSystem(ABC):
     state_fixed: ClassVar[bool] = False  # whether that is a value, which follows neither parameters nor data
     # why F and dC/ds take no complex states; None: they do, and are holomorphic there
     real_only: ClassVar[str | None] = "its functions are written for real states"
+
+    def __post_init__(self) -> None:
+        refuse_outside(self)
 
     @property
     @abstractmethod

@@ -41,6 +41,7 @@ class Ctrnn(AbstractUnits, AbstractLeaky):
     loss: Literal["cross_entropy", "squared_error"] = "squared_error"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 1 <= self.slowest < math.inf:
             raise UserError(f"{self.name}: slowest = {self.slowest} is below 1, the smallest time constant")
 

@@ -1,4 +1,4 @@
-"""What layered Hopfield networks share: layers between clamped pixels and an output, force, cost and derivatives.
+"""What layered Hopfield networks share: the force of their layers, the cost and the derivatives.
 
 Letters: s_0 = x the pixels, s_1 ... s_L hidden layers, s_{L+1} the output; r = rho(s), and r_0 = x. W_k (above, below)
 takes layer k - 1 to layer k, and V_k of the same shape takes layer k back to layer k - 1.
@@ -6,20 +6,17 @@ takes layer k - 1 to layer k, and V_k of the same shape takes layer k back to la
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING
 
-from gradbench.data import datasets
-from gradbench.data.streams import uniform
-from gradbench.systems.base import BACK, DIRECT, ClosedForms, Data, LayeredWeights, Params, Saved
-from gradbench.systems.labelled_images import AbstractPixels
+from gradbench.systems.base import BACK, DIRECT, ClosedForms, Data, Params, Saved
+from gradbench.systems.hopfield_options import AbstractHopfieldOptions
 from gradbench.vocabulary.coordinates import Knobs
 
 if TYPE_CHECKING:
     from jaxtyping import Float
-    from torch import Generator, Tensor
+    from torch import Tensor
 
 # of rho its first and its second derivative, from its value
 _SLOPES: Mapping[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
@@ -29,67 +26,14 @@ _SLOPES: Mapping[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tenso
 
 
 @dataclass(frozen=True)
-class AbstractHopfield(ClosedForms, LayeredWeights, AbstractPixels):
+class AbstractHopfield(ClosedForms, AbstractHopfieldOptions):
     """F_k = -(1 + c) s_k + rho'(s_k) (sigma (W_k r_{k-1} + V_{k+1}^T r_{k+1}) + b_k), C = 1/2 |s_{L+1} - one-hot|^2."""
-
-    real_only: ClassVar[str | None] = None
-    defaults: ClassVar[Mapping[str, float]] = {
-        "s": 1.0, "damp": 0.0, "T1": 200, "T2": 80, "beta": 0.1, "eps": 0.5, "batch": 32
-    }  # fmt: skip
-
-    d: int = 100  # width of a hidden layer
-    L: int = 2  # hidden layers
-    activation: Literal["tanh", "sigmoid"] = "tanh"
-
-    @property
-    @abstractmethod
-    def feedback(self) -> str:
-        """The name of V."""
-
-    @property
-    def layout(self) -> dict[str, tuple[int, ...]]:
-        return {name: (width,) for name, width in (*self.hidden.items(), ("out", self.classes))}
-
-    @property
-    def hidden(self) -> dict[str, int]:
-        return {f"h{k + 1}": self.d for k in range(self.L)}
-
-    @property
-    def carriers(self) -> tuple[str, ...]:
-        return tuple(f"W{k}" for k in range(2, self.L + 2))
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        below = [self.d_in, *self._widths]
-        weights: dict[str, tuple[int, ...]] = {f"W{k + 1}": (n, below[k]) for k, n in enumerate(self._widths)}
-        return weights | {f"b{k + 1}": (n,) for k, n in enumerate(self._widths)}
-
-    @property
-    def _widths(self) -> list[int]:
-        """Of the layers of the state."""
-        return [*self.hidden.values(), self.classes]
-
-    @classmethod
-    def sizes(cls, params: Params, given: Data) -> dict[str, Any]:
-        options: dict[str, Any] = {"d_in": given["x"].shape[-1], "dataset": datasets.GIVEN} if "x" in given else {}
-        if count := sum(name.startswith("W") for name in params):
-            options |= {"d": params["W1"].shape[0], "d_in": params["W1"].shape[1], "L": count - 1}
-            options["classes"] = params[f"W{count}"].shape[0]
-        return options
-
-    def init_params(self, rng: Generator) -> Params:
-        """As torch.nn.Linear begins."""
-        below = [self.d_in, *self._widths]
-        return {n: uniform(rng, shape, below[int(n[1:]) - 1] ** -0.5) for n, shape in self.shapes.items()}
-
-    def init_state(self, theta: Params, x: Data) -> Float[Tensor, "b n"]:
-        return x["x"].new_zeros((len(x["x"]), sum(self._widths)))
 
     def context(self, theta: Params, x: Data) -> Params:
         import torch
 
         first = x["x"] @ theta["W1"].mT
-        others = first.new_zeros((*first.shape[:-1], sum(self._widths[1:])))
+        others = first.new_zeros((*first.shape[:-1], sum(self.widths[1:])))
         biases = [theta[f"b{k + 1}"] for k in range(self.L + 1)]
         return {"input": torch.cat((first, others), -1), "bias": torch.cat(biases, -1)}
 
@@ -125,7 +69,7 @@ class AbstractHopfield(ClosedForms, LayeredWeights, AbstractPixels):
     def pull(
         self, theta: Params, x: Data, context: Params, saved: Saved, a: Float[Tensor, "*r b n"], knobs: Knobs
     ) -> Params:
-        u, r = (v.split(self._widths, -1) for v in (saved["slope"] * a, saved["r"]))
+        u, r = (v.split(self.widths, -1) for v in (saved["slope"] * a, saved["r"]))
         grads = {f"b{k + 1}": part.sum(-2) for k, part in enumerate(u)} | {"W1": knobs.sigma * (u[0].mT @ x["x"])}
         for k in range(1, self.L + 1):
             up, down = knobs.sigma * (u[k].mT @ r[k - 1]), knobs.sigma * (r[k].mT @ u[k - 1])
@@ -156,7 +100,7 @@ class AbstractHopfield(ClosedForms, LayeredWeights, AbstractPixels):
         """Up v of the layer below, of all layers but the first, and Down^T v of another layer for all but the last."""
         import torch
 
-        parts = v.split(self._widths, -1)
+        parts = v.split(self.widths, -1)
         below = [0.0, *(part @ W.mT for part, W in zip(parts, up, strict=False))]
         above = [*(parts[k] @ W for k, W in down), 0.0]
         return torch.cat([b + a for b, a in zip(below, above, strict=True)], -1)

@@ -43,6 +43,7 @@ class Linear(AbstractPixels, ClosedForms, AbstractDrivenSystem):
     nonnormality: float = field(default=0.0, metadata=SPREAD)  # spread of what is above the blocks of T
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.fastest < self.slowest:
             raise UserError(f"{self.name}: fastest = {self.fastest:g} is below slowest = {self.slowest:g}")
 

@@ -49,6 +49,7 @@ class AbstractPatches(AbstractPictures):
     patch: int = 7  # pixels of a patch's side, and the stride
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.img % self.patch:
             raise UserError(f"{self.name}: img = {self.img} is not a multiple of patch = {self.patch}")
 

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar, Literal, final
+from typing import TYPE_CHECKING, ClassVar, final
 
-from gradbench.data import datasets
-from gradbench.data.streams import normal, uniform
 from gradbench.systems.activations import ACTIVATIONS
-from gradbench.systems.base import BACK, DIRECT, AbstractForwardSystem, Data, LayeredWeights, Params
-from gradbench.systems.labelled_images import AbstractPixels
+from gradbench.systems.base import BACK, DIRECT, Data, Params
+from gradbench.systems.residual_options import AbstractResidualOptions
 from gradbench.systems.tokens import layer_norm, layer_norm_jvp, layer_norm_saved
 from gradbench.vocabulary.coordinates import Knobs
 
 if TYPE_CHECKING:
     from jaxtyping import Float
-    from torch import Generator, Tensor
+    from torch import Tensor
 
 
 @final
 @dataclass(frozen=True)
-class ResidualMlp(AbstractPixels, LayeredWeights, AbstractForwardSystem):
+class ResidualMlp(AbstractResidualOptions):
     """Residual MLP as an energy of prediction errors: its free state is the forward pass, its reference backprop.
 
     E = 1/2 sum_l |h_{l+1} - h_l - F_l(h_l)|^2,   F_l(h) = fc2_l(act(fc1_l(LN_l(h)))),   h_0 = embed(x) clamped
@@ -34,67 +31,6 @@ class ResidualMlp(AbstractPixels, LayeredWeights, AbstractForwardSystem):
     source: ClassVar[str] = "Scellier & Bengio 2017 on a pre-norm residual MLP; Whittington & Bogacz 2017 (the energy)"
     real_only: ClassVar[str | None] = "its activations and layer norms are those of real numbers"
     defaults: ClassVar[Mapping[str, float]] = {"T2": 20, "beta": 0.5, "eps": 0.1, "batch": 128}
-
-    d_in: int = 3072  # pixels of an image with all its colours
-    d: int = 256  # width of a layer
-    L: int = 4  # residual blocks
-    activation: Literal["gelu", "relu", "tanh"] = "gelu"
-
-    @property
-    def layout(self) -> dict[str, tuple[int, ...]]:
-        return {f"h{i + 1}": (self.d,) for i in range(self.L)}
-
-    @property
-    def clamped(self) -> dict[str, tuple[int, ...]]:
-        return {"h0": (self.d,)}
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        linear = {"fc1.weight": (self.d, self.d), "fc1.bias": (self.d,), "fc2.weight": (self.d, self.d)}
-        block = {"ln.weight": (self.d,), "ln.bias": (self.d,), **linear, "fc2.bias": (self.d,)}
-        return {
-            "embed.weight": (self.d, self.d_in),
-            "embed.bias": (self.d,),
-            **{f"blocks.{i}.{name}": shape for i in range(self.L) for name, shape in block.items()},
-            "out_ln.weight": (self.d,),
-            "out_ln.bias": (self.d,),
-            "out_head.weight": (self.classes, self.d),
-            "out_head.bias": (self.classes,),
-        }
-
-    @property
-    def carriers(self) -> tuple[str, ...]:
-        return (*(f"blocks.{i}.{fc}.weight" for i in range(self.L) for fc in ("fc1", "fc2")), "out_head.weight")
-
-    @property
-    def hidden(self) -> dict[str, int]:
-        return dict.fromkeys(self.layers, self.d)
-
-    @classmethod
-    def sizes(cls, params: Params, given: Data) -> dict[str, int | str]:
-        options: dict[str, int | str] = {}
-        if "x" in given:
-            options |= {"d_in": given["x"].shape[-1], "dataset": datasets.GIVEN}
-        if "embed.weight" in params:
-            options |= {"d": params["embed.weight"].shape[0], "d_in": params["embed.weight"].shape[1]}
-        if "out_head.weight" in params:
-            options |= {"classes": params["out_head.weight"].shape[0]}
-        if blocks := {name.split(".")[1] for name in params if name.startswith("blocks.")}:
-            options |= {"L": len(blocks)}
-        return options
-
-    def init_params(self, rng: Generator) -> Params:
-        """As torch.nn.Linear and LayerNorm begin. Only fc2.weight is small: blocks begin close to the identity."""
-        shapes, theta = self.shapes, {}
-        for name, shape in shapes.items():
-            module, _, kind = name.rpartition(".")
-            if module.endswith("ln"):
-                theta[name] = normal(rng, shape, 0.0) + (kind == "weight")
-            elif name.endswith("fc2.weight"):
-                theta[name] = normal(rng, shape, 0.01)
-            else:
-                theta[name] = uniform(rng, shape, 1 / math.sqrt(shapes[f"{module}.weight"][1]))
-        return theta
 
     def context(self, theta: Params, x: Data) -> Params:
         return {"h0": _linear(theta, "embed", x["x"])}

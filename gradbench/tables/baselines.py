@@ -28,11 +28,12 @@ from gradbench.planning.plans import plan
 from gradbench.planning.registry import DIGEST
 from gradbench.tables.checks import where_is
 from gradbench.tables.consistency import RANGE_ERROR
+from gradbench.tables.disk import SCHEMA, read_metadata, read_table, write_table
 from gradbench.tables.findings import Finding
 from gradbench.tables.runs import results_folder
 from gradbench.tables.schema import BASELINE_VERSION, BETTER, IDENTITY, OUTCOME, range_of
 from gradbench.tables.statements import claimed
-from gradbench.tables.store import BEGAN, SCHEMA, read_metadata, read_table, write_table
+from gradbench.tables.store import BEGAN
 from gradbench.tables.verifying import PLAN, POINT, verify
 from gradbench.vocabulary.status import Status
 
@@ -218,7 +219,7 @@ def set_baseline(runs: Sequence[Run], out: Path, allow: Collection[str] = ()) ->
         if snapshot is None or any(fault.name == PLAN for fault in faults):  # nothing says what it is a run of
             raise StoreError("\n".join(fault.detail for fault in faults))
         for other in snapshots:
-            marks = ((s.env.get(BEGAN), s.digests) for s in (snapshot, other))
+            marks = ((s.env.get(BEGAN), s.manifest) for s in (snapshot, other))
             if any(mine is not None and mine == that for mine, that in zip(*marks, strict=True)):
                 raise UserError(f"{run.folder}: is a copy of {other.folder}; a run has no spread against itself")
         snapshots.append(snapshot)

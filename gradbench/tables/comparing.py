@@ -90,7 +90,7 @@ def compared(
     """
     if across is None and a.folder.resolve() == b.folder.resolve():
         raise UserError(f"{a.folder}: is compared with itself; name another run, or two values with --across")
-    if across is None and a.digests is not None and a.digests == b.digests:
+    if across is None and a.manifest is not None and a.manifest == b.manifest:
         raise UserError(f"{b.folder}: is a copy of {a.folder}; name another run, or two values with --across")
     if across is not None and across[1] == across[2]:
         raise UserError(f"--across {across[0]}: its two values are equal: {across[1]!r}")

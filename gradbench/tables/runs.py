@@ -5,15 +5,19 @@ from __future__ import annotations
 import fcntl
 import itertools
 import os.path
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 from gradbench.data.given import article
 from gradbench.errors import StoreError, UserError, near_miss
-from gradbench.tables.store import UNCHANGED, Run, guarded, write
+from gradbench.planning.regular_files import regular
+from gradbench.planning.values import untypable
+from gradbench.tables.disk import UNCHANGED, guarded, write
+from gradbench.tables.store import Run
 
+LONGEST = 4096  # bytes of the file with the id
 POINTER = "latest"  # a file in the folder of a suite: the id of the run that was worked on last
 
 
@@ -23,6 +27,8 @@ def results_folder(out: object) -> Path:
         raise UserError(f"out: got {article(out)}, expected the path of a folder")
     if "\0" in os.fspath(out):
         raise UserError(f"out = {os.fspath(out)!r} cannot be a path: it holds a zero byte")
+    if fault := untypable(os.fspath(out)):
+        raise UserError(f"out = {os.fspath(out)!r} cannot name a folder of results: {fault}")
     if there := file_above(Path(out)):
         raise UserError(f"out = {os.fspath(out)}: {there} is no folder, expected one of results")
     return Path(out)
@@ -36,7 +42,7 @@ def file_above(folder: Path) -> Path | None:
 
 def point(folder: Path, run: Run) -> None:
     """Make a run the latest of its suite."""
-    write(folder / POINTER, lambda file: file.write(run.id.encode()))
+    write(folder / POINTER, lambda file: file.write(run.id.encode()), inside=folder)
 
 
 def new(folder: Path, identity: str) -> Run:
@@ -66,19 +72,36 @@ def beginning(folder: Path) -> Iterator[None]:
         os.close(lock)
 
 
-def matching(folder: Path, identity: str) -> Run | None:
-    """The newest run of a suite that has this identity, and so may be resumed; None where there is none."""
+def matching(folder: Path, identity: str, tell: Callable[[str], object] = lambda text: None) -> Run | None:
+    """The newest run of a suite that has this identity, and so may be resumed; None where there is none.
+
+    A run whose environment or plan is damaged is passed over, and `tell` is called with why.
+    """
     for path in sorted(folder.glob("*/env.json"), reverse=True):
         run = Run(path.parent)
-        if run.env.get("identity") == identity:
-            return run
+        try:
+            if run.env.get("identity") == identity and _sound(run):
+                return run
+        except StoreError as error:
+            tell(f"gradbench: this run is passed over: {error}")
     return None
+
+
+def _sound(run: Run) -> bool:
+    """True. Raises StoreError where the plan of a run, or the configuration of a training, is damaged."""
+    if os.path.lexists(run.folder / "config.json"):
+        run.sealed("config.json")
+    else:
+        _ = run.plan
+    return True
 
 
 def find(name: str, out: Path = Path("results")) -> Run:
     """The run that a name means. Raises UserError where there is none, or more than one."""
     if not name:
         raise UserError("the name of the run is empty: name a path, an id, a suite, or latest")
+    if fault := untypable(name):
+        raise UserError(f"run {name!r} cannot be the name of a run: {fault}")
     root = out / "runs"
     pointers = {p.parent.name: p for p in sorted(root.glob(f"*/{POINTER}"), key=lambda p: p.lstat().st_mtime)}
     if os.path.isfile(Path(name) / "plan.json"):  # unlike Path.is_file, False for a name too long for a file
@@ -107,8 +130,8 @@ def find(name: str, out: Path = Path("results")) -> Run:
 
 def _pointed(pointer: Path) -> Run:
     with guarded(pointer):
-        name = pointer.read_bytes().decode(errors="replace").strip()
-    if Path(name).name != name or name == "..":
+        name = regular(pointer, LONGEST).decode(errors="replace").strip()
+    if Path(name).name != name or name == ".." or untypable(name):
         raise StoreError(f"{pointer}: names {name!r}, which is no run beside it")
     run = Run(pointer.parent / name)
     if not (run.folder / "plan.json").is_file():

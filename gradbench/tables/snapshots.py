@@ -6,9 +6,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from gradbench.errors import StoreError
+from gradbench.tables.disk import read_table, way_out
+from gradbench.tables.manifest import Manifest
 from gradbench.tables.placeholders import skipped_rows
 from gradbench.tables.schema import TABLES
-from gradbench.tables.store import Digests, Run
+from gradbench.tables.store import Run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,26 +27,33 @@ class Snapshot(Run):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        self._digests = super().digests
-        self._plan, self._env, self._claims = super().plan, super().env, super().claims
-        self.tables = {name: super(Snapshot, self).table(name) for name in TABLES} if self.finished else self._made()
+        self._env, self.env_seal = self.sealed("env.json")
+        self._manifest = super().manifest
+        self._plan, self.plan_seal = self.sealed("plan.json")
+        self._claims = super().claims
+        self.tables = self._stored() if self.finished else self._made()
+
+    def _stored(self) -> dict[str, pa.Table]:
+        """The finished tables. Whether they are those of the manifest is told by who verifies the run."""
+        with way_out(f"{self.command} makes it again"):
+            return {name: read_table(self.folder / f"{name}.parquet", schema) for name, schema in TABLES.items()}
 
     def _made(self) -> dict[str, pa.Table]:
         """The tables that the records make now."""
         try:
             return self.compacted(skipped_rows(self.plan)).tables
-        except (KeyError, TypeError) as error:
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
             raise StoreError(f"{self.folder / 'plan.json'}: damaged: {type(error).__name__}: {error}") from None
 
     @property
     def finished(self) -> bool:
-        """Whether the tables are the stored ones, with digests. A run that goes on has none yet."""
-        return self._digests is not None
+        """Whether the tables are the stored ones, with a manifest. A run that goes on has none yet."""
+        return self._manifest is not None
 
     @property
-    def digests(self) -> Digests | None:
-        """The digests as they were read."""
-        return self._digests
+    def manifest(self) -> Manifest | None:
+        """The manifest as it was read."""
+        return self._manifest
 
     @property
     def plan(self) -> dict[str, Any]:

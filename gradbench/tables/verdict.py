@@ -9,10 +9,11 @@ from typing import Any
 
 from gradbench.errors import StoreError
 from gradbench.tables.baselines import Demand, compare_with
+from gradbench.tables.disk import write_json
 from gradbench.tables.findings import Finding, Kind, Result
 from gradbench.tables.snapshots import Snapshot
 from gradbench.tables.statements import claimed
-from gradbench.tables.store import Run, write_json
+from gradbench.tables.store import Run
 from gradbench.tables.verifying import verify
 from gradbench.vocabulary.exit import PRECEDENCE, Ended, Exit
 from gradbench.vocabulary.status import Status
@@ -102,7 +103,7 @@ def judge(run: Run, *, deep: bool = False, demand: Demand | None = None, unheld:
     snapshot, faults = verify(run, deep=deep)
     verdict = _decided(run.id, snapshot, faults, demand, unheld)
     try:
-        write_json(path, verdict.to_json())
+        write_json(path, verdict.to_json(), inside=run.folder)
     except StoreError as error:
         return replace(verdict, unwritten=str(error))
     return verdict

@@ -17,11 +17,12 @@ from gradbench.errors import StoreError
 from gradbench.planning.cells import digest, key_at
 from gradbench.planning.plans import key_of
 from gradbench.planning.suites import Check, Statement, Table
-from gradbench.tables import consistency
+from gradbench.tables import consistency, manifest
+from gradbench.tables.disk import SEAL
 from gradbench.tables.findings import Finding, counted
 from gradbench.tables.placeholders import skipped_rows
 from gradbench.tables.snapshots import Snapshot
-from gradbench.tables.store import BOUND, DIGESTS, MADE_BY, SEAL, Run, differing
+from gradbench.tables.store import BEGAN, BOUND, MADE_BY, PLAN_SEAL, Run, as_told, differing
 from gradbench.vocabulary.coordinates import COORDINATES, LATE
 from gradbench.vocabulary.status import Status, Thresholds
 
@@ -49,7 +50,7 @@ def verify(run: Run, *, deep: bool = False) -> tuple[Snapshot | None, tuple[Find
         except StoreError as error:
             faults = [("every file can be read", str(error))]
         except _MISSHAPEN as error:  # a plan, an environment or checks of a shape that no rule above speaks of
-            what = f"{run.folder}: damaged: plan.json, env.json or {DIGESTS}: {type(error).__name__}: {error}"
+            what = f"{run.folder}: damaged: plan.json, env.json or {manifest.NAME}: {type(error).__name__}: {error}"
             faults = [("every file can be read", what)]
         if not faults or _state(run) == before:
             break
@@ -67,7 +68,7 @@ def trusted(run: Run) -> Snapshot:
 def _state(run: Run) -> object:
     """What changes when another process stores a record or the tables."""
     try:
-        stat = (run.folder / DIGESTS).stat()
+        stat = (run.folder / manifest.NAME).stat()
     except OSError:
         return len(run.done())
     return stat.st_ino, stat.st_mtime_ns, len(run.done())
@@ -100,8 +101,12 @@ def _faults(run: Snapshot, deep: bool) -> Iterator[Fault]:
     if (run.binds or BOUND in run.claims) and run.claims.get(BOUND) != run.bound(run.claims):
         told = f"was edited, or is of another run; gradbench run {planned.suite} writes the checks of its suite anew"
         yield "the checks are those of this run", f"{run.folder / 'checks.json'}: {told}"
+    if run.env.get(PLAN_SEAL, run.plan_seal) != run.plan_seal:
+        told = f"is not the plan with which the run began; {run.command} --fresh begins another run"
+        yield "the plan is that of this run", f"{path}: {told}"
     for rule, detail in planned.faults():
         yield rule, f"{path}: {detail}"
+    yield from _binding_faults(run)
     yield from _digest_faults(run)
     for rule, detail in _row_faults(run, planned):
         yield rule, f"{run.folder / 'cells.parquet'}: {detail}"
@@ -151,22 +156,33 @@ def _repeated(keys: list[str]) -> list[str]:
     return [key for key, n in Counter(keys).items() if n > 1]
 
 
+def _binding_faults(run: Snapshot) -> Iterator[Fault]:
+    """Whether the manifest is that of this run, with this plan and this environment."""
+    made = run.manifest
+    if made is None or made.run is None:
+        return
+    there = {"run": run.env.get(BEGAN), "plan": run.plan_seal, "env": run.env_seal}
+    if wrong := [name for name, value in there.items() if getattr(made, name) != value]:
+        told = f"names another {' and another '.join(wrong)} than there is; {run.command} makes it again"
+        yield "the manifest is that of this run", f"{run.folder / manifest.NAME}: {told}"
+
+
 def _digest_faults(run: Snapshot) -> Iterator[Fault]:
     """Whether finished tables are those that were made from the records of this run."""
-    if run.digests is None:
+    if run.manifest is None:
         return
-    _, tables, records = run.digests
+    tables, records = run.manifest.tables, run.manifest.records
     for name, table in run.tables.items():
         path = run.folder / f"{name}.parquet"
         metadata = table.schema.metadata
         if metadata[SEAL].decode() != tables[name]:
             yield "tables are as they were made", f"{path}: is another table than the one that the records made"
-        made_by = json.loads(metadata.get(MADE_BY, b"null"))
+        made_by = as_told(metadata.get(MADE_BY))
         if made_by != run.env:
             told = f"the environment that made it is not that of env.json: {differing(run.env, made_by)}"
             yield "tables are of this run", f"{path}: {told}"
     folder, there = run.folder / "records", run.done()
-    remade = "gradbench run measures what is missing, and makes the tables again"
+    remade = f"{run.command} measures what is missing, and makes the tables again"
     for keys, words in (
         (sorted(records.keys() - there), "of which tables were made are gone"),
         (sorted(set(run.tables["cells"]["problem"].drop_null().to_pylist()) - records.keys()), "of rows are not named"),
@@ -188,7 +204,7 @@ def _row_faults(run: Snapshot, planned: _Planned) -> Iterator[Fault]:
     if foreign := [key for key in dict.fromkeys(keys) if key not in planned.points]:
         yield "no cell that is not planned", counted(foreign, "are not in the plan")
     missing = [key for key in planned.keys if key not in there]
-    if missing and run.digests is not None and len(missing) != run.digests.missing:
+    if missing and run.manifest is not None and len(missing) != run.manifest.missing:
         yield "every planned cell", counted(missing, "of the plan have no row")
     if not (twice or foreign) and keys != [key for key in planned.keys if key in there]:
         yield "rows in the order of the plan", "its rows stand in another order"

@@ -9,7 +9,7 @@ from live import SYSTEMS, live_field, random_like
 from gradbench.diagnostics.arbiter import arbitrate
 from gradbench.diagnostics.ladder import estimate
 from gradbench.dynamics.trajectory import relax
-from gradbench.estimators.reverse import Bptt
+from gradbench.estimators.bptt import Bptt
 from gradbench.systems.base import AbstractForwardSystem
 
 pytestmark = pytest.mark.fast

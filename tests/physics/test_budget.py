@@ -20,10 +20,11 @@ from gradbench.dynamics.trajectory import Trajectory, relax
 from gradbench.engine.draws import build
 from gradbench.engine.outcome import Outcome
 from gradbench.engine.solving import solve
-from gradbench.estimators.adjoint import Adjoint, AdjointPhase
+from gradbench.estimators.adjoint import Adjoint
 from gradbench.estimators.aep import Aep
 from gradbench.estimators.base import AbstractEstimator, Reading, Snapshot, along
-from gradbench.estimators.nudged import NudgedPhase
+from gradbench.estimators.phases.adjoint import AdjointPhase
+from gradbench.estimators.phases.nudged import NudgedPhase
 from gradbench.planning import registry
 from gradbench.planning.plans import Plan, plan
 from gradbench.planning.suites import parse
@@ -261,7 +262,11 @@ def grid(name: str, dtype: str, **knobs: Any) -> Plan:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", SYSTEMS)
+# the ladder of the forward system takes ten seconds
+SLOW = {"residual_mlp": pytest.mark.long}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=SLOW.get(name, ())) for name in SYSTEMS])
 def test_causes_are_those_of_the_ladder_of_one_cell(name: str) -> None:
     """Wherever a state has settled, and one cause is clearly larger than the next."""
     asked = grid(name, "float64", T1=settling(name))
@@ -286,7 +291,7 @@ def test_causes_are_those_of_the_ladder_of_one_cell(name: str) -> None:
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_stacked_cells_have_the_budgets_of_single_ones(name: str) -> None:
-    asked = grid(name, "float64", seed=[0, 1])
+    asked = grid(name, "float64", seed=[0, 1], T2=[3, 20])
     fields = [build(p, "cpu") for p in asked.problems]
     alone = {o.cell: o for p, f in zip(asked.problems, fields, strict=True) for o in solve([p], f, asked.thresholds)}
     for o in solve(asked.problems, Stack.of(fields), asked.thresholds):

@@ -36,7 +36,8 @@ RULES = {registry.label(rule.name, registry.options(rule), "estimator"): rule fo
 # rules as they come on every system, their variants where a second phase takes a fraction of a second
 QUICK = ("toy_cons", "toy_noncons", "residual_mlp")
 CLAIMING = [
-    (label, system)
+    # a second phase of a forward system has many short steps: variants take a second or more each
+    pytest.param(label, system, marks=[pytest.mark.long] * (system == "residual_mlp" and label != rule.name))
     for label, rule in RULES.items()
     if rule.claim.exact is not None
     for system in (SYSTEMS if label == rule.name else QUICK)

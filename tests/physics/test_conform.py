@@ -22,12 +22,13 @@ from gradbench.conformance.findings import Conformance
 from gradbench.conformance.linear_systems import SkewedLinear
 from gradbench.dynamics.trajectory import Trajectory
 from gradbench.errors import UserError
-from gradbench.estimators.adjoint import AdjointPhase
 from gradbench.estimators.base import AbstractEstimator, AbstractPhase, Claim, Count, Exact, Reading, Snapshot, along
 from gradbench.estimators.ep import Ep
+from gradbench.estimators.phases.adjoint import AdjointPhase
 from gradbench.planning import registry
 from gradbench.systems.base import AbstractSystem
-from gradbench.systems.toy import ToyCons, ToyNoncons
+from gradbench.systems.toy_cons import ToyCons
+from gradbench.systems.toy_noncons import ToyNoncons
 from gradbench.vocabulary.exit import Exit
 
 SMALL: dict[str, Any] = {"N": 2, "D": 4, "out": 3, "drive_std": 1.0, "bias_std": 0.3}
@@ -413,7 +414,7 @@ def test_a_system_from_functions_conforms_with_the_examples_that_it_has() -> Non
 
 @pytest.mark.parametrize("function", WRITTEN, ids=lambda f: f.__name__)
 def test_a_rule_is_tried_on_a_system_of_the_caller(function: Callable[[], dict[str, Any]]) -> None:
-    mine = gb.system(**function(), name="mine", defaults={"T1": 100})
+    mine = gb.system(**function(), name="mine", defaults={"T1": 50})
     for rule in ("adjoint", "aep"):
         tried = gb.conform(rule, on=mine, batch=2)
         assert tried.passed, tried

@@ -21,9 +21,10 @@ from gradbench.dynamics.trajectory import relax
 from gradbench.engine import readings as engine
 from gradbench.engine.draws import build
 from gradbench.engine.solving import solve
-from gradbench.estimators import control
+from gradbench.estimators import disguises
 from gradbench.estimators.base import Snapshot
-from gradbench.estimators.control import Control, Kind
+from gradbench.estimators.control import Control
+from gradbench.estimators.disguises import Kind
 from gradbench.estimators.reference import REFERENCE
 from gradbench.planning import registry, suites
 from gradbench.planning.plans import plan
@@ -91,7 +92,7 @@ def test_a_cosine_without_direction_has_the_mean_and_spread_that_are_stated(
     deviation = math.sqrt(sum((float(r.square().sum()) / whole) ** 2 / r.numel() for r in entries))
     cosines = []
     for seed in range(300):
-        monkeypatch.setattr(control, "DRAWS", Streams(seed))
+        monkeypatch.setattr(disguises, "DRAWS", Streams(seed))
         cosines.append(compared(kind, g).whole.cosine)
     assert statistics.mean(cosines) == pytest.approx(mean, abs=4 * deviation / math.sqrt(300))
     assert statistics.stdev(cosines) == pytest.approx(deviation, rel=0.2)

@@ -14,7 +14,7 @@ import gradbench as gb
 from gradbench.diagnostics.credit import Credits, blocks
 from gradbench.dynamics.trajectory import Trajectory, relax
 from gradbench.estimators.base import Reading
-from gradbench.estimators.reverse import Bptt
+from gradbench.estimators.bptt import Bptt
 from gradbench.planning import registry
 from gradbench.systems.base import AbstractForwardSystem
 

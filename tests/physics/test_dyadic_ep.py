@@ -11,7 +11,8 @@ from test_ladder import TILTED
 
 from gradbench.dynamics.field import Closed, Field
 from gradbench.dynamics.trajectory import Trajectory, relax
-from gradbench.estimators.dyadic_ep import Cost, DyadicEp, DyadicPhase
+from gradbench.estimators.dyadic_ep import DyadicEp
+from gradbench.estimators.phases.dyadic import Cost, DyadicPhase
 from gradbench.planning import registry
 
 

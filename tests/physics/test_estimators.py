@@ -16,8 +16,10 @@ from gradbench.dynamics.linear import Linear
 from gradbench.dynamics.stack import Stack
 from gradbench.dynamics.trajectory import Trajectory, relax
 from gradbench.estimators.base import AbstractEstimator
-from gradbench.estimators.nudged import NudgedPhase
-from gradbench.estimators.reverse import Bptt, ReversePhase, Tbptt
+from gradbench.estimators.bptt import Bptt
+from gradbench.estimators.phases.nudged import NudgedPhase
+from gradbench.estimators.phases.reverse import ReversePhase
+from gradbench.estimators.tbptt import Tbptt
 from gradbench.planning import registry
 from gradbench.systems.base import AbstractForwardSystem, Params
 

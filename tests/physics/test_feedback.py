@@ -17,9 +17,9 @@ from gradbench.dynamics.field import Field
 from gradbench.dynamics.stack import Stack
 from gradbench.dynamics.trajectory import relax
 from gradbench.engine.draws import build
-from gradbench.estimators import feedback
 from gradbench.estimators.base import reading_at
 from gradbench.estimators.feedback import AbstractFeedback
+from gradbench.estimators.phases import feedback
 from gradbench.planning import registry
 from gradbench.planning.plans import plan
 from gradbench.planning.suites import parse

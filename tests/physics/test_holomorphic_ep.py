@@ -12,9 +12,9 @@ from test_estimators import estimate, settled, slope
 
 from gradbench.dynamics.trajectory import Trajectory
 from gradbench.errors import UserError
-from gradbench.estimators import holomorphic_ep
 from gradbench.estimators.base import reading_at
 from gradbench.estimators.holomorphic_ep import HolomorphicEp
+from gradbench.estimators.phases import holomorphic
 from gradbench.planning import registry
 from gradbench.systems import attention
 
@@ -121,14 +121,14 @@ def test_beyond_the_radius_of_convergence_more_points_do_not_help() -> None:
 
 
 def test_a_circle_has_two_points_or_more() -> None:
-    with pytest.raises(UserError, match="points = 1, expected 2 or more nudges on the circle"):
+    with pytest.raises(UserError, match="holomorphic_ep: points = 1 is below 2"):
         HolomorphicEp(points=1)
 
 
 @pytest.mark.parametrize("mutant", ["no conjugate", "one side", "points of a real nudge"])
 def test_a_mutant_of_the_coefficient_is_caught(mutant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each has another limit or another order than beta^4."""
-    free, right = settled("toy_cons"), holomorphic_ep._turns
+    free, right = settled("toy_cons"), holomorphic._turns
     limit = credit(HolomorphicEp(points=6), free, 250, 0.02)
 
     def turns(points: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -139,7 +139,7 @@ def test_a_mutant_of_the_coefficient_is_caught(mutant: str, monkeypatch: pytest.
             return turned, turned.conj() / points
         return turned.real.to(turned), weights
 
-    monkeypatch.setattr(holomorphic_ep, "_turns", turns)
+    monkeypatch.setattr(holomorphic, "_turns", turns)
     errors = {
         b: float((credit(HolomorphicEp(points=4), free, 250, b) - limit).norm() / limit.norm()) for b in (0.2, 0.1)
     }

@@ -109,9 +109,7 @@ def test_a_phase_that_was_not_reached_counts_as_done() -> None:
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_progress_moves_within_a_problem(write_suite: Any, cores: Callable[[int], None], threads: int) -> None:
-    text = (
-        'about = ""\n[[grid]]\nsystem = "toy_noncons"\nestimator = ["bptt", "aep"]\ndamp = 3.0\nT1 = 3000\nT2 = 100\n'
-    )
+    text = 'about = ""\n[[grid]]\nsystem = "toy_noncons"\nestimator = ["bptt", "aep"]\ndamp = 3.0\nT1 = 600\nT2 = 50\n'
     suite: Path = write_suite(text + "batch = 2\nseed = [0, 1]\n", base="")
     seen, moved, over = [], [0], threading.Event()
 

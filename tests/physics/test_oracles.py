@@ -13,7 +13,7 @@ import torch
 import gradbench as gb
 from gradbench.dynamics.field import Field
 from gradbench.dynamics.trajectory import relax
-from gradbench.estimators.nudged import NudgedPhase
+from gradbench.estimators.phases.nudged import NudgedPhase
 from gradbench.planning import registry
 from gradbench.vocabulary.coordinates import Knobs
 

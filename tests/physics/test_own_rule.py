@@ -17,7 +17,7 @@ import gradbench as gb
 from gradbench.dynamics.field import Field
 from gradbench.dynamics.trajectory import Trajectory
 from gradbench.estimators.base import AbstractEstimator, AbstractPhase, Count, Reading, Snapshot, along
-from gradbench.estimators.reverse import ReversePhase
+from gradbench.estimators.phases.reverse import ReversePhase
 from gradbench.planning import registry
 from gradbench.vocabulary.status import Status
 

@@ -24,8 +24,8 @@ from gradbench.dynamics.trajectory import Trajectory, relax
 from gradbench.engine.draws import build
 from gradbench.engine.references import gather_references
 from gradbench.engine.solving import solve
+from gradbench.estimators.bptt import Bptt
 from gradbench.estimators.implicit import gradient_of, solution
-from gradbench.estimators.reverse import Bptt
 from gradbench.planning.plans import Plan, plan
 from gradbench.planning.suites import parse
 from gradbench.vocabulary.cause import Cause

@@ -14,9 +14,10 @@ from gradbench.dynamics.field import Field
 from gradbench.dynamics.trajectory import relax
 from gradbench.estimators.adjoint import Adjoint
 from gradbench.estimators.aep import Aep
+from gradbench.estimators.bptt import Bptt
 from gradbench.estimators.control import Control
 from gradbench.estimators.ep import Ep
-from gradbench.estimators.reverse import Bptt, Tbptt
+from gradbench.estimators.tbptt import Tbptt
 
 
 def spectra(field: Field, s: torch.Tensor) -> list[torch.Tensor]:

@@ -15,10 +15,10 @@ import gradbench as gb
 from gradbench.dynamics import krylov
 from gradbench.dynamics.trajectory import Trajectory, relax
 from gradbench.errors import UserError
-from gradbench.estimators.adjoint import AdjointPhase
 from gradbench.estimators.aep import Aep
-from gradbench.estimators.nudged import NudgedPhase
-from gradbench.estimators.phantom import UnrolledPhase
+from gradbench.estimators.phases.adjoint import AdjointPhase
+from gradbench.estimators.phases.nudged import NudgedPhase
+from gradbench.estimators.phases.unrolled import UnrolledPhase
 from gradbench.planning import registry
 from gradbench.planning.plans import plan
 from gradbench.planning.suites import parse

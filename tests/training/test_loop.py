@@ -263,6 +263,16 @@ def test_the_shipped_suite_of_trained_weights_names_the_training_that_it_needs(c
 
 
 @pytest.mark.usefixtures("checkout")
+def test_the_shipped_suite_of_trained_weights_runs_after_that_training() -> None:
+    done = train("quick", device="cpu", overrides={"steps": 1, "T1": 2, "T2": 2, "batch": 2, "eval_batches": 1})
+    cells = gb.run("trained", device="cpu", overrides={"T1": 5, "T2": 2, "batch": 2}).cells
+    assert not set(cells["status"]) & {"error", "diverged"}
+    trained = cells["system_options"].str.contains(f"{done.checkpoint}@[0-9a-f]{{16}}")
+    assert set(trained) == {True, False}
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("checkout")
 def test_the_shipped_suite_of_trained_weights_passes_after_that_training() -> None:
     done = train("quick", device="cpu")
     scores = done.log.dropna(subset="test").groupby("step")["test"].mean()

@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gradbench.data import datasets
 from gradbench.dynamics.stack import Plain
 from gradbench.dynamics.trajectory import relax
-from gradbench.estimators.reverse import Bptt, Tbptt
+from gradbench.estimators.bptt import Bptt
+from gradbench.estimators.tbptt import Tbptt
 from gradbench.training.config import Optimiser
 from gradbench.training.state import State, descend, gradient
 from gradbench.training.trainer import Trainer

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from matplotlib.lines import Line2D
 
-from gradbench.plots import hold, look, titles
+from gradbench.plots import hold, look, sweep_titles
 from gradbench.plots.parameterwise import with_missed
 from gradbench.plots.scale import SPACED, floored, limits_of, show_cosines
 from gradbench.plots.wording import equal
@@ -57,7 +57,9 @@ def draw_cosine_sweep(cells: DataFrame, params: DataFrame, x: str) -> Figure | N
     columns = [metric for metric in SHOWN if any(metric in metrics for metrics in has.values())]
     first = {metric: next(place for place, metrics in has.items() if metric in metrics) for metric in columns}
     said = {
-        place: look.row_title(titles.of_sweep(place.system, here, x) if len(rows) > 1 else "", _point(place, here, x))
+        place: look.row_title(
+            sweep_titles.of_sweep(place.system, here, x) if len(rows) > 1 else "", _point(place, here, x)
+        )
         for place, here in rows.items()
     }
     heights = [1.75 + 0.35 * (place in first.values()) + look.LINE * len(said[place].split("\n")) for place in rows]
@@ -86,7 +88,7 @@ def draw_cosine_sweep(cells: DataFrame, params: DataFrame, x: str) -> Figure | N
     named = {label: styles[label] for label in drawn["estimator_label"].unique()}
     hollow = bool((drawn[drawn["cosine"].notna()]["status"] != Status.SETTLED).any())
     look.legend(figure, named, _keys(drawn), hollow=hollow)
-    look.title(figure, titles.of_sweeps({place.system: here for place, here in rows.items()}, x))
+    look.title(figure, sweep_titles.of_sweeps({place.system: here for place, here in rows.items()}, x))
     look.caption(
         figure,
         [

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from gradbench.plots import hold, look, titles
+from gradbench.plots.grounds import FOLLOW
 from gradbench.plots.scale import SPACED, floored, limits_of, show_cosines
 from gradbench.vocabulary.status import Status
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from gradbench.plots.sources import Tables
 
-SHIFT = 0.09  # between the markers of rules in one block, of the distance of blocks
+SHIFT, SPREAD = 0.09, 0.7  # between the markers of two rules in a block, and of all, of the distance of blocks
 CREDITS = {"cosine": "displacement", "cosine_error": "prediction error"}
 MEANT = {
     "cosine": "nudged block less free block",
@@ -92,7 +93,7 @@ def _different(rows: dict[hold.Place, DataFrame]) -> tuple[dict[hold.Place, Data
     different, alike = {}, []
     for place, here in rows.items():
         said = [titles.by_layer(here, column) for column in CREDITS]
-        told = [{rule: p if p.verb != titles.FOLLOW else titles.FOLLOW for rule, p in of.items()} for of in said]
+        told = [{rule: p if p.verb != FOLLOW else FOLLOW for rule, p in of.items()} for of in said]
         if told in seen:
             alike.append(place.system)
         else:
@@ -109,9 +110,10 @@ def _panel(ax: Axes, here: DataFrame, column: str, styles: dict[str, look.Style]
     here = here.assign(place=here["block"].map(names.index), **{column: floored(here[column])})
     here = here[~here["block"].isin(none)]
     drawn = {label: style for label, style in styles.items() if (here["estimator_label"] == label).any()}
+    shift = min(SHIFT, SPREAD / max(1, len(drawn)))
     for i, (label, style) in enumerate(drawn.items()):
         rows = here[here["estimator_label"] == label]
-        rows = rows.assign(place=rows["place"] + SHIFT * (i - (len(drawn) - 1) / 2))
+        rows = rows.assign(place=rows["place"] + shift * (i - (len(drawn) - 1) / 2))
         look.line(ax, rows.groupby("place")[column].min(), style)
         look.points(ax, rows, "place", column, style)
     ax.set_xticks(range(len(names)), [f"{name}\nfixed" if name in none else name for name in names])

@@ -36,6 +36,7 @@ TOP = 3.0  # longer bars are cut here; an error of 1 is that of no estimate at a
 HEADROOM = 1.25  # of the axis over `TOP`, where the numbers of cut bars stand
 WITHOUT = (Status.DIVERGED, Status.COLLAPSED, Status.UNDEFINED)  # statuses of cells whose error says nothing
 LEAST = 0.05  # height of the bar of a faithful cell, whose error is too small to be seen; no bar means no cell
+BREAK, SLANT = (0.88 * TOP, 0.93 * TOP), 0.06  # height of the two strokes through a cut bar, and half of their rise
 ABOVE = 0.05  # of the axis, between a cut bar and its number
 VISIBLE = 0.04  # height from which on a part is drawn; the others give theirs to those that are
 SMALL = 6.5  # points of the names below bars and the numbers above them
@@ -117,7 +118,7 @@ def draw_error_budget(cells: DataFrame, params: DataFrame, budget: DataFrame, fa
             ax.set_ylabel(WORST if ax is axs[0] else "")
             ax.tick_params(labelleft=ax is axs[0])
     every = pd.concat([bars for of in panels.values() for _, _, _, bars in of])
-    _legend(figure, seen, faithful, set(every["estimator_label"]))
+    _legend(figure, seen, faithful)
     look.title(figure, titles.of_budgets(every, faithful))
     look.caption(
         figure,
@@ -221,7 +222,7 @@ def _pitch(bars: DataFrame, knob: str, across: int) -> float:
 def _room(panel: Panel, across: int) -> float:
     """How much height the names of rules take, in points: one line where they fit side by side, else upright."""
     knob, _, _, bars = panel
-    longest = max(map(_length, bars["estimator_label"].unique()))
+    longest = max(_length(look.words(label)) for label in bars["estimator_label"].unique())
     return SMALL if longest + 3 < _pitch(bars, knob, across) else longest
 
 
@@ -232,7 +233,7 @@ def _panel(ax: Axes, panel: Panel, across: int) -> set[str]:
     width, pitch, names, seen = _width(bars), _pitch(bars, knob, across), {}, set()
     for bar in bars.to_dict("records"):
         place = values.index(bar[knob]) + width * (labels.index(bar["estimator_label"]) - (len(labels) - 1) / 2)
-        names[place] = bar["estimator_label"]
+        names[place] = look.words(bar["estimator_label"])
         seen |= _bar(ax, bar, place, width, pitch)
     names = dict(sorted(names.items()))
     ax.xaxis.remove_overlapping_locs = False  # the middle bar of a group stands where the value does
@@ -260,6 +261,11 @@ def _bar(ax: Axes, drawn: dict[str, Any], place: float, width: float, pitch: flo
         bottom += part
         seen.add(str(name))
     if error > TOP:
+        # two strokes through the bar: it goes on
+        for low in BREAK:
+            ends = [place - 0.5 * width, place + 0.5 * width], [low - SLANT, low + SLANT]
+            ax.plot(*ends, color="white", linewidth=look.pt(3.5), zorder=3)
+            ax.plot(*ends, color="black", linewidth=look.pt(0.8), zorder=4)
         text = f"{error:.2g}" if error < 100 else f"{error:.0e}".replace("e+0", "e").replace("e+", "e")
         text = text if np.isfinite(error) else "∞"
         turn = 0 if _length(text) + 1 < pitch else 90
@@ -275,8 +281,8 @@ def _fill(name: str, settled: bool) -> dict[str, Any]:
     return {"facecolor": "white", "edgecolor": look.GREY, "linewidth": 0.9, "linestyle": ":"}
 
 
-def _legend(figure: Figure, seen: set[str], faithful: float, labels: set[str]) -> None:
-    """What colours, hatches and hollow bars mean, and the words for the names that stand below the bars."""
+def _legend(figure: Figure, seen: set[str], faithful: float) -> None:
+    """What colours, hatches and hollow bars mean."""
     names = {FAITHFUL: f"faithful: no parameter is off by more than {faithful:g}"}
     handles: list[Line2D | Patch] = [
         Patch(**_fill(name, settled=True), label=names.get(name, name.replace("_", " ")))
@@ -286,10 +292,8 @@ def _legend(figure: Figure, seen: set[str], faithful: float, labels: set[str]) -
     if HOLLOW in seen:
         words = "hollow: some seeds not settled, no evidence"
         handles.append(Patch(**_fill(HOLLOW, settled=False), label=words))
-    named = [label for label in look.in_order(labels) if look.words(label) != label and " " not in label]
     if seen & COLOURS.keys():
         handles.append(Line2D([], [], linestyle="", label="parts: causes, scaled to fill the bar"))
-    handles += [Line2D([], [], linestyle="", label=f"{label}: {look.words(label)}") for label in named]
     look.strip(figure, handles, 5)
 
 

@@ -158,7 +158,7 @@ def _cosines(ax: Axes, here: DataFrame, label: str) -> None:
         value = written(cosine.iat[row, column])
         box = {"facecolor": "0.96", "edgecolor": "none", "pad": 1}
         ax.text(column + 0.5, row + 0.5, value, color="0.5", size=size, ha="center", va="center", bbox=box)
-    _frame(ax, look.called(label))
+    _frame(ax, look.words(label))
 
 
 FIGURES: dict[str, Callable[[Tables], Figure | None]] = {"map_s_damp": lambda tables: draw_map_s_damp(tables.cells)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -11,7 +11,7 @@ from matplotlib.patches import Patch
 
 from gradbench.plots import hold, look, titles
 from gradbench.plots.scale import SPACED, floored, limits_of, show_cosines
-from gradbench.plots.wording import percent
+from gradbench.plots.wording import cosine, percent
 from gradbench.vocabulary.status import Status
 
 if TYPE_CHECKING:
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 WIDE = 530.0  # points of a panel's width, where the names of parameters stand
 WHOLE = "whole g"  # the gradient of all parameters as one vector
+TOGETHER = 0.8  # of the place of a parameter, that its bars fill
+SMALL = 6.5  # points of the numbers above bars
+CLOSE = 1.3  # widths of a bar that a number above it may have: the numbers beside it mostly stand at another height
+PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 0.2}  # behind them, over the dashed line
 SHADE = "#F3EBC6"  # behind the parameter that decides it
 
 
@@ -62,7 +66,7 @@ def draw_params(cells: DataFrame, params: DataFrame) -> Figure | None:
     figure = look.figure(0.6 + 1.55 * len(rows) + look.LINE * lines + sum(upright.values()) / 72)
     axes = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
     for ax, (place, here) in zip(axes, rows.items(), strict=True):
-        _panel(ax, here, styles)
+        _panel(ax, here, styles, slots)
         between = ", " if place in upright else "\n"
         names = [_name(label.get_text(), here, between) for label in ax.get_xticklabels()]
         ax.set_xticks(ax.get_xticks(), names, rotation=90 if place in upright else 0)
@@ -76,7 +80,7 @@ def draw_params(cells: DataFrame, params: DataFrame) -> Figure | None:
             edgecolor="black",
             linewidth=0.6,
             hatch=style.hatch or None,
-            label=look.called(label),
+            label=look.words(label),
         )
         for label, style in styles.items()
     ]
@@ -88,7 +92,9 @@ def draw_params(cells: DataFrame, params: DataFrame) -> Figure | None:
         figure,
         [
             "Cosine to BPTT by parameter, settled cells only: bars at the worst seed with a cosine, whiskers up",
-            f"to the best; on the left the whole gradient. Yellow: a parameter that holds over {titles.DOMINATES:.0%}",
+            "to the best; on the left the whole gradient. Numbers, where there is room: cosines of the worst seed",
+            f"below {look.FOLLOWS:g}, and that of the whole gradient for such a rule. Yellow: a parameter that holds",
+            f"over {titles.DOMINATES:.0%}",
             "of the squared norm of the reference.",
             *([f"Nothing settled there: {', '.join(unsettled)}."] if unsettled else []),
             "A bar that says undefined has no cosine in any seed: its reference is zero, not finite or below the",
@@ -112,7 +118,7 @@ def _with_whole(here: DataFrame) -> DataFrame:
     return pd.concat([whole.assign(param=WHOLE, cosine=whole["cosine_whole"]), here], ignore_index=True)
 
 
-def _panel(ax: Axes, here: DataFrame, styles: dict[str, look.Style]) -> None:
+def _panel(ax: Axes, here: DataFrame, styles: dict[str, look.Style], slots: int) -> None:
     names, labels = [WHOLE, *here["param"].unique()], list(styles)
     look.followed(ax)
     if large := titles.dominant(here):
@@ -138,10 +144,11 @@ def _panel(ax: Axes, here: DataFrame, styles: dict[str, look.Style]) -> None:
     for bars, label in zip(ax.containers, labels, strict=True):
         for bar in bars:  # the edge shows a bar of nearly zero, the hatch tells rules apart in grey
             bar.set(edgecolor="black", linewidth=0.6, hatch=styles[label].hatch or None)
+    _write_values(ax, here, names, labels, WIDE / slots)
     ax.set(xlabel="", ylabel=f"cosine to BPTT\n{SPACED}")
     ax.grid(visible=False, axis="x")
     ax.axvline(0.5, color=look.GREY, linewidth=0.9)
-    width = 0.8 / len(labels)
+    width = TOGETHER / len(labels)
     undefined = here["cosine"].isna().groupby([here["param"], here["estimator_label"]]).all()
     for i, name in enumerate(names):
         without = [label for label in labels if undefined.get((name, label), False)]
@@ -151,6 +158,26 @@ def _panel(ax: Axes, here: DataFrame, styles: dict[str, look.Style]) -> None:
         for x, colour in places.items():
             small = look.pt(look.VALUE)
             ax.text(x, 0.02, "undefined", rotation=90, size=small, ha="center", va="bottom", color=colour)
+
+
+def _write_values(ax: Axes, here: DataFrame, names: list[str], labels: list[str], slot: float) -> None:
+    """The cosines of the parameters that a rule misses, and its whole gradient's, where they have room above the bars.
+
+    A parameter has `slot` points of the width.
+    """
+    width = TOGETHER / len(labels)
+    seeds = here.groupby(["estimator_label", "param"])["cosine"].agg(["min", "max"]).dropna()
+    for i, label in enumerate(labels):
+        of_rule = seeds.loc[label] if label in seeds.index else seeds.iloc[:0].droplevel(0)
+        missed = of_rule["min"] < look.FOLLOWS
+        for param, (worst, best) in of_rule[missed | (missed.any() & (of_rule.index == WHOLE))].iterrows():
+            text = cosine(worst)
+            if look.length(text, SMALL) > CLOSE * width * slot:
+                continue
+            x = names.index(str(param)) + (i - (len(labels) - 1) / 2) * width
+            top = max(float(floored(best)), 0.0)
+            at: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "bbox": PAPER}
+            ax.annotate(text, (x, top), (0, look.pt(1.5)), size=look.pt(SMALL), **at)
 
 
 def _name(param: str, here: DataFrame, between: str) -> str:

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import pandas as pd
 import seaborn as sns
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
@@ -13,9 +14,10 @@ from matplotlib.patches import Patch, Rectangle
 from gradbench.estimators.base import Count, Role
 from gradbench.planning import registry
 from gradbench.plots import hold, look, titles
-from gradbench.plots.scale import COLOURS, TOP, floored, nines, written
+from gradbench.plots.scale import COLOURS, TOP, cosine_at, floored, nines, written
 from gradbench.plots.wording import short
 from gradbench.vocabulary.coordinates import COORDINATES
+from gradbench.vocabulary.notation import METRICS
 from gradbench.vocabulary.status import Status
 
 if TYPE_CHECKING:
@@ -30,26 +32,29 @@ if TYPE_CHECKING:
 LEAST = 3  # rules: of fewer, other figures tell more
 NUMBER, WORDS = 8, 6.8  # points of the letters in a field
 MANY = 11  # systems beside which letters of that size fit
-ROW, HEAD = 0.46, 0.9  # inches of a row, and of the names of the systems
+ROW, HEAD = 0.46, 1.25  # inches of a row, and of the names and kinds of the systems
+KIND = 0.33  # inches of the kinds
 SETTING = tuple(name for name in COORDINATES if name != "seed")
 LEGEND = (  # places on the colours, and what they mean
     (
         0.8,
-        f"light: follows BPTT in direction (cosine {look.FOLLOWS:g} or more), from so many evaluations of the force on",
+        f"light: follows BPTT in direction (cosine {look.FOLLOWS:g} or more); below: its cost",
     ),
-    (0.1, "dark: misses, and why"),
+    (0.1, "dark: misses BPTT; below: its most frequent cause"),
 )
 DASH = "-"  # the rule does not apply
+ALIKE = float(cosine_at(TOP))  # larger cosines count as equal, as their colours do
+KINDS = {"symmetric": "symmetric Jacobian", "asymmetric": "asymmetric Jacobian", "": "not measured at rest"}
+ORDER = list(KINDS)
+PANEL = 0.85  # of the width of the figure
 NOTHING = ("0.96", "////", "0.8")  # face, hatch and its colour of a field without evidence
 
 
 class Field(NamedTuple):
-    """What a rule comes to on a system, at the setting with the largest cosine of the worst parameter and seed."""
+    """What a rule comes to on a system, at its best setting there."""
 
-    cosine: float  # NaN: there is no settled setting with a cosine
-    words: (
-        str  # below the number: from which cost on it follows BPTT, or what breaks the rule, or why there is no number
-    )
+    cosine: float  # of the worst parameter and seed; NaN: there is no settled setting with a cosine
+    words: str  # below the number: the cost of the setting, or what breaks the rule, or why there is no number
 
 
 @look.themed
@@ -57,6 +62,8 @@ def draw_rules_by_system(cells: DataFrame) -> Figure | None:
     """A number is a cosine of the worst seed and parameter; the next best setting is at most as good."""
     rules = cells[cells["estimator"].map(registry.role) == Role.RULE]
     systems = {str(s): hold.one_dtype(rows) for s, rows in rules.groupby("system_label", sort=False)}
+    kinds = {system: titles.kind(rows) for system, rows in systems.items()}
+    systems = {system: systems[system] for system in sorted(systems, key=lambda system: ORDER.index(kinds[system]))}
     labels = look.in_order(rules["estimator_label"].unique())
     if len(labels) < LEAST:
         return None
@@ -66,15 +73,16 @@ def draw_rules_by_system(cells: DataFrame) -> Figure | None:
     }
     order = sorted(labels, key=lambda label: _follows_on(fields[label]), reverse=True)
     figure = look.figure(HEAD + ROW * len(order))
-    ax = figure.subplots()
+    upper, ax = figure.subplots(2, 1, height_ratios=(KIND, HEAD - KIND + ROW * len(order)))
     _draw(ax, [[fields[label][system] for system in systems] for label in order])
+    _show_kinds(upper, ax, [kinds[system] for system in systems], look.room(figure) * PANEL)
     told = short(systems)
     width = max(8, 90 // len(systems))
     names = [hold.lines(told[s].replace("_", "_ "), width).replace("_ ", "_") for s in systems]  # broken at underscores
     ax.set_xticks(
-        np.arange(len(systems)) + 0.5, names, rotation=0, size=look.pt(look.VALUE if len(systems) <= 8 else 6.5)
+        np.arange(len(systems)) + 0.5, names, rotation=0, size=look.pt(look.VALUE if len(systems) <= 8 else 6)
     )
-    ax.set_yticks(np.arange(len(order)) + 0.5, [look.called(label) for label in order], rotation=0)
+    ax.set_yticks(np.arange(len(order)) + 0.5, [look.words(label) for label in order], rotation=0)
     face, hatch, edge = NOTHING
     silent = Patch(facecolor=face, edgecolor=edge, hatch=hatch, label="nothing is settled: no evidence")
     every = [field for of in fields.values() for field in of.values()]
@@ -85,19 +93,33 @@ def draw_rules_by_system(cells: DataFrame) -> Figure | None:
     absent += [f"{DASH} : does not apply"] * any(f and f.words == DASH for f in every)
     keys += [Line2D([], [], linestyle="", label=words) for words in absent]
     look.strip(figure, keys, 5)
-    look.title(figure, titles.of_matrix({label: _held(fields[label]) for label in order}, [told[s] for s in systems]))
+    look.title(figure, titles.of_matrix({label: _held(fields[label]) for label in order}, kinds))
     look.caption(
         figure,
         [
-            "Smallest cosine over parameters in the worst seed, at the setting of the rule at which it is largest, of",
-            "settings that are settled in every seed; s and damping belong to the setting. Below it: from which cost",
-            "on some setting follows BPTT, in evaluations of the force, free phase included, where a",
-            f"product with the Jacobian counts as {Count(jvp=1).work}; of a rule that misses BPTT at every setting,",
-            "the cause of its errors at the largest T2. Colours are spaced by log(1 - cos), the same from",
-            "0.9999 on.",
+            "A field is one setting of a rule, s and damping included: of those settled in every seed, the one with",
+            "the largest cosine of the worst parameter in the worst seed, and the cheapest of those above",
+            f"{ALIKE:g}. The number is that cosine. Below it what an estimate costs at this setting, in evaluations of",
+            f"the force, free phase included, a product with the Jacobian counted as {Count(jvp=1).work}. Where a rule",
+            "misses BPTT at every setting, it is the most frequent cause of errors at settled ones. Colours are",
+            f"spaced by log(1 - cos), the same from {ALIKE:g} on. A Jacobian is symmetric where its antisymmetry",
+            f"{METRICS['antisymmetry'].symbol} is at most {titles.SYMMETRIC:g} in every settled cell.",
         ],
     )
     return figure
+
+
+def _show_kinds(upper: Axes, ax: Axes, kinds: list[str], width: float) -> None:
+    """Name the kinds of the systems above them, with a line over each and between two; kinds are in order."""
+    for kind in dict.fromkeys(kinds):
+        first, last = kinds.index(kind), len(kinds) - kinds[::-1].index(kind)
+        upper.plot([first + 0.06, last - 0.06], [0, 0], color=look.GREY, linewidth=1.5)
+        words = look.fit(KINDS[kind], look.VALUE, (last - first) / len(kinds) * width)
+        upper.text((first + last) / 2, 0.15, words, size=look.pt(look.VALUE), ha="center", va="bottom", weight="bold")
+        if first:
+            ax.axvline(first, color=look.GREY, linewidth=1.5, zorder=4)
+    upper.set(xlim=(0, len(kinds)), ylim=(-0.1, 1))
+    upper.set_axis_off()
 
 
 def _field(rows: DataFrame) -> Field | None:
@@ -114,12 +136,11 @@ def _field(rows: DataFrame) -> Field | None:
     ]
     if not settings:
         return Field(math.nan, str(measured["status"][measured["status"] != Status.SETTLED].mode().iloc[0]))
-    cosine = max(cosine for cosine, *_ in settings)
+    # the cheapest of the settings whose cosines count as equal
+    cosine, cost, _ = max(settings, key=lambda of: (min(of[0], ALIKE), -of[1]))
     if cosine >= look.FOLLOWS:
-        return Field(cosine, f"from {min(cost for c, cost, _ in settings if c >= look.FOLLOWS):,.0f}")
-    # a short second phase hides what is left of a long one
-    deepest = max((setting for *_, setting in settings), key=lambda setting: setting["T2"].fillna(0).max())
-    causes = deepest["cause"].dropna()
+        return Field(cosine, f"cost {cost:,.0f}")
+    causes = pd.concat([setting["cause"] for *_, setting in settings]).dropna()
     return Field(cosine, str(causes.mode().iloc[0]) if len(causes) else "")
 
 

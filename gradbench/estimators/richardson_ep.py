@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, final
 
 from gradbench.estimators.base import AbstractEstimator, AbstractPhase, Claim, Exact, Reading, Snapshot
-from gradbench.estimators.ep import vector_field
-from gradbench.estimators.nudged import HALVED, Nudge, NudgedPhase
+from gradbench.estimators.phases.nudged import HALVED, ORDER, Nudge, NudgedPhase
+from gradbench.estimators.readouts import vector_field
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -38,7 +38,7 @@ class RichardsonEp(AbstractEstimator):
     @property
     def claim(self) -> Claim:
         exact = Exact.SYMMETRIC if self.correction == "none" else Exact.FIXED_POINT
-        return Claim(exact, order=4 if self.nudge == "centred" else 2)
+        return Claim(exact, order=2 * ORDER[self.nudge])
 
     @property
     def phase(self) -> AbstractPhase:

@@ -22,6 +22,7 @@ Nudge = Literal["centred", "positive", "negative"]
 Clip = Literal["none", "batch", "sample"]
 Reduction = Literal["sum", "mean"]
 SIGNS: Mapping[Nudge, tuple[int, ...]] = {"centred": (1, -1), "positive": (1,), "negative": (-1,)}
+ORDER: Mapping[Nudge, int] = {"centred": 2, "positive": 1, "negative": 1}  # of the error in beta, where a rule is exact
 # the same nudges and half of them, for an extrapolation to beta = 0
 HALVED: Mapping[Nudge, tuple[float, ...]] = {n: (*signs, *(s / 2 for s in signs)) for n, signs in SIGNS.items()}
 SMALL = 1e-5  # of |s*|: how far a nudge that stands for beta -> 0 moves the state

@@ -1,13 +1,13 @@
-"""Reverse mode through the relaxation: the reference, and its truncations."""
+"""Reverse mode through the relaxation: one sweep for the reference and its truncations."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, final
+from typing import TYPE_CHECKING, final
 
 from gradbench.dynamics.meter import launched
-from gradbench.estimators.base import AbstractEstimator, AbstractPhase, Claim, Count, Exact, Reading, Role, Snapshot
+from gradbench.estimators.base import AbstractPhase, Count, Snapshot
 from gradbench.systems.base import AbstractForwardSystem
 
 if TYPE_CHECKING:
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from gradbench.dynamics.field import Field, Step
     from gradbench.dynamics.trajectory import Trajectory
-    from gradbench.systems.base import AbstractSystem
 
 
 @final
@@ -119,72 +118,3 @@ def _through_start(free: Trajectory, whole: Snapshot, a: Tensor) -> Snapshot:
     assert whole.gradient is not None
     gradient = {name: whole.gradient[name] + g for name, g in free.field.equilibrium_grads(a).items()}
     return replace(whole, gradient=gradient, credit=free.field.layer_slopes[..., -a.shape[-1] :].expand_as(a))
-
-
-@final
-@dataclass(frozen=True)
-class Bptt(AbstractEstimator):
-    """Backpropagation through time: reverse mode through the T1 steps of the deployed relaxation.
-
-    Exact for the cost after T1 steps, whether or not these reach a fixed point. It is the reference. Where the free
-    state is a forward pass, it is backpropagation through that pass.
-    """
-
-    name: ClassVar[str] = "bptt"
-    role: ClassVar[Role] = Role.REFERENCE
-    uses: ClassVar[frozenset[str]] = frozenset()
-    source: ClassVar[str] = "Rumelhart, Hinton & Williams 1986; Werbos 1990"
-
-    @property
-    def claim(self) -> Claim:
-        return Claim(Exact.ALWAYS)
-
-    @property
-    def phase(self) -> AbstractPhase:
-        return ReversePhase()
-
-    def read(self, free: Trajectory, snapshot: Snapshot, betas: Float[Tensor, "j *c"]) -> Reading:
-        return swept(snapshot)
-
-
-@final
-@dataclass(frozen=True)
-class Tbptt(AbstractEstimator):
-    """Truncated backpropagation through time: reverse mode through the last T2 of the T1 steps.
-
-    estimate eps sum_{T1 - T2 <= t < T1} <p_t, dF/dtheta(s_t)>, p_t as in backpropagation through time
-    Exact for T2 = T1. At a fixed point it is the adjoint with T2 terms, and what is left out falls as rho^T2.
-    T1 steps without and T2 more with a graph, as CET is trained, are tbptt of T1 + T2 steps.
-    """
-
-    name: ClassVar[str] = "tbptt"
-    truncates: ClassVar[bool] = True
-    uses: ClassVar[frozenset[str]] = frozenset({"T2"})
-    source: ClassVar[str] = "Williams & Peng 1990; Hoier, Kerjan & Scellier 2026 (last T2 steps of a relaxation)"
-
-    @property
-    def claim(self) -> Claim:
-        return Claim(Exact.FIXED_POINT)
-
-    @property
-    def phase(self) -> AbstractPhase:
-        return ReversePhase()
-
-    def skip(self, system: type[AbstractSystem]) -> str | None:
-        if "T1" not in system.uses:
-            return f"the free state of {system.name} is a forward pass: there are no steps to go back by"
-        return super().skip(system)
-
-    def skip_cell(self, T1: int, T2: int) -> str | None:
-        return "T2 > T1: there are fewer steps than tbptt is to go back" if T2 > T1 else None
-
-    def read(self, free: Trajectory, snapshot: Snapshot, betas: Float[Tensor, "j *c"]) -> Reading:
-        return swept(snapshot)
-
-
-def swept(snapshot: Snapshot) -> Reading:
-    """The estimate of the gradient that a sweep has pulled on its way."""
-    assert snapshot.gradient is not None
-    assert snapshot.credit is not None
-    gradient = {n: g[:, None] for n, g in snapshot.gradient.items()}
-    return Reading(snapshot.depth, gradient, snapshot.credit[:, None], snapshot.evidence)

@@ -1,0 +1,311 @@
+"""Worker processes: what crashes, hangs or fails costs its own rows, and the bounds of a run end it cleanly."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import warm
+
+import gradbench as gb
+from gradbench.commands import measuring, running
+from gradbench.commands.limits import Limits
+from gradbench.commands.running import _folder, prepare
+from gradbench.commands.standing import standing
+from gradbench.engine import processes
+from gradbench.errors import UserError
+from gradbench.planning import registry
+from gradbench.tables import runs
+from gradbench.tables.disk import read_json, write_json
+from gradbench.tables.store import Run
+from gradbench.vocabulary.exit import Exit
+
+PLUGIN = Path(__file__).parent / "faulty.py"
+COST_OF_TIME = ["seconds", "peak_memory"]
+SAID = {  # by fault
+    1: "the worker process was ended by SIGSEGV, twice",
+    2: "the worker process ended with exit status 7, twice",
+    3: "SystemExit: bye",
+    4: "no result within 4 s (timeout)",
+    5: "no result within 4 s (timeout)",
+    6: "MemoryError",
+    7: "the worker process was ended by SIGABRT, twice",
+    8: "faulty: step raised ValueError: planted",
+    9: "KeyboardInterrupt",
+    10: "the worker process ended with exit status 0, twice",
+}
+
+
+def suite(faults: list[int], gains: tuple[float, ...] = (0.7,), healthy: tuple[float, ...] = ()) -> gb.Suite:
+    grids = [{"gain": list(gains), "fault": [float(fault) for fault in faults]}]
+    grids += [{"gain": list(healthy), "fault": 0.0}] if healthy else []
+    return gb.suite([{"system": "faulty", "estimator": "aep", **grid} for grid in grids], name="faults")
+
+
+@pytest.fixture(autouse=True)
+def _plugin() -> Any:
+    with registry.scope():
+        from gradbench.planning import plugins
+
+        plugins._loaded.pop(str(PLUGIN), None)
+        plugins.load(PLUGIN)
+        yield
+
+
+def run(asked: gb.Suite, out: Path, **more: Any) -> Run:
+    return Run(gb.run(asked, out=out, device="cpu", **more).folder)
+
+
+def same(a: pd.DataFrame, b: pd.DataFrame) -> None:
+    pd.testing.assert_frame_equal(
+        a.drop(columns=COST_OF_TIME).reset_index(drop=True),
+        b.drop(columns=COST_OF_TIME).reset_index(drop=True),
+        check_dtype=False,  # a column with a null is of floats
+        check_exact=True,
+    )
+
+
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "with_crew", lambda setup, planned: setup)
+
+
+def test_a_fault_costs_the_cells_of_its_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = run(suite([0, 1, 3, 8, 9], healthy=(0.5, 0.6, 0.8)), tmp_path).cells
+    told = dict(zip(cells["fault"], cells["reason"], strict=True))
+    assert {fault: told[fault] for fault in (1, 3, 8, 9)} == {fault: SAID[fault] for fault in (1, 3, 8, 9)}
+    assert (cells["status"] == np.where(cells["fault"] > 0, "error", "settled")).all()
+    in_this_process(monkeypatch)
+    threads = run(suite([0], healthy=(0.5, 0.6, 0.8)), tmp_path / "threads").cells
+    same(cells[cells["fault"] == 0], threads)
+
+
+@pytest.mark.long
+def test_ten_kinds_of_faults_among_two_hundred_problems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gains = tuple(np.linspace(0.3, 0.69, 190).round(6))
+    monkeypatch.setattr(processes, "memory", lambda workers: 3 * 2**30)
+    cells = run(suite(list(range(11)), healthy=gains), tmp_path, timeout=4).cells
+    bad = cells[cells["fault"] > 0]
+    assert dict(zip(bad["fault"], bad["reason"], strict=True)) == SAID
+    assert set(bad["status"]) == {"error", "oom"}
+    assert bad.loc[bad["status"] == "oom", "fault"].tolist() == [6]
+    in_this_process(monkeypatch)
+    same(cells[cells["fault"] == 0], run(suite([0], healthy=gains), tmp_path / "threads").cells)
+
+
+def test_a_problem_that_is_late_says_so_and_is_tried_again_when_asked_for(tmp_path: Path) -> None:
+    asked = suite([4], healthy=(0.5,))
+    first = run(asked, tmp_path, timeout=3).cells
+    assert first["status"].tolist() == ["error", "settled"]
+    assert first["reason"][0] == "no result within 3 s (timeout)"
+    again = run(asked, tmp_path, timeout=2).cells
+    assert again["reason"][0] == first["reason"][0]
+    again = run(asked, tmp_path, timeout="2s", retry="failed").cells
+    assert again["reason"][0] == "no result within 2 s (timeout)"
+
+
+def test_a_pack_that_loses_its_worker_is_halved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    rows = measuring._rows
+    monkeypatch.setattr(
+        measuring, "_rows", lambda setup, pack, *more: (sizes.append(len(pack)), rows(setup, pack, *more))[1]
+    )
+    monkeypatch.setattr(processes.WorkerProcess, "measure", _lost_with(monkeypatch, 0.62))
+    cells = run(suite([0], gains=(0.5, 0.6, 0.61, 0.62, 0.63)), tmp_path, engine="batched").cells
+    assert cells["reason"].tolist().count("gone, twice") == 1
+    assert (cells["status"] == np.where(cells["gain"] == 0.62, "error", "settled")).all()
+    assert sizes[0] == 1 or max(sizes) > 1  # knobs are options, and problems of different options are no pack
+
+
+def _lost_with(monkeypatch: pytest.MonkeyPatch, gain: float) -> Any:
+    measure = processes.WorkerProcess.measure
+
+    def lost(worker: processes.WorkerProcess, pack: Any, *more: Any) -> Any:
+        if any(problem.cells[0].knobs["gain"] == gain for problem in pack):
+            worker.close()
+            raise processes.WorkerLostError("gone")
+        return measure(worker, pack, *more)
+
+    return lost
+
+
+def test_workers_stay_for_the_next_run_and_a_dead_one_is_replaced(tmp_path: Path) -> None:
+    run(suite([0]), tmp_path)
+    before = {worker.process.pid for worker in processes._idle}
+    run(suite([0], gains=(0.8,)), tmp_path)
+    assert before & {worker.process.pid for worker in processes._idle}
+    for worker in list(processes._idle):
+        os.kill(worker.process.pid, signal.SIGKILL)
+        worker.process.wait()
+    assert run(suite([0], gains=(0.9,)), tmp_path).cells["status"].tolist() == ["settled"]
+
+
+def test_what_cannot_be_sent_is_measured_here_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lock = threading.Lock()
+
+    def step(theta: Any, x: Any, z: Any) -> Any:
+        with lock:
+            return 0.5 * z * theta["w"] + x["x"]
+
+    import torch
+
+    mine = gb.system(
+        step=step,
+        cost=lambda theta, x, z: (z**2).sum(-1),
+        state=lambda theta, x: torch.zeros(len(x["x"]), 3),
+        params={"w": torch.ones(3)},
+        data={"x": torch.ones(2, 3)},
+        defaults={"T1": 60, "T2": 20, "beta": 0.02},
+        name="locked",
+    )
+    asked = gb.suite({"system": mine, "estimator": "ep"}, name="locked")
+    assert run(asked, tmp_path).cells["status"].tolist() == ["settled"]
+    assert "cannot be sent to a worker process" in capsys.readouterr().err
+    with pytest.raises(UserError, match="timeout: it needs worker processes"):
+        run(asked, tmp_path / "other", timeout=5)
+
+
+def test_no_worker_outlives_the_process_that_started_it() -> None:
+    code = """
+import sys
+from gradbench.engine import processes
+worker = processes.WorkerProcess()
+print(worker.process.pid, flush=True)
+import time; time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        pid = int(owner.stdout.readline())
+        time.sleep(0.5)
+        owner.kill()
+    end = time.monotonic() + 10
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not Path(f"/proc/{pid}").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds"), [("90s", 90), ("8m", 480), ("1h30m", 5400), ("2", 2), (0.5, 0.5), (np.float64(3), 3)]
+)
+def test_times_are_read(given: Any, seconds: float) -> None:
+    assert Limits.of(given, None, None, None).timeout == seconds
+
+
+@pytest.mark.parametrize(
+    ("bounds", "told"),
+    [
+        (("8 minutes", None, None, None), "timeout = '8 minutes': expected a time as 90s, 8m or 1h30m"),
+        ((0, None, None, None), "timeout = 0"),
+        ((float("inf"), None, None, None), "timeout"),
+        (("", None, None, None), "timeout = ''"),
+        ((None, None, None, "-3"), "stop_after = '-3'"),
+        ((None, "faild", None, None), "retry = 'faild' is not known. Did you mean 'failed'?"),
+        ((None, None, 0, None), "max_failures = 0: expected a number of cells"),
+        ((None, None, 1.5, None), "max_failures = 1.5"),
+    ],
+)
+def test_what_is_no_bound_is_refused(bounds: Any, told: str) -> None:
+    with pytest.raises(UserError) as error:
+        Limits.of(*bounds)
+    assert told in str(error.value)
+
+
+def test_a_run_that_is_stopped_is_gone_on_with(write_suite: Any) -> None:
+    path = write_suite()
+    command: list[str | Path] = ["run", path, "--out", path.parent, "--device", "cpu"]
+    said = path.parent / "said"
+    assert warm.run([*command, "--stop-after", "0.000001"], {2: said}) == Exit.INCOMPLETE
+    told = said.read_text()
+    assert "gradbench: stopped, since 1e-06 seconds are over (--stop-after)" in told
+    assert "60 of 60 cells are not measured yet" in told
+    assert warm.run(command, {2: said}) == Exit.OK
+    assert len(runs.find("tiny", path.parent).cells) == 60
+
+
+def test_a_run_stops_after_so_many_failures(write_suite: Any, monkeypatch: pytest.MonkeyPatch, cores: Any) -> None:
+    cores(1)
+    path = write_suite()
+
+    def broken(*arguments: Any) -> Any:
+        raise FloatingPointError("planted")
+
+    monkeypatch.setattr(measuring.packs, "measure_pack", broken)
+    cells = gb.run(str(path), out=path.parent, device="cpu", max_failures=11).cells
+    assert len(cells) == 20  # two problems of ten cells
+    assert set(cells["status"]) == {"error"}
+
+
+def test_two_starts_on_a_fresh_folder_make_one_run(write_suite: Any) -> None:
+    path = write_suite()
+    _, planned = prepare(str(path))
+    env: Any = {"identity": "0123456789abcdef"}
+    started = threading.Barrier(4)
+    folders: list[Path] = []
+
+    def start() -> None:
+        started.wait()
+        folders.append(_folder(path.parent / "runs", planned, env, {}, fresh=False).folder)
+
+    threads = [threading.Thread(target=start) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(folders) == 4
+    assert len(set(folders)) == 1
+
+
+def test_records_of_two_engines_are_never_mixed(write_suite: Any) -> None:
+    path = write_suite()
+    batched, eager, again = (
+        running.run(path, out=path.parent, device="cpu", overrides={"seed": 0}, engine=engine)
+        for engine in ("batched", "auto", "eager")
+    )
+    assert batched.folder != eager.folder == again.folder
+    assert [r.env["engine"] for r in (batched, eager)] == ["batched", "eager"]
+
+
+def test_plan_says_what_is_done_failed_and_missing_and_why_a_run_is_stale(
+    write_suite: Any, monkeypatch: pytest.MonkeyPatch, cores: Any
+) -> None:
+    cores(1)
+    path = write_suite()
+    _, planned = prepare(str(path))
+    assert standing(planned, path.parent, "cpu") is None
+    measure, calls = measuring.packs.measure_pack, []
+
+    def broken(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise FloatingPointError("planted")
+        return measure(*arguments)
+
+    monkeypatch.setattr(measuring.packs, "measure_pack", broken)
+    made = running.run(path, out=path.parent, device="cpu", max_failures=1)
+    there = standing(planned, path.parent, "cpu")
+    assert there is not None
+    assert (there.done, there.failed, there.missing, there.stale) == (10, 10, 40, ())
+    env = read_json(made.folder / "env.json")
+    for changed, told in (
+        ({"numpy": "1.0", "identity": "0"}, ("numpy was 1.0 and is",)),
+        ({"engine": "batched", "identity": "0"}, ("engine was batched and is eager",)),
+        (
+            {"source": "0", "rooms": env["rooms"] | {"engine": "0"}, "identity": "0"},
+            ("the code of gradbench changed in engine",),
+        ),
+        ({"identity": "0"}, ("it may have changed in what no digest sees",)),
+    ):
+        write_json(made.folder / "env.json", env | changed)
+        there = standing(planned, path.parent, "cpu")
+        assert there is not None
+        assert (there.done, there.missing) == (0, 60)
+        assert len(there.stale) == 1
+        assert there.stale[0].startswith(told)
