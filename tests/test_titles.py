@@ -181,7 +181,7 @@ def test_many_rules_are_ranked_and_the_main_ones_named() -> None:
         "a: of 7 rules, rule0, rule1 and 2 more follow BPTT in every settled cell; naive EP, rule4 and wrong in none"
     )
     assert titles.of_cost("a", systems["b"].assign(cost=30)).endswith(
-        "4 of 7 rules follow BPTT, rule0 for 30 evaluations; naive EP at no cost"
+        "4 of 7 rules follow BPTT, rule0 for 30 evaluations; naive EP never"
     )
     assert titles.of_cost("a", cells(dict.fromkeys("abcde", WRONG))) == "a: none of 5 rules follow BPTT"
 

@@ -381,7 +381,7 @@ def _cheapest(known: DataFrame, rules: Sequence[str]) -> str:
     if least.empty:
         return followers
     named = [*least.index[:1], *(label for label in look.MAIN if label in rules and label != least.index[0])]
-    costs = {label: f"for {least[label]:g} evaluations" if label in least else "at no cost" for label in named}
+    costs = {label: f"for {least[label]:g} evaluations" if label in least else "never" for label in named}
     return clauses(
         f"{followers}, {look.words(named[0])} {costs[named[0]]}", *(f"{look.words(n)} {costs[n]}" for n in named[1:])
     )

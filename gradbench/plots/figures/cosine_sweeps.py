@@ -116,7 +116,7 @@ def _everywhere(rows: DataFrame, x: str) -> Index[int]:
 
 
 def _keys(drawn: DataFrame) -> list[Line2D]:
-    line = Line2D([], [], color=look.GREY, linewidth=2, label="line: worst of the seeds that every value has")
+    line = Line2D([], [], color=look.GREY, linewidth=2, label="line: worst seed, of those run at every value")
     keys = [look.followed_key(), line]
     if statuses := sorted(set(drawn[drawn["cosine"].isna()]["status"])):
         words = f"below the axis: {', '.join(statuses)}, no cosine".replace("_", " ")
