@@ -201,8 +201,8 @@ def plan_(
     as_json: Json = False,
 ) -> None:
     """What a suite would do: cells, problems, families, evaluations, skips, and what is done. Runs nothing."""
+    from gradbench.commands.coverage import standing
     from gradbench.commands.running import prepare
-    from gradbench.commands.standing import standing
     from gradbench.planning import files
 
     loaded, planned = prepare(suite, _overrides(set_))

@@ -18,9 +18,9 @@ import warm
 
 import gradbench as gb
 from gradbench.commands import measuring, running
+from gradbench.commands.coverage import standing
 from gradbench.commands.limits import Limits
 from gradbench.commands.running import _folder, prepare
-from gradbench.commands.standing import standing
 from gradbench.engine import processes
 from gradbench.errors import UserError
 from gradbench.planning import registry
