@@ -1,8 +1,8 @@
 """What storing a record costs above the disk: `python tests/perf/committing.py [FOLDER]`.
 
 A record of 18 cells is stored by `Run.keep`, and in turn its bytes are written to a file of the same folder, which is
-synced with its folder, so that both see the same disk. It prints medians in milliseconds, and how long the processor was
-busy with a record, which a busy machine stretches.
+synced with its folder, so that both see the same disk. It prints medians in milliseconds, and how long the processor
+was busy with a record, which a busy machine stretches.
 """
 
 from __future__ import annotations
