@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import io
 import json
 import os
 import re
@@ -262,9 +261,9 @@ def write_table(
     Returns the seal. `inside` and `told` are those of `write`.
     """
     metadata = {**(table.schema.metadata or {}), SEAL: BLANK}
-    buffer = io.BytesIO()
+    buffer = pa.BufferOutputStream()  # a file of Python is called for every page, which takes as long as the encoding
     pq.write_table(table.replace_schema_metadata(metadata), buffer, write_page_checksum=True, **form)
-    content = buffer.getvalue()
+    content = buffer.getvalue().to_pybytes()
     start = _place(content)
     content = _sealed(content, start)
     write(path, lambda file: file.write(content), inside=inside, told=told)
