@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[1]
 # the campaigns run in a process of their own: it forks, and holds torch to one thread
 SHARES = {
     "kills": ["--kills", "20", "--threads-only", "--seed", "1"],
-    "points": ["--points", "12", "--seed", "7", "--only", "go on"],
-    "damage": ["--harms", "9", "--resealed", "9", "--resumed", "0", "--seed", "1", "--only", "whole"],
+    "points": ["--points", "12", "--seed", "7"],
+    "damage": ["--harms", "9", "--resealed", "4", "--resumed", "0", "--seed", "1"],
     "states": ["--examples", "1", "--seed", "1"],
     "fuzz": ["--inputs", "550", "--seed", "1"],
 }
@@ -63,9 +63,7 @@ def test_nothing_is_lost_torn_doubled_or_different(campaign: str) -> None:
 
 def test_the_harness_sees_what_it_looks_for(tmp_path: Path) -> None:
     """A traceback, a hang, a crash, and a file elsewhere, and nothing else."""
-    code = HARNESS.format(tests=str(ROOT / "tests"), folder=str(tmp_path)).replace(
-        'Target("t", lambda rng: NUMBER[rng.random()], take)', "Target('t', lambda rng: NUMBER[rng.random()], take)"
-    )
+    code = HARNESS.format(tests=str(ROOT / "tests"), folder=str(tmp_path))
     told = python("-c", code)
     lines = told.stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["1", "2", "3", "4"], told.stdout + told.stderr

@@ -182,7 +182,7 @@ def _data(parts: Iterable[AbstractSystem | AbstractEstimator], test: bool) -> di
 
 def _git(*arguments: str) -> str | None:
     """The answer of git about the checkout that holds the package; None where no checkout holds it."""
-    git = ["git", "-C", str(PACKAGE)]
+    git = ["git", "--no-optional-locks", "-C", str(PACKAGE)]  # a lock outlives a run that is killed
     tracked = [
         "ls-files",
         "--error-unmatch",

@@ -59,6 +59,8 @@ class Training:
         with way_out("the same command writes it anew"):
             table = read_table(path, LOG)
             env = read_json(self.folder / "env.json")
+            if not isinstance(env, dict):
+                raise StoreError(f"{self.folder / 'env.json'}: damaged: it holds no object")
             if BEGAN in env and as_told(table.schema.metadata.get(MADE_BY)) != env:
                 raise StoreError(f"{path}: is the log of another training")
         return table

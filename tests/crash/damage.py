@@ -21,7 +21,8 @@ from crash.oracle import Oracle, WrongError, rows_of, started
 from crash.reporting import Report
 from crash.suites import undisturbed, write_suite
 from gradbench.errors import StoreError, UserError
-from gradbench.tables.store import Run, read_seal
+from gradbench.tables.disk import read_seal
+from gradbench.tables.store import Run
 from gradbench.tables.verifying import verify
 
 NAME, PROBLEMS = "hurt", 2
@@ -189,8 +190,7 @@ def _reseal(
 def changed(path: Path, content: bytes, rng: random.Random) -> bool:
     """Write a file with a drawn value or byte changed, sealed as the store does; False where nothing can be sealed."""
     if path.suffix == ".pt":
-        path.write_bytes(harmed(content, ("flip", rng.randrange(len(content)), rng.randrange(8))))
-        return sealing.reseal_checkpoint(path)
+        return sealing.reseal_checkpoint(path, content, rng)
     if path.suffix == ".json":
         value = json.loads(content)
         sealing.write_json(path, changed_value(value, rng))

@@ -225,10 +225,12 @@ def _child(work: Callable[[], object], folder: Path, write: int, streams: list[i
         import traceback
 
         traceback.print_exc()
-    finally:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        os._exit(code)
+    finally:  # whatever happens, this process must not go on with what its parent does
+        try:
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+        finally:
+            os._exit(code)
 
 
 def _watched(pid: int, read: int, kill: Kill | None, limit: float, silence: float) -> Ended:
@@ -236,6 +238,7 @@ def _watched(pid: int, read: int, kill: Kill | None, limit: float, silence: floa
     began = heard = time.monotonic()
     due = began + kill.delay if kill and kill.at_once else None
     ended = Ended(0)
+    over = 0.0  # when the process ended
     buffer, process = b"", os.pidfd_open(pid)
     try:
         while True:
@@ -246,8 +249,12 @@ def _watched(pid: int, read: int, kill: Kill | None, limit: float, silence: floa
                 ended.hung = True
                 os.kill(pid, signal.SIGKILL)
             wait = limit if due is None or ended.killed else max(0.0, due - now)
-            ready, _, _ = select.select([read, process], [], [], min(wait, 1.0))
-            if read in ready and (more := os.read(read, 1 << 16)):
+            if over and now - over > PATIENCE:
+                break
+            ready, _, _ = select.select([read] if over else [read, process], [], [], min(wait, 1.0))
+            if read in ready:
+                if not (more := os.read(read, 1 << 16)):  # its children have ended, too
+                    break
                 heard = time.monotonic()
                 *lines, buffer = (buffer + more).split(b"\n")
                 ended.told += [line.decode(errors="replace") for line in lines]
@@ -255,8 +262,8 @@ def _watched(pid: int, read: int, kill: Kill | None, limit: float, silence: floa
                     ended.first = time.monotonic() - began
                     if kill and not kill.at_once:
                         due = time.monotonic() + kill.delay
-            elif process in ready:  # and nothing is left to read
-                break
+            elif process in ready:
+                over = now
     finally:
         os.close(process)
     _, status = os.waitpid(pid, 0)

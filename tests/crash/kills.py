@@ -57,6 +57,7 @@ def live(folder: Path, seed: str, oracle: Oracle, plugin: float | None, report: 
         if ended.orphans:
             raise WrongError(f"{ended.orphans} workers live longer than their coordinator")
         if ended.killed:
+            report.notes["temporary files that a kill left"] += len(leftovers(folder / "results"))
             killed, first = killed + 1, first and not ended.first
             report.counts["kills"] += 1
             report.notes[f"kill of {' and '.join(ended.killed)}"] += 1
@@ -76,8 +77,8 @@ def live(folder: Path, seed: str, oracle: Oracle, plugin: float | None, report: 
     if len(started(folder / "results", NAME)) != 1:
         raise WrongError("a run that was killed was begun anew, and not gone on with")
     report.counts["runs gone on with to the end"] += 1
-    left = leftovers(run.folder)
-    report.notes["temporary files left by a kill"] += len(left)
+    if left := leftovers(folder / "results"):
+        raise WrongError(f"temporary files are left after the run has gone on: {left}")
 
 
 def check_start(ended: Ended, stored: set[str]) -> None:

@@ -85,7 +85,7 @@ def leftovers(folder: Path) -> list[str]:
     return sorted(
         str(path.relative_to(folder))
         for path in folder.rglob("*")
-        if path.is_file() and path.name.startswith(".") and path.name != ".lock"
+        if path.is_file() and path.name.startswith(".") and not path.name.endswith(".lock")
     )
 
 

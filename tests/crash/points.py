@@ -85,6 +85,7 @@ def broken(folder: Path, work: str, point: Point, oracle: Oracle, whole: Path, r
     check_start(broke, stored if point.kills else set())
     stored |= set(broke.of("stored"))
     check_code(broke, point, report)
+    report.notes["temporary files that a broken command left"] += len(leftovers(folder / "results"))
     runs = started(folder / "results", NAME)
     for run in runs:
         oracle.judge(run, stored)
@@ -97,8 +98,8 @@ def broken(folder: Path, work: str, point: Point, oracle: Oracle, whole: Path, r
         raise WrongError("a run that was broken was begun anew, and not gone on with")
     run = started(folder / "results", NAME)[-1]
     oracle.judge(run, stored, whole=True)
-    left = leftovers(run.folder)
-    report.notes["temporary files left after the run has gone on"] += len(left)
+    if left := leftovers(folder / "results"):
+        raise WrongError(f"temporary files are left after the run has gone on: {left}")
 
 
 def check_code(broke: Ended, point: Point, report: Report) -> None:

@@ -9,7 +9,10 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 from hypothesis import strategies as st
@@ -58,14 +61,14 @@ def edited(code: float) -> None:
     from gradbench.commands import environment
     from gradbench.engine.outcome import Outcome
 
-    source, row = environment.source_digest(), Outcome.row
+    rooms, row = environment.room_digests(), Outcome.row
 
     def changed(self: Outcome) -> dict[str, object]:
         values = row(self)
         return {**values, "state_norm": code * values["state_norm"]}
 
     Outcome.row = changed  # type: ignore[method-assign]
-    environment.source_digest = lambda: f"{source}{code}"
+    environment.room_digests = lambda: {**rooms, "engine": f"{code}"}
 
 
 def checking_meanwhile() -> None:
@@ -74,15 +77,19 @@ def checking_meanwhile() -> None:
         return
     from gradbench.cli import _code
 
-    with tempfile.TemporaryFile("w+") as words:
-        sys.stdout = sys.stderr = words
-        for _ in range(CHECKS):
-            words.seek(0)
-            words.truncate()
-            code = _code(["check", NAME])
-            words.seek(0)
-            tell(f"checked {code} {' '.join(words.read().split())}")
-    os._exit(0)
+    try:
+        with tempfile.TemporaryFile("w+") as words:
+            sys.stdout = sys.stderr = words
+            for _ in range(CHECKS):
+                words.seek(0)
+                words.truncate()
+                code = _code(["check", NAME])
+                words.seek(0)
+                tell(f"checked {code} {' '.join(words.read().split())}")
+    except BaseException as error:
+        tell(f"checked 70 {type(error).__name__}: {error}")
+    finally:
+        os._exit(0)
 
 
 class Campaign:
@@ -114,6 +121,21 @@ class Campaign:
         return Oracle(started(folder / "results", NAME)[-1].folder)
 
 
+def noted(step: Callable[..., None]) -> Callable[..., None]:
+    """Note the step, and what is wrong when it is: kills depend on the time, so that a second try may pass."""
+
+    @wraps(step)
+    def taken(self: Any, **drawn: object) -> None:
+        self.steps.append(f"{step.__name__}{drawn or ''}")
+        try:
+            step(self, **drawn)
+        except Exception as error:
+            self.report.failed("", f"{type(error).__name__}: {error}; steps: {', '.join(self.steps)}")
+            raise
+
+    return taken
+
+
 def machine(campaign: Campaign) -> type[RuleBasedStateMachine]:
     """The machine of one campaign."""
 
@@ -121,6 +143,7 @@ def machine(campaign: Campaign) -> type[RuleBasedStateMachine]:
         def __init__(self) -> None:
             super().__init__()
             campaign.report.counts["examples"] += 1
+            self.report, self.steps = campaign.report, list[str]()
             self.folder = Path(tempfile.mkdtemp(dir=campaign.folder))
             self.state = (CODES[0], DATA[0])
             self.model: dict[str, tuple[float, str]] = {}  # id of a run -> what it was measured with
@@ -145,7 +168,7 @@ def machine(campaign: Campaign) -> type[RuleBasedStateMachine]:
                 check_start(ended, stored)
                 stored |= set(ended.of("stored"))
             elif not ended.killed:
-                raise WrongError("no run was begun")
+                raise WrongError(f"no run was begun: exit code {ended.code}: {ended.err}")
             if not ended.killed and ended.code:
                 raise WrongError(f"exit code {ended.code}: {ended.err}")
             return ended
@@ -154,15 +177,18 @@ def machine(campaign: Campaign) -> type[RuleBasedStateMachine]:
             return started(self.folder / "results", NAME)
 
         @rule(code=st.sampled_from(CODES))
+        @noted
         def edit_code(self, code: float) -> None:
             self.state = (code, self.state[1])
 
         @rule(data=st.sampled_from(DATA))
+        @noted
         def swap_data(self, data: str) -> None:
             self.state = (self.state[0], data)
             campaign.place(self.folder, data)
 
         @rule()
+        @noted
         def run_or_resume(self) -> None:
             self.start()
             (name,) = (name for name, state in self.model.items() if state == self.state)
@@ -170,41 +196,44 @@ def machine(campaign: Campaign) -> type[RuleBasedStateMachine]:
             campaign.oracles[self.state].judge(run, self.stored[name], whole=True)
 
         @rule(delay=st.floats(0, 0.3))
+        @noted
         def kill(self, delay: float) -> None:
             campaign.report.counts["kills"] += bool(self.start(Kill(delay)).killed)
 
         @rule(delay=st.floats(0, 0.8))
+        @noted
         def kill_early(self, delay: float) -> None:
             campaign.report.counts["kills"] += bool(self.start(Kill(delay, at_once=True)).killed)
 
         @rule()
+        @noted
         def check_meanwhile(self) -> None:
             for said in self.start(meanwhile=True).of("checked"):
                 campaign.report.counts["checks meanwhile"] += 1
                 campaign.report.notes[f"exit code {said.split()[0]} of a check meanwhile"] += 1
-                if said.split()[0] not in ("2", "3", "4"):
+                if said.split()[0] not in ("2", "3", "4"):  # no run yet, not whole, no check
                     raise WrongError(f"a check meanwhile: {said}")
 
         @rule()
+        @noted
         def compact(self) -> None:
             for run in self.runs():
-                if (run.folder / "checks.json").exists():
-                    run.compact(skipped_rows(run.plan))
+                run.compact(skipped_rows(run.plan))
 
         @rule()
+        @noted
         def check(self) -> None:
             for run in self.runs():
-                if (run.folder / "checks.json").exists():
-                    ended = command(["check", run.folder], self.folder)
-                    if ended.code not in (3, 4):
-                        raise WrongError(f"a check ended with {ended.code}: {ended.out}{ended.err}")
+                ended = command(["check", run.folder], self.folder)
+                if ended.code not in (3, 4):
+                    raise WrongError(f"a check ended with {ended.code}: {ended.out}{ended.err}")
 
         @invariant()
+        @noted
         def every_run_holds_its_rows(self) -> None:
             campaign.report.counts["steps"] += 1
             for run in self.runs():
-                if (run.folder / "checks.json").exists():
-                    campaign.oracles[self.model[run.id]].judge(run, self.stored.get(run.id, set()))
+                campaign.oracles[self.model[run.id]].judge(run, self.stored.get(run.id, set()))
 
     return Machine
 
@@ -219,11 +248,12 @@ def states(folder: Path, seed: int, examples: int) -> Report:
         deadline=None,
         database=None,
         print_blob=False,
+        phases=[hypothesis.Phase.generate],
         suppress_health_check=list(hypothesis.HealthCheck),
     )
     try:
         run_state_machine_as_test(made, settings=settings)
     except Exception as error:
-        steps = "\n".join(getattr(error, "__notes__", ()))
-        report.failed(f"--examples {examples}", f"{type(error).__name__}: {error}\n{steps}")
+        if not report.failures:
+            report.failed("", f"{type(error).__name__}: {error}")
     return report
