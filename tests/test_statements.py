@@ -101,7 +101,7 @@ def test_a_control_is_told_apart_from_a_break_and_has_to_pass() -> None:
     cells = frame(*errors(2), *errors(1, estimator="aep"))
     finding = tried(stated(breaks=[], controls=[BREAKS]), cells)
     assert finding.result == "pass"
-    assert "; control: slope" in finding.detail
+    assert "; as a control: slope" in finding.detail
     assert "elsewhere" not in finding.detail
     assert tried(stated(breaks=[], controls=[BREAKS]), frame(*errors(2), *errors(2, estimator="aep"))).result == "fail"
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, final
 
 from gradbench.estimators.base import AbstractEstimator, AbstractPhase, Claim, Exact, Reading, Snapshot
 from gradbench.estimators.phases.layer_by_layer import LayerByLayerPhase
-from gradbench.estimators.predictive_coding import PredictiveCoding
+from gradbench.systems.base import AbstractForwardSystem
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -42,7 +42,8 @@ class ZIl(AbstractEstimator):
         return LayerByLayerPhase()
 
     def skip(self, system: type[AbstractSystem]) -> str | None:
-        return PredictiveCoding().skip(system)
+        forward = issubclass(system, AbstractForwardSystem)
+        return None if forward else f"{system.name} is no forward pass: it has no prediction errors"
 
     def read(self, free: Trajectory, snapshot: Snapshot, betas: Float[Tensor, "j *c"]) -> Reading:
         credit = self.phase.credit(free, snapshot, betas)

@@ -36,7 +36,7 @@ def tried(statement: Statement, cells: DataFrame) -> Finding:
     told = [f"{outcome} {statement.under}" if outcome == "holds under" else outcome]
     if outcome != statement.expected:
         told.append(f"expected: {statement.expected}")
-    parts = {"as published": published, statement.under: conditioned, "elsewhere": breaks, "control": controls}
+    parts = {"as published": published, statement.under: conditioned, "elsewhere": breaks, "as a control": controls}
     told += [text for words, findings in parts.items() if (text := _part(words, findings))]
     unseen = any(finding.result == "none" for finding in all_tried)
     as_expected = outcome == statement.expected and all(breaks) and all(controls)
