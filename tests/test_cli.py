@@ -179,7 +179,7 @@ def test_asking_takes_half_a_second(arguments: list[str]) -> None:
         (["rnu"], "Did you mean 'run'? See: gradbench --help"),
         (["run"], "Missing argument 'SUITE'. See: gradbench run --help"),
         (["run", "smoke", "--bogus"], "No such option: --bogus. See: gradbench run --help"),
-        (["plan", "smoke", "--out", "x"], "No such option: --out. See: gradbench plan --help"),
+        (["plan", "smoke", "--fresh", "x"], "No such option: --fresh. See: gradbench plan --help"),
         (
             ["compare", "a", "b", "--metrics", "x"],
             "No such option: --metrics. Did you mean --metric? See: gradbench compare",
@@ -319,7 +319,7 @@ def test_cells_that_fail_make_the_run_incomplete_and_the_next_run_repairs_it(
         assert "error            60" in out
         assert "ZeroDivisionError" in err
         assert command("check", "tiny", "--out", tmp_path / "r")[0] == 3
-    assert command(*arguments)[0] == 0
+    assert command(*arguments, "--retry", "failed")[0] == 0
     assert command("check", "tiny", "--out", tmp_path / "r")[0] == 0
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from written import tanh_layer
 
 import gradbench as gb
+from gradbench.commands import measuring
 from gradbench.commands.explaining import choose, explain
 from gradbench.diagnostics.ladder import estimate
 from gradbench.dynamics.field import Field
@@ -399,8 +400,9 @@ def test_a_fault_of_one_rule_costs_its_own_cells_alone(tmp_path: Path) -> None:
         assert set(cells.loc[cells["status"] == "error", "reason"]) == {"broken: raised RuntimeError: no way"}
 
 
-def test_a_cell_that_diverged_is_shown_to_no_function(tmp_path: Path) -> None:
+def test_a_cell_that_diverged_is_shown_to_no_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[bool] = []
+    monkeypatch.setattr(measuring, "with_crew", lambda setup, planned: setup)  # in this process, which is watched
 
     @gb.register
     @gb.estimator(source="a test")
