@@ -164,7 +164,7 @@ def test_what_does_not_hold_fails_and_names_the_worst_cell(repository: pytest.Py
     (repository.path / "suites" / "wrong.toml").write_text(text.replace("min = 0.9", "max = -0.9"))
     (repository.path / "suites" / "nothing.toml").write_text(TINY.replace("seed = [0, 1, 2]", "seed = 0"))
     counts, text = tried(repository, FAILS)
-    assert counts == {"failed": 7}, text
+    assert counts == {"failed": 6, "passed": 1}, text  # a damaged run is passed over, and measured anew
     told = "\n".join(re.findall(r"^E +(.*)$", text, re.MULTILINE))
     for line in (
         r"AssertionError: suite gated: 1 of 2 do not hold",
@@ -174,7 +174,6 @@ def test_what_does_not_hold_fails_and_names_the_worst_cell(repository: pytest.Py
         r"NONE  cosine >= -1  \[0 cells\]  no cell is unsettled: 14 settled",
         r"suite wrong: VERDICT fail \(1\)  0 of 1 checks, 14 of 14 cells",
         r"suite nothing: VERDICT nothing checked \(4\)",
-        r"suite gated: VERDICT damaged \(5\)",
         r"estimator halved: failed; \d+ checks pass",
     ):
         assert re.search(line, told, re.MULTILINE), (line, told)
