@@ -115,6 +115,8 @@ def _whole(content: Checkpoint, size: int, version: int) -> bool:
     for value in content["state"].values():
         if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.nbytes > size:
             return False
+        if value.requires_grad or value.is_conj() or value.is_neg():  # marks of a tensor that its bytes do not show
+            return False
     if version == WITHOUT_DIGEST and "digest" not in content:
         return True
     try:
