@@ -14,6 +14,7 @@ import pytest
 from tiny import GATED, TINY
 
 from gradbench.data import datasets
+from gradbench.planning import plugins, registry
 from gradbench.tables.store import Run
 
 # before torch is imported, here or in a process that a test starts: on tiny tensors threads only wait for each other
@@ -44,6 +45,16 @@ def write_suite(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def faulty_plugin() -> Iterator[None]:
+    """The plugin faulty.py is loaded, and nothing else of the session."""
+    path = Path(__file__).parent / "faulty.py"
+    with registry.scope():
+        plugins._loaded.pop(str(path), None)  # a scope forgets names, and not what was loaded
+        plugins.load(path)
+        yield
 
 
 @pytest.fixture

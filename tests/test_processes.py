@@ -20,16 +20,15 @@ import gradbench as gb
 from gradbench.commands import measuring, running
 from gradbench.commands.coverage import standing
 from gradbench.commands.limits import Limits
-from gradbench.commands.running import _folder, prepare
+from gradbench.commands.running import prepare
 from gradbench.engine import processes
 from gradbench.errors import UserError
-from gradbench.planning import registry
 from gradbench.tables import runs
 from gradbench.tables.disk import read_json, write_json
 from gradbench.tables.store import Run
 from gradbench.vocabulary.exit import Exit
 
-PLUGIN = Path(__file__).parent / "faulty.py"
+pytestmark = pytest.mark.usefixtures("faulty_plugin")
 COST_OF_TIME = ["seconds", "peak_memory"]
 SAID = {  # by fault
     1: "the worker process was ended by SIGSEGV, twice",
@@ -49,16 +48,6 @@ def suite(faults: list[int], gains: tuple[float, ...] = (0.7,), healthy: tuple[f
     grids = [{"gain": list(gains), "fault": [float(fault) for fault in faults]}]
     grids += [{"gain": list(healthy), "fault": 0.0}] if healthy else []
     return gb.suite([{"system": "faulty", "estimator": "aep", **grid} for grid in grids], name="faults")
-
-
-@pytest.fixture(autouse=True)
-def _plugin() -> Any:
-    with registry.scope():
-        from gradbench.planning import plugins
-
-        plugins._loaded.pop(str(PLUGIN), None)
-        plugins.load(PLUGIN)
-        yield
 
 
 def run(asked: gb.Suite, out: Path, **more: Any) -> Run:
@@ -113,28 +102,22 @@ def test_a_problem_that_is_late_says_so_and_is_tried_again_when_asked_for(tmp_pa
 
 
 def test_a_pack_that_loses_its_worker_is_halved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes: list[int] = []
-    rows = measuring._rows
-    monkeypatch.setattr(
-        measuring, "_rows", lambda setup, pack, *more: (sizes.append(len(pack)), rows(setup, pack, *more))[1]
-    )
-    monkeypatch.setattr(processes.WorkerProcess, "measure", _lost_with(monkeypatch, 0.62))
-    cells = run(suite([0], gains=(0.5, 0.6, 0.61, 0.62, 0.63)), tmp_path, engine="batched").cells
-    assert cells["reason"].tolist().count("gone, twice") == 1
-    assert (cells["status"] == np.where(cells["gain"] == 0.62, "error", "settled")).all()
-    assert sizes[0] == 1 or max(sizes) > 1  # knobs are options, and problems of different options are no pack
-
-
-def _lost_with(monkeypatch: pytest.MonkeyPatch, gain: float) -> Any:
+    packs: list[tuple[int, ...]] = []
     measure = processes.WorkerProcess.measure
 
     def lost(worker: processes.WorkerProcess, pack: Any, *more: Any) -> Any:
-        if any(problem.cells[0].knobs["gain"] == gain for problem in pack):
+        packs.append(tuple(problem.point.seed for problem in pack))
+        if 3 in packs[-1]:
             worker.close()
             raise processes.WorkerLostError("gone")
         return measure(worker, pack, *more)
 
-    return lost
+    monkeypatch.setattr(processes.WorkerProcess, "measure", lost)
+    grid = {"system": "faulty", "estimator": "aep", "gain": 0.7, "seed": list(range(5))}
+    cells = run(gb.suite(grid, name="faults"), tmp_path, engine="batched").cells
+    assert packs == [(0, 1, 2, 3, 4), (0, 1), (2, 3, 4), (2,), (3, 4), (3,), (3,), (4,)]
+    assert cells["status"].tolist() == ["settled", "settled", "settled", "error", "settled"]
+    assert cells["reason"][3] == "gone, twice"
 
 
 def test_workers_stay_for_the_next_run_and_a_dead_one_is_replaced(tmp_path: Path) -> None:
@@ -246,13 +229,17 @@ def test_a_run_stops_after_so_many_failures(write_suite: Any, monkeypatch: pytes
 def test_two_starts_on_a_fresh_folder_make_one_run(write_suite: Any) -> None:
     path = write_suite()
     _, planned = prepare(str(path))
-    env: Any = {"identity": "0123456789abcdef"}
+    identity = "0123456789abcdef"
+    plan, env = planned.to_json(), {"identity": identity}
     started = threading.Barrier(4)
     folders: list[Path] = []
 
     def start() -> None:
         started.wait()
-        folders.append(_folder(path.parent / "runs", planned, env, {}, fresh=False).folder)
+        run = runs.resumed_or_begun(
+            path.parent / "runs", identity, lambda run: run.start(plan, env, {}), print, fresh=False
+        )
+        folders.append(run.folder)
 
     threads = [threading.Thread(target=start) for _ in range(4)]
     for thread in threads:

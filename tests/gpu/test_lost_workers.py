@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,24 +9,14 @@ import pytest
 
 import gradbench as gb
 from gradbench.commands import measuring
-from gradbench.planning import plugins, registry
 
-pytestmark = pytest.mark.gpu
-PLUGIN = Path(__file__).parents[1] / "faulty.py"
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("faulty_plugin")]
 BAD = {
     1: "the worker process was ended by SIGSEGV, twice",
     3: "SystemExit: bye",
     8: "faulty: step raised ValueError: planted",
     11: "device-side assert triggered",
 }
-
-
-@pytest.fixture(autouse=True)
-def _plugin() -> Iterator[None]:
-    with registry.scope():
-        plugins._loaded.pop(str(PLUGIN), None)
-        plugins.load(PLUGIN)
-        yield
 
 
 def test_a_spoiled_context_costs_the_cells_of_its_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
