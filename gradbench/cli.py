@@ -12,7 +12,7 @@ import shlex
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from gradbench.commands.reporting import Form, What
     from gradbench.planning.overrides import Overrides
     from gradbench.tables.comparing import Comparison
+    from gradbench.tables.findings import Finding
     from gradbench.tables.snapshots import Snapshot
     from gradbench.tables.store import Run
 
@@ -281,10 +282,11 @@ def run(
     _put(done.folder)
     if profile:
         _put(done.folder / "profile" / "table.txt")
-    if not done.plan["cells"]:
+    plan = done.plan
+    if not plan["cells"]:
         say("gradbench: every cell of this suite is skipped: nothing was measured")
         raise typer.Exit(Exit.NOTHING)
-    planned = len(done.plan["cells"]) + len(done.plan["skipped"])
+    planned = len(plan["cells"]) + len(plan["skipped"])
     if missing := planned - int(statuses.sum()):
         say(f"{missing} of {planned} cells are not measured yet")
         say("next: the same command goes on with them")
@@ -342,8 +344,7 @@ def check(
         raise typer.Exit(verdict.code)
     if verdict.snapshot is not None and verdict.code is not Exit.STORE:
         _print_cells(verdict.snapshot, width)
-    for finding in verdict.findings:
-        _put(_entry(f"  {finding.result.upper()}", f"{finding.heading}  {finding.detail}", 8, width))
+    _put_findings(verdict.findings, width)
     if verdict.unheld and verdict.code is not Exit.STORE:
         _put(_entry("  NOTE", verdict.unheld, 8, width))
     stored = [] if verdict.unwritten else [str(target.folder / "verdict.json")]
@@ -360,8 +361,7 @@ def verify_(run: RunName = "latest", out: Out = Path("results"), as_json: Json =
     if as_json:
         _put(json.dumps(proof.to_json(), indent=1))
         raise typer.Exit(proof.code)
-    for finding in proof.findings:
-        _put(_entry(f"  {finding.result.upper()}", f"{finding.heading}  {finding.detail}", 8, _width()))
+    _put_findings(proof.findings, _width())
     _put(proof.line)
     raise typer.Exit(proof.code)
 
@@ -402,6 +402,12 @@ def unpack_(
     done, proof = unpack(file, results_folder(out))
     say(proof.line)
     _put(done.folder)
+
+
+def _put_findings(findings: Iterable[Finding], width: int | None) -> None:
+    """Print what was checked, a line each."""
+    for finding in findings:
+        _put(_entry(f"  {finding.result.upper()}", f"{finding.heading}  {finding.detail}", 8, width))
 
 
 def _say_standing(run: Run) -> None:
@@ -603,11 +609,10 @@ def report(
     from gradbench.commands import reporting
 
     target = _target(run, out)
+    _say_standing(target)
     if output is None:
-        _say_standing(target)
         path = reporting.report(target)
     else:
-        _say_standing(target)
         text, path = reporting.html(target), output
         _write(path, text)
     _put(path)

@@ -164,10 +164,8 @@ def _listed(folder: Path) -> Iterator[tuple[str, tuple[int, str]]]:
         names += [str(Path(place, name).relative_to(folder).as_posix()) for name in files if name[:1] != "."]
     for name in sorted(names):
         with guarded(folder / name), opened(folder / name, ARCHIVE_BYTES) as file:
-            hashed = _Hashed(file)
-            while hashed.read(CHUNK):
-                pass
-            yield name, (file.tell(), hashed.digest.hexdigest())
+            digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+            yield name, (file.tell(), digest)
 
 
 def _fill(file: BinaryIO, folder: Path, index: Index) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradbench.errors import StoreError
 from gradbench.tables import runs
+from gradbench.tables.records import judged
 from gradbench.tables.store import Run
 from gradbench.vocabulary.status import Status
 
@@ -49,7 +50,11 @@ def standing(planned: Plan, out: Path, device: str, engine: str = "auto") -> Sta
     device = devices.resolve(device)
     env = describe_environment(planned.key, device, planned.parts, engine=resolved(engine, device))
     if (run := runs.matching(folder, env["identity"])) is not None:
-        statuses = [Status(status) for key in run.done() for status in _statuses(run, key)]
+        wanted = {problem.key: problem.cells for problem in planned.problems}
+        records = [record for _, record in judged(run, wanted, planned.thresholds)]
+        # a record that cannot be trusted is measured again, and so is missing
+        told = [r["status"].to_pylist() for r in records if not isinstance(r, StoreError)]
+        statuses = [Status(status) for statuses in told for status in statuses]
         failed = sum(status.incomplete for status in statuses)
         return Standing(str(run.folder), len(statuses) - failed, failed, len(planned.cells) - len(statuses), ())
     for path in sorted(folder.glob("*/env.json"), reverse=True):
@@ -62,12 +67,3 @@ def standing(planned: Plan, out: Path, device: str, engine: str = "auto") -> Sta
             continue  # a run that cannot be read is gone on with by nobody
         return Standing(str(newest.folder), 0, 0, len(planned.cells), tuple(stale or UNSEEN))
     return None
-
-
-def _statuses(run: Run, problem: str) -> list[str]:
-    """Statuses of a problem; none where its record is damaged, since it is measured again."""
-    try:
-        statuses: list[str] = run.record(problem)["status"].to_pylist()
-    except StoreError:
-        return []
-    return statuses

@@ -151,12 +151,7 @@ def _outcomes(
 ) -> list[list[Outcome]]:
     """The outcomes of every problem of a pack, measured by this thread."""
     by_problem: dict[str, list[Outcome]] = {problem.key: [] for problem in pack}
-    try:
-        measurements = packs.measure_pack(pack, setup.device, thresholds, setup.engine, budget, setup.certify, meter)
-    except BaseException:
-        meter.launched = 0  # what a pack that failed has launched is lost
-        raise
-    for outcome in measurements:
+    for outcome in packs.measure_pack(pack, setup.device, thresholds, setup.engine, budget, setup.certify, meter):
         by_problem[outcome.problem].append(outcome)
     return list(by_problem.values())
 
@@ -165,12 +160,8 @@ def _rows(setup: Setup, pack: Sequence[Problem], budget: int, meter: Meter) -> l
     """The rows of every problem of a pack, measured by a worker process."""
     assert setup.crew is not None
     seconds = None if setup.timeout is None else setup.timeout * len(pack)
-    try:
-        with setup.crew.lent() as worker:
-            return worker.measure(pack, budget, seconds, meter)
-    except BaseException:
-        meter.launched = 0
-        raise
+    with setup.crew.lent() as worker:
+        return worker.measure(pack, budget, seconds, meter)
 
 
 def _results_or_failures(
@@ -184,9 +175,9 @@ def _results_or_failures(
     meters.append(meter := Meter(len(pack)))
     try:
         results = attempt(pack, budget, meter)
-    except Exception as error:
-        failed = _failed(error)
-        if failed.refused:
+    except BaseException as error:
+        meter.launched = 0  # what a pack that failed has launched is lost
+        if not isinstance(error, Exception) or (failed := _failed(error)).refused:
             raise
     if failed is None:
         yield from zip(pack, results, strict=True)

@@ -32,7 +32,6 @@ from gradbench.tables.store import Run
 from gradbench.vocabulary.status import Status
 
 if TYPE_CHECKING:
-    from gradbench.commands.environment import Environment
     from gradbench.commands.measuring import Row, Setup
     from gradbench.engine.outcome import Outcome
 
@@ -84,7 +83,9 @@ def run(
     _try_data(planned, setup)
     folder = results / "runs" / loaded.name
     claims = loaded.model_dump(mode="json", include={"check", "statement", "table", "allow_incomplete"})
-    target = _folder(folder, planned, env, claims, fresh)
+    target = runs.resumed_or_begun(
+        folder, env["identity"], lambda run: run.start(planned.to_json(), env, claims), say, fresh=fresh
+    )
     with target.alone():
         target.claim(claims)
         runs.point(folder, target)
@@ -149,16 +150,6 @@ def _try_data(planned: Plan, setup: Setup) -> None:
             continue
         with refused_where_too_large(problem):
             build(problem, "cpu")
-
-
-def _folder(folder: Path, planned: Plan, env: Environment, claims: dict[str, Any], fresh: bool) -> Run:
-    """The run to resume, else a new one. Of two processes that begin at once, the second takes the run of the first."""
-    with runs.beginning(folder):
-        run = None if fresh else runs.matching(folder, env["identity"], say)
-        if run is None:
-            run = runs.new(folder, env["identity"])
-            run.start(planned.to_json(), env, claims)
-    return run
 
 
 def execute(target: Run, planned: Plan, setup: Setup, limits: Limits, watch: CellWatch) -> None:

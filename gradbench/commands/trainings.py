@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from gradbench.commands.environment import Environment, describe_environment, warn_of_undigested
+from gradbench.commands.environment import describe_environment, warn_of_undigested
 from gradbench.commands.progress import StepProgress, StepWatch, say, watching
 from gradbench.errors import StoreError, public
 from gradbench.planning.plugins import Names
@@ -22,7 +22,7 @@ from gradbench.planning.plugins import load as load_plugins
 from gradbench.planning.values import check_truth
 from gradbench.tables import runs
 from gradbench.tables.disk import read_json, read_table, way_out, write_table
-from gradbench.tables.store import BEGAN, MADE_BY, Run, as_told
+from gradbench.tables.store import BEGAN, MADE_BY, as_told
 from gradbench.training.config import Config, Optimiser, load
 from gradbench.training.log import LOG, rows
 
@@ -121,19 +121,18 @@ def train(
     warn_of_undigested(env)
     with isolated(cores=None):
         trainer = Trainer(loaded, device)  # before there is a folder: raises where the images cannot be had
-        training = _folder(loaded, env, results / "training" / loaded.name, fresh)
-        with Run(training.folder).alone():
+        content = loaded.model_dump(mode="json")
+        run = runs.resumed_or_begun(
+            results / "training" / loaded.name,
+            env["identity"],
+            lambda run: run.start(content, env, name="config.json"),
+            say,
+            fresh=fresh,
+        )
+        training = Training(run.folder)
+        with run.alone():
             _train(trainer, training, watch)
     return training
-
-
-def _folder(config: Config, env: Environment, folder: Path, fresh: bool) -> Training:
-    """The training to resume, else a new one."""
-    run = None if fresh else runs.matching(folder, env["identity"], say)
-    if run is None:
-        run = runs.new(folder, env["identity"])
-        run.start(config.model_dump(mode="json"), env, name="config.json")
-    return Training(run.folder)
 
 
 def _train(trainer: Trainer, training: Training, watch: StepWatch) -> None:

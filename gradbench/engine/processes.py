@@ -16,8 +16,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from multiprocessing import Pipe
 from pathlib import Path
 from types import ModuleType
@@ -252,29 +252,26 @@ def _of_author() -> Iterator[ModuleType]:
 
 def memory(workers: int) -> int | None:
     """Bytes of data that each of so many workers may have; None: unknown."""
-    free = [_number("/proc/meminfo", "MemAvailable:", 1024), _within_group()]
-    known = [number for number in free if number is not None]
+    known = []
+    for free in (_of_machine, _of_group):
+        with suppress(OSError, ValueError, LookupError):  # no Linux, or no bound
+            known.append(free())
     return int(SHARE * min(known)) // workers if known else None
 
 
-def _number(path: str, key: str, unit: int) -> int | None:
-    try:
-        lines = Path(path).read_text().splitlines()
-        return next(int(line.split()[1]) * unit for line in lines if line.startswith(key))
-    except (OSError, StopIteration, ValueError, IndexError):
-        return None
+def _of_machine() -> int:
+    """Bytes that are free on this machine."""
+    numbers = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    return int(numbers["MemAvailable"].split()[0]) * 1024  # told in KiB
 
 
-def _within_group() -> int | None:
-    """What is free in the control group of this process."""
+def _of_group() -> int:
+    """Bytes that are free in the control group of this process."""
     folder = Path("/sys/fs/cgroup")
-    try:
-        return int((folder / "memory.max").read_text()) - int((folder / "memory.current").read_text())
-    except (OSError, ValueError):
-        return None
+    return int((folder / "memory.max").read_text()) - int((folder / "memory.current").read_text())
 
 
-def _flags() -> Collection[str]:
+def _flags() -> list[str]:
     """The options that this interpreter was started with."""
     flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
     return flags

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, final
 
 from gradbench.estimators.base import AbstractEstimator, AbstractPhase, Claim, Exact, Reading, Snapshot
 from gradbench.estimators.phases.fixed_prediction import FixedPredictionPhase
-from gradbench.systems.base import AbstractForwardSystem
+from gradbench.estimators.readouts import predicted, predicts_nothing
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -43,11 +43,8 @@ class PredictiveCoding(AbstractEstimator):
         return FixedPredictionPhase()
 
     def skip(self, system: type[AbstractSystem]) -> str | None:
-        forward = issubclass(system, AbstractForwardSystem)
-        return None if forward else f"{system.name} is no forward pass: it has no prediction errors"
+        return predicts_nothing(system)
 
     def read(self, free: Trajectory, snapshot: Snapshot, betas: Float[Tensor, "j *c"]) -> Reading:
         assert snapshot.credit is not None
-        predicted = free.field.prediction_grads(free.ends, snapshot.credit)
-        gradient = {n: (g + free.cost_grads[n])[:, None] for n, g in predicted.items()}
-        return Reading(snapshot.depth, gradient, snapshot.credit[:, None], snapshot.evidence)
+        return predicted(free, snapshot, snapshot.credit[:, None])

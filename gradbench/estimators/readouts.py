@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Literal
 
 from gradbench.estimators.base import Reading, Snapshot, along
 from gradbench.estimators.phases.nudged import Nudge, displacement
+from gradbench.systems.base import AbstractForwardSystem
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
     from gradbench.dynamics.trajectory import Trajectory
+    from gradbench.systems.base import AbstractSystem
 
 Readout = Literal["vector_field", "energy_contrast"]
 SIDES: tuple[Nudge, ...] = ("positive", "negative")
@@ -24,6 +26,19 @@ def swept(snapshot: Snapshot) -> Reading:
     assert snapshot.credit is not None
     gradient = {n: g[:, None] for n, g in snapshot.gradient.items()}
     return Reading(snapshot.depth, gradient, snapshot.credit[:, None], snapshot.evidence)
+
+
+def predicted(free: Trajectory, snapshot: Snapshot, credit: Float[Tensor, "i j *c b n"]) -> Reading:
+    """Estimate <a, dp/dtheta> + dC/dtheta, p the predictions of the layers at the forward pass."""
+    moved = free.field.prediction_grads(free.ends[:, None], credit)
+    gradient = {n: g + free.cost_grads[n][:, None] for n, g in moved.items()}
+    return Reading(snapshot.depth, gradient, credit, snapshot.evidence)
+
+
+def predicts_nothing(system: type[AbstractSystem]) -> str | None:
+    """Why a rule of predictive coding does not apply to a system; None where it does."""
+    forward = issubclass(system, AbstractForwardSystem)
+    return None if forward else f"{system.name} is no forward pass: it has no prediction errors"
 
 
 def vector_field(nudge: Nudge, free: Trajectory, snapshot: Snapshot, betas: Float[Tensor, "j *c"]) -> Reading:

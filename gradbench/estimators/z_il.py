@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, final
 
 from gradbench.estimators.base import AbstractEstimator, AbstractPhase, Claim, Exact, Reading, Snapshot
 from gradbench.estimators.phases.layer_by_layer import LayerByLayerPhase
-from gradbench.systems.base import AbstractForwardSystem
+from gradbench.estimators.readouts import predicted, predicts_nothing
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -42,11 +42,7 @@ class ZIl(AbstractEstimator):
         return LayerByLayerPhase()
 
     def skip(self, system: type[AbstractSystem]) -> str | None:
-        forward = issubclass(system, AbstractForwardSystem)
-        return None if forward else f"{system.name} is no forward pass: it has no prediction errors"
+        return predicts_nothing(system)
 
     def read(self, free: Trajectory, snapshot: Snapshot, betas: Float[Tensor, "j *c"]) -> Reading:
-        credit = self.phase.credit(free, snapshot, betas)
-        predicted = free.field.prediction_grads(free.ends[:, None], credit)
-        gradient = {n: g + free.cost_grads[n][:, None] for n, g in predicted.items()}
-        return Reading(snapshot.depth, gradient, credit, snapshot.evidence)
+        return predicted(free, snapshot, self.phase.credit(free, snapshot, betas))

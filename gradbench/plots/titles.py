@@ -474,10 +474,15 @@ def _most_often(bars: DataFrame, faithful: float) -> dict[str, Predicate]:
     """What each of many rules errs by in most of its long bars."""
     said = {}
     for label, rows in by_rule(bars):
-        counted = rows[rows["error"] > faithful]["leading"].value_counts()
-        most = sorted(counted[counted == counted.max()].index)
+        most = _leading(rows, faithful)[0]
         said[label] = Predicate("errs", f"the most often by {listed(most)}") if most else Predicate("is faithful", "")
     return said
+
+
+def _leading(rows: DataFrame, faithful: float) -> tuple[list[str], Series]:
+    """The causes that are the largest one in the most long bars, and in how many each cause is."""
+    counted = rows[rows["error"] > faithful]["leading"].value_counts()
+    return sorted(counted[counted == counted.max()].index), counted
 
 
 def _at(values: Sequence[float], asked: int, knob: str) -> str:
@@ -487,15 +492,14 @@ def _at(values: Sequence[float], asked: int, knob: str) -> str:
 def of_budgets(bars: DataFrame, faithful: float) -> str:
     """The title of the budget: what each rule errs by the most often, over all bars that are settled and long."""
     settled = bars[bars["settled"]]
-    said = _most_often(settled, faithful)
-    if len(said) > FEW:
-        return capital(together(said))
+    if len(default_forms(settled["estimator_label"])) > FEW:
+        return capital(together(_most_often(settled, faithful)))
+    said = {}
     for label, rows in by_rule(settled):
-        counted = rows[rows["error"] > faithful]["leading"].value_counts()
-        if counted.empty:
+        most, counted = _leading(rows, faithful)
+        if not most:
             said[label] = Predicate("is faithful", "wherever settled")
         else:
-            most = sorted(counted[counted == counted.max()].index)
             share = f"in {part(int(counted.max()), int(counted.sum()))}{' each' * (len(most) > 1)}"
             said[label] = Predicate("errs", f"by {listed(most)} {share}", f"bars above {number(faithful)}")
     return capital(together(said) or NOTHING)

@@ -200,8 +200,7 @@ def sealed_json(content: Mapping[str, Any]) -> bytes:
 
 def seal_of(text: bytes) -> str:
     """The seal of sealed JSON."""
-    start = text.index(BLANK[:7])
-    return text[start : start + len(BLANK)].decode()
+    return _seal_at(text, text.index(BLANK[:7]))
 
 
 def _lines(content: Mapping[str, Any]) -> str:
@@ -267,7 +266,7 @@ def write_table(
     start = _place(content)
     content = _sealed(content, start)
     write(path, lambda file: file.write(content), inside=inside, told=told)
-    return content[start : start + len(BLANK)].decode()
+    return _seal_at(content, start)
 
 
 def read_table(path: Path, schema: pa.Schema) -> pa.Table:
@@ -334,8 +333,7 @@ def read_metadata(path: Path) -> dict[bytes, bytes] | None:
 def read_seal(path: Path) -> str:
     """The seal of a table, which need not be parsed for it. Raises StoreError where the file is not what was sealed."""
     content = _whole(path)
-    start = _place(content)
-    return content[start : start + len(BLANK)].decode()
+    return _seal_at(content, _place(content))
 
 
 def _whole(path: Path) -> bytes:
@@ -352,6 +350,11 @@ def _place(content: bytes) -> int:
     """Where the seal of a parquet file stands, behind its key; -1: it has none."""
     start = content.rfind(SEAL) + len(SEAL) + BETWEEN
     return start if content[start : start + 7] == BLANK[:7] and len(content) >= start + len(BLANK) else -1
+
+
+def _seal_at(content: bytes, start: int) -> str:
+    """The seal that stands at a place."""
+    return content[start : start + len(BLANK)].decode()
 
 
 def _sealed(content: bytes, start: int) -> bytes:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import fcntl
 import itertools
 import os.path
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -58,16 +58,25 @@ def new(folder: Path, identity: str) -> Run:
     return Run(path)
 
 
-@contextmanager
-def beginning(folder: Path) -> Iterator[None]:
-    """Inside, no other process looks for a run of this suite or begins one."""
+def resumed_or_begun(
+    folder: Path, identity: str, begin: Callable[[Run], object], tell: Callable[[str], object], *, fresh: bool
+) -> Run:
+    """The run of a suite, or the training of a file, to go on with; else a new one, which `begin` writes.
+
+    Of two processes that start at once, the second takes the run of the first. `tell` is that of `matching`. With
+    `fresh` there is always a new one.
+    """
     with guarded(folder, UNCHANGED):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW)
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         with suppress(OSError):  # file systems of clusters may have no locks: two starts may make two runs there
             fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        run = None if fresh else matching(folder, identity, tell)
+        if run is None:
+            run = new(folder, identity)
+            begin(run)
+        return run
     finally:
         os.close(lock)
 

@@ -79,6 +79,10 @@ def as_told(metadata: bytes | None) -> Any:
         return None
 
 
+def _origin(env: Mapping[str, Any], plan: Mapping[str, Any]) -> dict[bytes, bytes]:
+    return {MADE_BY: json.dumps(env).encode(), PLANNED: str(plan.get("key")).encode()}
+
+
 def differing(env: Mapping[str, Any], other: Any) -> str:
     """What differs between the environment of a run and another one, in words."""
     if not isinstance(other, Mapping):
@@ -201,7 +205,7 @@ class Run:
     @cached_property
     def origin(self) -> dict[bytes, bytes]:
         """What a record of this run says of where it is from: metadata of its table."""
-        return {MADE_BY: json.dumps(self.env).encode(), PLANNED: str(self.plan.get("key")).encode()}
+        return _origin(self.env, self.plan)
 
     @property
     def binds(self) -> bool:
@@ -296,7 +300,7 @@ class Run:
         seal = write_json(self.folder / name, plan, inside=self.folder)
         content = {BEGAN: self.id, **env, PLAN_SEAL: seal}
         if claims is not None:
-            self.origin = {MADE_BY: json.dumps(content).encode(), PLANNED: str(plan.get("key")).encode()}
+            self.origin = _origin(content, plan)
             self.claim(claims)
         write_json(self.folder / "env.json", content, inside=self.folder)
 
@@ -390,10 +394,11 @@ class Run:
             for name, table in made.tables.items()
         }
         content: dict[str, Any] = {"missing": made.missing, "tables": seals, "records": made.records}
+        began, seal = self.sealed("env.json")
         name = manifest.OLD_NAME
-        if self.sealing:
-            name, (_, plan), (_, env_seal) = manifest.NAME, self.sealed("plan.json"), self.sealed("env.json")
-            content = {"run": str(self.env.get(BEGAN)), "plan": plan, "env": env_seal, **content}
+        if PLAN_SEAL in began:
+            name = manifest.NAME
+            content = {"run": str(began.get(BEGAN)), "plan": began[PLAN_SEAL], "env": seal, **content}
         write_json(self.folder / name, content, inside=self.folder, told=MADE_AGAIN)
         return made.missing
 
