@@ -190,6 +190,23 @@ def test_tables_stand_in_the_order_of_the_plan(run: Run) -> None:
     assert run.blocks["block"].tolist() == ["z", "z", "z"]
 
 
+def test_a_table_that_is_decoded_a_few_rows_at_a_time_is_the_same_to_its_seal(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.compact(())
+    whole = {name: run.table(name) for name in schema.TABLES}
+    for name, table in whole.items():
+        sizes = pq.read_metadata(run.folder / f"{name}.parquet")
+        size = sum(sizes.row_group(i).total_byte_size for i in range(sizes.num_row_groups))
+        if len(table) < 2:
+            continue
+        monkeypatch.setattr(disk, "DECODED", max(table.nbytes, size))
+        assert table.num_rows * size > disk.DECODED  # so it is not decoded at once
+        again = run.table(name)
+        assert again.schema.equals(table.schema, check_metadata=True)
+        assert repr(again.to_pylist()) == repr(table.to_pylist())  # in which NaN is equal to NaN
+
+
 def test_the_params_table_is_what_the_records_hold(run: Run) -> None:
     run.compact([SKIPPED])
     nested = {r["cell"]: r["params"] for key in ("p1", "p2") for r in run.record(key).to_pylist()}

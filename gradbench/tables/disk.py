@@ -317,7 +317,8 @@ def _decoded(content: bytes) -> pa.Table:
             if total > DECODED:
                 raise ValueError(f"it comes to more than {DECODED:,} bytes in memory")
             batches.append(batch)
-        table = pa.Table.from_batches(batches, file.schema_arrow).combine_chunks()
+        # the schema of the file holds the metadata of before it was sealed, and that of a batch the sealed ones
+        table = pa.Table.from_batches(batches, batches[0].schema if batches else file.schema_arrow).combine_chunks()
     table.validate(full=True)
     return table
 
