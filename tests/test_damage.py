@@ -565,6 +565,20 @@ def test_equal_runs_make_equal_archives_and_an_archive_makes_the_run_again(
     assert (tmp_path / "c.tar.gz").read_bytes() == archive.read_bytes()
 
 
+@pytest.mark.parametrize("blocks", range(tarfile.RECORDSIZE // tarfile.BLOCKSIZE))
+def test_an_archive_of_any_length_is_read_to_its_end(tmp_path: Path, blocks: int) -> None:
+    content = b"x" * blocks * tarfile.BLOCKSIZE
+    (tmp_path / "file.txt").write_bytes(content)
+    index = Index("tiny", "run", {"file.txt": (len(content), hashlib.sha256(content).hexdigest())})
+    packed = io.BytesIO()
+    archiving._fill(packed, tmp_path, index)
+    packed.seek(0)
+    archive = archiving._Archive(packed, tmp_path)
+    assert Index.of(archive.index(), tmp_path) == index
+    archive.skip("run/file.txt", index.files["file.txt"])
+    archive.end()
+
+
 def test_a_run_of_the_same_name_is_not_replaced(there: Path, run: Run, archive: Path) -> None:
     path = rewritten(run, lambda table: table)
     shutil.copy(path, run.folder / "records" / "more.parquet")
