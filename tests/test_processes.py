@@ -160,7 +160,7 @@ def test_no_worker_outlives_the_process_that_started_it() -> None:
     code = """
 import sys
 from gradbench.engine import processes
-worker = processes.WorkerProcess()
+worker = processes.WorkerProcess("cpu")
 print(worker.process.pid, flush=True)
 import time; time.sleep(60)
 """
@@ -248,6 +248,31 @@ def test_two_starts_on_a_fresh_folder_make_one_run(write_suite: Any) -> None:
         thread.join()
     assert len(folders) == 4
     assert len(set(folders)) == 1
+
+
+def test_the_folder_of_a_run_that_never_began_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    folder = tmp_path / "runs"
+
+    def start(fresh: bool) -> Path:
+        plan, env = {"problems": []}, {"identity": "0123"}
+        return runs.resumed_or_begun(folder, "0123", lambda run: run.start(plan, env, {}), print, fresh=fresh).folder
+
+    whole = start(fresh=True)
+    cut = {
+        "20260101-000000-aaaa": ["plan.json", ".checks.json.a1b2c3d4"],
+        "20260101-000000-aaaa-2": [],
+        "20260101-000000-bbbb": ["plan.json", "notes.txt"],  # somebody's notes
+        "20260101-000000-cccc": ["plan.json", "records/1.parquet"],  # its environment was lost
+        "mine": [],  # no name of a run
+    }
+    for name, files in cut.items():
+        (folder / name).mkdir()
+        for file in files:
+            (folder / name / file).parent.mkdir(exist_ok=True)
+            (folder / name / file).write_text("{}")
+    assert start(fresh=False) == whole
+    assert {path.name for path in folder.iterdir()} == {whole.name, *list(cut)[2:]}
+    assert (folder / "20260101-000000-cccc" / "plan.json").exists()
 
 
 def test_records_of_two_engines_are_never_mixed(write_suite: Any) -> None:

@@ -42,7 +42,8 @@ JSON_BYTES, TABLE_BYTES = 2**30, 2**32
 VALUES, DECODED = 10**9, 2**32
 UNCHANGED = "; what was stored before is unchanged"  # what is said where something cannot be written
 UNCONFIRMED = "; the new file is there, and the disk does not confirm that it outlives a loss of power"
-TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}")  # the name of a file that is being written; the last part is drawn
+DRAWN = r"\.[a-z0-9_]{8}"  # the end of the name of a file that is being written
+TEMPORARY = re.compile(rf"\.(.+){DRAWN}")  # that name
 SCRATCH = "scratch"  # in the place of the name, of a folder in which something is made
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import itertools
 import os.path
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -18,6 +19,7 @@ from gradbench.tables.disk import UNCHANGED, guarded, write
 from gradbench.tables.store import Run
 
 LONGEST = 4096  # bytes of the file with the id
+NAME = re.compile(r"\d{8}-\d{6}-[0-9a-f]{4}(-\d+)?")  # of the folder of a run
 POINTER = "latest"  # a file in the folder of a suite: the id of the run that was worked on last
 
 
@@ -72,6 +74,9 @@ def resumed_or_begun(
     try:
         with suppress(OSError):  # file systems of clusters may have no locks: two starts may make two runs there
             fcntl.flock(lock, fcntl.LOCK_EX)
+            for path in folder.iterdir():  # nobody begins a run while this process has the lock
+                if NAME.fullmatch(path.name):
+                    Run(path).remove_unbegun()
         run = None if fresh else matching(folder, identity, tell)
         if run is None:
             run = new(folder, identity)

@@ -10,6 +10,7 @@ import fcntl
 import itertools
 import json
 import os
+import re
 import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,6 +26,7 @@ from gradbench.errors import StoreError, UserError
 from gradbench.planning.cells import digest
 from gradbench.tables import manifest
 from gradbench.tables.disk import (
+    DRAWN,
     SCRATCH,
     SEAL,
     SHORT,
@@ -61,6 +63,8 @@ LOCK = ".lock"  # of the process that works on a run
 TRIES, PAUSE = 10, 0.02  # to get the lock, which a reader may hold for a moment; seconds between two
 # patterns of the files of a run, and of its suite, that are written under a temporary name first
 NAMES = rf"(plan|config|env|checks|verdict|manifest|tables)\.json|\w+\.(parquet|html|pt|svg|png)|{SCRATCH}"
+# what is there before `start` has written env.json: whole files, and those under temporary names
+BEFORE_ENV = re.compile(rf"(plan|config|checks)\.json|\.(plan|config|checks|env)\.json{DRAWN}")
 NAMES_BELOW = {
     "records": r".+\.parquet",
     "plots": r".+\.(svg|png|pdf)",
@@ -303,6 +307,19 @@ class Run:
             self.origin = _origin(content, plan)
             self.claim(claims)
         write_json(self.folder / "env.json", content, inside=self.folder)
+
+    def remove_unbegun(self) -> None:
+        """Remove the folder of a run whose `start` was cut off: it holds a part of what that writes, and nothing else.
+
+        Raises OSError where the folder cannot be read or removed.
+        """
+        if self.folder.is_symlink() or not self.folder.is_dir():
+            return
+        parts = list(self.folder.iterdir())
+        if all(BEFORE_ENV.fullmatch(part.name) and not part.is_dir() for part in parts):
+            for part in parts:
+                part.unlink()
+            self.folder.rmdir()
 
     def path_of(self, problem: str) -> Path:
         """The file of a record."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from crash.forking import Ended, Kill, command
 from crash.oracle import Oracle, WrongError, leftovers, started
@@ -12,23 +14,39 @@ from crash.reporting import Report
 from crash.suites import undisturbed, write_suite
 
 NAME, PROBLEMS = "toys", 8
-CONSTANT = 0.9  # of the plugin
 WHOM = ("coordinator", "worker", "both")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of run that is killed."""
+
+    name: str
+    seconds: float  # that a run takes
+    plugin: float | None = None  # the constant of its plugin, whose problems worker processes measure
+    large: bool = False  # tables of thousands of rows
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What the suite is told."""
+        return {"plugin": self.plugin, "large": self.large}
+
+
+PLAIN, LARGE, PLUGGED = Kind("plain", 0.7), Kind("large", 1.5, large=True), Kind("plugged", 6.0, plugin=0.9)
 AT_ONCE = 2  # problems that a run with threads has in flight: one is measured, one is stored
 
 
 def kills(folder: Path, seed: int, number: int, only: int | None = None, *, plugged: bool = True) -> Report:
     """Kill `number` processes, in runs that are gone on with until each is whole."""
     report = Report("kills", seed)
-    oracles = {None: undisturbed(folder / "plain", NAME, PROBLEMS)[0]}
-    if plugged:
-        oracles[CONSTANT] = undisturbed(folder / "plugged", NAME, PROBLEMS, plugin=CONSTANT)[0]
+    kinds = [PLAIN, LARGE, *([PLUGGED] if plugged else [])]
+    oracles = {kind: undisturbed(folder / kind.name, NAME, PROBLEMS, **kind.asked)[0] for kind in kinds}
     life = 0
     while report.counts["kills"] < number:
         if only is None or life == only:
-            plugin = CONSTANT if plugged and life % 3 == 2 else None  # worker processes measure it
+            kind = PLUGGED if plugged and life % 3 == 2 else LARGE if life % 4 == 1 else PLAIN
             try:
-                live(folder / f"life{life}", f"{seed} {life}", oracles[plugin], plugin, report)
+                live(folder / f"life{life}", f"{seed} {life}", oracles[kind], kind, report)
             except WrongError as wrong:
                 report.failed(f"--only {life}", wrong)
             if only is not None:
@@ -38,15 +56,15 @@ def kills(folder: Path, seed: int, number: int, only: int | None = None, *, plug
     return report
 
 
-def live(folder: Path, seed: str, oracle: Oracle, plugin: float | None, report: Report) -> None:
+def live(folder: Path, seed: str, oracle: Oracle, kind: Kind, report: Report) -> None:
     """Begin a run, kill it again and again, and go on with it until it is whole."""
     rng = random.Random(seed)
-    arguments = write_suite(folder, NAME, PROBLEMS, plugin=plugin)
+    arguments = write_suite(folder, NAME, PROBLEMS, **kind.asked)
     stored: set[str] = set()
     first, killed = True, 0
     while True:
-        at_once = not first and (plugin is None or rng.random() < 0.3)
-        span = 0.3 if not at_once else 0.7 if plugin is None else 6.0  # seconds that a run takes
+        at_once = not first and (kind is not PLUGGED or rng.random() < 0.3)
+        span = kind.seconds if at_once else 0.3
         kill = Kill(rng.uniform(0, span), rng.choice(WHOM), at_once)
         ended = command(arguments, folder, kill=None if killed > rng.randrange(3, 9) else kill)
         report.counts["starts"] += 1
@@ -60,6 +78,7 @@ def live(folder: Path, seed: str, oracle: Oracle, plugin: float | None, report: 
             report.notes["temporary files that a kill left"] += len(leftovers(folder / "results"))
             killed, first = killed + 1, first and not ended.first
             report.counts["kills"] += 1
+            report.notes[f"kill in a {kind.name} run"] += 1
             report.notes[f"kill of {' and '.join(ended.killed)}"] += 1
             lost = set(ended.of("begun")) - stored
             report.notes[f"{len(lost)} problems begun and not stored at a kill"] += 1

@@ -15,13 +15,14 @@ system = {system}
 estimator = {estimator}
 damp = 3.0
 T1 = 5
-T2 = 2
-beta = 0.1
+T2 = {T2s}
+beta = {betas}
 seed = {seeds}
 batch = 2
 """
 TOY = '{ name = "toy_noncons", N = 2, D = 2, heads = 1, out = 2 }'
 RULES = '["bptt", "aep", "ep"]'  # one of them is skipped on the toy, so that there are rows without a record
+LARGE = 300  # of 8 problems with 10 rows a cell the tables have more pages than one
 PLUGIN = """
 import torch
 
@@ -49,11 +50,14 @@ estimator = ["bptt", "aep"]
 """
 
 
-def write_suite(folder: Path, name: str, problems: int, *, plugin: float | None = None) -> list[str]:
-    """Write a suite, and the plugin that it uses; the arguments of `run`."""
+def write_suite(
+    folder: Path, name: str, problems: int, *, plugin: float | None = None, large: bool = False
+) -> list[str]:
+    """Write a suite, and the plugin that it uses; the arguments of `run`. A large one has `LARGE` cells a problem."""
     folder.mkdir(parents=True, exist_ok=True)
     if plugin is None:
-        text = GRID.format(system=TOY, estimator=RULES, seeds=list(range(problems)))
+        T2s, betas = ([1, 2, 3, 4, 5], f"{{ logspace = [-3, 0, {LARGE // 5}] }}") if large else (2, 0.1)
+        text = GRID.format(system=TOY, estimator=RULES, seeds=list(range(problems)), T2s=T2s, betas=betas)
     else:
         systems = ", ".join(f'{{ name = "crashed", gain = {0.1 * (i + 1):.1f} }}' for i in range(problems))
         text = PLUGGED.format(systems=f"[{systems}]")
@@ -65,9 +69,11 @@ def write_suite(folder: Path, name: str, problems: int, *, plugin: float | None 
     return arguments
 
 
-def undisturbed(folder: Path, name: str, problems: int, *, plugin: float | None = None) -> tuple[Oracle, Path]:
+def undisturbed(
+    folder: Path, name: str, problems: int, *, plugin: float | None = None, large: bool = False
+) -> tuple[Oracle, Path]:
     """A run that nothing disturbs: what it holds, and its folder."""
-    arguments = write_suite(folder, name, problems, plugin=plugin)
+    arguments = write_suite(folder, name, problems, plugin=plugin, large=large)
     ended = command([*arguments, "--out", "oracle"], folder)
     if ended.code:
         raise RuntimeError(f"the undisturbed run ended with {ended.code}: {ended.err}{ended.out}")
