@@ -49,15 +49,10 @@ Markdown = Annotated[
 Out = Annotated[Path, typer.Option(help="Folder of results.")]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="Path, id, prefix of an id, suite, suite/id, or latest.")]
 SuiteName = Annotated[str, typer.Argument(metavar="SUITE", help="Name of a shipped suite, or a TOML file.")]
-Plugins = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--plugin",
-        metavar="FILE.py|MODULE",
-        callback=lambda names: _load_plugins(names),
-        help="Python whose systems and rules have names then.",
-    ),
-]
+PLUGIN: dict[str, Any] = {"metavar": "FILE.py|MODULE", "help": "Python whose systems and rules have names then."}
+Plugins = Annotated[list[str] | None, typer.Option("--plugin", callback=lambda names: _load_plugins(names), **PLUGIN)]
+# the command that has this one loads the plugins itself, after it has started a worker process
+Unloaded = Annotated[list[str] | None, typer.Option("--plugin", **PLUGIN)]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=V,...", help="Replace a key of every grid.")]
 
 
@@ -249,7 +244,7 @@ def run(
     stop_after: Annotated[
         str | None, typer.Option(metavar="TIME", help="Begin nothing more after this time, as 8m or 1h30m.")
     ] = None,
-    plugin: Plugins = None,
+    plugin: Unloaded = None,
 ) -> None:
     """Run a suite, or go on with it where it was cut off."""
     from gradbench.commands.progress import watcher

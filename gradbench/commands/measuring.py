@@ -66,7 +66,7 @@ def with_crew(setup: Setup, planned: Plan) -> Setup:
     if setup.timeout is None and not foreign:
         return setup
     number = side_by_side_in(_cut(planned.problems, setup), setup)
-    processes.prepare(number)
+    processes.prepare(number, setup.device)
     session = Session(
         folder=os.getcwd(),
         environment=dict(os.environ),
@@ -79,7 +79,7 @@ def with_crew(setup: Setup, planned: Plan) -> Setup:
         memory=None if setup.device.startswith("cuda") else processes.memory(number),
     )
     try:
-        crew = processes.Crew(processes.packed(session))
+        crew = processes.Crew(processes.packed(session), setup.device)
         with crew.lent():
             pass
     except processes.CannotTravelError as error:

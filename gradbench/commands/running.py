@@ -18,6 +18,7 @@ from gradbench.commands.claiming import refuse_hopeless
 from gradbench.commands.environment import describe_environment, warn_of_undigested
 from gradbench.commands.limits import Limits
 from gradbench.commands.progress import CellProgress, CellWatch, say, watching
+from gradbench.engine import processes
 from gradbench.errors import StoreError, UserError, spoken
 from gradbench.planning import files, plans, suites
 from gradbench.planning.overrides import Overrides
@@ -74,6 +75,9 @@ def run(
     for name, value in {"certify": certify, "profile": profile, "fresh": fresh}.items():
         check_truth(name, value)
     limits = Limits.of(timeout, retry, max_failures, stop_after)
+    if plugins or limits.timeout is not None:
+        # a worker process imports torch and starts the device while this process does the same
+        processes.prepare(1, str(device))
     named = load(plugins)
     loaded, planned = prepare(suite, overrides)
     setup = _setup(planned, device, engine, memory, limits, certify=certify, profile=profile)
@@ -140,12 +144,11 @@ def _try_data(planned: Plan, setup: Setup) -> None:
     """
     from gradbench.engine.draws import build
     from gradbench.engine.packs import refused_where_too_large
-    from gradbench.engine.processes import PackFailedError, WorkerLostError
 
     different = {(p.point.system_options, p.point.batch, p.params_from and p.point.seed): p for p in planned.problems}
     for problem in different.values():
         if setup.crew is not None:
-            with suppress(PackFailedError, WorkerLostError), setup.crew.lent() as worker:
+            with suppress(processes.PackFailedError, processes.WorkerLostError), setup.crew.lent() as worker:
                 worker.build(problem)
             continue
         with refused_where_too_large(problem):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gradbench.engine.packs import does_not_fit
 from gradbench.errors import SystemFaultError, UserError
 from gradbench.vocabulary.status import Status
 
@@ -21,6 +20,8 @@ class Failed:
 
 def failure_of(error: BaseException) -> Failed:
     """What an exception means."""
+    from gradbench.engine.packs import does_not_fit  # torch comes with it, and `Failed` is needed before that
+
     if isinstance(error, UserError) and not isinstance(error, SystemFaultError):
         return Failed(Status.ERROR, str(error), refused=True)
     told = str(error) if isinstance(error, SystemFaultError) else f"{type(error).__name__}: {error}".removesuffix(": ")

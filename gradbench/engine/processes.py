@@ -1,7 +1,7 @@
 """Worker processes: packs with code that may crash, hang or fill the memory are measured where they can be lost.
 
 Everything that travels is pickled by value, through the pipe of a process that this session started. What is pickled is
-never read from a disk.
+never read from a disk. This module is imported without torch, so that workers can start before their owner has torch.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from typing import TYPE_CHECKING, Any
 
 from gradbench.data import origins
 from gradbench.engine.failures import Failed
-from gradbench.engine.serving import Session
 from gradbench.errors import UserError
 
 if TYPE_CHECKING:
     from gradbench.dynamics.meter import Meter
+    from gradbench.engine.serving import Session
     from gradbench.planning.problems import Problem
 
     Row = dict[str, Any]
@@ -41,7 +41,7 @@ PROGRAM = """
 import json, sys
 sys.path[:] = json.loads(sys.argv[1])
 from gradbench.engine.serving import serve
-serve(int(sys.argv[2]), int(sys.argv[3]))
+serve(int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
 """
 SHARE = 0.9  # of the free memory of the machine, for all workers
 
@@ -67,15 +67,18 @@ class PackFailedError(Exception):
 
 
 class WorkerProcess:
-    """A Python process that measures packs. Whatever ends it raises WorkerLostError at the next answer."""
+    """A Python process that measures packs. Whatever ends it raises WorkerLostError at the next answer.
 
-    def __init__(self) -> None:
+    It makes ready for a device, by its name or `auto`, while nobody asks it for anything.
+    """
+
+    def __init__(self, device: str) -> None:
         self.pipe, its_pipe = Pipe()
         self._lifeline, its_lifeline = socket.socketpair()
         ends = its_pipe.fileno(), its_lifeline.fileno()
         path = json.dumps([os.path.abspath(p) for p in sys.path])
         self.process = subprocess.Popen(
-            [sys.executable, *_flags(), "-c", PROGRAM, path, *map(str, ends)],
+            [sys.executable, *_flags(), "-c", PROGRAM, path, *map(str, ends), device],
             pass_fds=ends,
             stdin=subprocess.DEVNULL,
             stdout=2,  # what foreign code prints is talk
@@ -164,8 +167,9 @@ class WorkerProcess:
 class Crew:
     """The worker processes of a run. They stay for the next run of the session."""
 
-    def __init__(self, content: bytes) -> None:
+    def __init__(self, content: bytes, device: str) -> None:
         self.content = content  # of the session, as `packed` made it
+        self.device = device
 
     @contextmanager
     def lent(self) -> Iterator[WorkerProcess]:
@@ -173,7 +177,7 @@ class Crew:
 
         It stays for the next pack unless an exception passes that is not an answer of it.
         """
-        worker = _take()
+        worker = _take(self.device)
         try:
             worker.open(self.content)
             yield worker
@@ -190,14 +194,14 @@ _idle: list[WorkerProcess] = []
 _lock = threading.Lock()
 
 
-def _take() -> WorkerProcess:
+def _take(device: str) -> WorkerProcess:
     with _lock:
         while _idle:
             worker = _idle.pop()
             if worker.alive:
                 return worker
             worker.close()
-    return WorkerProcess()
+    return WorkerProcess(device)
 
 
 def _give_back(worker: WorkerProcess) -> None:
@@ -205,9 +209,9 @@ def _give_back(worker: WorkerProcess) -> None:
         _idle.append(worker)
 
 
-def prepare(number: int) -> None:
+def prepare(number: int, device: str) -> None:
     """Start workers until so many are idle, so that they are ready when they are needed."""
-    started = [WorkerProcess() for _ in range(number - len(_idle))]
+    started = [WorkerProcess(device) for _ in range(number - len(_idle))]
     with _lock:
         _idle.extend(started)
 

@@ -52,8 +52,8 @@ class Session:
     memory: int | None  # bytes of data that the process may have; None: no bound
 
 
-def serve(pipe: int, lifeline: int) -> None:
-    """Answer the messages of a pipe until it is closed.
+def serve(pipe: int, lifeline: int, device: str) -> None:
+    """Make ready for a device, by its name or `auto`; then answer the messages of a pipe until it is closed.
 
     `lifeline` is a socket through which nothing is ever sent. When its other end is closed, the kernel ends this
     process, whatever code runs here: so no worker outlives the process that started it.
@@ -64,6 +64,9 @@ def serve(pipe: int, lifeline: int) -> None:
     with suppress(OSError):  # where memory is short, the kernel ends this process first
         Path("/proc/self/oom_score_adj").write_text("1000")
     dedicate()
+    if device != "cpu":
+        with suppress(Exception):  # what the device lacks is said where it is used
+            _use(device.replace("auto", "cuda"))
     worker = _Worker(Connection(pipe))
     with suppress(EOFError, OSError):  # the pipe was closed
         while True:
@@ -106,7 +109,7 @@ class _Worker:
             resource.setrlimit(resource.RLIMIT_DATA, (session.memory, hard))
         registry.bring(session.classes)
         if session.device.startswith("cuda"):
-            torch.zeros(1, device=session.device).sum().item()
+            _use(session.device)
         self.session = session
 
     def build(self, cells: tuple[Cell, ...]) -> None:
@@ -143,6 +146,11 @@ class _Worker:
                 told = meter.launched
                 with suppress(OSError):
                     self.send(told)
+
+
+def _use(device: str) -> None:
+    """Make the context of a CUDA device, which takes a while."""
+    torch.zeros(1, device=device).sum().item()
 
 
 def _works(device: str) -> bool:
