@@ -81,7 +81,7 @@ test-all: $(READY) ## all tests
 # two processes at a time; what each prints begins with its campaign, and a failure with the command that repeats it
 CRASH = PYTHONPATH=.:tests $(BIN)/python -m crash
 crashtest: $(READY) ## kills, failing calls, damage, malformed input, <= 60 min on two cores: ARGS="--kills N"
-	@$(CRASH) points fuzz $(ARGS) & first=$$!; $(CRASH) kills states damage $(ARGS); code=$$?; wait $$first && exit $$code
+	@$(CRASH) points $(ARGS) & first=$$!; $(CRASH) kills states damage fuzz $(ARGS); code=$$?; wait $$first && exit $$code
 
 test-fast: $(READY) ## a minute of tests, of every room
 	$(TESTS) -m fast $(ARGS)

@@ -29,7 +29,7 @@ from gradbench.engine import checkpoint
 from gradbench.errors import StoreError, UserError
 from gradbench.planning import values
 from gradbench.planning.regular_files import regular
-from gradbench.tables import disk, runs
+from gradbench.tables import disk, journal, runs
 from gradbench.tables.disk import (
     BLANK,
     SEAL,
@@ -232,6 +232,7 @@ def test_a_record_that_cannot_be_trusted_is_told_and_measured_again(
 ) -> None:
     good = rows(run).replace("'seconds'", "").split("'peak_memory'")[0][:400]
     change, told = UNTRUSTED[kind]
+    (run.folder / journal.NAME).unlink()  # as after a loss of power: the rules alone are left
     path = rewritten(run, change)
     assert rows(run) == "an error"
     done = again(there)
@@ -245,10 +246,30 @@ def test_a_record_that_cannot_be_trusted_is_told_and_measured_again(
 
 def test_a_record_that_is_not_that_of_the_manifest_is_measured_again(there: Path, run: Run, capsys: Any) -> None:
     path = sorted((run.folder / "records").iterdir())[0]
+    (run.folder / journal.NAME).unlink()
     write_table(path, read_table(path, RECORD), disk.LONG)
     assert rows(run) == "an error"
     assert prove(again(there)).code is Exit.OK
     assert "is not the record that the tables were made from" in capsys.readouterr().err
+
+
+def test_a_record_of_a_run_that_goes_on_is_the_one_that_was_stored(there: Path, run: Run, capsys: Any) -> None:
+    (run.folder / "manifest.json").unlink()
+    before = rows(run)
+    path = rewritten(run, lambda table: put("cosine_mean", 0.5)(table))
+    assert rows(run) == "an error"
+    assert prove(again(there)).code is Exit.OK
+    assert f"{path.name}: damaged: it is not the record that was stored" in capsys.readouterr().err
+    assert before != "an error"
+
+
+@pytest.mark.parametrize(
+    "harm", [lambda text: text[: len(text) // 2], lambda text: text.replace("sha256", "sha265"), ""]
+)
+def test_a_damaged_journal_costs_no_record(run: Run, harm: Any) -> None:
+    before, path = rows(run), run.folder / journal.NAME
+    path.write_text(harm(path.read_text()) if harm else "")
+    assert rows(Run(run.folder)) == before
 
 
 def test_a_table_of_results_is_that_of_the_manifest(run: Run) -> None:

@@ -156,7 +156,7 @@ def pack(run: Run, index: Index, path: Path) -> None:
 def _listed(folder: Path) -> Iterator[tuple[str, tuple[int, str]]]:
     """The files of a run by path, sorted, with size and digest."""
     names = []
-    for place, folders, files in os.walk(folder):
+    for place, folders, files in os.walk(folder, onerror=_raised):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in (*folders, *files):
             if Path(place, name).is_symlink():
@@ -166,6 +166,11 @@ def _listed(folder: Path) -> Iterator[tuple[str, tuple[int, str]]]:
         with guarded(folder / name), opened(folder / name, ARCHIVE_BYTES) as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
             yield name, (file.tell(), digest)
+
+
+def _raised(error: OSError) -> None:
+    """For `os.walk`, which leaves out a folder that it cannot read."""
+    raise StoreError(f"{error.filename}: {error.strerror}")
 
 
 def _fill(file: BinaryIO, folder: Path, index: Index) -> None:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from gradbench.errors import StoreError
 from gradbench.tables import runs
 from gradbench.tables.records import judged
-from gradbench.tables.store import Run
 from gradbench.vocabulary.status import Status
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ class Standing:
 def standing(planned: Plan, out: Path, device: str, engine: str = "auto") -> Standing | None:
     """How far a plan is; None where its suite has no run that can be read."""
     folder = runs.results_folder(out) / "runs" / planned.suite
-    if not any(folder.glob("*/env.json")):
+    if not runs.begun(folder):
         return None
     from gradbench.commands.environment import describe_environment, differences
     from gradbench.engine import device as devices
@@ -57,8 +56,7 @@ def standing(planned: Plan, out: Path, device: str, engine: str = "auto") -> Sta
         statuses = [Status(status) for statuses in told for status in statuses]
         failed = sum(status.incomplete for status in statuses)
         return Standing(str(run.folder), len(statuses) - failed, failed, len(planned.cells) - len(statuses), ())
-    for path in sorted(folder.glob("*/env.json"), reverse=True):
-        newest = Run(path.parent)
+    for newest in runs.begun(folder):
         try:
             stale = differences(env, newest.env)
             if newest.plan.get("key") != planned.key and not any("changed" in reason for reason in stale):

@@ -22,6 +22,7 @@ from gradbench.planning.plugins import load as load_plugins
 from gradbench.planning.values import check_truth
 from gradbench.tables import runs
 from gradbench.tables.disk import read_json, read_table, way_out, write_table
+from gradbench.tables.schema import CHECKPOINT_OF
 from gradbench.tables.store import BEGAN, MADE_BY, as_told
 from gradbench.training.config import Config, Optimiser, load
 from gradbench.training.log import LOG, rows
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
     from gradbench.estimators.base import AbstractEstimator
     from gradbench.systems.base import AbstractSystem
     from gradbench.training.trainer import Trainer
-
-CHECKPOINT_OF = b"gradbench.checkpoint"  # a key of the metadata of a log: the digest of the checkpoint with its rows
 
 
 @dataclass(frozen=True)
@@ -50,8 +49,20 @@ class Training:
 
     @property
     def log(self) -> DataFrame:
-        """The log as a pandas frame. Raises StoreError where it is damaged, or that of another training."""
-        return self.logged().to_pandas()
+        """The log as a pandas frame.
+
+        Raises StoreError where it is damaged, that of another training, or not the one that the checkpoint holds.
+        """
+        from gradbench.engine import checkpoint
+
+        log = self.logged()
+        try:
+            saved = checkpoint.read(self.checkpoint)
+        except StoreError:  # there is none, or it cannot be read: it says nothing of the log
+            saved = None
+        if saved is not None and not _prefix(log, saved["rows"]):
+            raise StoreError(f"{self.folder / 'log.parquet'}: its rows are not those that {self.checkpoint.name} holds")
+        return log.to_pandas()
 
     def logged(self) -> pa.Table:
         """The log as it is stored."""
@@ -172,19 +183,20 @@ def _refuse_foreign(training: Training, trainer: Trainer, saved: checkpoint.Chec
         raise StoreError(f"{training.checkpoint}: is the checkpoint of another training{told}")
     try:
         log = training.logged()
-        rows = pa.Table.from_pylist(saved["rows"], schema=log.schema)
-    except (StoreError, pa.ArrowException):
+    except StoreError:
         return
-    named = log.schema.metadata.get(CHECKPOINT_OF)
-    shorter = len(log) < len(rows) and as_written(log) == as_written(rows.slice(0, len(log)))
-    same = as_written(log) == as_written(rows) and named == saved.get("digest", "").encode()
-    if named is not None and not (shorter or same):
+    if CHECKPOINT_OF in log.schema.metadata and not _prefix(log, saved["rows"]):
         raise StoreError(f"{training.checkpoint}: is not the checkpoint that the log was written from{told}")
 
 
-def as_written(table: pa.Table) -> str:
-    """The rows of a log in a form in which NaN is equal to NaN."""
-    return repr(table.to_pylist())
+def _prefix(log: pa.Table, rows: list[dict[str, Any]]) -> bool:
+    """Whether a log holds these rows, or the first of them."""
+    try:
+        whole = pa.Table.from_pylist(rows, schema=log.schema)
+    except pa.ArrowException:
+        return True  # rows that no log can hold say nothing of it
+    # as text, in which NaN is equal to NaN
+    return repr(log.to_pylist()) == repr(whole.slice(0, len(log)).to_pylist())
 
 
 def _record(trainer: Trainer, training: Training, step: int, log: list[dict[str, Any]]) -> list[dict[str, Any]]:

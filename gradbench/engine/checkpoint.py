@@ -10,12 +10,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 from gradbench.errors import StoreError, UserError, near_miss
 from gradbench.planning.cells import trained
 from gradbench.planning.regular_files import CHECKPOINT, regular
-from gradbench.tables.disk import guarded, write
+from gradbench.tables.disk import guarded, read_seal, write
+from gradbench.tables.schema import CHECKPOINT_OF
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -97,7 +100,22 @@ def read(path: Path) -> Checkpoint:
     if not _whole(content, len(archive), version):
         told = "its digest is not the one that it was written with"
         raise StoreError(f"{path}: damaged: {told}; begin anew with --fresh")
+    if _logged(path.parent / "log.parquet", len(content["rows"])) not in (None, content.get("digest", "").encode()):
+        raise StoreError(f"{path}: is not the checkpoint that the log was written from; begin anew with --fresh")
     return content
+
+
+def _logged(log: Path, rows: int) -> bytes | None:
+    """The digest of the checkpoint that a log names; None where there is no undamaged log with so many rows.
+
+    A checkpoint is written before its log, which may lack the last rows.
+    """
+    try:
+        read_seal(log)
+        footer = pq.read_metadata(log)
+    except (StoreError, OSError, pa.ArrowException):
+        return None
+    return (footer.metadata or {}).get(CHECKPOINT_OF) if footer.num_rows == rows else None
 
 
 def _refuse_packed(archive: bytes) -> None:

@@ -65,6 +65,18 @@ def way_out(words: str) -> Iterator[None]:
         raise StoreError(f"{error}; {words}") from error.__cause__
 
 
+def names_in(folder: Path) -> list[str]:
+    """The names in a folder, in order; none where there is no folder.
+
+    Raises StoreError where the folder cannot be read. `Path.glob` says then that nothing is there.
+    """
+    with guarded(folder):
+        try:
+            return sorted(os.listdir(folder))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+
 def refuse_links(path: Path, inside: Path) -> None:
     """Raise StoreError where a link stands at `path`, or on the way to it from the folder `inside`."""
     for part in (path, *path.parents):
@@ -256,18 +268,21 @@ def write_table(
     inside: Path | None = None,
     told: str = UNCHANGED,
 ) -> str:
-    """Write parquet atomically, with page checksums, and in the footer its seal: the digest of the whole file.
+    """Write a `sealed_table` atomically. Returns the seal. `inside` and `told` are those of `write`."""
+    content, seal = sealed_table(table, form)
+    write(path, lambda file: file.write(content), inside=inside, told=told)
+    return seal
 
-    Returns the seal. `inside` and `told` are those of `write`.
-    """
+
+def sealed_table(table: pa.Table, form: Mapping[str, Any] = LONG) -> tuple[bytes, str]:
+    """A table as parquet with page checksums, and its seal, the digest of the whole file, which is in the footer."""
     metadata = {**(table.schema.metadata or {}), SEAL: BLANK}
     buffer = pa.BufferOutputStream()  # a file of Python is called for every page, which takes as long as the encoding
     pq.write_table(table.replace_schema_metadata(metadata), buffer, write_page_checksum=True, **form)
     content = buffer.getvalue().to_pybytes()
     start = _place(content)
     content = _sealed(content, start)
-    write(path, lambda file: file.write(content), inside=inside, told=told)
-    return _seal_at(content, start)
+    return content, _seal_at(content, start)
 
 
 def read_table(path: Path, schema: pa.Schema) -> pa.Table:

@@ -6,6 +6,7 @@ import fcntl
 import itertools
 import os.path
 import re
+import stat
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -15,7 +16,7 @@ from gradbench.data.given import article
 from gradbench.errors import StoreError, UserError, near_miss
 from gradbench.planning.regular_files import regular
 from gradbench.planning.values import untypable
-from gradbench.tables.disk import UNCHANGED, guarded, write
+from gradbench.tables.disk import UNCHANGED, guarded, names_in, write
 from gradbench.tables.store import Run
 
 LONGEST = 4096  # bytes of the file with the id
@@ -37,9 +38,18 @@ def results_folder(out: object) -> Path:
 
 
 def file_above(folder: Path) -> Path | None:
-    """What lies where a folder should be, the path itself included; None where the folder can be made."""
+    """What lies where a folder should be, the path itself included; None where the folder can be made.
+
+    Raises StoreError where that cannot be seen.
+    """
     there = next((place for place in (folder, *folder.parents) if os.path.lexists(place)), None)
-    return None if there is None or os.path.isdir(there) else there
+    if there is None:
+        return None
+    with guarded(there):
+        try:
+            return None if stat.S_ISDIR(os.stat(there).st_mode) else there
+        except FileNotFoundError:  # a link that leads nowhere
+            return there
 
 
 def point(folder: Path, run: Run) -> None:
@@ -86,13 +96,18 @@ def resumed_or_begun(
         os.close(lock)
 
 
+def begun(folder: Path) -> list[Run]:
+    """The runs of a suite that have begun, the newest first. Raises StoreError where the folder cannot be read."""
+    paths = [folder / name for name in reversed(names_in(folder))]
+    return [Run(path) for path in paths if os.path.lexists(path / "env.json")]
+
+
 def matching(folder: Path, identity: str, tell: Callable[[str], object] = lambda text: None) -> Run | None:
     """The newest run of a suite that has this identity, and so may be resumed; None where there is none.
 
     A run whose environment or plan is damaged is passed over, and `tell` is called with why.
     """
-    for path in sorted(folder.glob("*/env.json"), reverse=True):
-        run = Run(path.parent)
+    for run in begun(folder):
         try:
             if run.env.get("identity") == identity and _sound(run):
                 return run
@@ -111,13 +126,17 @@ def _sound(run: Run) -> bool:
 
 
 def find(name: str, out: Path = Path("results")) -> Run:
-    """The run that a name means. Raises UserError where there is none, or more than one."""
+    """The run that a name means.
+
+    Raises UserError where there is none, or more than one; StoreError where a folder that may hold it cannot be read.
+    """
     if not name:
         raise UserError("the name of the run is empty: name a path, an id, a suite, or latest")
     if fault := untypable(name):
         raise UserError(f"run {name!r} cannot be the name of a run: {fault}")
     root = out / "runs"
-    pointers = {p.parent.name: p for p in sorted(root.glob(f"*/{POINTER}"), key=lambda p: p.lstat().st_mtime)}
+    there, pointing, unread = _seen(root)
+    pointers = {p.parent.name: p for p in sorted(pointing, key=lambda p: p.lstat().st_mtime)}
     if os.path.isfile(Path(name) / "plan.json"):  # unlike Path.is_file, False for a name too long for a file
         if name in pointers or (name == POINTER and pointers):
             ways = f"write {os.path.join('.', name)} for the folder, or the path of the other run"
@@ -125,7 +144,8 @@ def find(name: str, out: Path = Path("results")) -> Run:
                 f"run {name!r} is ambiguous: a folder here is a run, and {root} has one of that name; {ways}"
             )
         return Run(Path(name))
-    there = [p.parent for p in root.glob("*/*/plan.json")]
+    if not there and unread:
+        raise unread[0]
     if not there:
         raise UserError(f"there is no run in {root} yet; make one with: gradbench run SUITE")
     if name == POINTER and pointers:
@@ -136,10 +156,38 @@ def find(name: str, out: Path = Path("results")) -> Run:
     meant = [p for n, p in known if n == name] or [p for n, p in known if n.startswith(name)]
     if len(meant) > 1:  # runs of two suites that began in one second may even share an id, hence SUITE/ID
         raise UserError(f"run {name!r} is ambiguous: {', '.join(sorted(f'{p.parent.name}/{p.name}' for p in meant))}")
+    if not meant and unread:
+        raise unread[0]
     if not meant:
         word = name.removesuffix(".toml")  # a suite file is no run, but its suite may have some
         raise UserError(f"run {name!r} does not exist in {root}{near_miss(word, {POINTER, *pointers, *dict(known)})}")
     return Run(meant[0])
+
+
+def _seen(root: Path) -> tuple[list[Path], list[Path], list[StoreError]]:
+    """The folders of all runs, the files that name the latest ones, and why something there could not be read."""
+    there, pointing, unread = [], [], []
+    for suite in names_in(root):
+        try:
+            for name in names_in(root / suite):
+                path = root / suite / name
+                if name == POINTER:
+                    pointing.append(path)
+                elif _lies(path / "plan.json"):
+                    there.append(path)
+        except StoreError as error:
+            unread.append(error)
+    return there, pointing, unread
+
+
+def _lies(path: Path) -> bool:
+    """Whether a file is there. Raises StoreError where that cannot be seen."""
+    with guarded(path):
+        try:
+            os.stat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+    return True
 
 
 def _pointed(pointer: Path) -> Run:

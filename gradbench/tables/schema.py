@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 from gradbench.vocabulary.cause import CAUSES, Cause, column
 from gradbench.vocabulary.coordinates import COORDINATES, LATE
 
+CHECKPOINT_OF = b"gradbench.checkpoint"  # a key of the metadata of a log: the digest of the checkpoint with its rows
 VERSION = 5
 BASELINE_VERSION = 2
 # columns, of nested rows too, that came with this version, beside the late coordinates

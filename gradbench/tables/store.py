@@ -32,16 +32,20 @@ from gradbench.tables.disk import (
     SHORT,
     UNCHANGED,
     guarded,
+    names_in,
     read_seal,
     read_sealed,
     read_table,
     refuse_links,
+    sealed_table,
     sync,
     tidy,
     way_out,
+    write,
     write_json,
     write_table,
 )
+from gradbench.tables.journal import Journal
 from gradbench.tables.manifest import Manifest
 from gradbench.tables.schema import CELLS, METADATA, NESTED, RECORD, TABLES
 
@@ -142,6 +146,7 @@ class Run:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._journal = Journal(folder)
 
     @property
     def id(self) -> str:
@@ -326,8 +331,9 @@ class Run:
         return self.folder / "records" / f"{problem}.parquet"
 
     def done(self) -> set[str]:
-        """Keys of the problems that have a record."""
-        return {p.stem for p in (self.folder / "records").glob("*.parquet")}
+        """Keys of the problems that have a record. Raises StoreError where the folder of records cannot be read."""
+        names = names_in(self.folder / "records")
+        return {name.removesuffix(".parquet") for name in names if name.endswith(".parquet") and name[0] != "."}
 
     def outdate(self) -> bool:
         """Say, before a record changes or the tables do, that the tables are no longer those of the records.
@@ -348,7 +354,9 @@ class Run:
         """Store the record of a problem, which says of which run it is."""
         told = MADE_AGAIN if self.outdate() else UNCHANGED
         table = pa.Table.from_pylist(rows, schema=RECORD).replace_schema_metadata({**METADATA, **self.origin})
-        write_table(self.path_of(problem), table, SHORT, inside=self.folder, told=told)
+        content, seal = sealed_table(table, SHORT)
+        self._journal.note(problem, seal)
+        write(self.path_of(problem), lambda file: file.write(content), inside=self.folder, told=told)
 
     def set_aside(self, problem: str) -> Path:
         """Rename a record that cannot be used, so that its problem is measured again; the new path, which was free."""
@@ -377,6 +385,8 @@ class Run:
         named = pc.struct_field(pc.list_flatten(table["extra"].combine_chunks()), "column")
         if named.null_count or {*CELLS.names} & {*named.to_pylist()}:
             raise StoreError(f"{path}: damaged: it names a further column that cannot be one")
+        if not self._journal.binds(problem, (table.schema.metadata or {}).get(SEAL, b"").decode()):
+            raise StoreError(f"{path}: damaged: it is not the record that was stored")
         return table
 
     def _foreign(self, metadata: Mapping[bytes, bytes]) -> str:

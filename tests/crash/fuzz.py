@@ -183,7 +183,7 @@ def _targets(folder: Path) -> list[Target]:
     shutil.copytree(whole, box / "run")
     shutil.copytree(trained, box / "training")
     run = Run(box / "run")
-    suite = GRID.format(system=TOY, estimator=RULES, seeds=[0, 1]) + CHECK
+    suite = GRID.format(system=TOY, estimator=RULES, seeds=[0, 1], T2s=2, betas=0.1) + CHECK
     path = box / "drawn.toml"
     plain = box / "plain.toml"
     plain.write_text(suite)

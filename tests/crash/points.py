@@ -77,17 +77,22 @@ def broken(folder: Path, work: str, point: Point, oracle: Oracle, whole: Path, r
     stored = set(oracle.problems if work in ("again", "check") else ())
     if work == "go on":
         stored = {path.stem for path in (folder / "results" / "runs" / NAME / whole.name / "records").iterdir()}
+    before = {run.folder for run in started(folder / "results", NAME)}
     broke = command(arguments, folder, first=[Driver(folder / "results", point).install])
     if not broke.of("reached"):
         report.notes["points that were not reached"] += 1
     else:
         report.counts["kills" if point.kills else "failing calls"] += 1
     check_start(broke, stored if point.kills else set())
-    stored |= set(broke.of("stored"))
     check_code(broke, point, report)
     report.notes["temporary files that a broken command left"] += len(leftovers(folder / "results"))
     runs = started(folder / "results", NAME)
-    for run in runs:
+    for run in runs[:-1]:  # one that could not be read was passed over
+        oracle.judge(run, stored if run.folder in before else set())
+    if runs and runs[-1].folder not in before:
+        stored = set()
+    stored |= set(broke.of("stored"))
+    for run in runs[-1:]:
         oracle.judge(run, stored)
     write_suite(folder, NAME, PROBLEMS)
     after = command(["run", f"{NAME}.toml", "--device", "cpu"], folder)
