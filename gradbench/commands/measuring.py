@@ -137,6 +137,7 @@ def _by_pack(
     measure: Callable[[Sequence[Problem], int], Iterable[R]], problems: Sequence[Problem], setup: Setup
 ) -> Iterator[R]:
     """The results of `measure` for all packs; its arguments are a pack and the bytes that this pack may take."""
+    packs.DRAWN.forget()  # files that data are read from may have changed since the last run
     cut = _cut(problems, setup)
     workers = side_by_side_in(cut, setup)
 

@@ -7,21 +7,30 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from collections.abc import Callable
+
+    from jaxtyping import Float, Float64
     from torch import Tensor
 
     from gradbench.dynamics.linear import Linear
 
 
-def antisymmetry(linear: Linear, probes: Float[Tensor, "p *r b n"]) -> tuple[Float[Tensor, "*r"], Float[Tensor, "*r"]]:
+def squares(linear: Linear, v: Float[Tensor, "*r b n"]) -> tuple[Float64[Tensor, "*r"], Float64[Tensor, "*r"]]:
+    """|A v|^2 and |J v|^2, A = (J - J^T) / 2, over the batch."""
+    Jv, Jtv = linear.jvp(v), linear.vjp(v)
+    return (0.5 * (Jv - Jtv)).double().square().sum((-2, -1)), Jv.double().square().sum((-2, -1))
+
+
+def antisymmetry(
+    measure: Callable[[Tensor], tuple[Tensor, ...]], probes: Float[Tensor, "p *r b n"]
+) -> tuple[Float[Tensor, "*r"], Float[Tensor, "*r"]]:
     """|A|_F / |J|_F with its standard error, by Hutchinson: |M|_F^2 = E |M v|^2 over v ~ N(0, I).
 
-    0 for a gradient force, 1 for a skew force. The standard error is the jackknife's over the probes. A single
-    probe varies by +-20 %.
+    `measure` gives the `squares` of a probe v. 0 for a gradient force, 1 for a skew force. The standard error is the
+    jackknife's over the probes. A single probe varies by +-20 %.
     """
-    products = [(linear.jvp(v), linear.vjp(v)) for v in probes]
-    skew = torch.stack([(0.5 * (Jv - Jtv)).double().square().sum((-2, -1)) for Jv, Jtv in products])
-    full = torch.stack([Jv.double().square().sum((-2, -1)) for Jv, _ in products])
+    measured = [tuple(value.clone() for value in measure(v)) for v in probes]  # the next call may overwrite these
+    skew, full = map(torch.stack, zip(*measured, strict=True))
     p = len(probes)
     ratio = (skew.sum(0) / full.sum(0)).sqrt()
     leave_one_out = ((skew.sum(0) - skew) / (full.sum(0) - full)).sqrt()

@@ -85,7 +85,7 @@ def depths(free: Trajectory, T2: int, reference: Params) -> dict[str, dict[int, 
             linearised.add(key)
             credits[name] = [a for _, a in rule.phase.linearised(free, at, drifting=False)]
         elif rule.phase.terms(most) == most and rule.phase.departure is Cause.READOUT:
-            credits[name] = [a for terms, a in enumerate(adjoints(free, most)) if terms in at]
+            credits[name] = [a.clone() for terms, a in enumerate(adjoints(free, most)) if terms in at]
     for name, by_depth in credits.items():
         pulled = along(free, Snapshot(None), torch.stack(by_depth, 1)).gradient
         gradients[name] = {depth: {n: g[0, j] for n, g in pulled.items()} for j, depth in enumerate(at)}

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gradbench.dynamics.capture import Captured, agreeing
+from gradbench.dynamics.capture import agreeing
 from gradbench.dynamics.field import Field, Result, Step
 from gradbench.dynamics.linear import Linear
+from gradbench.dynamics.recordings import recorded
 from gradbench.vocabulary.coordinates import Knobs
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class Stack(Field):
 
     def repeated(self, function: Step, *examples: Tensor) -> Step:
         """On CUDA a recorded graph, since launches, not arithmetic, are what a step of a stack costs."""
-        return Captured(function, *examples, compiled=self.compiled) if examples[0].is_cuda else function
+        return recorded(function, *examples, compiled=self.compiled) if examples[0].is_cuda else function
 
     def frozen(self, at: Callable[[Tensor], Linear], s: Tensor) -> Callable[[], Linear]:
         """On CUDA autograd linearises anew in every call: a graph cannot hold a backward pass of another stream."""

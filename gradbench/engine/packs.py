@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 import torch
 
+from gradbench.data.draw_memory import DrawMemory
 from gradbench.dynamics.capture import unused
+from gradbench.dynamics.recordings import forget, lent
 from gradbench.dynamics.stack import Stack
 from gradbench.engine.draws import build, draw, moved
 from gradbench.engine.solving import solve
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 CPU_BUDGET = 2**32  # bytes of a pack on a CPU, where no `memory` is named
 SHARE = 0.8  # of the free memory of a GPU
 ENGINES = ("auto", "eager", "batched", "compiled")
+DRAWN = DrawMemory(2**28)  # parameters and data of stacks, which are the same in many packs
 LANES = 2  # packs in flight on a GPU: one computes while another is waited for, judged or begun
 # memory that a recorded force with its transposed product takes, in states: measured 30 on cet_real, 20 on the toys
 RECORDED = 32
@@ -53,10 +56,21 @@ def measure_pack(
         theta, x = draw(system, seed, batch)
         return moved(theta, device, dtype), moved(x, device, dtype)
 
-    fields = [build(problem, device, draw=drawn) for problem in problems]
-    alone = engine == "eager" or (len(fields) == 1 and not device.startswith("cuda"))
+    def drawn_before(system: AbstractSystem, seed: int, batch: int) -> tuple[Params, Data]:
+        theta, x = DRAWN.of((system, seed, batch, device, dtype), partial(drawn, system, seed, batch))
+        return dict(theta), dict(x)
+
+    alone = engine == "eager" or (len(problems) == 1 and not device.startswith("cuda"))
+    # a stack copies what it is made of, so that nothing can be written into numbers that a later pack gets
+    fields = [build(problem, device, draw=drawn if alone else drawn_before) for problem in problems]
     field = fields[0] if alone else Stack.of(fields, compiled=engine == "compiled")
-    return solve(problems, field, thresholds, states_at_once(problems, device, budget), deep=deep, meter=meter)
+    try:
+        with lent():
+            return solve(problems, field, thresholds, states_at_once(problems, device, budget), deep=deep, meter=meter)
+    except torch.OutOfMemoryError:
+        forget()  # what is measured next, as the halves of this pack, has this memory, too
+        DRAWN.forget()
+        raise
 
 
 def resolved(engine: object, device: str) -> str:

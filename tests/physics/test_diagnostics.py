@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from live import SYSTEMS, jacobian, live_field, random_like
 
 from gradbench import measure
-from gradbench.diagnostics.asymmetry import antisymmetry
+from gradbench.diagnostics.asymmetry import antisymmetry, squares
 from gradbench.diagnostics.certificate import certify, judged
 from gradbench.diagnostics.judgement import collapsed, of_cell
 from gradbench.diagnostics.metrics import compare
@@ -56,7 +57,7 @@ def test_antisymmetry_agrees_with_the_dense_jacobian_within_its_error(name: str)
     J = jacobian(lambda s: field.force(s[None, None])[0, 0], s[0, 0])
     exact = float((0.5 * (J - J.mT)).norm() / J.norm())
     probes = random_like(s.expand(64, *s.shape))
-    ratio, error = antisymmetry(field.at(s), probes)
+    ratio, error = antisymmetry(partial(squares, field.at(s)), probes)
     assert abs(float(ratio) - exact) <= 4 * float(error) + 1e-13
     assert float(error) <= 0.2 * exact + 1e-13
 
@@ -66,7 +67,7 @@ def test_antisymmetry_is_1_for_a_skew_map_and_0_for_a_symmetric_one() -> None:
     M = torch.randn(5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     probes = torch.randn(8, 1, 1, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     for map_, expected in ((M - M.mT, 1.0), (M + M.mT, 0.0)):
-        ratio, error = antisymmetry(linear(map_), probes)
+        ratio, error = antisymmetry(partial(squares, linear(map_)), probes)
         assert float(ratio) == pytest.approx(expected, abs=1e-12)
         assert float(error) < 1e-12
 
@@ -74,7 +75,8 @@ def test_antisymmetry_is_1_for_a_skew_map_and_0_for_a_symmetric_one() -> None:
 def test_the_error_of_the_antisymmetry_is_that_of_repeated_draws() -> None:
     M = torch.randn(6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     rng = torch.Generator().manual_seed(1)
-    draws = [antisymmetry(linear(M), torch.randn(8, 1, 1, 6, dtype=M.dtype, generator=rng)) for _ in range(300)]
+    drawn = [torch.randn(8, 1, 1, 6, dtype=M.dtype, generator=rng) for _ in range(300)]
+    draws = [antisymmetry(partial(squares, linear(M)), probes) for probes in drawn]
     spread = float(torch.stack([ratio for ratio, _ in draws]).std())
     quoted = float(torch.stack([error for _, error in draws]).mean())
     assert quoted == pytest.approx(spread, rel=0.3)

@@ -175,24 +175,43 @@ class NudgedPhase(AbstractPhase):
         """
         import torch
 
-        field, s, eps = free.field, free.ends, self.step_size(free)
-        skew = field.swirl_at(s) if self.asymmetric and drifting else None
-        a, linear, g = torch.zeros_like(s), field.at(s), free.cost_slope
+        if drifting:
+            yield from self._linearised_along(free, depths)
+            return
+        field, s, eps, g = free.field, free.ends, self.step_size(free), free.cost_slope
+        a, frozen, transposed = torch.zeros_like(s), field.frozen(field.at, s), self.asymmetric
         with torch.no_grad():
             u = s + eps * field.force(s)
+
+        def ahead(a: Tensor) -> tuple[Tensor]:
+            Ka = frozen().vjp(a) if transposed else frozen().jvp(a)
+            return (field.project_jvp(u, a + eps * (Ka + g)),)
+
+        step = field.repeated(ahead, a)
+        for depth in range(1, max(depths) + 1):
+            (a,) = step(a)
+            if depth in depths:
+                yield depth, a.clone()
+
+    def _linearised_along(
+        self, free: Trajectory, depths: Collection[int]
+    ) -> Iterator[tuple[int, Float[Tensor, "i *c b n"]]]:
+        """The linearised phase at the states through which the phase goes from s* without a nudge."""
+        import torch
+
+        field, s, eps = free.field, free.ends, self.step_size(free)
+        skew = field.swirl_at(s) if self.asymmetric else None
+        a = torch.zeros_like(s)
         for step in range(1, max(depths) + 1):
             if skew is not None and self._turns(step):
                 skew = field.swirl_at(s)
-            if drifting and step > 1:
-                linear, g = field.at(s), field.cost_slope(s)
-                with torch.no_grad():
-                    u = s + eps * (field.force(s) - (2 * skew.antisym(s - free.ends) if skew is not None else 0))
-            if skew is not None:
-                Ka = linear.jvp(a) - 2 * skew.antisym(a)
-            else:
-                Ka = linear.vjp(a) if self.asymmetric else linear.jvp(a)
+            linear, g = field.at(s), field.cost_slope(s)
+            with torch.no_grad():
+                bent = 2 * skew.antisym(s - free.ends) if skew is not None else 0
+                u = s + eps * (field.force(s) - bent)
+            Ka = linear.jvp(a) - 2 * skew.antisym(a) if skew is not None else linear.jvp(a)
             a = field.project_jvp(u, a + eps * (Ka + g))
-            s = field.project(u) if drifting else s
+            s = field.project(u)
             if step in depths:
                 yield step, a
 
