@@ -92,6 +92,7 @@ def test_a_finding_names_the_number_the_place_and_the_worst_cell() -> None:
         ({"beta": 0.1 * (1 + 1e-12)}, 2),
         ({"T2": 4.0}, 3),
         ({"N": 2}, 3),
+        ({"seed": [0, 10**400]}, 3),  # no float holds it
         ({"nudge": "centred"}, 3),
         ({"status": "unsettled"}, 1),
         ({"seed": [0, 1], "status": "settled"}, 2),

@@ -43,8 +43,12 @@ def _among(actual: Any, wanted: Any) -> bool:
 
 
 def _equal(actual: Any, wanted: Any) -> bool:
-    both_numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in (actual, wanted))
-    return math.isclose(actual, wanted, rel_tol=1e-9) if both_numbers else bool(actual == wanted)
+    if any(isinstance(v, bool) or not isinstance(v, int | float) for v in (actual, wanted)):
+        return bool(actual == wanted)
+    try:
+        return math.isclose(actual, wanted, rel_tol=1e-9)
+    except OverflowError:  # a whole number that no float holds
+        return bool(actual == wanted)
 
 
 def why_none(rows: Sequence[Mapping[str, Any]], where: Mapping[str, Any], kind: str) -> str:

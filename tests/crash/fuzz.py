@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import gzip
+import io
+import json
 import os
 import random
 import shutil
 import sys
+import tarfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from crash import sealing
-from crash.damage import NAME, PROBLEMS, _trained, changed, read_training
+from crash.damage import NAME, PROBLEMS, _trained, changed, changed_value, read_training
 from crash.forking import each
 from crash.oracle import rows_of
 from crash.reporting import Report
@@ -124,6 +129,8 @@ class Attempt:
             return
         else:
             paths = [args[i] for i in WRITES.get(event, ()) if i < len(args)]
+            if event in ("os.remove", "os.rmdir") and args[1] != -1:  # relative to an open folder
+                paths = [os.path.join(os.readlink(f"/proc/self/fd/{args[1]}"), os.fsdecode(args[0]))]  # type: ignore[arg-type]
         for path in paths:
             if isinstance(path, int) or path is None:
                 continue
@@ -170,7 +177,36 @@ def _of_bytes(content: bytes, rng: random.Random) -> bytes:
     return bytes(changed)
 
 
+def _hostile(tar: bytes, rng: random.Random) -> bytes:
+    """An archive whose entries are renamed, doubled, left out, linked, or of another kind or size, index and all."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=io.BytesIO(tar)) as given, tarfile.open(fileobj=out, mode="w") as made:
+        for entry in given.getmembers():
+            file = given.extractfile(entry)
+            content = file.read() if file else b""
+            if rng.random() < 0.15:
+                if content.startswith(b"{"):
+                    index = changed_value(json.loads(content), rng)
+                    content = sealing.disk.sealed_json(index) if isinstance(index, dict) else content
+                what = rng.choice(("name", "kind", "size", "none", "index"))
+                if what == "name":
+                    entry.name = rng.choice(("../out.txt", "/tmp/out.txt", "a/../../b", ".hidden", "x" * 90, *JUNK[:6]))
+                elif what == "kind":
+                    entry.type = rng.choice((tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE))
+                    entry.linkname = rng.choice(("/etc/passwd", "../..", "env.json"))
+                elif what == "size":
+                    content = content * rng.choice((0, 2)) + b"0" * rng.choice((0, 1, 10**6))
+                elif what == "none":
+                    continue
+            for _ in range(1 + (rng.random() < 0.02)):
+                entry.size = len(content) if entry.isreg() else 0
+                with suppress(ValueError, UnicodeError):  # a name that no archive can hold
+                    made.addfile(entry, io.BytesIO(content))
+    return out.getvalue()
+
+
 def _targets(folder: Path) -> list[Target]:
+    from gradbench.commands.archiving import indexed, pack, unpack
     from gradbench.commands.reporting import exported
     from gradbench.commands.running import prepare
     from gradbench.planning.overrides import Overrides
@@ -242,7 +278,30 @@ def _targets(folder: Path) -> list[Target]:
         },
         "checkpoint": of_file(box / "training" / "checkpoint.pt", lambda: read_training(box / "training")),
     }  # fmt: skip
+    archive = box / "run.tar.gz"
+    pack(run, indexed(run)[0], archive)
+    packed, rows = archive.read_bytes(), rows_of(Snapshot(run.folder))
+    plain_tar = gzip.decompress(packed)
+
+    def take_archive(given: object) -> object:
+        rng = random.Random(given)  # type: ignore[arg-type]
+        what = rng.random()
+        if what < 0.4:
+            content = _of_bytes(packed, rng)
+        elif what < 0.8:
+            content = gzip.compress(_of_bytes(plain_tar, rng), 1)
+        else:
+            content = gzip.compress(_hostile(plain_tar, rng), 1)
+        archive.write_bytes(content)
+        try:
+            there, _ = unpack(archive, box / "out")
+            assert rows_of(Snapshot(there.folder)) == rows, "unpacked with other rows"
+        finally:
+            shutil.rmtree(box / "out", ignore_errors=True)
+        return None
+
     return [
+        Target("archive", lambda rng: rng.randrange(2**32), take_archive),
         Target("suite", draw_suite, take_suite),
         Target("set", draw_pair, take_set),
         Target("where", draw_pair, take_where),
