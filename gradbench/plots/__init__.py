@@ -120,6 +120,6 @@ def save(figure: Figure, stem: Path, kinds: Collection[str] = (), *, inside: Pat
         inches = Bbox.from_extents(0, drawn.y0 - margin, figure.get_figwidth(), drawn.y1 + margin)
         for kind in kinds or look.page().kinds:
             paths.append(stem.with_suffix(f".{kind}"))
-            fill = partial(figure.savefig, format=kind, metadata=metadata[kind], dpi=150, bbox_inches=inches)
+            fill = partial(figure.savefig, format=kind, metadata=metadata[kind], dpi=look.DPI, bbox_inches=inches)
             write(paths[-1], fill, inside=inside)
     return paths

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from matplotlib.typing import LineStyleType, RcKeyType
     from pandas import DataFrame, Series
 
+DPI = 150  # of a PNG, and of the layout: letters are hinted, so that their widths depend on it
 WIDTH = 9.0  # inches; in a PNG that is shown at 900 pixels, 9 points read as 7
 GREY = "0.35"
 FOLLOWS = 0.99  # smallest cosine over parameters from which on titles say that a rule follows BPTT: `tune` asks for it
@@ -161,7 +162,7 @@ def pt(length: float) -> float:
 
 def figure(height: float, wide: bool = True, layout: LayoutEngine | Literal["constrained"] = "constrained") -> Figure:
     """An empty figure so many inches of the screen high, as wide as the page or as one column of it."""
-    return Figure(figsize=(page().width if wide else page().column, pt(height)), layout=layout)
+    return Figure(figsize=(page().width if wide else page().column, pt(height)), dpi=DPI, layout=layout)
 
 
 def room(figure: Figure) -> float:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from matplotlib.lines import Line2D
 
-from gradbench.plots import hold, look, sweep_titles
+from gradbench.plots import bands, hold, look, sweep_titles
 from gradbench.plots.parameterwise import with_missed
 from gradbench.plots.scale import SPACED, floored, limits_of, show_cosines
 from gradbench.plots.wording import equal
@@ -50,6 +50,8 @@ def draw_cosine_sweep(cells: DataFrame, params: DataFrame, x: str) -> Figure | N
     rows = {place: here for place, here in rows.items() if here.dropna(subset=["cosine"])[x].nunique() > 1}
     if not rows:
         return None
+    if bands.crowded(pd.concat(rows.values())["estimator_label"]):
+        return _matrix(cells, rows, x)
     rows = {place: with_missed(here, params) for place, here in rows.items()}
 
     # a system without attention has no panel for it; the title of a column stands in its first row
@@ -99,6 +101,41 @@ def draw_cosine_sweep(cells: DataFrame, params: DataFrame, x: str) -> Figure | N
         ],
     )
     return figure
+
+
+def _matrix(cells: DataFrame, rows: dict[hold.Place, DataFrame], x: str) -> Figure:
+    """The worst parameter of the worst seed of many rules: a column a value of x."""
+    kinds = bands.kinds(cells)
+    shown = {place.system: hold.one_dtype(here) for place, here in rows.items()}
+    shown = {system: shown[system] for system in kinds if system in shown}
+    cosines = _worst(shown, x)
+    groups = [
+        bands.Group(system, kinds[system], tuple(hold.number(value) for value in sorted(here[x].unique())))
+        for system, here in shown.items()
+    ]
+    figure = bands.of_cosines(cosines, groups, bands.SILENT)
+    look.title(figure, sweep_titles.of_sweeps({place.system: here for place, here in rows.items()}, x))
+    word = COORDINATES[x]
+    look.caption(
+        figure,
+        [
+            "A field is the cosine to BPTT of the worst parameter in the worst settled seed; columns of a system are",
+            f"values of {word.words} {word.symbol}.",
+            bands.spacing(),
+            bands.held_at(hold.Place(system, point.removesuffix(", float64")) for system, point in rows),
+        ],
+    )
+    return figure
+
+
+def _worst(systems: dict[str, DataFrame], x: str) -> dict[bands.Place, float]:
+    """The smallest cosine over parameters and settled seeds, by rule, system and value; NaN where none is settled."""
+    worst: dict[bands.Place, float] = {}
+    for system, here in systems.items():
+        known = here["cosine_min"].where(here["status"] == Status.SETTLED)
+        least = known.groupby([here["estimator_label"], here[x]]).min()
+        worst |= {(rule, system, hold.number(value)): float(of) for (rule, value), of in least.items()}
+    return worst
 
 
 def _point(place: hold.Place, here: DataFrame, x: str) -> str:
