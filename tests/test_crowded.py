@@ -16,9 +16,10 @@ from gradbench.estimators.base import Role
 from gradbench.planning import registry
 from gradbench.plots import bands, look
 from gradbench.plots.figures.cosine_sweeps import draw_cosine_sweep
+from gradbench.plots.figures.error_budget import FACES, HATCHES, draw_error_budget
 from gradbench.plots.figures.params import draw_params
 from gradbench.plots.scale import COLOURS, TOP, nines
-from gradbench.tables.schema import CELLS, PARAMS
+from gradbench.tables.schema import BUDGETS, CELLS, PARAMS
 from gradbench.vocabulary.coordinates import LATE
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -140,6 +141,30 @@ def test_parameters_of_many_rules_are_a_matrix_after_the_whole_gradient_and_the_
     bold = [text.get_text() for ax in figure.axes for text in ax.texts if text.get_weight() == "bold"]
     assert bold.count("W") == 3  # a system of one parameter has none that decides
     assert sum(len(ax.patches) for ax in figure.axes) == 3
+
+
+def test_the_budget_of_many_rules_is_a_matrix_of_the_largest_causes(tables: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+    cells, params = tables
+    steps = pd.DataFrame([dict.fromkeys(BUDGETS.names) | {"cell": cell, "param": p} for cell, p in _pairs(params)])
+    steps = steps.assign(asymmetry=[0.1 + _mixed(cell) % 2 for cell in steps["cell"]], truncation=0.5)
+    figure = draw_error_budget(cells, params, steps, 0.1)
+    assert figure is not None
+    worst = params.sort_values(["rel_error"]).drop_duplicates("cell", keep="last")
+    usual = cells[cells["beta"] == 0.02].drop(columns="rel_error").merge(worst, on="cell")
+    usual = usual.sort_values(["rel_error", "seed"]).drop_duplicates(["estimator_label", "system", "T2"], keep="last")
+    told = {}
+    for row in usual.to_dict("records"):
+        place = look.words(row["estimator_label"]), row["system"], str(row["T2"])
+        cause = "asymmetry" if _mixed(row["cell"]) % 2 else "truncation"
+        name = cause if row["cause"] == "asymmetry" else "faithful" if row["rel_error"] <= 0.1 else "without a cause"
+        told[place] = to_rgba(FACES[name]), HATCHES.get(name) or None
+        if row["system"] == "idle":
+            told[place] = to_rgba("0.96"), "////"
+    assert drawn(figure) == told
+
+
+def _pairs(params: pd.DataFrame) -> list[tuple[str, str]]:
+    return list(params[["cell", "param"]].itertuples(index=False, name=None))
 
 
 def test_systems_of_a_kind_stand_together_and_lines_are_as_even_as_they_can_be() -> None:

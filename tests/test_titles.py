@@ -395,6 +395,15 @@ def test_a_budget_says_what_a_rule_errs_by_and_where() -> None:
     assert titles.of_budgets(here, 1.0) == "Naive EP and asymmetric EP are faithful wherever settled"
 
 
+def test_the_budget_of_many_rules_says_once_which_ones_err_the_most_often_by_which_cause() -> None:
+    asymmetry, short, small = (0.5, "asymmetry"), (0.4, "truncation"), (0.01, "faithful")
+    here = bars({"ep": [asymmetry, asymmetry, short], "aep": [short], "a": [short], "b": [small], "c": [short]})
+    assert titles.of_budgets(here, 0.1) == (
+        "Of 5 rules, naive EP errs the most often by asymmetry; asymmetric EP, a and c by truncation; "
+        "b is faithful wherever settled"
+    )
+
+
 def test_the_title_of_many_rules_speaks_of_their_default_forms_and_of_those_without() -> None:
     labels = ["ep", "ep nudge=positive", "aep", "aep clip=batch", "mine k=1"]
     assert wording.default_forms(labels) == ["ep", "aep", "mine k=1"]

@@ -479,6 +479,22 @@ def _most_often(bars: DataFrame, faithful: float) -> dict[str, Predicate]:
     return said
 
 
+def _by_cause(bars: DataFrame, faithful: float) -> str:
+    """Which of many rules err the most often by which causes."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for label, rows in by_rule(bars):
+        groups.setdefault(tuple(_leading(rows, faithful)[0]), []).append(look.words(label))
+    total, said = sum(map(len, groups.values())), list[str]()
+    for causes, names in sorted(groups.items(), key=lambda item: not item[0]):  # faithful rules come last
+        many = len(names) > 1
+        if not causes:
+            said.append(f"{first(names)} {'are' if many else 'is'} faithful wherever settled")
+        else:
+            verb = "" if said else "err the most often" if many else "errs the most often"
+            said.append(" ".join(filter(None, [first(names), verb, f"by {listed(causes)}"])))
+    return f"Of {total} rules, {'; '.join(said)}"
+
+
 def _leading(rows: DataFrame, faithful: float) -> tuple[list[str], Series]:
     """The causes that are the largest one in the most long bars, and in how many each cause is."""
     counted = rows[rows["error"] > faithful]["leading"].value_counts()
@@ -493,7 +509,7 @@ def of_budgets(bars: DataFrame, faithful: float) -> str:
     """The title of the budget: what each rule errs by the most often, over all bars that are settled and long."""
     settled = bars[bars["settled"]]
     if len(default_forms(settled["estimator_label"])) > FEW:
-        return capital(together(_most_often(settled, faithful)))
+        return _by_cause(settled, faithful)
     said = {}
     for label, rows in by_rule(settled):
         most, counted = _leading(rows, faithful)
