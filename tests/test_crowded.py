@@ -8,17 +8,21 @@ from collections.abc import Iterator
 
 import pandas as pd
 import pytest
-from matplotlib.collections import PolyCollection
-from matplotlib.colors import to_rgba
+from matplotlib.collections import PathCollection, PolyCollection
+from matplotlib.colors import to_rgb, to_rgba
 from matplotlib.figure import Figure
 
 from gradbench.estimators.base import Role
 from gradbench.planning import registry
-from gradbench.plots import bands, look
+from gradbench.plots import bands, gallery, look
+from gradbench.plots.figures.antisymmetry_vs_error import draw_antisymmetry_vs_error
 from gradbench.plots.figures.cosine_sweeps import draw_cosine_sweep
 from gradbench.plots.figures.error_budget import FACES, HATCHES, draw_error_budget
+from gradbench.plots.figures.error_vs_cost import draw_error_vs_cost
 from gradbench.plots.figures.params import draw_params
+from gradbench.plots.figures.residual_vs_cosine import draw_residual_vs_cosine
 from gradbench.plots.scale import COLOURS, TOP, nines
+from gradbench.plots.sources import Tables
 from gradbench.tables.schema import BUDGETS, CELLS, PARAMS
 from gradbench.vocabulary.coordinates import LATE
 
@@ -165,6 +169,74 @@ def test_the_budget_of_many_rules_is_a_matrix_of_the_largest_causes(tables: tupl
 
 def _pairs(params: pd.DataFrame) -> list[tuple[str, str]]:
     return list(params[["cell", "param"]].itertuples(index=False, name=None))
+
+
+def test_every_figure_of_many_rules_is_a_page(tables: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+    cells, params = tables
+    steps = pd.DataFrame([dict.fromkeys(BUDGETS.names) | {"cell": cell, "param": p} for cell, p in _pairs(params)])
+    blocks = pd.DataFrame(
+        [
+            {"cell": cell, "block": f"h{i}", "cosine": 0.5, "cosine_error": None}
+            for cell in cells["cell"]
+            for i in (0, 1)
+        ]
+    )
+    named = Tables.by_one_reference((cells, params, blocks, steps.assign(truncation=0.5)), 1e-4, 0.1, "Suite x")
+    heights = {}
+    for name, drawing in gallery.collect().items():
+        if figure := drawing(named):
+            look.sign(figure, named.source)
+            with look.theme():
+                figure.draw_without_rendering()
+                heights[name] = figure.get_tightbbox().height
+    assert {"cosine_vs_T2", "cosine_vs_beta", "error_budget", "error_vs_cost", "params", "residual_vs_cosine"} < set(
+        heights
+    )
+    assert max(heights.values()) <= 14, heights
+
+
+def test_of_many_rules_five_have_a_colour_and_the_others_are_counted(tables: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+    cells, _ = tables
+    cells = cells.assign(cosine_min=cells["cosine_min"].mask(cells["estimator"].isin(["adjoint", "ift", "rbp"]), 0.999))
+    every = ((draw_antisymmetry_vs_error(cells), NAMES), (draw_residual_vs_cosine(cells, 1e-4), RULES))
+    for figure, rules in every:
+        assert figure is not None
+        legend = [text.get_text() for text in figure.legends[0].get_texts()]
+        coloured = {to_rgb(look.colour(name)) for name in ("ep", "aep", "adjoint", "ift")}
+        points = [c for ax in figure.axes for c in ax.collections if isinstance(c, PathCollection)]
+        seen = {tuple(face[:3]) for c in points for face in [*c.get_facecolors(), *c.get_edgecolors()]}
+        assert coloured < seen
+        assert len(seen - {to_rgb("white")}) <= 6
+        assert [words for words in legend if "other rules" in words] == [f"{len(rules) - 4} other rules"]
+
+
+def test_symmetric_systems_of_many_rules_have_a_panel_of_their_own(tables: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+    cells, _ = tables
+    figure = draw_antisymmetry_vs_error(cells)
+    assert figure is not None
+    _, _, strip, panel = figure.axes
+    assert strip.get_title() == "symmetric Jacobian:\nflat, round"
+    assert next(label.get_text() for label in strip.get_xticklabels()) == "others"
+    known = [x for c in panel.collections for x, _ in c.get_offsets()]
+    assert min(known) > 1e-3
+    both = sum(len(c.get_offsets()) for ax in (strip, panel) for c in ax.collections)
+    assert both == len(cells[(cells["T2"] == 60) & (cells["beta"] == 0.02) & (cells["estimator_label"].isin(NAMES))])
+
+
+def test_the_front_of_many_rules_has_colours_and_says_which_one_follows_for_the_least_cost(
+    tables: tuple[pd.DataFrame, pd.DataFrame],
+) -> None:
+    cells, _ = tables
+    here = cells[cells["system"].isin(["round", "skew"])].assign(cosine_min=0.5)
+    cheap = (here["estimator_label"] == "ift") & (here["T2"] == 20) & (here["system"] == "round")
+    figure = draw_error_vs_cost(here.assign(cosine_min=here["cosine_min"].mask(cheap, 0.999)))
+    assert figure is not None
+    first, second = (ax.get_title(loc="left").replace("\n", " ") for ax in figure.axes)
+    assert first == f"round: ift follows for {(20 + len('ift')) / 400:.2g} of BPTT's cost"
+    assert second == "skew: no rule follows BPTT"
+    (left, right) = ({tuple(f[:3]) for c in ax.collections for f in c.get_facecolors()} for ax in figure.axes)
+    assert to_rgb(look.colour("ift")) in left
+    assert to_rgb(look.colour("ift")) not in right
 
 
 def test_systems_of_a_kind_stand_together_and_lines_are_as_even_as_they_can_be() -> None:

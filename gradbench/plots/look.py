@@ -9,7 +9,7 @@ import itertools
 import math
 import textwrap
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -140,6 +140,9 @@ class Style:
         return (0, self.dashes) if self.dashes else "-"
 
 
+OTHER = Style("0.72", "o", 3.5)  # of a rule without a colour of its own, where there are many
+
+
 @contextmanager
 def on(style: str) -> Iterator[Page]:
     """Draw and save what is drawn and saved inside for a page of `PAGES`."""
@@ -212,6 +215,20 @@ def styles(cells: DataFrame) -> dict[str, Style]:
             drawn[label] = Style(colour(name), marker, size, dashes, hatches[label])
     # large markers come first, so that the small ones of rules that agree are drawn on top of them
     return dict(sorted(drawn.items(), key=lambda item: (-item[1].size, item[0])))
+
+
+def lit(styles: Mapping[str, Style], chosen: Collection[str]) -> dict[str, Style]:
+    """Styles of many rules, of which the chosen ones have their colours and are drawn on top of all others."""
+    others = {label: OTHER for label in styles if label not in chosen}
+    return others | {label: style for label, style in styles.items() if label in chosen}
+
+
+def others_key(styles: Mapping[str, Style]) -> list[Line2D]:
+    """What the markers of the rules without a colour of their own mean; none where each has one."""
+    grey = sum(style is OTHER for style in styles.values())
+    words = count(grey, "other rule")
+    dot = Line2D([], [], color=OTHER.colour, linestyle="", marker="o", markersize=pt(OTHER.size), label=words)
+    return [dot] * (grey > 0)
 
 
 def _others(names: Iterable[str]) -> list[str]:

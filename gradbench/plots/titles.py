@@ -285,9 +285,23 @@ def counts(cells: DataFrame) -> str:
     return together(said)
 
 
+def in_colour(cells: DataFrame) -> list[str]:
+    """Of many rules those that a figure tells apart: the main ones, and the first that always and never follow BPTT."""
+    parts = {label: (rows["cosine_min"] >= FOLLOWS) for label, rows in by_rule(evidence(cells))}
+    always = [label for label, good in parts.items() if good.all() and label not in look.MAIN]
+    never = [label for label, good in parts.items() if not good.any() and label not in look.MAIN]
+    return [*(label for label in look.MAIN if label in parts), *always[:2], *never[:1]]
+
+
 def of_cloud(system: str, cells: DataFrame) -> str:
     """The title of a panel of cells of one system: in how many of the settled ones each rule follows BPTT."""
     return f"{system}: {counts(cells) or nothing(cells)}"
+
+
+def of_crowd(system: str, cells: DataFrame) -> str:
+    """The same of many rules, in short."""
+    parts = [bool((rows["cosine_min"] >= FOLLOWS).all()) for _, rows in by_rule(evidence(cells))]
+    return f"{system}: {f'{part(sum(parts), len(parts))} rules follow BPTT' if parts else nothing(cells)}"
 
 
 def of_residuals(cells: DataFrame) -> str:
@@ -333,7 +347,19 @@ def of_antisymmetry(cells: DataFrame) -> str:
     large = cells["antisymmetry"] > SYMMETRIC
     kinds = {"asymmetric": cells[large], "symmetric": cells[cells["antisymmetry"] <= SYMMETRIC]}
     told = {kind: counts(rows) for kind, rows in kinds.items()}
+    if len(default_forms(evidence(cells)["estimator_label"])) > FEW:
+        told = {kind: in_short(rows) for kind, rows in kinds.items()}
     return ". ".join(f"Where the Jacobian is {kind}, {said}" for kind, said in told.items() if said) or capital(NOTHING)
+
+
+def in_short(cells: DataFrame) -> str:
+    """How many of many rules follow BPTT in every settled cell, and the main ones in how many; empty without any."""
+    parts = {label: (int((rows["cosine_min"] >= FOLLOWS).sum()), len(rows)) for label, rows in by_rule(evidence(cells))}
+    if not parts:
+        return ""
+    every = sum(good == total for good, total in parts.values())
+    main = [f"{look.words(label)} in {part(*parts[label])}" for label in look.MAIN if label in parts]
+    return clauses(f"{part(every, len(parts))} rules follow BPTT in every settled cell", ", ".join(main))
 
 
 def by_cost(here: DataFrame) -> dict[str, Predicate]:
@@ -385,6 +411,18 @@ def _cheapest(known: DataFrame, rules: Sequence[str]) -> str:
     return clauses(
         f"{followers}, {look.words(named[0])} {costs[named[0]]}", *(f"{look.words(n)} {costs[n]}" for n in named[1:])
     )
+
+
+def of_cheapest(system: str, here: DataFrame) -> str:
+    """The title of a panel of many rules: which one follows BPTT for the least cost, of the cost of BPTT itself."""
+    known = evidence(here)
+    good = known[known["cosine_min"] >= FOLLOWS].sort_values(["cost", "estimator_label"], kind="stable")
+    if good.empty:
+        return f"{system}: {'no rule follows BPTT' if len(known) else nothing(here)}"
+    at = good.iloc[0]
+    whole = float(at["reference_cost"])
+    cost = f"{at['cost'] / whole:.2g} of BPTT's cost" if whole == whole else f"{at['cost']:g} evaluations"
+    return f"{system}: {look.words(at['estimator_label'])} follows for {cost}"
 
 
 def of_costs(systems: Systems) -> str:
