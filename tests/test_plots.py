@@ -928,9 +928,33 @@ def test_a_matrix_shows_one_setting_the_best_with_its_own_price() -> None:
     assert "-" in words.values()
     title = look.said(figure, "title")
     assert title == (
-        "At the best settings naive EP follows BPTT on 1 of 2 asymmetric systems; asymmetric EP on both asymmetric "
-        "systems; of 2 rows with a number, 1 follows BPTT on every system that settles (asymmetric EP)"
+        "At the best setting each, s and damping included, naive EP follows BPTT in every parameter on 1 of 2 "
+        "asymmetric systems; asymmetric EP on both asymmetric systems; of 2 rows on several systems, 1 follows BPTT on "
+        "every system that settles (asymmetric EP)"
     )
+
+
+def test_a_row_of_a_matrix_says_where_alone_its_rule_was_run() -> None:
+    table = _matrix_rows(*((system, rule, 0.9, 1, "settled") for system in "ab" for rule in ("ep", "aep", "adjoint")))
+    figure = draw_rules_by_system(table.assign(beta=table["beta"].where(table["estimator"] != "ep", 0.5)))
+    assert figure is not None
+    names = {label.get_text().replace(BLANK, " ") for label in figure.axes[1].get_yticklabels()}
+    assert names == {"naive EP\n(at β = 0.5 only)", "asymmetric EP", "adjoint"}
+
+
+@pytest.mark.parametrize(
+    ("seeds", "words"),
+    [
+        ({}, "worst seed of those run at every value"),
+        ({1: (20,)}, "seed 0, the only one run at every value"),
+    ],
+)
+def test_a_key_says_which_seeds_lines_go_through(seeds: dict[int, tuple[int, ...]], words: str) -> None:
+    rows = [_cell(0, "aep", 1.0, 0.0, 100, T2, 0.02, seed) for T2 in (20, 60) for seed in (0, 1)]
+    table = pd.DataFrame([row for row in rows if row["T2"] in seeds.get(row["seed"], (20, 60))])
+    figure = draw_cosine_sweep(table.assign(cell=[f"{i}" for i in range(len(table))]), "T2")
+    assert figure is not None
+    assert f"line: {words}" in [text.get_text() for text in figure.legends[0].get_texts()]
 
 
 def test_a_matrix_of_few_rules_is_none() -> None:

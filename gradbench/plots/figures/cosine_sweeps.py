@@ -89,7 +89,7 @@ def draw_cosine_sweep(cells: DataFrame, params: DataFrame, x: str) -> Figure | N
     show_cosines(panels, drawn[list(SHOWN)])
     named = {label: styles[label] for label in drawn["estimator_label"].unique()}
     hollow = bool((drawn[drawn["cosine"].notna()]["status"] != Status.SETTLED).any())
-    look.legend(figure, named, _keys(drawn), hollow=hollow)
+    look.legend(figure, named, _keys(drawn, x), hollow=hollow)
     look.title(figure, sweep_titles.of_sweeps({place.system: here for place, here in rows.items()}, x))
     look.caption(
         figure,
@@ -152,8 +152,19 @@ def _everywhere(rows: DataFrame, x: str) -> Index[int]:
     return values.index[values == rows[x].nunique()]
 
 
-def _keys(drawn: DataFrame) -> list[Line2D]:
-    line = Line2D([], [], color=look.GREY, linewidth=2, label="line: worst seed, of those run at every value")
+def _through(drawn: DataFrame, x: str) -> str:
+    """Which seeds the lines go through, in words."""
+    settled = drawn[drawn["status"] == Status.SETTLED]
+    lines = [_everywhere(rows, x) for _, rows in settled.groupby(["system_label", "estimator_label", "dtype"])]
+    seeds = {seed for of in lines for seed in of}
+    if len(seeds) == 1:
+        return f"line: seed {seeds.pop()}, the only one run at every value"
+    alone = any(len(of) == 1 for of in lines)
+    return "line: worst seed of those run at every value" + " (one in some rows)" * alone
+
+
+def _keys(drawn: DataFrame, x: str) -> list[Line2D]:
+    line = Line2D([], [], color=look.GREY, linewidth=2, label=_through(drawn, x))
     keys = [look.followed_key(), line]
     if statuses := sorted(set(drawn[drawn["cosine"].isna()]["status"])):
         words = f"below the axis: {', '.join(statuses)}, no cosine".replace("_", " ")

@@ -15,7 +15,7 @@ from gradbench.estimators.base import Count, Role
 from gradbench.planning import registry
 from gradbench.plots import bands, hold, look, titles
 from gradbench.plots.scale import COLOURS, TOP, cosine_at, floored, nines, written
-from gradbench.plots.wording import short
+from gradbench.plots.wording import equal, short
 from gradbench.vocabulary.coordinates import COORDINATES
 from gradbench.vocabulary.notation import METRICS
 from gradbench.vocabulary.status import Status
@@ -79,7 +79,8 @@ def draw_rules_by_system(cells: DataFrame) -> Figure | None:
     ax.set_xticks(
         np.arange(len(systems)) + 0.5, names, rotation=0, size=look.pt(look.VALUE if len(systems) <= 8 else 6)
     )
-    ax.set_yticks(np.arange(len(order)) + 0.5, [look.words(label) for label in order], rotation=0)
+    called = [hold.lines(look.words(label), 26) + _only(rules, label) for label in order]
+    ax.set_yticks(np.arange(len(order)) + 0.5, called, rotation=0)
     every = [field for of in fields.values() for field in of.values()]
     keys: list[Patch | Line2D] = [Patch(facecolor=COLOURS(shade), label=words) for shade, words in LEGEND]
     if any(f and math.isnan(f.cosine) and f.words != DASH for f in every):
@@ -102,6 +103,17 @@ def draw_rules_by_system(cells: DataFrame) -> Figure | None:
         ],
     )
     return figure
+
+
+def _only(cells: DataFrame, label: str) -> str:
+    """The one value of a knob at which a rule was run, where others were run at several; in a line of its own."""
+    of_rule = cells[cells["estimator_label"] == label]
+    alone = [
+        equal(knob, [values[0]])
+        for knob in ("T2", "beta")
+        if len(values := of_rule[knob].dropna().unique()) == 1 < cells[knob].nunique()
+    ]
+    return f"\n(at {', '.join(alone)} only)" if alone else ""
 
 
 def _show_kinds(upper: Axes, ax: Axes, kinds: list[str], width: float) -> None:
