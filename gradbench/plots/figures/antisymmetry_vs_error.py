@@ -54,8 +54,8 @@ def draw_antisymmetry_vs_error(cells: DataFrame) -> Figure | None:
     shape: dict[str, Any] = {"width_ratios": STRIP} if split else {}
     axes = figure.subplots(2, 1 + split, height_ratios=heights, sharey="row", squeeze=False, **shape)
     ax = axes[1, -1]
-    for label, style in styles.items():
-        look.points(ax, right[right["estimator_label"] == label], "antisymmetry", "error", style, alpha=0.8)
+    for _, style, rows in look.by_style(right, styles):
+        look.points(ax, rows, "antisymmetry", "error", style, alpha=0.8)
     ax.set(xlabel=METRICS["antisymmetry"].axis)
     if split:
         axes[0, 0].set_axis_off()
@@ -87,8 +87,7 @@ def draw_antisymmetry_vs_error(cells: DataFrame) -> Figure | None:
 def _strip(ax: Axes, shown: DataFrame, styles: dict[str, look.Style]) -> None:
     """The cells of symmetric systems: a place on x for every rule in colour, and one for all others."""
     coloured = [label for label, style in styles.items() if style is not look.OTHER]
-    for label, style in styles.items():
-        rows = shown[shown["estimator_label"] == label]
+    for label, style, rows in look.by_style(shown, styles):
         place = 1 + coloured.index(label) if label in coloured else 0
         look.points(ax, rows.assign(place=place), "place", "error", style, alpha=0.8)
     names = ["others", *map(look.words, coloured)]

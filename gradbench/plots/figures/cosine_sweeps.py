@@ -191,11 +191,10 @@ def _panel(ax: Axes, here: DataFrame, x: str, metric: str, styles: dict[str, loo
         ax.plot(absent, [RAIL] * len(absent), "x", color=look.GREY, markersize=look.pt(5), **rail)
         ax.tick_params(axis="x", pad=look.pt(10))
     look.followed(ax)
-    here = here.assign(**{metric: floored(here[metric])})
+    here = here[["estimator_label", "dtype", "status", "seed", x]].assign(**{metric: floored(here[metric])})
     for dtype, rows in here.groupby("dtype"):
         pale = dtype == "float64" and here["dtype"].nunique() > 1
-        for label, style in styles.items():
-            of_rule = rows[rows["estimator_label"] == label]
+        for _, style, of_rule in look.by_style(rows, styles):
             settled = of_rule[of_rule["status"] == Status.SETTLED]
             worst = settled[settled["seed"].isin(_everywhere(settled, x))].groupby(x)[metric].min()
             look.line(ax, worst, style, *((4, 0.3) if pale else ()))

@@ -64,8 +64,7 @@ def draw_error_vs_cost(cells: DataFrame) -> Figure | None:
     styles = {label: style for label, style in styles.items() if label in drawn}
     main = set(default_forms(drawn))
     for ax, (place, here) in zip(axes, systems.items(), strict=False):
-        for label, style in styles.items():
-            rows = here[here["estimator_label"] == label]
+        for label, style, rows in look.by_style(here, styles):
             settled = rows["status"] == Status.SETTLED
             front = _front(rows[settled])
             small = replace(style, size=SMALL * style.size)

@@ -46,8 +46,8 @@ def draw_residual_vs_cosine(cells: DataFrame, threshold: float) -> Figure | None
     styles = look.lit(styles, titles.in_colour(shown)) if many else styles
     names = short(map(str, systems))
     for ax, (system, rows) in zip(axes, systems.items(), strict=False):
-        for label, style in styles.items():
-            look.points(ax, rows[rows["estimator_label"] == label], "residual", "cosine_min", style, alpha=0.7)
+        for _, style, of_rule in look.by_style(rows, styles):
+            look.points(ax, of_rule, "residual", "cosine_min", style, alpha=0.7)
         ax.axvline(threshold, color=look.GREY, linestyle="--", linewidth=1)
         said = titles.of_crowd(names[str(system)], rows) if many else titles.of_cloud(str(system), rows)
         ax.set_title(
