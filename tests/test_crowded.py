@@ -5,18 +5,22 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from pathlib import Path
 
 import pandas as pd
 import pytest
 from matplotlib.collections import PathCollection, PolyCollection
 from matplotlib.colors import to_rgb, to_rgba
 from matplotlib.figure import Figure
+from PIL import Image
 
+from gradbench import plots
 from gradbench.estimators.base import Role
 from gradbench.planning import registry
 from gradbench.plots import bands, gallery, look
 from gradbench.plots.figures.antisymmetry_vs_error import draw_antisymmetry_vs_error
 from gradbench.plots.figures.cosine_sweeps import draw_cosine_sweep
+from gradbench.plots.figures.credit_by_layer import draw_credit_by_layer
 from gradbench.plots.figures.error_budget import FACES, HATCHES, draw_error_budget
 from gradbench.plots.figures.error_vs_cost import draw_error_vs_cost
 from gradbench.plots.figures.params import draw_params
@@ -171,7 +175,7 @@ def _pairs(params: pd.DataFrame) -> list[tuple[str, str]]:
     return list(params[["cell", "param"]].itertuples(index=False, name=None))
 
 
-def test_every_figure_of_many_rules_is_a_page(tables: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+def test_every_figure_of_many_rules_is_a_page(tables: tuple[pd.DataFrame, pd.DataFrame], tmp_path: Path) -> None:
     cells, params = tables
     steps = pd.DataFrame([dict.fromkeys(BUDGETS.names) | {"cell": cell, "param": p} for cell, p in _pairs(params)])
     blocks = pd.DataFrame(
@@ -186,13 +190,35 @@ def test_every_figure_of_many_rules_is_a_page(tables: tuple[pd.DataFrame, pd.Dat
     for name, drawing in gallery.collect().items():
         if figure := drawing(named):
             look.sign(figure, named.source)
-            with look.theme():
-                figure.draw_without_rendering()
-                heights[name] = figure.get_tightbbox().height
+            (path,) = plots.save(figure, tmp_path / name, ("png",))
+            with Image.open(path) as image:
+                heights[name] = image.height / look.DPI
     assert {"cosine_vs_T2", "cosine_vs_beta", "error_budget", "error_vs_cost", "params", "residual_vs_cosine"} < set(
         heights
     )
     assert max(heights.values()) <= 14, heights
+
+
+def test_credit_of_many_rules_is_a_matrix_without_blocks_that_do_not_move(
+    tables: tuple[pd.DataFrame, pd.DataFrame],
+) -> None:
+    cells, _ = tables
+    blocks = pd.DataFrame(
+        [
+            {"cell": cell, "block": f"h{i}", "cosine": i and _cosine(cell, i), "cosine_error": _cosine(cell, i, "e")}
+            for cell in cells["cell"]
+            for i in range(3)
+        ]
+    )
+    figure = draw_credit_by_layer(cells, blocks)
+    assert figure is not None
+    usual = cells[(cells["beta"] == 0.02) & (cells["T2"] == 60) & (cells["status"] == "settled")]
+    worst = {}
+    for (rule, system), rows in usual.groupby(["estimator_label", "system"]):
+        here = blocks[blocks["cell"].isin(rows["cell"])].groupby("block")[["cosine", "cosine_error"]].min()
+        worst |= {(rule, system, block): here["cosine"][block] for block in ("h1", "h2")}
+        worst |= {(rule, system, f"{block} e"): here["cosine_error"][block] for block in here.index}
+    assert drawn(figure) == coloured(worst)
 
 
 def test_of_many_rules_five_have_a_colour_and_the_others_are_counted(tables: tuple[pd.DataFrame, pd.DataFrame]) -> None:
