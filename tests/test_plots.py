@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from xml.sax.saxutils import escape
 
 import numpy as np
 import pandas as pd
@@ -121,7 +122,26 @@ def draw_error_vs_beta(cells: pd.DataFrame) -> Figure | None:
 
 @pytest.fixture
 def run(tmp_path: Path, rows: list[dict]) -> Run:
-    run = Run(tmp_path / "run")
+    return _stored(tmp_path / "run", rows)
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory, rows: list[dict]) -> tuple[list[Path], dict[str, Figure]]:
+    """The files of every figure of a run, and the figures by name as they were written. No test changes them."""
+    run, figures = _stored(tmp_path_factory.mktemp("shelf") / "run", rows), {}
+
+    def recorded(figure: Figure, stem: Path, *, inside: Path) -> list[Path]:
+        figures[stem.name] = figure
+        return save(figure, stem, inside=inside)
+
+    save = plots.save
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "save", recorded)
+        return plots.draw(run), figures
+
+
+def _stored(folder: Path, rows: list[dict]) -> Run:
+    run = Run(folder)
     planned = [{"cell": row["cell"]} for row in rows]
     thresholds = {"residual": 1e-4, "faithful": 0.1}
     plan = {"suite": "toy", "cells": planned, "skipped": [], "problems": ["p"], "thresholds": thresholds}
@@ -145,18 +165,18 @@ def _markers(figure: object) -> list[PathCollection]:
 
 
 def test_every_figure_is_drawn_from_a_stored_run_and_redrawn_to_the_same_bytes(
-    run: Run, monkeypatch: pytest.MonkeyPatch
+    run: Run, shelf: tuple[list[Path], dict[str, Figure]]
 ) -> None:
     figures = gallery.collect()
-    drawn = plots.draw(run)
+    drawn, _ = shelf
     missing = {"cosine_vs_T2", "error_vs_beta", "gap_vs_residual"}  # one T2, two beta, one reference: nothing to show
     assert {p.name for p in drawn} == {f"{name}.{kind}" for name in figures.keys() - missing for kind in ("svg", "png")}
-    before = {path: path.read_bytes() for path in drawn}
+    before = {path.name: path.read_bytes() for path in drawn}
     assert all(before.values())
     again = {"cosine_vs_s", "map_s_damp", "params"}  # one of each kind of panel
-    monkeypatch.setattr(gallery, "collect", lambda: {name: figures[name] for name in again})
-    assert {path.stem: path.read_bytes() == before[path] for path in plots.draw(run)} == dict.fromkeys(again, True)
-    assert {p.name for p in (run.folder / "plots").iterdir()} == {p.name for p in drawn}  # no temporary file is left
+    redrawn = plots.draw(run, names=again)
+    assert {path.stem: path.read_bytes() == before[path.name] for path in redrawn} == dict.fromkeys(again, True)
+    assert {p.name for p in drawn[0].parent.iterdir()} == before.keys()  # no temporary file is left
 
 
 @pytest.mark.fast
@@ -166,11 +186,15 @@ def test_every_file_of_figures_is_collected_in_the_order_of_names() -> None:
     assert {"params", "map_s_damp", *(f"cosine_vs_{x}" for x in ("s", "damp", "T1", "T2", "beta"))} < set(names)
 
 
-def test_every_figure_has_a_title_that_its_files_know_and_that_stands_above_its_legend(run: Run) -> None:
-    for name, figure in plots.drawn(run):
+def test_every_figure_has_a_title_that_its_files_know_and_that_stands_above_its_legend(
+    shelf: tuple[list[Path], dict[str, Figure]],
+) -> None:
+    paths, figures = shelf
+    files = {path.name: path for path in paths}
+    for name, figure in figures.items():
         title = look.said(figure, "title")
         assert title, name
-        figure.draw_without_rendering()
+        figure.draw_without_rendering()  # a file has another resolution
         (text,) = (t for t in figure.findobj(Text) if t.get_gid() == "title")
         box = text.get_window_extent()
         assert box.x0 >= 0, name
@@ -179,8 +203,7 @@ def test_every_figure_has_a_title_that_its_files_know_and_that_stands_above_its_
         assert all(entry.get_window_extent().y1 < box.y0 for legend in figure.legends for entry in legend.get_texts())
         panels = [ax.get_window_extent() for ax in figure.axes if ax.get_visible()]
         assert not any(box.overlaps(panel) for panel in panels), name
-    (path,) = plots.save(figure, run.folder / "plots" / name, ("svg",))
-    assert f"<dc:title>{title}</dc:title>" in path.read_text()
+        assert f"<dc:title>{escape(title)}</dc:title>" in files[f"{name}.svg"].read_text()
 
 
 @pytest.mark.parametrize(("style", "letters"), [("paper", b"STIXGeneral"), ("paper-sans", b"DejaVuSans")])
@@ -203,8 +226,8 @@ def test_on_paper_a_figure_has_the_width_of_a_column_and_its_letters_in_the_file
         assert float(width) == pytest.approx(72 * wanted[path.stem])
     for path in (p for p in drawn if p.suffix == ".svg"):
         assert "<text" not in path.read_text()  # letters are paths
-    before = {path: path.read_bytes() for path in drawn}
-    assert {path: path.read_bytes() for path in plots.draw(run, style)} == before
+    before = {path: path.read_bytes() for path in drawn if path.stem == "antisymmetry_vs_error"}
+    assert {path: path.read_bytes() for path in plots.draw(run, style, ["antisymmetry_vs_error"])} == before
     assert look.page() is look.PAGES[plots.SCREEN]  # nothing of the style is left
 
 
@@ -928,9 +951,33 @@ def test_a_matrix_shows_one_setting_the_best_with_its_own_price() -> None:
     assert "-" in words.values()
     title = look.said(figure, "title")
     assert title == (
-        "At the best settings naive EP follows BPTT on 1 of 2 asymmetric systems; asymmetric EP on both asymmetric "
-        "systems; of 2 rows with a number, 1 follows BPTT on every system that settles (asymmetric EP)"
+        "At the best setting each, s and damping included, naive EP follows BPTT in every parameter on 1 of 2 "
+        "asymmetric systems; asymmetric EP on both asymmetric systems; of 2 rows on several systems, 1 follows BPTT on "
+        "every system that settles (asymmetric EP)"
     )
+
+
+def test_a_row_of_a_matrix_says_where_alone_its_rule_was_run() -> None:
+    table = _matrix_rows(*((system, rule, 0.9, 1, "settled") for system in "ab" for rule in ("ep", "aep", "adjoint")))
+    figure = draw_rules_by_system(table.assign(beta=table["beta"].where(table["estimator"] != "ep", 0.5)))
+    assert figure is not None
+    names = {label.get_text().replace(BLANK, " ") for label in figure.axes[1].get_yticklabels()}
+    assert names == {"naive EP\n(at β = 0.5 only)", "asymmetric EP", "adjoint"}
+
+
+@pytest.mark.parametrize(
+    ("seeds", "words"),
+    [
+        ({}, "worst seed of those run at every value"),
+        ({1: (20,)}, "seed 0, the only one run at every value"),
+    ],
+)
+def test_a_key_says_which_seeds_lines_go_through(seeds: dict[int, tuple[int, ...]], words: str) -> None:
+    rows = [_cell(0, "aep", 1.0, 0.0, 100, T2, 0.02, seed) for T2 in (20, 60) for seed in (0, 1)]
+    table = pd.DataFrame([row for row in rows if row["T2"] in seeds.get(row["seed"], (20, 60))])
+    figure = draw_cosine_sweep(table.assign(cell=[f"{i}" for i in range(len(table))]), "T2")
+    assert figure is not None
+    assert f"line: {words}" in [text.get_text() for text in figure.legends[0].get_texts()]
 
 
 def test_a_matrix_of_few_rules_is_none() -> None:

@@ -33,17 +33,17 @@ RIGHT, WRONG, NEAR = {5: 0.999, 60: 0.9999}, {5: 0.2, 60: 0.3}, {5: 0.95, 60: 0.
 @pytest.mark.parametrize(
     ("of_ep", "words"),
     [
-        (RIGHT, "follows BPTT at every tested T2"),
+        (RIGHT, "follows BPTT in every parameter at every tested T2"),
         (WRONG, "misses W at every tested T2, though its global cosine is 0.9995 or more"),
         (NEAR, "misses W at every tested T2, though its global cosine is 0.9995 or more"),
-        ({5: 0.5, 60: 0.999}, "follows BPTT only at T2 = 60 (the largest tested)"),
-        ({5: 0.5, 15: 0.999, 60: 0.999}, "follows BPTT for T2 ≥ 15 (tested up to 60)"),
-        ({5: 0.999, 60: 0.5}, "follows BPTT only at T2 = 5 (the smallest tested)"),
-        ({5: 0.999, 15: 0.999, 60: 0.5}, "follows BPTT for T2 ≤ 15 (tested from 5)"),
-        ({5: 0.5, 15: 0.999, 60: 0.5}, "follows BPTT at 1 of 3 tested T2"),
+        ({5: 0.5, 60: 0.999}, "follows BPTT in every parameter only at T2 = 60 (the largest tested)"),
+        ({5: 0.5, 15: 0.999, 60: 0.999}, "follows BPTT in every parameter for T2 ≥ 15 (tested up to 60)"),
+        ({5: 0.999, 60: 0.5}, "follows BPTT in every parameter only at T2 = 5 (the smallest tested)"),
+        ({5: 0.999, 15: 0.999, 60: 0.5}, "follows BPTT in every parameter for T2 ≤ 15 (tested from 5)"),
+        ({5: 0.5, 15: 0.999, 60: 0.5}, "follows BPTT in every parameter at 1 of 3 tested T2"),
         ({5: 0.5, 15: 0.95, 60: 0.5}, "misses W at every tested T2, though its global cosine is 0.9995 or more"),
         ({5: 0.2}, "misses W at T2 = 5, though its global cosine is 0.9995 or more"),
-        ({2000: 0.999}, "follows BPTT at T2 = 2000"),
+        ({2000: 0.999}, "follows BPTT in every parameter at T2 = 2000"),
     ],
 )
 def test_a_row_of_a_sweep_says_where_a_rule_follows_and_where_it_misses(of_ep: dict[float, float], words: str) -> None:
@@ -55,7 +55,7 @@ def test_rules_that_do_the_same_share_a_clause_and_a_verb_is_said_once() -> None
     here = cells({"ep": RIGHT, "aep": RIGHT, "mine": {5: 0.5, 60: 0.999}})
     said = sweep_titles.of_sweep("toy", here, "T2").replace(wording.BLANK, " ")
     last = "mine only at T2 = 60 (the largest tested)"
-    assert said == f"toy: naive EP and asymmetric EP follow BPTT at every tested T2; {last}"
+    assert said == f"toy: naive EP and asymmetric EP follow BPTT in every parameter at every tested T2; {last}"
 
 
 def test_a_seed_that_misses_is_enough_for_a_rule_not_to_follow() -> None:
@@ -71,6 +71,32 @@ def test_a_parameter_is_named_only_where_it_is_the_worst_in_every_cell() -> None
     several = here.assign(missed=[2, 3], compared=4)
     assert "misses 2 to 3 of 4 parameters (W worst) at every tested T2" in sweep_titles.of_sweep("toy", several, "T2")
     assert "misses all 3 parameters (W worst) at" in sweep_titles.of_sweep("toy", here.assign(missed=3), "T2")
+
+
+def test_a_rule_that_follows_in_every_parameter_is_not_praised_where_its_global_cosine_is_small() -> None:
+    here = cells({"ep": RIGHT, "aep": {5: 0.5, 60: 0.999}}).assign(cosine=[0.15, 0.999, 0.1, 0.95])
+    told = sweep_titles.of_sweep("toy", here, "T2").replace(wording.BLANK, " ")
+    assert told == (
+        "toy: naive EP follows BPTT in every parameter at every tested T2, though the global cosine is only 0.15 at "
+        "T2 = 5; asymmetric EP only at T2 = 60 (the largest tested)"
+    )
+    both = {"a k=1": here, "b": cells({"ep": RIGHT})}
+    yet = "; yet the global cosine of naive EP on a falls to 0.15 there"
+    assert sweep_titles.of_sweeps(both, "T2").endswith(yet)
+    assert titles.of_costs(both).endswith(yet)
+    assert "global cosine 0.15" in titles.of_cost("toy", here.assign(cost=[1, 2, 3, 4]))
+    assert "global" not in titles.of_cost("toy", here.assign(cost=[2, 1, 3, 4]))
+    fine = {"a": cells({"ep": RIGHT}), "b": cells({"ep": RIGHT})}
+    assert "global" not in sweep_titles.of_sweeps(fine, "T2") + titles.of_costs(fine)
+
+
+def test_a_rule_that_ran_on_one_system_does_not_count_among_those_that_follow_on_every_one() -> None:
+    rules = {f"rule{i}": RIGHT for i in range(5)}
+    systems = {"a": cells(rules | {"lone": RIGHT}), "b": cells(rules | {"rule4": WRONG})}
+    assert sweep_titles.of_sweeps(systems, "T2") == (
+        "Of 5 rules, rule0, rule1 and 2 more follow BPTT in every parameter at some T2 on every system tried; rule4 "
+        "on 1 of 2; 1 more tried on one system only"
+    )
 
 
 def test_a_small_global_cosine_hides_nothing() -> None:
@@ -96,32 +122,39 @@ def test_of_what_is_not_settled_nothing_is_said_but_that() -> None:
 
 def test_cells_that_miss_at_rest_are_counted_and_the_systems_named_where_all_do() -> None:
     half = cells({"ep": RIGHT}).assign(status=["unsettled", "settled"])
-    lead = "Wherever the state has settled, naive EP follows BPTT"
+    lead = "Wherever the state has settled, naive EP follows BPTT in every parameter"
     assert titles.of_residuals(half) == f"{lead}. 1 of 2 cells have not settled and are no evidence"
     assert titles.of_residuals(cells({"ep": RIGHT})) == lead
     both = cells({"ep": RIGHT, "aep": RIGHT})
-    assert titles.of_residuals(both) == "Wherever the state has settled, naive EP and asymmetric EP follow BPTT"
+    assert (
+        titles.of_residuals(both)
+        == "Wherever the state has settled, naive EP and asymmetric EP follow BPTT in every parameter"
+    )
     form = titles.of_residuals(cells({"ep": RIGHT, "ep k=1": WRONG, "ep k=2": RIGHT}))
     assert form == f"{lead}; naive EP k=1 misses it somewhere"
     two = pd.concat([cells({"ep": RIGHT}, "toy k=1"), cells({"ep": WRONG, "aep": RIGHT}, "b"), half])
     said = (
-        "Even where the state has settled, naive EP misses BPTT in 2 of 5 cells (in every one on b); asymmetric EP in "
+        "Even where the state has settled, naive EP misses BPTT in some parameter in 2 of 5 cells "
+        "(in every one on b); asymmetric EP in "
     )
     assert titles.of_residuals(two) == f"{said}none of 2 cells. 1 of 8 cells have not settled and are no evidence"
-    assert titles.of_residuals(cells({"ep": WRONG})).endswith("naive EP misses BPTT in both cells")
+    assert titles.of_residuals(cells({"ep": WRONG})).endswith("naive EP misses BPTT in some parameter in both cells")
 
 
 def test_a_sweep_of_several_systems_names_those_on_which_a_rule_never_follows() -> None:
     systems = {name: cells({"ep": by, "aep": RIGHT}, name) for name, by in (("a", RIGHT), ("b", WRONG), ("c", NEAR))}
     said = sweep_titles.of_sweeps(systems, "T2")
-    never = "Naive EP follows BPTT at no tested T2 on b and c, at every tested T2 on a"
+    never = "Naive EP follows BPTT in every parameter at no tested T2 on b and c, at every tested T2 on a"
     assert said == f"{never}; asymmetric EP at every tested T2 on all 3 systems"
     unsettled = systems | {"d x=1": cells({"ep": RIGHT}, status="diverged")}
     assert sweep_titles.of_sweeps(unsettled, "T2").endswith("on all 3 systems; nothing is settled on d")
     gone = systems | {"d x=1": cells({"ep": RIGHT}, status="collapsed")}
     assert sweep_titles.of_sweeps(gone, "T2").endswith("on all 3 systems; d collapsed")
     nowhere = {name: cells({"ep": WRONG}) for name in "abc"}
-    assert sweep_titles.of_sweeps(nowhere, "T2") == "Naive EP follows BPTT at no tested T2 on all 3 systems"
+    assert (
+        sweep_titles.of_sweeps(nowhere, "T2")
+        == "Naive EP follows BPTT in every parameter at no tested T2 on all 3 systems"
+    )
     named = {name: here.rename(columns={"T2": "beta"}) for name, here in systems.items()}
     assert "beta" not in sweep_titles.of_sweeps(named, "beta")
 
@@ -137,7 +170,7 @@ def test_a_sweep_of_several_systems_names_those_on_which_a_rule_never_follows() 
 )
 def test_reaches_of_a_kind_are_told_together(of_a: dict[float, float], of_b: dict[float, float], words: str) -> None:
     said = sweep_titles.of_sweeps({"a": cells({"ep": of_a}), "b": cells({"ep": of_b})}, "T2")
-    assert said.replace(wording.BLANK, " ") == f"Naive EP follows BPTT {words}"
+    assert said.replace(wording.BLANK, " ") == f"Naive EP follows BPTT in every parameter {words}"
 
 
 def beta(single: dict[float, float], double: dict[float, float]) -> pd.DataFrame:
@@ -172,18 +205,24 @@ def test_many_rules_are_ranked_and_the_main_ones_named() -> None:
     systems = {"a": cells(rules), "b": cells(rules | {"ep": WRONG, "rule4": WRONG})}
     said = sweep_titles.of_sweeps(systems, "T2")
     assert said == (
-        "Of 7 rules, rule0, rule1 and 2 more follow BPTT at some T2 on every system tried; wrong on none; "
-        "naive EP on 1 of 2; 1 other on some"
+        "Of 7 rules, rule0, rule1 and 2 more follow BPTT in every parameter at some T2 on every system tried; "
+        "wrong on none; naive EP on 1 of 2; 1 other on some"
     )
     row = sweep_titles.of_sweep("a", systems["a"], "T2")
-    assert row == "a: naive EP, rule0 and 4 more of 7 rules follow BPTT at every tested T2; wrong at no tested T2"
+    assert row == (
+        "a: naive EP, rule0 and 4 more of 7 rules follow BPTT in every parameter at every tested T2; "
+        "wrong at no tested T2"
+    )
     assert titles.of_cloud("a", systems["b"]) == (
-        "a: of 7 rules, rule0, rule1 and 2 more follow BPTT in every settled cell; naive EP, rule4 and wrong in none"
+        "a: of 7 rules, rule0, rule1 and 2 more follow BPTT in every parameter in every settled cell; "
+        "naive EP, rule4 and wrong in none"
     )
     assert titles.of_cost("a", systems["b"].assign(cost=30)).endswith(
-        "4 of 7 rules follow BPTT, rule0 for 30 evaluations; naive EP never"
+        "4 of 7 rules follow BPTT in every parameter, rule0 for 30 evaluations; naive EP never"
     )
-    assert titles.of_cost("a", cells(dict.fromkeys("abcde", WRONG))) == "a: none of 5 rules follow BPTT"
+    assert (
+        titles.of_cost("a", cells(dict.fromkeys("abcde", WRONG))) == "a: none of 5 rules follow BPTT in every parameter"
+    )
 
 
 def test_a_matrix_counts_the_systems_of_each_kind_and_all_of_its_rows() -> None:
@@ -191,9 +230,10 @@ def test_a_matrix_counts_the_systems_of_each_kind_and_all_of_its_rows() -> None:
     right = dict.fromkeys(systems, True)
     held = {"ep": right | {"b": False, "c": False}, "aep": right, "aep k=1": {"a": False}, "fa": {}}
     assert titles.of_matrix(held, systems) == (
-        "At the best settings naive EP follows BPTT on the one symmetric and none of 2 asymmetric systems; "
-        "asymmetric EP on the one symmetric and both asymmetric systems; of 3 rows with a number, "
-        "1 follows BPTT on every system that settles (asymmetric EP) and 1 follows it on none (asymmetric EP k=1)"
+        "At the best setting each, s and damping included, naive EP follows BPTT in every parameter on the one "
+        "symmetric and none of 2 asymmetric systems; "
+        "asymmetric EP on the one symmetric and both asymmetric systems; of 2 rows on several systems, "
+        "1 follows BPTT on every system that settles (asymmetric EP)"
     )
     assert "on the one symmetric system;" in titles.of_matrix({"ep": {"a": True}}, systems)
     assert titles.of_matrix({"fa": {}}, systems).startswith("Nothing is settled on any of 3 systems")
@@ -292,37 +332,37 @@ def test_a_row_of_layers_says_where_credit_is_lost_and_leaves_out_what_has_none(
 def test_a_map_counts_the_settled_points_at_which_a_rule_follows() -> None:
     here = pd.concat([cells({"ep": {0: low, 1: 0.999}}, x="damp", s=s) for s, low in ((1.0, 0.5), (2.0, 0.999))])
     axes = ("s", "damp")
-    assert (
-        titles.of_map("toy", here, axes) == "toy is settled at all 4 points; naive EP follows BPTT at 3 of 4 of these"
-    )
+    told = "naive EP follows BPTT in every parameter"
+    assert titles.of_map("toy", here, axes) == f"toy is settled at all 4 points; {told} at 3 of 4 of these"
     lost = here.assign(status=["diverged", "settled", "settled", "settled"])
-    assert (
-        titles.of_map("toy", lost, axes) == "toy is settled at 3 of 4 points; naive EP follows BPTT at all 3 of these"
-    )
+    assert titles.of_map("toy", lost, axes) == f"toy is settled at 3 of 4 points; {told} at all 3 of these"
     assert "nothing is settled" in titles.of_map("toy", here.assign(status="diverged"), axes)
     both = titles.of_maps({"a": here, "b": lost}, axes)
-    assert both == "Naive EP follows BPTT at every coupling scale s and damping c that settles on b, not on a"
+    assert both == capital(f"{told} at every coupling scale s and damping c that settles on b, not on a")
 
 
 def test_antisymmetry_separates_symmetric_from_asymmetric_jacobians() -> None:
     here = pd.concat([cells({"ep": WRONG}), cells({"ep": RIGHT}, antisymmetry=0.0)])
     assert titles.of_antisymmetry(here) == (
-        "Where the Jacobian is asymmetric, naive EP follows BPTT in none of 2 settled cells. "
-        "Where the Jacobian is symmetric, naive EP follows BPTT in both settled cells"
+        "Where the Jacobian is asymmetric, naive EP follows BPTT in every parameter in none of 2 settled cells. "
+        "Where the Jacobian is symmetric, naive EP follows BPTT in every parameter in both settled cells"
     )
-    assert "symmetric, naive EP follows BPTT in both" in titles.of_antisymmetry(cells({"ep": RIGHT}))
+    assert "symmetric, naive EP follows BPTT in every parameter in both" in titles.of_antisymmetry(cells({"ep": RIGHT}))
 
 
 def test_the_cost_of_following_is_the_least_one_and_a_rule_that_never_does_is_told() -> None:
     here = cells({"ep": WRONG, "aep": RIGHT}).assign(cost=[10, 20, 40, 30])
-    said = "toy: naive EP reaches a smallest cosine of 0.30 at best; asymmetric EP follows BPTT for 30 evaluations"
+    said = (
+        "toy: naive EP misses BPTT at every T1, T2 and β here (worst parameter 0.30 or less); "
+        "asymmetric EP follows BPTT in every parameter for 30 evaluations"
+    )
     assert titles.of_cost("toy", here).replace(wording.BLANK, " ") == f"{said} (0.75 times BPTT at T1 = 100)"
     cheaper = pd.concat([here, cells({"aep k=1": RIGHT}).assign(cost=20)])
     assert titles.of_cost("toy", cheaper).endswith("; k=1 for 20)")
     assert titles.of_cost("toy", cheaper.assign(cost=30)).endswith("T1 = 100)".replace(" ", wording.BLANK))
     assert titles.of_cost("toy", here.assign(reference_cost=float("nan"))) == said  # to another reference
     both = titles.of_costs({"a": here, "b": cells({"ep": RIGHT})})
-    assert both == "Naive EP follows BPTT at some cost on b, not on a; asymmetric EP on a"
+    assert both == "Naive EP follows BPTT in every parameter at some cost on b, not on a; asymmetric EP on a"
 
 
 def nudges(by: dict[str, dict[float, float]], dtype: str = "float32", whole: float = 1.0) -> pd.DataFrame:
@@ -393,6 +433,15 @@ def test_a_budget_says_what_a_rule_errs_by_and_where() -> None:
     idle = bars({"ep": [short] * 9}, settled=False)
     assert titles.of_budgets(pd.concat([here, idle]), 0.1) == every  # bars that are not settled do not count
     assert titles.of_budgets(here, 1.0) == "Naive EP and asymmetric EP are faithful wherever settled"
+
+
+def test_the_budget_of_many_rules_says_once_which_ones_err_the_most_often_by_which_cause() -> None:
+    asymmetry, short, small = (0.5, "asymmetry"), (0.4, "truncation"), (0.01, "faithful")
+    here = bars({"ep": [asymmetry, asymmetry, short], "aep": [short], "a": [short], "b": [small], "c": [short]})
+    assert titles.of_budgets(here, 0.1) == (
+        "Of 5 rules, naive EP errs the most often by asymmetry; asymmetric EP, a and c by truncation; "
+        "b is faithful wherever settled"
+    )
 
 
 def test_the_title_of_many_rules_speaks_of_their_default_forms_and_of_those_without() -> None:

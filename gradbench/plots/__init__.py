@@ -100,6 +100,7 @@ def save(figure: Figure, stem: Path, kinds: Collection[str] = (), *, inside: Pat
     Below the folder `inside`, which is that of a run, no link is followed.
     Title and caption are in the metadata of every file.
     """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.transforms import Bbox
 
     from gradbench.plots import look
@@ -113,13 +114,15 @@ def save(figure: Figure, stem: Path, kinds: Collection[str] = (), *, inside: Pat
     }
     paths = []
     with look.theme():
-        figure.draw_without_rendering()  # the layout is computed once, and not again for each file
+        FigureCanvasAgg(figure)  # a figure without one makes a renderer for every text that is measured
+        if engine := figure.get_layout_engine():
+            engine.execute(figure)  # the layout is computed once, and not again for each file
         figure.set_layout_engine(None)  # a placeholder of an engine would draw everything once more for each file
-        drawn = figure.get_tightbbox()  # the caption stands below the figure
-        margin = look.pt(0.06)
-        inches = Bbox.from_extents(0, drawn.y0 - margin, figure.get_figwidth(), drawn.y1 + margin)
+        # the caption stands below the figure, and all else within it
+        low = min([0.0, *(text.get_window_extent().y0 for text in figure.texts if text.get_visible())]) / figure.dpi
+        inches = Bbox.from_extents(0, low - look.pt(0.06), figure.get_figwidth(), figure.get_figheight())
         for kind in kinds or look.page().kinds:
             paths.append(stem.with_suffix(f".{kind}"))
-            fill = partial(figure.savefig, format=kind, metadata=metadata[kind], dpi=150, bbox_inches=inches)
+            fill = partial(figure.savefig, format=kind, metadata=metadata[kind], dpi=look.DPI, bbox_inches=inches)
             write(paths[-1], fill, inside=inside)
     return paths

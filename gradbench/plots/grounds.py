@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from gradbench.plots.look import FOLLOWS
-from gradbench.plots.wording import default_forms, part, short, some, tally
+from gradbench.plots.wording import cosine, default_forms, part, short, some, tally
 from gradbench.vocabulary.status import Status
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 NOTHING = "nothing is settled here, so that no cosine is evidence"
 COLLAPSED = "the state shrinks to 0 in {} cells drawn here (collapsed), so that no cosine is evidence"
 FOLLOW = "follows BPTT"
+THROUGHOUT = f"{FOLLOW} in every parameter"  # what a smallest cosine over parameters says
+LOST = 0.9  # a smaller global cosine is told of a rule that follows BPTT in every parameter
 
 
 def evidence(cells: DataFrame) -> DataFrame:
@@ -74,6 +76,20 @@ def tallied(claim: str, held: Mapping[str, Mapping[str, bool]], systems: Systems
 def only(systems: Systems) -> tuple[str, DataFrame] | None:
     """The system of a figure that has one; what is to be seen there is all that there is to be seen."""
     return next(iter(systems.items())) if len(systems) == 1 else None
+
+
+def small_whole(systems: Systems, called: Callable[[str], str]) -> str:
+    """A clause on the smallest global cosine of cells in which a rule follows BPTT in every parameter.
+
+    The scales of parameters are off then. Empty where no global cosine is below `LOST`.
+    """
+    least, words = LOST, ""
+    for system, here in systems.items():
+        for label, rows in by_rule(evidence(here)):
+            whole = float(rows["cosine"].where(rows["cosine_min"] >= FOLLOWS).min())
+            if whole < least:
+                least, words = whole, f"yet the global cosine of {called(label)} on {short(systems)[system]} falls to "
+    return f"{words}{cosine(least)} there" if words else ""
 
 
 def clauses(*said: str) -> str:

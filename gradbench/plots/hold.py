@@ -71,6 +71,8 @@ def point(cells: DataFrame, free: tuple[str, ...] = ()) -> dict[str, float]:
     the most seeds. Among equals it has s nearest 1, the most frequent damp, eps and batch, the least damp, the largest
     T1, the deepest T2 and beta nearest 0.02, in this order.
     """
+    cells = cells[[*HELD, "status", "estimator_label", "seed"]]
+    cells = cells.assign(estimator_label=pd.factorize(cells["estimator_label"])[0])  # numbers are compared faster
     pool = cells[cells["status"] == Status.SETTLED]
     if pool.empty:
         pool = cells
@@ -111,7 +113,9 @@ def deepest(cells: DataFrame) -> DataFrame:
     parts = []
     for _, rows in cells.groupby(["system_label", "s", "damp"], dropna=False):
         rows = one_dtype(rows)
-        parts.append(at(rows, {key: value for key, value in point(rows).items() if key in ("T2", "beta")}))
+        if (rows[["T2", "beta"]].nunique() > 1).any():  # there is something to choose
+            rows = at(rows, {key: value for key, value in point(rows).items() if key in ("T2", "beta")})
+        parts.append(rows)
     return pd.concat(parts) if parts else cells
 
 

@@ -9,7 +9,7 @@ import itertools
 import math
 import textwrap
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Literal, ParamSpec, TypeAlias, TypeVar
 import matplotlib as mpl
 import numpy as np
 import seaborn as sns
+from matplotlib.cbook import is_math_text
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
-from matplotlib.textpath import TextPath
+from matplotlib.textpath import text_to_path
 
 from gradbench.estimators.base import Role
 from gradbench.planning import registry
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from matplotlib.typing import LineStyleType, RcKeyType
     from pandas import DataFrame, Series
 
+DPI = 150  # of a PNG, and of the layout: letters are hinted, so that their widths depend on it
 WIDTH = 9.0  # inches; in a PNG that is shown at 900 pixels, 9 points read as 7
 GREY = "0.35"
 FOLLOWS = 0.99  # smallest cosine over parameters from which on titles say that a rule follows BPTT: `tune` asks for it
@@ -139,6 +141,9 @@ class Style:
         return (0, self.dashes) if self.dashes else "-"
 
 
+OTHER = Style("0.72", "o", 3.5)  # of a rule without a colour of its own, where there are many
+
+
 @contextmanager
 def on(style: str) -> Iterator[Page]:
     """Draw and save what is drawn and saved inside for a page of `PAGES`."""
@@ -161,7 +166,7 @@ def pt(length: float) -> float:
 
 def figure(height: float, wide: bool = True, layout: LayoutEngine | Literal["constrained"] = "constrained") -> Figure:
     """An empty figure so many inches of the screen high, as wide as the page or as one column of it."""
-    return Figure(figsize=(page().width if wide else page().column, pt(height)), layout=layout)
+    return Figure(figsize=(page().width if wide else page().column, pt(height)), dpi=DPI, layout=layout)
 
 
 def room(figure: Figure) -> float:
@@ -213,6 +218,20 @@ def styles(cells: DataFrame) -> dict[str, Style]:
     return dict(sorted(drawn.items(), key=lambda item: (-item[1].size, item[0])))
 
 
+def lit(styles: Mapping[str, Style], chosen: Collection[str]) -> dict[str, Style]:
+    """Styles of many rules, of which the chosen ones have their colours and are drawn on top of all others."""
+    others = {label: OTHER for label in styles if label not in chosen}
+    return others | {label: style for label, style in styles.items() if label in chosen}
+
+
+def others_key(styles: Mapping[str, Style]) -> list[Line2D]:
+    """What the markers of the rules without a colour of their own mean; none where each has one."""
+    grey = sum(style is OTHER for style in styles.values())
+    words = count(grey, "other rule")
+    dot = Line2D([], [], color=OTHER.colour, linestyle="", marker="o", markersize=pt(OTHER.size), label=words)
+    return [dot] * (grey > 0)
+
+
 def _others(names: Iterable[str]) -> list[str]:
     """The rules without a fixed marker: those of the package, then those of these names that it does not have."""
     known = {name for name in registry.known_estimators() if registry.role(name) == Role.RULE} - MARKERS.keys()
@@ -241,6 +260,7 @@ def theme() -> AbstractContextManager[None]:
         "mathtext.fontset": page().maths,
         "font.size": pt(TEXT),
         "axes.titlesize": pt(TEXT),
+        "axes.titley": 1.0,  # above the panel; to look for labels on top of it takes a tenth of the time of a figure
         "axes.labelsize": pt(TEXT),
         "legend.fontsize": pt(TEXT),
         "xtick.labelsize": pt(VALUE),
@@ -279,11 +299,22 @@ def line(ax: Axes, along: Series, style: Style, width: float | None = None, alph
 
 def points(ax: Axes, rows: DataFrame, x: str, y: str, style: Style, alpha: float = 1.0) -> None:
     """Markers, filled where the cell is settled and hollow where it is not."""
-    settled = rows["status"] == Status.SETTLED
+    settled = (rows["status"] == Status.SETTLED).to_numpy(bool)
     scatter = partial(ax.scatter, marker=style.marker, s=pt(style.size) ** 2, alpha=alpha, zorder=3)
-    hollow, filled = rows[~settled], rows[settled]
-    scatter(hollow[x], hollow[y], facecolors="none", edgecolors=style.colour, linewidths=0.9)
-    scatter(filled[x], filled[y], facecolors=style.colour, edgecolors=style.edge, linewidths=0.4)
+    places, values = rows[x].to_numpy(float), rows[y].to_numpy(float)
+    for hollow in (True, False):
+        if not (these := settled ^ hollow).any():
+            continue
+        face, edge, width = ("none", style.colour, 0.9) if hollow else (style.colour, style.edge, 0.4)
+        scatter(places[these], values[these], facecolors=face, edgecolors=edge, linewidths=width)
+
+
+def by_style(rows: DataFrame, styles: Mapping[str, Style]) -> Iterator[tuple[str, Style, DataFrame]]:
+    """Rules in the order of their styles, each with its rows, where it has some."""
+    groups = {str(label): of_rule for label, of_rule in rows.groupby("estimator_label", sort=False)}
+    for label, style in styles.items():
+        if label in groups:
+            yield label, style, groups[label]
 
 
 def metric(name: str) -> str:
@@ -354,8 +385,8 @@ def length(text: str, size: float, bold: bool = False) -> float:
 
 @cache
 def _length(text: str, size: float, bold: bool, family: str) -> float:
-    letters = FontProperties(family=family, weight="bold" if bold else "normal")
-    return float(TextPath((0, 0), text, size=size, prop=letters).get_extents().width)
+    letters = FontProperties(family=family, weight="bold" if bold else "normal", size=size)
+    return float(text_to_path.get_text_width_height_descent(text, letters, is_math_text(text))[0])
 
 
 def fit(text: str, size: float, width: float, bold: bool = False) -> str:

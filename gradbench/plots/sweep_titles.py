@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from gradbench.plots import grounds, look
-from gradbench.plots.grounds import FOLLOW, by_rule, clauses, evidence
+from gradbench.plots.grounds import LOST, THROUGHOUT, by_rule, clauses, evidence, small_whole
 from gradbench.plots.look import FOLLOWS
 from gradbench.plots.scale import FLOOR
 from gradbench.plots.wording import (
@@ -82,7 +82,7 @@ def along(here: DataFrame, x: str) -> dict[str, Predicate]:
         where = reach(rows, x, here)
         worst = rows.loc[rows.groupby(x)["cosine_min"].idxmin()]
         if where.some or len(rules) > FEW:
-            said[label] = Predicate(FOLLOW, where.words)
+            said[label] = Predicate(THROUGHOUT, where.words + (_lost(rows, x) if len(rules) <= FEW else ""))
         else:
             said[label] = Predicate("misses " + _culprit(worst), f"{_every(rows, x, here)}{_unseen(worst)}")
     return said
@@ -103,6 +103,14 @@ def _unseen(rows: DataFrame) -> str:
     """That the global cosine does not show what is missed, where it is large in all rows."""
     least = float(rows["cosine"].min())
     return f", though its global cosine is {cosine(least)} or more" if least >= FOLLOWS else ""
+
+
+def _lost(rows: DataFrame, x: str) -> str:
+    """That the global cosine is small somewhere where a rule follows BPTT in every parameter: their scales are off."""
+    least = rows[(rows["cosine_min"] >= FOLLOWS) & (rows["cosine"] < LOST)].sort_values("cosine")
+    if least.empty:
+        return ""
+    return f", though the global cosine is only {cosine(least['cosine'].iloc[0])} at {equal(x, [least[x].iloc[0]])}"
 
 
 def rounded(here: DataFrame, x: str) -> dict[str, Series]:
@@ -147,12 +155,15 @@ def of_sweeps(systems: Systems, x: str) -> str:
         return of_sweep(*alone, x)
     held = grounds.holding(systems, lambda rows: bool(rows.groupby(x)["cosine_min"].apply(grounds.follows).any()))
     if len(held) > FEW:
-        told = grounds.tallied(f"{FOLLOW} at some {plain(x)}", held, systems)
+        told = grounds.tallied(f"{THROUGHOUT} at some {plain(x)}", held, systems)
     else:
         told = clauses(capital(together(_reaches(systems, x))), grounds.silent(systems))
     names = short(systems)
     off = [names[system] for system, here in systems.items() if rounded(here, x)]
-    return clauses(told, f"float32 rounding costs digits at small {plain(x)} on {some(off, len(off))}" if off else "")
+    whole = small_whole(systems, look.words)
+    return clauses(
+        told, whole, f"float32 rounding costs digits at small {plain(x)} on {some(off, len(off))}" if off else ""
+    )
 
 
 def _reaches(systems: Systems, x: str) -> dict[str, Predicate]:
@@ -163,7 +174,7 @@ def _reaches(systems: Systems, x: str) -> dict[str, Predicate]:
         for label, rows in by_rule(evidence(here)):
             told.setdefault(label, {})[names[system]] = reach(rows, x, here)
     total = len({system for of in told.values() for system in of})
-    return {label: Predicate(FOLLOW, _grouped(of, x, total)) for label, of in told.items()}
+    return {label: Predicate(THROUGHOUT, _grouped(of, x, total)) for label, of in told.items()}
 
 
 def _grouped(of: dict[str, Reach], x: str, total: int) -> str:

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 from gradbench.plots import look
 from gradbench.plots.grounds import (
     FOLLOW,
+    LOST,
     NOTHING,
+    THROUGHOUT,
     by_rule,
     clauses,
     evidence,
@@ -20,6 +22,7 @@ from gradbench.plots.grounds import (
     holding,
     nothing,
     only,
+    small_whole,
     tallied,
 )
 from gradbench.plots.look import FOLLOWS
@@ -206,14 +209,18 @@ def of_matrix(held: Mapping[str, Mapping[str, bool]], systems: Mapping[str, str]
     known = {label: on for label, on in held.items() if on}
     if not known:
         return f"Nothing is settled on any of {len(systems)} systems, so that no cosine is evidence"
-    main = {label: Predicate(FOLLOW, f"on {_by_kind(known[label], systems)}") for label in look.MAIN if label in known}
-    labels = sorted(look.in_order(known), key=lambda label: " " in label)  # default forms before others
+    main = {
+        label: Predicate(THROUGHOUT, f"on {_by_kind(known[label], systems)}") for label in look.MAIN if label in known
+    }
+    several = [label for label in known if len(known[label]) > 1] or list(known)
+    labels = sorted(look.in_order(several), key=lambda label: " " in label)  # default forms before others
     always = [look.words(label) for label in labels if all(known[label].values())]
     never = [look.words(label) for label in labels if not any(known[label].values())]
     ends = [("BPTT on every system that settles", always), ("it on none", never)]
     told = " and ".join(f"{len(of)} follow{'s' * (len(of) == 1)} {end} ({first(of)})" for end, of in ends if of)
-    rows = "rows" + " with a number" * (len(known) < len(held))
-    return f"At the best settings {clauses(together(main), f'of {len(known)} {rows}, {told}' if told else '')}"
+    rows = "rows" + " on several systems" * (len(several) < len(held))
+    lead = "At the best setting each, s and damping included,"
+    return f"{lead} {clauses(together(main), f'of {len(labels)} {rows}, {told}' if told else '')}"
 
 
 def kind(cells: DataFrame) -> str:
@@ -253,7 +260,8 @@ def of_map(system: str, here: DataFrame, axes: Sequence[str]) -> str:
     if not settled.any():
         return f"{system}: nothing is settled at any of {len(settled)} points, so that no cosine is evidence"
     said = {
-        label: Predicate(FOLLOW, f"at {part(*points)}", "of these") for label, points in _followed(here, axes).items()
+        label: Predicate(THROUGHOUT, f"at {part(*points)}", "of these")
+        for label, points in _followed(here, axes).items()
     }
     return clauses(f"{system} is settled at {part(int(settled.sum()), len(settled))} points", together(said))
 
@@ -267,7 +275,7 @@ def of_maps(systems: Systems, axes: Sequence[str]) -> str:
         for label, (good, tried) in _followed(here, axes).items():
             held.setdefault(label, {})[system] = good == tried
     names = listed([spoken(axis) for axis in axes])
-    return tallied(f"{FOLLOW} at every {names} that settles", held, systems)
+    return tallied(f"{THROUGHOUT} at every {names} that settles", held, systems)
 
 
 # Clouds of cells
@@ -277,17 +285,31 @@ def counts(cells: DataFrame) -> str:
     """In how many settled cells each rule follows BPTT; empty without evidence."""
     parts = {label: (int((rows["cosine_min"] >= FOLLOWS).sum()), len(rows)) for label, rows in by_rule(evidence(cells))}
     if len(parts) > FEW:
-        return ranked(FOLLOW, parts, "in {}", "every settled cell")
+        return ranked(THROUGHOUT, parts, "in {}", "every settled cell")
     said = {
-        label: Predicate(FOLLOW, f"in {part(good, total)}", things(total, "settled cell"))
+        label: Predicate(THROUGHOUT, f"in {part(good, total)}", things(total, "settled cell"))
         for label, (good, total) in parts.items()
     }
     return together(said)
 
 
+def in_colour(cells: DataFrame) -> list[str]:
+    """Of many rules those that a figure tells apart: the main ones, and the first that always and never follow BPTT."""
+    parts = {label: (rows["cosine_min"] >= FOLLOWS) for label, rows in by_rule(evidence(cells))}
+    always = [label for label, good in parts.items() if good.all() and label not in look.MAIN]
+    never = [label for label, good in parts.items() if not good.any() and label not in look.MAIN]
+    return [*(label for label in look.MAIN if label in parts), *always[:2], *never[:1]]
+
+
 def of_cloud(system: str, cells: DataFrame) -> str:
     """The title of a panel of cells of one system: in how many of the settled ones each rule follows BPTT."""
     return f"{system}: {counts(cells) or nothing(cells)}"
+
+
+def of_crowd(system: str, cells: DataFrame) -> str:
+    """The same of many rules, in short."""
+    parts = [bool((rows["cosine_min"] >= FOLLOWS).all()) for _, rows in by_rule(evidence(cells))]
+    return f"{system}: {f'{part(sum(parts), len(parts))} rules follow BPTT' if parts else nothing(cells)}"
 
 
 def of_residuals(cells: DataFrame) -> str:
@@ -297,10 +319,10 @@ def of_residuals(cells: DataFrame) -> str:
     last = f"{part(idle, len(cells))} cells have not settled and are no evidence"
     parts = {label: (int((rows["cosine_min"] >= FOLLOWS).sum()), len(rows)) for label, rows in by_rule(known)}
     if all(good == total for good, total in parts.values()):
-        told = together(dict.fromkeys(parts, Predicate(FOLLOW, "")))
+        told = together(dict.fromkeys(parts, Predicate(THROUGHOUT, "")))
         lead = f"Wherever the state has settled, {clauses(told, *_forms_that_miss(known, parts))}" if parts else ""
     elif len(parts) > FEW:
-        lead = capital(ranked(FOLLOW, parts, "in {}", "every settled cell"))
+        lead = capital(ranked(THROUGHOUT, parts, "in {}", "every settled cell"))
     else:
         missed = _missed_settled(known, parts, cells["system_label"].unique())
         lead = f"Even where the state has settled, {together(missed)}"
@@ -324,7 +346,7 @@ def _missed_settled(
         best = rows.groupby("system_label", sort=False)["cosine_min"].max()
         lost = [names[system] for system in best.index[best < FOLLOWS]]
         where = f" (in every one on {some(lost, len(best))})" if lost and len(best) > 1 and good else ""
-        said[label] = Predicate("misses BPTT", f"in {part(total - good, total)} cells{where}")
+        said[label] = Predicate("misses BPTT in some parameter", f"in {part(total - good, total)} cells{where}")
     return said
 
 
@@ -333,7 +355,21 @@ def of_antisymmetry(cells: DataFrame) -> str:
     large = cells["antisymmetry"] > SYMMETRIC
     kinds = {"asymmetric": cells[large], "symmetric": cells[cells["antisymmetry"] <= SYMMETRIC]}
     told = {kind: counts(rows) for kind, rows in kinds.items()}
+    if len(default_forms(evidence(cells)["estimator_label"])) > FEW:
+        told = {kind: said for kind, rows in kinds.items() if (said := in_short(rows))}
     return ". ".join(f"Where the Jacobian is {kind}, {said}" for kind, said in told.items() if said) or capital(NOTHING)
+
+
+def in_short(cells: DataFrame) -> str:
+    """How many of many rules follow BPTT in every settled cell, and the main ones in how many; empty without any."""
+    parts = {label: (int((rows["cosine_min"] >= FOLLOWS).sum()), len(rows)) for label, rows in by_rule(evidence(cells))}
+    if not parts:
+        return ""
+    every = sum(good == total for good, total in parts.values())
+    main = [f"{look.words(label)} in {part(*parts[label])}" for label in look.MAIN if label in parts]
+    return clauses(
+        f"{part(every, len(parts))} rules follow BPTT in every parameter in every settled cell", ", ".join(main)
+    )
 
 
 def by_cost(here: DataFrame) -> dict[str, Predicate]:
@@ -353,15 +389,17 @@ def by_cost(here: DataFrame) -> dict[str, Predicate]:
         if at is not None:
             least, whole = float(at["cost"]), float(at["reference_cost"])
             asides += [f"{least / whole:.2g} times BPTT at {equal('T1', [at['T1']])}"] if whole == whole else []
+            asides += [f"global cosine {cosine(float(at['cosine']))}"] if at["cosine"] < LOST else []
         forms = {form: float(of["cost"]) for form, of in cheapest.items() if form.startswith(f"{name} ")}
         if not options and forms and (cost := min(forms.values())) < least:
             asides.append(f"{min(forms, key=lambda form: forms[form]).partition(' ')[2]} for {cost:g}")
         aside = f" ({'; '.join(asides)})" if asides else ""
         if at is None:
             best = cosine(float(rows["cosine_min"].max()))
-            said[label] = Predicate("reaches a smallest cosine", f"of {best} at best{aside}")
+            where = f"at every T1, T2 and {plain('beta')} here"
+            said[label] = Predicate("misses BPTT", f"{where} (worst parameter {best} or less){aside}")
         else:
-            said[label] = Predicate(FOLLOW, f"for {least:g} evaluations{aside}")
+            said[label] = Predicate(THROUGHOUT, f"for {least:g} evaluations{aside}")
     return said
 
 
@@ -377,7 +415,7 @@ def _cheapest(known: DataFrame, rules: Sequence[str]) -> str:
     """How many of many rules follow BPTT, which one for the least cost, and for which cost the main ones do."""
     good = known[(known["cosine_min"] >= FOLLOWS) & known["estimator_label"].isin(rules)]
     least = good.groupby("estimator_label")["cost"].min().sort_values(kind="stable")
-    followers = f"{part(len(least), len(rules))} rules follow BPTT"
+    followers = f"{part(len(least), len(rules))} rules follow BPTT in every parameter"
     if least.empty:
         return followers
     named = [*least.index[:1], *(label for label in look.MAIN if label in rules and label != least.index[0])]
@@ -387,12 +425,24 @@ def _cheapest(known: DataFrame, rules: Sequence[str]) -> str:
     )
 
 
+def of_cheapest(system: str, here: DataFrame) -> str:
+    """The title of a panel of many rules: which one follows BPTT for the least cost, of the cost of BPTT itself."""
+    known = evidence(here)
+    good = known[known["cosine_min"] >= FOLLOWS].sort_values(["cost", "estimator_label"], kind="stable")
+    if good.empty:
+        return f"{system}: {'no rule follows BPTT' if len(known) else nothing(here)}"
+    at = good.iloc[0]
+    whole = float(at["reference_cost"])
+    cost = f"{at['cost'] / whole:.2g} of BPTT's cost" if whole == whole else f"{at['cost']:g} evaluations"
+    return f"{system}: {look.words(at['estimator_label'])} follows for {cost}"
+
+
 def of_costs(systems: Systems) -> str:
     """The title of errors against cost: who follows BPTT at any cost, on which systems."""
     if alone := only(systems):
         return of_cost(*alone)
     held = holding(systems, lambda rows: bool((rows["cosine_min"] >= FOLLOWS).any()))
-    return tallied(f"{FOLLOW} at some cost", held, systems)
+    return clauses(tallied(f"{THROUGHOUT} at some cost", held, systems), small_whole(systems, look.words))
 
 
 # Errors and causes
@@ -479,6 +529,22 @@ def _most_often(bars: DataFrame, faithful: float) -> dict[str, Predicate]:
     return said
 
 
+def _by_cause(bars: DataFrame, faithful: float) -> str:
+    """Which of many rules err the most often by which causes."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for label, rows in by_rule(bars):
+        groups.setdefault(tuple(_leading(rows, faithful)[0]), []).append(look.words(label))
+    total, said = sum(map(len, groups.values())), list[str]()
+    for causes, names in sorted(groups.items(), key=lambda item: not item[0]):  # faithful rules come last
+        many = len(names) > 1
+        if not causes:
+            said.append(f"{first(names)} {'are' if many else 'is'} faithful wherever settled")
+        else:
+            verb = "" if said else "err the most often" if many else "errs the most often"
+            said.append(" ".join(filter(None, [first(names), verb, f"by {listed(causes)}"])))
+    return f"Of {total} rules, {'; '.join(said)}"
+
+
 def _leading(rows: DataFrame, faithful: float) -> tuple[list[str], Series]:
     """The causes that are the largest one in the most long bars, and in how many each cause is."""
     counted = rows[rows["error"] > faithful]["leading"].value_counts()
@@ -493,7 +559,7 @@ def of_budgets(bars: DataFrame, faithful: float) -> str:
     """The title of the budget: what each rule errs by the most often, over all bars that are settled and long."""
     settled = bars[bars["settled"]]
     if len(default_forms(settled["estimator_label"])) > FEW:
-        return capital(together(_most_often(settled, faithful)))
+        return _by_cause(settled, faithful)
     said = {}
     for label, rows in by_rule(settled):
         most, counted = _leading(rows, faithful)

@@ -154,7 +154,10 @@ def tally(
     rules = default_forms(held)
     if len(rules) > FEW:
         parts = {label: (sum(held[label].values()), len(held[label])) for label in rules}
-        return capital(ranked(claim, parts, "on {}", f"every {systems.removesuffix('s')} tried"))
+        several = {label: of for label, of in parts.items() if of[1] > 1} or parts
+        told = ranked(claim, several, "on {}", f"every {systems.removesuffix('s')} tried")
+        once = len(parts) - len(several)
+        return capital(told) + (f"; {once} more tried on one system only" if once else "")
     wheres = {
         label: _where(
             [names[s] for s, yes in held[label].items() if yes],

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from matplotlib.lines import Line2D
 
-from gradbench.plots import hold, look, sweep_titles
+from gradbench.plots import bands, hold, look, sweep_titles
 from gradbench.plots.parameterwise import with_missed
 from gradbench.plots.scale import SPACED, floored, limits_of, show_cosines
 from gradbench.plots.wording import equal
@@ -50,6 +50,8 @@ def draw_cosine_sweep(cells: DataFrame, params: DataFrame, x: str) -> Figure | N
     rows = {place: here for place, here in rows.items() if here.dropna(subset=["cosine"])[x].nunique() > 1}
     if not rows:
         return None
+    if bands.crowded(pd.concat(rows.values())["estimator_label"]):
+        return _matrix(cells, rows, x)
     rows = {place: with_missed(here, params) for place, here in rows.items()}
 
     # a system without attention has no panel for it; the title of a column stands in its first row
@@ -87,7 +89,7 @@ def draw_cosine_sweep(cells: DataFrame, params: DataFrame, x: str) -> Figure | N
     show_cosines(panels, drawn[list(SHOWN)])
     named = {label: styles[label] for label in drawn["estimator_label"].unique()}
     hollow = bool((drawn[drawn["cosine"].notna()]["status"] != Status.SETTLED).any())
-    look.legend(figure, named, _keys(drawn), hollow=hollow)
+    look.legend(figure, named, _keys(drawn, x), hollow=hollow)
     look.title(figure, sweep_titles.of_sweeps({place.system: here for place, here in rows.items()}, x))
     look.caption(
         figure,
@@ -99,6 +101,41 @@ def draw_cosine_sweep(cells: DataFrame, params: DataFrame, x: str) -> Figure | N
         ],
     )
     return figure
+
+
+def _matrix(cells: DataFrame, rows: dict[hold.Place, DataFrame], x: str) -> Figure:
+    """The worst parameter of the worst seed of many rules: a column a value of x."""
+    kinds = bands.kinds(cells)
+    shown = {place.system: hold.one_dtype(here) for place, here in rows.items()}
+    shown = {system: shown[system] for system in kinds if system in shown}
+    cosines = _worst(shown, x)
+    groups = [
+        bands.Group(system, kinds[system], tuple(hold.number(value) for value in sorted(here[x].unique())))
+        for system, here in shown.items()
+    ]
+    figure = bands.of_cosines(cosines, groups, bands.SILENT)
+    look.title(figure, sweep_titles.of_sweeps({place.system: here for place, here in rows.items()}, x))
+    word = COORDINATES[x]
+    look.caption(
+        figure,
+        [
+            "A field is the cosine to BPTT of the worst parameter in the worst settled seed; columns of a system are",
+            f"values of {word.words} {word.symbol}.",
+            bands.spacing(),
+            bands.held_at(hold.Place(system, point.removesuffix(", float64")) for system, point in rows),
+        ],
+    )
+    return figure
+
+
+def _worst(systems: dict[str, DataFrame], x: str) -> dict[bands.Place, float]:
+    """The smallest cosine over parameters and settled seeds, by rule, system and value; NaN where none is settled."""
+    worst: dict[bands.Place, float] = {}
+    for system, here in systems.items():
+        known = here["cosine_min"].where(here["status"] == Status.SETTLED)
+        least = known.groupby([here["estimator_label"], here[x]]).min()
+        worst |= {(rule, system, hold.number(value)): float(of) for (rule, value), of in least.items()}
+    return worst
 
 
 def _point(place: hold.Place, here: DataFrame, x: str) -> str:
@@ -115,8 +152,19 @@ def _everywhere(rows: DataFrame, x: str) -> Index[int]:
     return values.index[values == rows[x].nunique()]
 
 
-def _keys(drawn: DataFrame) -> list[Line2D]:
-    line = Line2D([], [], color=look.GREY, linewidth=2, label="line: worst seed, of those run at every value")
+def _through(drawn: DataFrame, x: str) -> str:
+    """Which seeds the lines go through, in words."""
+    settled = drawn[drawn["status"] == Status.SETTLED]
+    lines = [_everywhere(rows, x) for _, rows in settled.groupby(["system_label", "estimator_label", "dtype"])]
+    seeds = {seed for of in lines for seed in of}
+    if len(seeds) == 1:
+        return f"line: seed {seeds.pop()}, the only one run at every value"
+    alone = any(len(of) == 1 for of in lines)
+    return "line: worst seed of those run at every value" + " (one in some rows)" * alone
+
+
+def _keys(drawn: DataFrame, x: str) -> list[Line2D]:
+    line = Line2D([], [], color=look.GREY, linewidth=2, label=_through(drawn, x))
     keys = [look.followed_key(), line]
     if statuses := sorted(set(drawn[drawn["cosine"].isna()]["status"])):
         words = f"below the axis: {', '.join(statuses)}, no cosine".replace("_", " ")
@@ -143,11 +191,10 @@ def _panel(ax: Axes, here: DataFrame, x: str, metric: str, styles: dict[str, loo
         ax.plot(absent, [RAIL] * len(absent), "x", color=look.GREY, markersize=look.pt(5), **rail)
         ax.tick_params(axis="x", pad=look.pt(10))
     look.followed(ax)
-    here = here.assign(**{metric: floored(here[metric])})
+    here = here[["estimator_label", "dtype", "status", "seed", x]].assign(**{metric: floored(here[metric])})
     for dtype, rows in here.groupby("dtype"):
         pale = dtype == "float64" and here["dtype"].nunique() > 1
-        for label, style in styles.items():
-            of_rule = rows[rows["estimator_label"] == label]
+        for _, style, of_rule in look.by_style(rows, styles):
             settled = of_rule[of_rule["status"] == Status.SETTLED]
             worst = settled[settled["seed"].isin(_everywhere(settled, x))].groupby(x)[metric].min()
             look.line(ax, worst, style, *((4, 0.3) if pale else ()))

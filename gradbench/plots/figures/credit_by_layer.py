@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from gradbench.plots import hold, look, titles
+from gradbench.plots import bands, hold, look, titles
 from gradbench.plots.grounds import FOLLOW
 from gradbench.plots.scale import SPACED, floored, limits_of, show_cosines
 from gradbench.vocabulary.status import Status
@@ -26,6 +26,7 @@ MEANT = {
     "cosine": "nudged block less free block",
     "cosine_error": "nudged block less what the nudged block below predicts",
 }
+MARKS = {"cosine": "", "cosine_error": " e"}  # after the name of a block, in the matrix of many rules
 
 
 @look.themed
@@ -44,6 +45,8 @@ def draw_credit_by_layer(cells: DataFrame, blocks: DataFrame) -> Figure | None:
         return None
     drawn = pd.concat(rows.values())
     headline = titles.of_credits({place.system: here for place, here in rows.items()}, CREDITS)
+    if bands.crowded(drawn["estimator_label"]):
+        return _matrix(cells, rows, headline)
     rows, alike = _different(rows)
     said = {
         place: look.row_title(titles.of_credit(place.system, here, CREDITS) if len(rows) > 1 else "", place.point)
@@ -79,6 +82,35 @@ def draw_credit_by_layer(cells: DataFrame, blocks: DataFrame) -> Figure | None:
             "clamped input, does not move and has no credit; no adjoint has a prediction error.",
             *([f"Counted and not drawn, as they show what a row above shows: {', '.join(alike)}."] if alike else []),
             *limits_of(drawn[list(CREDITS)]),
+        ],
+    )
+    return figure
+
+
+def _matrix(cells: DataFrame, rows: dict[hold.Place, DataFrame], headline: str) -> Figure:
+    """The worst seed of many rules: a column a block, and for each credit that a system has."""
+    kinds, here = bands.kinds(cells), {place.system: of for place, of in rows.items()}
+    cosines: dict[bands.Place, float] = {}
+    groups = []
+    for system in (system for system in kinds if system in here):
+        columns = []
+        for credit, mark in MARKS.items():
+            known = here[system].dropna(subset=[credit])
+            known = known[~known["block"].isin(titles.without_credit(known, credit))]
+            columns += [f"{block}{mark}" for block in known["block"].unique()]
+            worst = known.groupby(["estimator_label", "block"])[credit].min()
+            cosines |= {(rule, system, f"{block}{mark}"): float(of) for (rule, block), of in worst.items()}
+        groups.append(bands.Group(system, kinds[system], tuple(columns)))
+    figure = bands.of_cosines(cosines, groups, bands.SILENT)
+    look.title(figure, headline)
+    look.caption(
+        figure,
+        [
+            "A field is the cosine of the state credit of a block with the reference's in the worst settled seed.",
+            "Credit is the nudged block less the free one; in columns with an e it is the prediction error, the nudged",
+            "block less what the nudged block below predicts. Blocks that do not move have no credit and no column.",
+            bands.spacing(),
+            bands.held_at(rows),
         ],
     )
     return figure

@@ -14,7 +14,7 @@ import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from gradbench.plots import hold, look, titles
+from gradbench.plots import bands, hold, look, titles
 from gradbench.plots.parameterwise import WORST, with_worst
 from gradbench.vocabulary.cause import CAUSES, Cause, column
 from gradbench.vocabulary.coordinates import COORDINATES
@@ -88,15 +88,14 @@ PART = "part: {}"  # the column that holds the share of a cause in the error of 
 def draw_error_budget(cells: DataFrame, params: DataFrame, budget: DataFrame, faithful: float) -> Figure | None:
     """A bar for each rule and value: its height is the error, its parts are proportional to the steps of the ladder."""
     cells = hold.estimates(cells)
+    if bands.crowded(cells["estimator_label"]):
+        return _matrix(cells, params, budget, faithful)
     main, left_out = hold.main_forms(cells)
     shown = _with_parts(main[~main["status"].isin(WITHOUT)], params, budget, faithful)
     panels: dict[str, list[Panel]] = {}
     for knob in KNOBS:
-        # the point is that of all cells and forms, as in the figures of cosines
-        for place, held in hold.by_system(cells[cells[knob].notna()], free=(knob,)).items():
-            here = shown[shown["cell"].isin(held["cell"])]
-            if here[knob].nunique() > 1 and here["cause"].notna().any():
-                panels.setdefault(place.system, []).append((knob, place, here, _bars(here, knob)))
+        for panel in _along(knob, cells, shown):
+            panels.setdefault(panel[1].system, []).append(panel)
     if not panels:
         return None
     panels = _with_evidence(panels)
@@ -132,6 +131,64 @@ def draw_error_budget(cells: DataFrame, params: DataFrame, budget: DataFrame, fa
         ],
     )
     return figure
+
+
+def _along(knob: str, cells: DataFrame, shown: DataFrame) -> list[Panel]:
+    """The bars of every system that has several values of a knob and some cause along it."""
+    panels = []
+    # the point is that of all cells and forms, as in the figures of cosines
+    for place, held in hold.by_system(cells[cells[knob].notna()], free=(knob,)).items():
+        here = shown[shown["cell"].isin(held["cell"])]
+        if here[knob].nunique() > 1 and here["cause"].notna().any():
+            panels.append((knob, place, here, _bars(here, knob)))
+    return panels
+
+
+def _matrix(cells: DataFrame, params: DataFrame, budget: DataFrame, faithful: float) -> Figure | None:
+    """The largest cause of the worst seed of many rules, along the knob that the most systems have."""
+    shown = _with_parts(cells[~cells["status"].isin(WITHOUT)], params, budget, faithful)
+    every = {knob: _along(knob, cells, shown) for knob in KNOBS}
+    knob = max(("T2", "T1", "beta"), key=lambda knob: len(every[knob]))
+    if not every[knob]:
+        return None
+    kinds = bands.kinds(cells)
+    panels = {place.system: (place, bars) for _, place, _, bars in every[knob]}
+    panels = {system: panels[system] for system in kinds if system in panels}
+    fields, seen = {}, set()
+    for system, (_, bars) in panels.items():
+        for bar in bars.to_dict("records"):
+            name = max(FACES, key=lambda name: bar[name]) if bar["settled"] else HOLLOW
+            fields[bar["estimator_label"], system, hold.number(bar[knob])] = _field(name)
+            seen.add(name)
+    bars = pd.concat([bars for _, bars in panels.values()])
+    settled = bars[bars["settled"]]
+    good = (settled["leading"] == FAITHFUL).groupby(settled["estimator_label"]).agg(["sum", "mean"])
+    order = good.reindex(look.in_order(bars["estimator_label"].unique())).fillna(0.0)
+    rules = order.sort_values(["sum", "mean"], ascending=False, kind="stable").index
+    groups = [
+        bands.Group(system, kinds[system], tuple(map(hold.number, sorted(of[knob].unique()))))
+        for system, (_, of) in panels.items()
+    ]
+    figure, _ = bands.draw(list(rules), groups, fields)
+    blank = Line2D([], [], linestyle="", label="blank: not run, or diverged, collapsed")
+    silent = [bands.silent_key("some seeds not settled: no evidence")] * (HOLLOW in seen)
+    look.strip(figure, [*_entries(seen, faithful), *silent, blank], 5)
+    look.title(figure, titles.of_budgets(bars, faithful))
+    look.caption(
+        figure,
+        [
+            "A field is the largest cause of the error of the parameter that a rule gets most wrong, in the worst",
+            f"seed; columns of a system are values of {COORDINATES[knob].words} {COORDINATES[knob].symbol}. A cause is",
+            "a step of the ladder, which goes from BPTT to the rule.",
+            bands.held_at(place for place, _ in panels.values()),
+        ],
+    )
+    return figure
+
+
+def _field(name: str) -> bands.Fill:
+    """How a field of the matrix is filled."""
+    return bands.NOTHING if name == HOLLOW else bands.Fill(FACES[name], HATCHES.get(name, ""))
 
 
 def _with_parts(cells: DataFrame, params: DataFrame, budget: DataFrame, faithful: float) -> DataFrame:
@@ -283,18 +340,23 @@ def _fill(name: str, settled: bool) -> dict[str, Any]:
 
 def _legend(figure: Figure, seen: set[str], faithful: float) -> None:
     """What colours, hatches and hollow bars mean."""
-    names = {FAITHFUL: f"faithful: no parameter is off by more than {faithful:g}"}
-    handles: list[Line2D | Patch] = [
-        Patch(**_fill(name, settled=True), label=names.get(name, name.replace("_", " ")))
-        for name in FACES
-        if name in seen
-    ]
+    handles: list[Line2D | Patch] = list(_entries(seen, faithful))
     if HOLLOW in seen:
         words = "hollow: some seeds not settled, no evidence"
         handles.append(Patch(**_fill(HOLLOW, settled=False), label=words))
     if seen & COLOURS.keys():
         handles.append(Line2D([], [], linestyle="", label="parts: causes, scaled to fill the bar"))
     look.strip(figure, handles, 5)
+
+
+def _entries(seen: set[str], faithful: float) -> list[Patch]:
+    """What colours and hatches of settled cells mean."""
+    names = {FAITHFUL: f"faithful: no parameter is off by more than {faithful:g}"}
+    return [
+        Patch(**_fill(name, settled=True), label=names.get(name, name.replace("_", " ")))
+        for name in FACES
+        if name in seen
+    ]
 
 
 FIGURES: dict[str, Callable[[Tables], Figure | None]] = {

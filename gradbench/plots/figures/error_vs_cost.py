@@ -11,8 +11,8 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from gradbench.estimators.base import Count
 from gradbench.estimators.reference import REFERENCE
-from gradbench.plots import hold, look, titles
-from gradbench.plots.wording import default_forms
+from gradbench.plots import bands, hold, look, titles
+from gradbench.plots.wording import default_forms, short
 from gradbench.vocabulary.coordinates import COORDINATES
 from gradbench.vocabulary.notation import METRICS
 from gradbench.vocabulary.status import Status
@@ -29,9 +29,20 @@ if TYPE_CHECKING:
 FLOOR = 1e-8  # smaller errors are drawn here
 SMALL = 0.6  # size of a marker that is not on a front, as a part of the size of one that is
 PALE = 0.35  # opacity of a settled setting that is not on the front
+CROWDED = 100  # end over start of an axis of costs, from which on it has labels at powers of ten only
 PRODUCTS = f"$Jv$ and $J^Ta$ count {Count(jvp=1).work}"
 # the settings of a rule: T1, T2 and beta
 FREE = tuple(name for name, c in COORDINATES.items() if c.shared and c.type is not str)
+
+CAPTION = (
+    "Error of the worst parameter of the worst seed against what one estimate costs by itself, free phase",
+    "included and reference excluded, at every T1, T2 and beta, in evaluations of the force on the batch; a",
+    f"product with the Jacobian or its transpose counts as {Count(jvp=1).work}. A triangle on the axis is the",
+    f"cost of BPTT itself at a T1, its free phase included. Errors below {FLOOR:g} are drawn there.",
+    "A parameter whose estimate is zero has error 1. One whose reference is zero, not finite or below the",
+    "floor of liveness, or whose estimate is not finite, has no cosine and is left out; so is a setting",
+    "without any.",
+)
 
 
 @look.themed
@@ -42,6 +53,8 @@ def draw_error_vs_cost(cells: DataFrame) -> Figure | None:
     systems = {place: here for place, here in settings.items() if not here.empty}
     if not systems:
         return None
+    if bands.crowded(label for here in systems.values() for label in here["estimator_label"]):
+        return _of_many(cells, systems)
     columns = min(3, len(systems))
     lines = -(-len(systems) // columns)
     figure = look.figure(1.0 + 3.1 * lines, wide=columns > 1)
@@ -51,8 +64,7 @@ def draw_error_vs_cost(cells: DataFrame) -> Figure | None:
     styles = {label: style for label, style in styles.items() if label in drawn}
     main = set(default_forms(drawn))
     for ax, (place, here) in zip(axes, systems.items(), strict=False):
-        for label, style in styles.items():
-            rows = here[here["estimator_label"] == label]
+        for label, style, rows in look.by_style(here, styles):
             settled = rows["status"] == Status.SETTLED
             front = _front(rows[settled])
             small = replace(style, size=SMALL * style.size)
@@ -67,10 +79,7 @@ def draw_error_vs_cost(cells: DataFrame) -> Figure | None:
         _mark_reference(ax, here)
         said = titles.of_cost(place.system, here) if len(systems) > 1 else ""
         look.panel_title(ax, said, place.point, (look.room(figure) - 60) / columns - 10)
-        ax.set(xscale="log", yscale="log", xlabel=f"cost of an estimate (evaluations\nof the force; {PRODUCTS})")
-        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        ax.xaxis.set_minor_formatter(NullFormatter())
+        _scales(ax)
     for i, ax in enumerate(axes):
         ax.set_ylabel("" if i % columns else f"$1-$ {METRICS['cosine_min'].words}")
         ax.set_visible(i < len(systems))
@@ -79,27 +88,72 @@ def draw_error_vs_cost(cells: DataFrame) -> Figure | None:
     stairs = Line2D(
         [], [], color=look.GREY, linewidth=1.5, label="line, large: least error for the cost (default form)"
     )
-    keys = [look.followed_key(), stairs, pale]
-    if any(here["reference_cost"].notna().any() for here in systems.values()):
-        triangle = Line2D([], [], color="black", linestyle="", marker="^", markersize=look.pt(5))
-        triangle.set_label("cost of BPTT itself, at a T1")
-        keys.append(triangle)
+    keys = [look.followed_key(), stairs, pale, *_triangle(systems)]
     every = pd.concat(systems.values())
     look.legend(figure, styles, keys, lined=main, hollow=bool((every["status"] != Status.SETTLED).any()))
     look.title(figure, titles.of_costs({place.system: here for place, here in systems.items()}))
-    look.caption(
-        figure,
-        [
-            "Error of the worst parameter of the worst seed against what one estimate costs by itself, free phase",
-            "included and reference excluded, at every T1, T2 and beta, in evaluations of the force on the batch; a",
-            f"product with the Jacobian or its transpose counts as {Count(jvp=1).work}. A triangle on the axis is the",
-            f"cost of BPTT itself at a T1, its free phase included. Errors below {FLOOR:g} are drawn there.",
-            "A parameter whose estimate is zero has error 1. One whose reference is zero, not finite or below the",
-            "floor of liveness, or whose estimate is not finite, has no cosine and is left out; so is a setting",
-            "without any.",
-        ],
-    )
+    look.caption(figure, CAPTION)
     return figure
+
+
+def _of_many(cells: DataFrame, systems: dict[hold.Place, DataFrame]) -> Figure:
+    """Of many rules the front of each system, of all rules together; a rule on a front has its colour."""
+    kinds, names = bands.kinds(cells), short(place.system for place in systems)
+    ordered = sorted(systems.items(), key=lambda item: list(kinds).index(item[0].system))
+    fronts = {place: _front(here[here["status"] == Status.SETTLED]) for place, here in ordered}
+    drawn = {label for here in systems.values() for label in here["estimator_label"]}
+    styles = {label: style for label, style in look.styles(cells).items() if label in drawn}
+    styles = look.lit(styles, {label for front in fronts.values() for label in front["estimator_label"]})
+    columns = min(4, len(systems))
+    lines = -(-len(systems) // columns)
+    figure = look.figure(1.0 + 2.1 * lines, wide=columns > 1)
+    axes = figure.subplots(lines, columns, sharey=True, squeeze=False).ravel()
+    for ax, (place, here) in zip(axes, ordered, strict=False):
+        front = fronts[place]
+        others = here.drop(front.index)
+        for _, rows in others.groupby("estimator_label"):
+            look.points(ax, rows, "cost", "error", look.OTHER)
+        ax.step(front["cost"], front["error"], where="post", linewidth=1.2, color=look.GREY)
+        for label, rows in front.groupby("estimator_label"):
+            look.points(ax, rows, "cost", "error", styles[str(label)])
+        look.followed(ax, 1 - look.FOLLOWS)
+        _mark_reference(ax, here)
+        said = titles.of_cheapest(names[place.system], here)
+        look.panel_title(ax, said, "", (look.room(figure) - 60) / columns - 10)
+        _scales(ax)
+    words = "$1-$ " + look.fit(METRICS["cosine_min"].words, look.TEXT, 90)  # a panel is low
+    for i, ax in enumerate(axes):
+        ax.set_ylabel("" if i % columns else words)
+        ax.set_xlabel("cost (evaluations)" if i + columns >= len(systems) else "")
+        ax.set_visible(i < len(systems))
+    stairs = Line2D([], [], color=look.GREY, linewidth=1.2, label="least error of any rule for the cost")
+    grey = Line2D([], [], color=look.OTHER.colour, linestyle="", marker="o", markersize=look.pt(look.OTHER.size))
+    grey.set_label("all other settings and rules")
+    coloured = {label: style for label, style in styles.items() if style is not look.OTHER}
+    every = pd.concat(systems.values())
+    keys = [grey, stairs, look.followed_key(), *_triangle(systems)]
+    look.legend(figure, coloured, keys, lined=(), hollow=bool((every["status"] != Status.SETTLED).any()))
+    look.title(figure, titles.of_costs({place.system: here for place, here in ordered}))
+    look.caption(figure, [*CAPTION, bands.held_at(systems)])
+    return figure
+
+
+def _scales(ax: Axes) -> None:
+    """Both axes in decades, with round numbers on that of cost."""
+    ax.set(xscale="log", yscale="log", xlabel=f"cost of an estimate (evaluations\nof the force; {PRODUCTS})")
+    low, high = ax.get_xlim()
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < CROWDED * low else (1,)))
+    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _triangle(systems: dict[hold.Place, DataFrame]) -> list[Line2D]:
+    """What the triangles mean, where there are some."""
+    if not any(here["reference_cost"].notna().any() for here in systems.values()):
+        return []
+    triangle = Line2D([], [], color="black", linestyle="", marker="^", markersize=look.pt(5))
+    triangle.set_label("cost of BPTT itself, at a T1")
+    return [triangle]
 
 
 def _settings(rows: DataFrame) -> DataFrame:

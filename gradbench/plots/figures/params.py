@@ -9,7 +9,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.patches import Patch
 
-from gradbench.plots import hold, look, titles
+from gradbench.plots import bands, hold, look, titles
 from gradbench.plots.scale import SPACED, floored, limits_of, show_cosines
 from gradbench.plots.wording import cosine, percent
 from gradbench.vocabulary.status import Status
@@ -30,6 +30,7 @@ TOGETHER = 0.8  # of the place of a parameter, that its bars fill
 SMALL = 6.5  # points of the numbers above bars
 CLOSE = 1.3  # widths of a bar that a number above it may have: the numbers beside it mostly stand at another height
 PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 0.2}  # behind them, over the dashed line
+UNDEFINED = "undefined in every seed"  # what a hatched field of the matrix says
 SHADE = "#F3EBC6"  # behind the parameter that decides it
 
 
@@ -40,13 +41,11 @@ def draw_params(cells: DataFrame, params: DataFrame) -> Figure | None:
     The whole gradient stands on the left. A parameter that holds most of |g|² is shaded, since it alone decides that.
     """
     cells = hold.estimates(cells)
+    if bands.crowded(cells["estimator_label"]):
+        return _matrix(cells, params)
     styles = look.styles(cells)
     cells, left_out = hold.main_forms(cells)
-    rows = {}
-    for place, here in hold.by_system(cells).items():
-        here = here[here["status"] == Status.SETTLED]
-        if not here.empty:
-            rows[place] = here.merge(params, on="cell", suffixes=("_whole", ""))
+    rows = _rows(cells, params)
     if not rows:
         return None
     unsettled = sorted(set(cells["system_label"]) - {place.system for place in rows})
@@ -104,6 +103,57 @@ def draw_params(cells: DataFrame, params: DataFrame) -> Figure | None:
         ],
     )
     return figure
+
+
+def _rows(cells: DataFrame, params: DataFrame) -> dict[hold.Place, DataFrame]:
+    """The parameters of the settled cells of every system at its point, where there are some."""
+    rows = {}
+    for place, here in hold.by_system(cells).items():
+        here = here[here["status"] == Status.SETTLED]
+        if not here.empty:
+            rows[place] = here.merge(params, on="cell", suffixes=("_whole", ""))
+    return rows
+
+
+def _matrix(cells: DataFrame, params: DataFrame) -> Figure | None:
+    """The worst settled seed of many rules: a column a parameter, after that of the whole gradient."""
+    kinds, rows = bands.kinds(cells), _rows(cells, params)
+    if not rows:
+        return None
+    shown = {place.system: here for place, here in rows.items()}
+    shown = {system: shown[system] for system in kinds if system in shown}
+    large = {system: titles.dominant(here) for system, here in shown.items()}
+    groups = [
+        bands.Group(system, kinds[system], (WHOLE, *here["param"].unique()), (large[system] or ("",))[0])
+        for system, here in shown.items()
+    ]
+    frame = Patch(
+        facecolor="none", edgecolor="black", label=f"holds over {titles.DOMINATES:.0%} of $|g|^2$: decides {WHOLE}"
+    )
+    figure = bands.of_cosines(_worst(shown), groups, UNDEFINED, *([frame] if any(large.values()) else []))
+    look.title(figure, titles.of_params(shown))
+    unsettled = sorted(kinds.keys() - shown.keys())
+    look.caption(
+        figure,
+        [
+            "A field is the cosine to BPTT of a parameter in the worst settled seed; the first column of a system is",
+            "the whole gradient. A cosine is undefined where the reference is zero, not finite or below the floor of",
+            "liveness, or the estimate is not finite; an estimate of zero has cosine 0.",
+            bands.spacing(),
+            *([f"Nothing settled there: {', '.join(unsettled)}."] if unsettled else []),
+            bands.held_at(rows),
+        ],
+    )
+    return figure
+
+
+def _worst(systems: dict[str, DataFrame]) -> dict[bands.Place, float]:
+    """The smallest cosine over settled seeds, by rule, system and parameter; NaN where no seed has one."""
+    worst: dict[bands.Place, float] = {}
+    for system, here in systems.items():
+        least = _with_whole(here).groupby(["estimator_label", "param"])["cosine"].min()
+        worst |= {(rule, system, param): float(of) for (rule, param), of in least.items()}
+    return worst
 
 
 def _said(place: hold.Place, here: DataFrame) -> str:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from gradbench.plots import hold, look, titles
+from gradbench.plots import bands, hold, look, titles
 from gradbench.plots.scale import SPACED, floored, limits_of, show_cosines
+from gradbench.plots.wording import short
 from gradbench.vocabulary.notation import METRICS
 from gradbench.vocabulary.status import Status
 
@@ -37,15 +38,18 @@ def draw_residual_vs_cosine(cells: DataFrame, threshold: float) -> Figure | None
         return None
     shown = shown.assign(residual=shown["residual"].clip(lower=EXACT), cosine_min=floored(shown["cosine_min"]))
     systems = dict(list(shown.groupby("system_label")))
-    columns = min(3, len(systems))
-    figure = look.figure(1.0 + 2.7 * -(-len(systems) // columns), wide=columns > 1)
+    many = bands.crowded(shown["estimator_label"])
+    columns = min(4 if many else 3, len(systems))
+    figure = look.figure(1.0 + (2.1 if many else 2.7) * -(-len(systems) // columns), wide=columns > 1)
     axes = figure.subplots(-(-len(systems) // columns), columns, sharex=True, sharey=True, squeeze=False).ravel()
     styles = {label: style for label, style in styles.items() if label in set(shown["estimator_label"])}
+    styles = look.lit(styles, titles.in_colour(shown)) if many else styles
+    names = short(map(str, systems))
     for ax, (system, rows) in zip(axes, systems.items(), strict=False):
-        for label, style in styles.items():
-            look.points(ax, rows[rows["estimator_label"] == label], "residual", "cosine_min", style, alpha=0.7)
+        for _, style, of_rule in look.by_style(rows, styles):
+            look.points(ax, of_rule, "residual", "cosine_min", style, alpha=0.7)
         ax.axvline(threshold, color=look.GREY, linestyle="--", linewidth=1)
-        said = titles.of_cloud(str(system), rows)
+        said = titles.of_crowd(names[str(system)], rows) if many else titles.of_cloud(str(system), rows)
         ax.set_title(
             look.fit(said, look.VALUE, (look.room(figure) - 100) / columns - 10),
             loc="left",
@@ -60,6 +64,7 @@ def draw_residual_vs_cosine(cells: DataFrame, threshold: float) -> Figure | None
     for i, ax in enumerate(axes):
         ax.tick_params(labelbottom=True)
         ax.set_ylabel("" if i % columns else ax.get_ylabel())
+        ax.set_xlabel(ax.get_xlabel() if i + columns >= len(systems) or not many else "")
         ax.set_visible(i < len(systems))
     show_cosines(list(axes[: len(systems)]), shown["cosine_min"])
     left, right = axes[0].get_xlim()  # of all panels
@@ -69,7 +74,15 @@ def draw_residual_vs_cosine(cells: DataFrame, threshold: float) -> Figure | None
         ax.axvspan(threshold, right, color=NO_EVIDENCE, zorder=0, linewidth=0)
     line = Line2D([], [], color=look.GREY, linestyle="--", linewidth=1, label=f"settled up to {threshold:g}")
     shade = Patch(facecolor=NO_EVIDENCE, edgecolor=look.GREY, linewidth=0.6, label="right of it: no evidence")
-    look.legend(figure, styles, [line, shade, look.followed_key("each cell")], lined=())
+    hollow = bool((shown["status"] != Status.SETTLED).any())
+    coloured = {label: style for label, style in styles.items() if style is not look.OTHER}
+    look.legend(
+        figure,
+        coloured,
+        [*look.others_key(styles), line, shade, look.followed_key("each cell")],
+        lined=(),
+        hollow=hollow,
+    )
     look.title(figure, titles.of_residuals(cells))
     look.caption(
         figure,

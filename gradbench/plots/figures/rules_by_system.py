@@ -13,9 +13,9 @@ from matplotlib.patches import Patch, Rectangle
 
 from gradbench.estimators.base import Count, Role
 from gradbench.planning import registry
-from gradbench.plots import hold, look, titles
+from gradbench.plots import bands, hold, look, titles
 from gradbench.plots.scale import COLOURS, TOP, cosine_at, floored, nines, written
-from gradbench.plots.wording import short
+from gradbench.plots.wording import equal, short
 from gradbench.vocabulary.coordinates import COORDINATES
 from gradbench.vocabulary.notation import METRICS
 from gradbench.vocabulary.status import Status
@@ -44,10 +44,7 @@ LEGEND = (  # places on the colours, and what they mean
 )
 DASH = "-"  # the rule does not apply
 ALIKE = float(cosine_at(TOP))  # larger cosines count as equal, as their colours do
-KINDS = {"symmetric": "symmetric Jacobian", "asymmetric": "asymmetric Jacobian", "": "not measured at rest"}
-ORDER = list(KINDS)
 PANEL = 0.85  # of the width of the figure
-NOTHING = ("0.96", "////", "0.8")  # face, hatch and its colour of a field without evidence
 
 
 class Field(NamedTuple):
@@ -62,8 +59,8 @@ def draw_rules_by_system(cells: DataFrame) -> Figure | None:
     """A number is a cosine of the worst seed and parameter; the next best setting is at most as good."""
     rules = cells[cells["estimator"].map(registry.role) == Role.RULE]
     systems = {str(s): hold.one_dtype(rows) for s, rows in rules.groupby("system_label", sort=False)}
-    kinds = {system: titles.kind(rows) for system, rows in systems.items()}
-    systems = {system: systems[system] for system in sorted(systems, key=lambda system: ORDER.index(kinds[system]))}
+    kinds = bands.kinds(rules)
+    systems = {system: systems[system] for system in kinds}
     labels = look.in_order(rules["estimator_label"].unique())
     if len(labels) < LEAST:
         return None
@@ -82,13 +79,12 @@ def draw_rules_by_system(cells: DataFrame) -> Figure | None:
     ax.set_xticks(
         np.arange(len(systems)) + 0.5, names, rotation=0, size=look.pt(look.VALUE if len(systems) <= 8 else 6)
     )
-    ax.set_yticks(np.arange(len(order)) + 0.5, [look.words(label) for label in order], rotation=0)
-    face, hatch, edge = NOTHING
-    silent = Patch(facecolor=face, edgecolor=edge, hatch=hatch, label="nothing is settled: no evidence")
+    called = [hold.lines(look.words(label), 26) + _only(rules, label) for label in order]
+    ax.set_yticks(np.arange(len(order)) + 0.5, called, rotation=0)
     every = [field for of in fields.values() for field in of.values()]
     keys: list[Patch | Line2D] = [Patch(facecolor=COLOURS(shade), label=words) for shade, words in LEGEND]
     if any(f and math.isnan(f.cosine) and f.words != DASH for f in every):
-        keys.append(silent)
+        keys.append(bands.silent_key())
     absent = ["empty: not run"] * (None in every)
     absent += [f"{DASH} : does not apply"] * any(f and f.words == DASH for f in every)
     keys += [Line2D([], [], linestyle="", label=words) for words in absent]
@@ -109,15 +105,26 @@ def draw_rules_by_system(cells: DataFrame) -> Figure | None:
     return figure
 
 
+def _only(cells: DataFrame, label: str) -> str:
+    """The one value of a knob at which a rule was run, where others were run at several; in a line of its own."""
+    of_rule = cells[cells["estimator_label"] == label]
+    alone = [
+        equal(knob, [values[0]])
+        for knob in ("T2", "beta")
+        if len(values := of_rule[knob].dropna().unique()) == 1 < cells[knob].nunique()
+    ]
+    return f"\n(at {', '.join(alone)} only)" if alone else ""
+
+
 def _show_kinds(upper: Axes, ax: Axes, kinds: list[str], width: float) -> None:
     """Name the kinds of the systems above them, with a line over each and between two; kinds are in order."""
+    spans = []
     for kind in dict.fromkeys(kinds):
         first, last = kinds.index(kind), len(kinds) - kinds[::-1].index(kind)
-        upper.plot([first + 0.06, last - 0.06], [0, 0], color=look.GREY, linewidth=1.5)
-        words = look.fit(KINDS[kind], look.VALUE, (last - first) / len(kinds) * width)
-        upper.text((first + last) / 2, 0.15, words, size=look.pt(look.VALUE), ha="center", va="bottom", weight="bold")
+        spans.append((kind, first + 0.06, last - 0.06))
         if first:
             ax.axvline(first, color=look.GREY, linewidth=1.5, zorder=4)
+    bands.show_kinds(upper, spans, 0, 0.15, width / len(kinds))
     upper.set(xlim=(0, len(kinds)), ylim=(-0.1, 1))
     upper.set_axis_off()
 
@@ -172,7 +179,7 @@ def _draw(ax: Axes, fields: list[list[Field | None]]) -> None:
                 continue
             ink = "white" if field.cosine < look.FOLLOWS else "black"  # misses are dark
             if math.isnan(field.cosine) and field.words != DASH:
-                face, hatch, edge = NOTHING
+                face, hatch, edge = bands.NOTHING
                 ax.add_patch(Rectangle((x, y), 1, 1, facecolor=face, edgecolor=edge, hatch=hatch, linewidth=0))
             number = "" if math.isnan(field.cosine) else written(field.cosine)
             ax.text(x + 0.5, y + 0.3, number, size=look.pt(small * NUMBER), color=ink, ha="center", va="center")
