@@ -193,6 +193,6 @@ def _linear(free: Trajectory, thresholds: Thresholds, probes: Float[Tensor, "p *
     if isinstance(field.system, AbstractDrivenSystem):
         parts["antisymmetry_swirl"] = field.swirl_at
     for name, at in parts.items():
-        measure = field.repeated(partial(_squares_at, field.frozen(at, ends)), probes[0])
+        measure = field.repeated(partial(_squares_at, field.frozen(at, ends)), probes[0], few=True)
         measured[name], measured[f"{name}_se"] = antisymmetry(measure, probes[:-1])
     return {name: value.double() for name, value in measured.items()}

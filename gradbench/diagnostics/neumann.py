@@ -28,7 +28,7 @@ def adjoints(free: Trajectory, terms: int, eps: Tensor | None = None) -> Iterato
     with torch.no_grad():
         u = s + eps * field.force(s)
     linear, a = field.frozen(field.at, s), torch.zeros_like(s)
-    step = field.repeated(lambda a: (field.project_vjp(u, a + eps * (linear().vjp(a) + g)),), a)
+    step = field.repeated(lambda a: (field.project_vjp(u, a + eps * (linear().vjp(a) + g)),), a, few=True)
     yield a
     for _ in range(terms):
         (a,) = step(a)

@@ -152,8 +152,8 @@ class Field:
         """The field of one cell of a stack; a field that is none is its only cell."""
         return self
 
-    def repeated(self, function: Step, *examples: Tensor) -> Step:
-        """`function`, made ready for many calls on tensors of these shapes.
+    def repeated(self, function: Step, *examples: Tensor, few: bool = False) -> Step:
+        """`function`, made ready for many calls on tensors of these shapes; with `few`, for some ten of them.
 
         The result of a call may be overwritten by the next call, and may be an argument of the next call. `function`
         may write into its arguments; whether the tensors of the caller then change is left open.

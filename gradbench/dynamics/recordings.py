@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, is_dataclass, replace
 from enum import Enum
@@ -20,18 +20,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from gradbench.data import origins
-from gradbench.dynamics.capture import Captured
+from gradbench.dynamics.capture import Captured, unused
 from gradbench.dynamics.field import Closed, Field, StepMap
 
 if TYPE_CHECKING:
     from gradbench.dynamics.field import Step
 
 SHARE = 0.03  # of the memory of a GPU that recordings may hold while no pack uses them
-LARGEST = 0.01  # the same of a single one: of a larger pack the recording costs little beside its steps
+LARGEST = 0.002  # of this memory, what a recording that serves again may read
+SPARE = 0.2  # of this memory: what must be free for that
 PLAIN = (type(None), bool, int, float, complex, str, bytes, Enum, torch.dtype, torch.device, slice, type, ModuleType)
 
 
@@ -75,7 +74,7 @@ def _parts(value: Any) -> _Parts:
         return _of_field(value)
     if kind in (Closed, StepMap):
         return _Parts((kind, *vars(value)), list(vars(value).values()), partial(_object_like, value))
-    if is_dataclass(kind) and kind.__hash__ != object.__hash__:
+    if is_dataclass(kind) and kind.__hash__ != object.__hash__ and _is_of_package(kind):
         return _Parts((kind, value))  # systems and phases, which are equal where they do the same
     raise UnsharedError(f"{kind.__module__}.{kind.__qualname__}")
 
@@ -83,7 +82,7 @@ def _parts(value: Any) -> _Parts:
 def _of_function(function: FunctionType) -> _Parts:
     if function.__closure__ is None:
         return _Parts((FunctionType, function))
-    if function.__defaults__ or function.__kwdefaults__ or function.__module__.partition(".")[0] != origins.PACKAGE:
+    if function.__defaults__ or function.__kwdefaults__ or not _is_of_package(function):
         raise UnsharedError(function.__qualname__)
 
     def made(inside: list[Any]) -> FunctionType:
@@ -95,8 +94,15 @@ def _of_function(function: FunctionType) -> _Parts:
     return _Parts((FunctionType, function.__code__), inside, made)
 
 
+def _is_of_package(item: type | FunctionType) -> bool:
+    """Whether something is code of the package, of which a test knows that it reads nothing else."""
+    return item.__module__.partition(".")[0] == origins.PACKAGE
+
+
 def _of_field(field: Field) -> _Parts:
-    """Not the seeds: what a function draws, it draws before."""
+    """Not the seeds: what a function draws, it draws before. Raises UnsharedError for a system of a caller."""
+    if not (field.system.lifted and _is_of_package(type(field.system))):
+        raise UnsharedError(field.system.name)
     head = type(field), field.system, field.solver, getattr(field, "compiled", False)
 
     def made(inside: list[Any]) -> Field:
@@ -172,26 +178,6 @@ def _written_out(v: Tensor) -> Tensor:
     return v
 
 
-class _Strangers(TorchDispatchMode):
-    """Counts reads of tensors that are neither given nor made inside."""
-
-    def __init__(self, known: Iterable[Tensor]) -> None:
-        super().__init__()
-        self._alive = list(known)  # a tensor that was freed would leave its place to another one
-        self._known = {v.untyped_storage()._cdata for v in self._alive}
-        self.number = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for v in tree_leaves((args, kwargs)):
-            if isinstance(v, Tensor) and v.numel() and v.untyped_storage()._cdata not in self._known:
-                self.number += 1
-        out = func(*args, **(kwargs or {}))
-        new = [v for v in tree_leaves(out) if isinstance(v, Tensor)]
-        self._alive += new
-        self._known.update(v.untyped_storage()._cdata for v in new)
-        return out
-
-
 class Recording:
     """A function as a CUDA graph, and the tensors that it reads besides its arguments."""
 
@@ -200,21 +186,10 @@ class Recording:
     ) -> None:
         held = torch.cuda.memory_reserved()
         self._sources = [_written_out(v).detach().clone().expand(v.shape) for v in tensors]
-        same, self._watched = with_tensors(function, self._sources), False
         versions = [v._version for v in self._sources]
-
-        def watched(*state: Tensor) -> tuple[Tensor, ...]:
-            if self._watched:
-                return same(*state)
-            self._watched = True
-            with _Strangers([*self._sources, *state]) as strangers:
-                result = same(*state)
-            self._strangers = strangers.number
-            return result
-
-        self.captured = Captured(watched, *examples, compiled=compiled)
-        # a function that writes into what it reads, or reads what nobody saw, serves once
-        self.serves_again = not self._strangers and versions == [v._version for v in self._sources]
+        self.captured = Captured(with_tensors(function, self._sources), *examples, compiled=compiled)
+        # a function that writes into what it reads serves once
+        self.serves_again = versions == [v._version for v in self._sources]
         sizes = sum(_written_out(v).nbytes for v in self._sources) + sum(v.nbytes for v in examples)
         self.nbytes = sizes + max(0, torch.cuda.memory_reserved() - held)
 
@@ -244,17 +219,17 @@ def lent() -> Iterator[None]:
         _of_thread.taken = outer
 
 
-def recorded(function: Step, *examples: Tensor, compiled: bool = False) -> Step:
-    """The function as a CUDA graph. Inside of `lent` it is an idle one, where a function of equal structure has one."""
+def recorded(function: Step, *examples: Tensor, compiled: bool = False, few: bool = False) -> Step:
+    """The function as a CUDA graph. Inside of `lent` it is an idle one, where a function of equal structure has one.
+
+    With `few` calls a recording that serves once does not pay: where it would, this is the function itself.
+    """
     taken = getattr(_of_thread, "taken", None)
-    if taken is None:
-        return Captured(function, *examples, compiled=compiled)
-    try:
-        structure, tensors = parted(function)
-    except UnsharedError:
-        return Captured(function, *examples, compiled=compiled)
-    forms = tuple(map(_form, examples))
-    key = structure, forms, compiled, torch.is_grad_enabled(), torch.cuda.current_stream().cuda_stream
+    shared = None if taken is None else _shared(function, examples)
+    if taken is None or shared is None:
+        return function if few else Captured(function, *examples, compiled=compiled)
+    structure, tensors = shared
+    key = structure, tuple(map(_form, examples)), compiled, *_settings()
     recording = _idle_one(key)
     if recording is None:
         recording = Recording(function, tensors, examples, compiled=compiled)
@@ -262,6 +237,26 @@ def recorded(function: Step, *examples: Tensor, compiled: bool = False) -> Step:
         recording.take(tensors)
     taken.append((key, recording))
     return recording.captured
+
+
+def _shared(function: Step, examples: Sequence[Tensor]) -> tuple[Hashable, list[Tensor]] | None:
+    """What `parted` says of a function whose recording can serve again: one that is small, while memory is not short.
+
+    A large recording costs little beside its steps, and its copies would cost memory.
+    """
+    try:
+        structure, tensors = parted(function)
+    except UnsharedError:
+        return None
+    free, whole = torch.cuda.mem_get_info()
+    size = sum(_written_out(v).nbytes for v in (*tensors, *examples))
+    return (structure, tensors) if size <= LARGEST * whole and free + unused() >= SPARE * whole else None
+
+
+def _settings() -> tuple[Hashable, ...]:
+    """What decides the kernels of a recording besides shapes, and the stream that it is made for."""
+    precision = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    return precision, torch.is_grad_enabled(), torch.cuda.current_stream().cuda_stream
 
 
 def _idle_one(key: Hashable) -> Recording | None:
@@ -279,7 +274,7 @@ def _give_back(taken: Sequence[tuple[Hashable, Recording]]) -> None:
     memory = torch.cuda.get_device_properties().total_memory
     with _lock:
         for key, recording in taken:
-            if recording.serves_again and recording.nbytes <= LARGEST * memory:
+            if recording.serves_again:
                 _idle.setdefault(key, []).append(recording)
                 _idle.move_to_end(key)
         while sum(recording.nbytes for idle in _idle.values() for recording in idle) > SHARE * memory:

@@ -71,9 +71,9 @@ class Stack(Field):
         rows = s.ndim - 3
         return {name: value.movedim(rows, 0) for name, value in super().activate(s).items()}
 
-    def repeated(self, function: Step, *examples: Tensor) -> Step:
+    def repeated(self, function: Step, *examples: Tensor, few: bool = False) -> Step:
         """On CUDA a recorded graph, since launches, not arithmetic, are what a step of a stack costs."""
-        return recorded(function, *examples, compiled=self.compiled) if examples[0].is_cuda else function
+        return recorded(function, *examples, compiled=self.compiled, few=few) if examples[0].is_cuda else function
 
     def frozen(self, at: Callable[[Tensor], Linear], s: Tensor) -> Callable[[], Linear]:
         """On CUDA autograd linearises anew in every call: a graph cannot hold a backward pass of another stream."""
@@ -88,7 +88,7 @@ class Stack(Field):
 class Plain(Stack):
     """A stack whose loops are plain calls, for a caller that records all of them as one graph."""
 
-    def repeated(self, function: Step, *examples: Tensor) -> Step:
+    def repeated(self, function: Step, *examples: Tensor, few: bool = False) -> Step:
         """The function itself."""
         return function
 
@@ -147,9 +147,9 @@ class Tried(Field):
         """The share of loops that were recorded; None: none was tried."""
         return sum(self.loops) / len(self.loops) if self.loops else None
 
-    def repeated(self, function: Step, *examples: Tensor) -> Step:
+    def repeated(self, function: Step, *examples: Tensor, few: bool = False) -> Step:
         """On CUDA a recorded graph where a trial agrees with a plain call, else the function."""
-        if not examples[0].is_cuda or self.loops[:1] == [False]:
+        if few or not examples[0].is_cuda or self.loops[:1] == [False]:
             return function
         step = agreeing(function, *examples)
         self.loops.append(step is not None)

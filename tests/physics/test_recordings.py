@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from gradbench.dynamics import recordings
 from gradbench.dynamics.field import Field
@@ -26,6 +29,26 @@ SYSTEMS: list[dict[str, Any]] = [
 RULES = ["bptt", "ep", "aep", "adjoint", "dyadic_ep", "phantom", "rbp"]
 
 
+class Strangers(TorchDispatchMode):
+    """Counts reads of tensors that are neither given nor made inside."""
+
+    def __init__(self, known: Iterable[Tensor]) -> None:
+        super().__init__()
+        self._alive = list(known)  # a tensor that was freed would leave its place to another one
+        self._known = {v.untyped_storage()._cdata for v in self._alive}
+        self.number = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for v in tree_leaves((args, kwargs)):
+            if isinstance(v, Tensor) and v.numel() and v.untyped_storage()._cdata not in self._known:
+                self.number += 1
+        out = func(*args, **(kwargs or {}))
+        new = [v for v in tree_leaves(out) if isinstance(v, Tensor)]
+        self._alive += new
+        self._known.update(v.untyped_storage()._cdata for v in new)
+        return out
+
+
 def planned(system: dict[str, Any], *, seeds: tuple[int, ...]) -> Plan:
     grid = {"system": system, "estimator": RULES, "T1": 3, "T2": 2, "beta": 0.02, "batch": 2, "seed": list(seeds)}
     return plan(parse({"name": "again", "about": "", "grid": [grid]}, "again"))
@@ -42,14 +65,16 @@ def copies(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     """Structures of the loops of stacks, which here run as copies that read copies of their tensors."""
     structures: list[Any] = []
 
-    def repeated(self: Field, function: Callable[..., Any], *examples: torch.Tensor) -> Callable[..., Any]:
+    def repeated(
+        self: Field, function: Callable[..., Any], *examples: torch.Tensor, few: bool = False
+    ) -> Callable[..., Any]:
         structure, tensors = parted(function)
         structures.append(structure)
         sources = [recordings._written_out(v).clone().expand(v.shape) for v in tensors]
         same = with_tensors(function, sources)
 
         def run(*state: torch.Tensor) -> Any:
-            with recordings._Strangers([*sources, *state]) as strangers:
+            with Strangers([*sources, *state]) as strangers:
                 result = same(*state)
             assert strangers.number == 0
             return result

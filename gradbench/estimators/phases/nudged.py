@@ -187,7 +187,7 @@ class NudgedPhase(AbstractPhase):
             Ka = frozen().vjp(a) if transposed else frozen().jvp(a)
             return (field.project_jvp(u, a + eps * (Ka + g)),)
 
-        step = field.repeated(ahead, a)
+        step = field.repeated(ahead, a, few=True)
         for depth in range(1, max(depths) + 1):
             (a,) = step(a)
             if depth in depths:

@@ -215,12 +215,20 @@ class Explorer {
 
   // the coordinates in which rows differ, apart from those that are told: "s, damp and seed"
   pooled(rows, ...told) {
-    const settled = rows.filter((i) => this.settled[i]);
-    const names = ["system_label", ...this.axes.map((c) => c.name)].filter((name) => {
-      const { codes } = this.cells.columns[name], first = codes[settled.find((i) => codes[i])];
-      return !told.includes(name) && settled.some((i) => codes[i] && codes[i] !== first);
-    });
+    const names = ["system_label", ...this.axes.map((c) => c.name)].filter((name) => !told.includes(name) && this.differs(name, rows));
     return names.map((n) => this.letter(n)).join(", ").replace(/, ([^,]*)$/, " and $1");
+  }
+
+  // whether settled rows have more than one value of a coordinate
+  differs(name, rows) {
+    const { codes } = this.cells.columns[name], { settled } = this;
+    let first = 0;
+    for (const i of rows) {
+      if (!settled[i] || !codes[i] || codes[i] === first) continue;
+      if (first) return true;
+      first = codes[i];
+    }
+    return false;
   }
 
   // what stands where there is nothing to draw: the statuses, and what may be done
@@ -303,7 +311,11 @@ class Explorer {
     this.drawn[number]?.destroy();
     this.drawn[number] = null;
     place.replaceChildren();
-    $("details .scroll", figure).replaceChildren(simpleTable(this[`curveRows${number}`][0], rows.map((r) => [r[0], plain(r[1]), plain(r[2]), ...r.slice(3).map((v) => inText(metric, v))])));
+    // the table of a curve is made when it is opened: most filters are set while it is closed
+    const details = $("details", figure);
+    const fill = () => details.open && $(".scroll", details).replaceChildren(simpleTable(this[`curveRows${number}`][0], rows.map((r) => [r[0], plain(r[1]), plain(r[2]), ...r.slice(3).map((v) => inText(metric, v))])));
+    details.ontoggle = fill;
+    fill();
     const xs = [...new Set(lines.flatMap((l) => l.points.map((p) => p.x)))].sort((a, b) => a - b);
     place.classList.toggle("empty", !xs.length);
     if (!xs.length) return place.append(this.silence(this.rows, metric));
