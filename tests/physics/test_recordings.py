@@ -26,7 +26,7 @@ SYSTEMS: list[dict[str, Any]] = [
     {"name": "toy_noncons"},
     {"name": "residual_mlp", "d": 8, "L": 2},  # without closed forms
 ]
-RULES = ["bptt", "ep", "aep", "adjoint", "dyadic_ep", "phantom", "rbp"]
+RULES = ["bptt", "aep", "adjoint", "dyadic_ep", "rbp"]
 
 
 class Strangers(TorchDispatchMode):
