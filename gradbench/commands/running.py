@@ -33,7 +33,8 @@ from gradbench.tables.store import Run
 from gradbench.vocabulary.status import Status
 
 if TYPE_CHECKING:
-    from gradbench.commands.measuring import Row, Setup
+    from gradbench.commands.executing import Row
+    from gradbench.commands.measuring import Setup
     from gradbench.engine.outcome import Outcome
 
 

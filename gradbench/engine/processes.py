@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from gradbench.data import origins
 from gradbench.engine.failures import Failed
 from gradbench.errors import UserError
+from gradbench.vocabulary.status import Status
 
 if TYPE_CHECKING:
     from gradbench.dynamics.meter import Meter
@@ -64,6 +65,17 @@ class PackFailedError(Exception):
     def __init__(self, failed: Failed) -> None:
         super().__init__(failed.reason)
         self.failed = failed
+
+
+def failure_of_worker(error: BaseException) -> Failed | None:
+    """What an exception of a worker means for its pack; None for any other exception."""
+    if isinstance(error, PackFailedError):
+        return error.failed
+    if isinstance(error, WorkerLostError):
+        return Failed(Status.ERROR, str(error), broken=True)
+    if isinstance(error, WorkerLateError):
+        return Failed(Status.ERROR, f"{error} (timeout)")
+    return None
 
 
 class WorkerProcess:
