@@ -244,6 +244,10 @@ def run(
     stop_after: Annotated[
         str | None, typer.Option(metavar="TIME", help="Begin nothing more after this time, as 8m or 1h30m.")
     ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(metavar="local|ADDRESS|FILE", help="Measure on the workers of dask: here, or at tcp://HOST:PORT."),
+    ] = None,
     plugin: Unloaded = None,
 ) -> None:
     """Run a suite, or go on with it where it was cut off."""
@@ -269,6 +273,7 @@ def run(
             max_failures=max_failures,
             stop_after=stop_after,
             plugins=plugin or (),
+            cluster=cluster,
             watch=watch,
         )
     statuses = done.cells["status"].value_counts()

@@ -1,4 +1,4 @@
-"""The loop over packs: the longest first, on lanes that know the shape; what fails is halved, what is lost runs again."""
+"""The loop over packs: the longest first, on lanes that know the shape; what fails is halved, the lost run again."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ def test_a_lane_gets_a_shape_that_it_knows_while_one_is_nearly_as_long() -> None
     list(execute([problems(T1=60, seed=3), short, long], lanes, []))
     assert [seeds for _, seeds in lanes.begun] == [[0, 1], [2], [3]]
     lanes = Lanes("a", measured)
-    list(execute([problems(T1=90, seed=3), problems(T1=40, seed=2), long], lanes, []))
-    assert [seeds for _, seeds in lanes.begun] == [[3], [0, 1], [2]]
+    list(execute([problems(T1=90, seed=3), short, [*long, *problems(T1=40, seed=4)]], lanes, []))
+    assert [seeds for _, seeds in lanes.begun] == [[0, 1, 4], [3], [2]]
     lanes = Lanes("ab", measured)
     list(execute([problems(T1=60, seed=3), short, long], lanes, []))
     assert lanes.begun == [("a", [0, 1]), ("b", [3]), ("a", [2])]

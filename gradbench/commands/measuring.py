@@ -16,7 +16,7 @@ from gradbench.commands.executing import Answer, Job, Lanes, Results, execute
 from gradbench.commands.progress import say
 from gradbench.data import origins
 from gradbench.dynamics.meter import Meter
-from gradbench.engine import packs, processes
+from gradbench.engine import checkpoint, packs, processes
 from gradbench.engine.failures import failure_of
 from gradbench.engine.serving import Session
 from gradbench.engine.workers import OneThread, Threads
@@ -43,6 +43,7 @@ class Setup:
     alone: bool = False  # no two packs side by side
     timeout: float | None = None  # seconds for a problem, of a pack their sum
     crew: processes.Crew | None = None  # the worker processes that measure; None: threads of this process do
+    elsewhere: Callable[[], Lanes] | None = None  # the lanes of a cluster, where that measures
 
 
 def side_by_side_in(cut: Sequence[Sequence[Problem]], setup: Setup) -> int:
@@ -57,22 +58,11 @@ def with_crew(setup: Setup, planned: Plan) -> Setup:
     Where the session knows a system or a rule that cannot be sent to another process, threads measure, and stderr says
     so; with a time limit this raises UserError.
     """
-    foreign = [type(part) for part in planned.parts if _is_foreign(type(part))]
-    if setup.timeout is None and not foreign:
+    if setup.timeout is None and not _foreign(planned):
         return setup
     number = side_by_side_in(_cut(planned.problems, setup), setup)
     processes.prepare(number, setup.device)
-    session = Session(
-        folder=os.getcwd(),
-        environment=dict(os.environ),
-        path=[os.path.abspath(folder) for folder in sys.path],
-        classes={cls: registry.types_of(cls) for cls in foreign},
-        thresholds=planned.thresholds,
-        device=setup.device,
-        engine=setup.engine,
-        certify=setup.certify,
-        memory=None if setup.device.startswith("cuda") else processes.memory(number),
-    )
+    session = _session(setup, planned, None if setup.device.startswith("cuda") else processes.memory(number))
     try:
         crew = processes.Crew(processes.packed(session), setup.device)
         with crew.lent():
@@ -86,6 +76,41 @@ def with_crew(setup: Setup, planned: Plan) -> Setup:
     except processes.WorkerLostError as error:
         raise UserError(f"a system or a rule here ends the process that receives it: {error}") from None
     return replace(setup, crew=crew)
+
+
+def _session(setup: Setup, planned: Plan, memory: int | None) -> Session:
+    """What a worker process of this machine is told, each of which may take so many bytes of `memory`."""
+    return Session(
+        folder=os.getcwd(),
+        environment=dict(os.environ),
+        path=[os.path.abspath(folder) for folder in sys.path],
+        classes={cls: registry.types_of(cls) for cls in _foreign(planned)},
+        thresholds=planned.thresholds,
+        device=setup.device,
+        engine=setup.engine,
+        certify=setup.certify,
+        memory=memory,
+        files={},
+    )
+
+
+def packed_for_cluster(setup: Setup, planned: Plan, memory: int | None) -> bytes:
+    """What a worker process of another host is told: trained weights travel, and the environment is that of the host.
+
+    Raises UserError for a system or a rule that cannot be sent there.
+    """
+    names = {problem.params_from for problem in planned.problems} - {None}
+    files = {name: checkpoint.planned_bytes(name) for name in sorted(map(str, names))}
+    session = replace(_session(setup, planned, memory), environment=None, path=None, files=files)
+    try:
+        return processes.packed(session)
+    except processes.CannotTravelError as error:
+        raise UserError(f"cluster: a system or a rule here cannot be sent to a worker ({error})") from None
+
+
+def _foreign(planned: Plan) -> list[registry.Base]:
+    """The classes of systems and rules from outside of the package."""
+    return [type(part) for part in planned.parts if _is_foreign(type(part))]
 
 
 def _is_foreign(cls: registry.Base) -> bool:
@@ -134,6 +159,8 @@ def _by_pack(
     `measure` is called here, with a job and the bytes that its pack may take.
     """
     cut = _cut(problems, setup)
+    if setup.elsewhere is not None:
+        return execute(cut, setup.elsewhere(), meters, over)
     workers = side_by_side_in(cut, setup)
 
     def answer(job: Job) -> Answer:

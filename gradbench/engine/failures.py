@@ -8,6 +8,10 @@ from gradbench.errors import SystemFaultError, UserError
 from gradbench.vocabulary.status import Status
 
 
+class ClusterGoneError(Exception):
+    """A scheduler, or every worker of it, is gone: nothing more can be measured there."""
+
+
 @dataclass(frozen=True)
 class Failed:
     """Why a pack has no rows."""
