@@ -60,6 +60,8 @@ def standing(planned: Plan, out: Path, device: str, engine: str = "auto") -> Sta
     for path in sorted(folder.glob("*/env.json"), reverse=True):
         newest = Run(path.parent)
         try:
+            if newest.env.get("shard"):
+                continue  # it is gone on with as that shard alone
             stale = differences(env, newest.env)
             if newest.plan.get("key") != planned.key and not any("changed" in reason for reason in stale):
                 stale.append("the suite asks for other cells, or by other thresholds")

@@ -16,6 +16,7 @@ from gradbench.commands.progress import say
 from gradbench.data import datasets
 from gradbench.engine.hosts import DECIDING_ROOMS as DECIDING_ROOMS
 from gradbench.engine.hosts import PACKAGE, Facts, Versions, room_digests, versions_here
+from gradbench.errors import UserError
 from gradbench.estimators.base import AbstractEstimator
 from gradbench.planning.cells import digest
 from gradbench.planning.plugins import Plugin, Record, behind, title, united
@@ -28,6 +29,8 @@ class Environment(Versions):
     """The content of `env.json`."""
 
     identity: str  # equal for runs whose records may be mixed
+    whole: str  # that of the run of which this one is a shard; where it is none, the same
+    shard: str | None  # which one, as 2/8
     source: str  # digest of all rooms that decide numbers
     rooms: dict[str, str]  # digests of each
     plugins: list[Record]  # files and modules whose systems and rules are used, or that were named
@@ -54,13 +57,15 @@ def describe_environment(
     engine: str | None = None,
     workers: Facts | None = None,
     cluster: str | None = None,
+    shard: str | None = None,
 ) -> Environment:
     """The environment in which these systems and rules are measured or trained.
 
     `key` is the content key of the plan or training. Plugins that are `named` are recorded too; only those behind the
     `parts` decide the identity. `test` says that images to test on are read. `engine` is the one that measures; a
     training has none. `workers` is what the workers of a `cluster` agree on, where they measure and not this machine.
-    Raises UserError for images that cannot be had.
+    `shard` is the share of the plan that is measured, as 2/8. Raises UserError for images that cannot be had, and for a
+    shard of what no digest sees, since its run could not be told from others.
     """
     from gradbench.engine import device as devices
     from gradbench.engine.precision import FLAGS
@@ -75,8 +80,15 @@ def describe_environment(
     fixed = [key, device.partition(":")[0], processor, engine, versions, source]
     reasons = _undigested(parts, used)
     content = json.dumps([*fixed, sorted(plugin.digest for plugin in used), data], sort_keys=True)
+    if reasons and shard is not None:
+        raise UserError(
+            f"shard: shards are put together by their identity, and no digest sees all: {'; '.join(reasons)}"
+        )
+    whole = secrets.token_hex(8) if reasons else hashlib.sha256(content.encode()).hexdigest()[:16]
     return {
-        "identity": secrets.token_hex(8) if reasons else hashlib.sha256(content.encode()).hexdigest()[:16],
+        "identity": whole if shard is None else digest([whole, shard]),
+        "whole": whole,
+        "shard": shard,
         "source": source,
         "rooms": rooms,
         "plugins": [plugin.record for plugin in united(named, used)],

@@ -28,6 +28,7 @@ from gradbench.planning.overrides import Overrides
 from gradbench.planning.plans import Plan
 from gradbench.planning.plugins import Names, load
 from gradbench.planning.problems import Problem
+from gradbench.planning.shards import SHARD, Shard, shared_out
 from gradbench.planning.values import check_truth
 from gradbench.tables import runs
 from gradbench.tables.placeholders import unmeasured
@@ -60,6 +61,7 @@ def run(
     stop_after: str | float | None = None,
     plugins: Names = (),
     cluster: object = None,
+    shard: str | None = None,
     watch: CellWatch | None = None,
 ) -> Run:
     """Run a suite, or resume a run of it that was cut off; the folder of the run.
@@ -76,14 +78,17 @@ def run(
     and a later call goes on.
 
     `cluster` measures on the workers of dask.distributed: "local" (a worker for every GPU, or every core), the address
-    of a scheduler, its scheduler file, or a client or a cluster of dask. This process alone writes. `plugins` are files
-    and modules whose systems and rules get their names first. `watch` is called with the progress after every problem.
+    of a scheduler, its scheduler file, or a client or a cluster of dask. This process alone writes. `shard` is a share
+    of the problems, as "2/8", which makes a run of its own; `gradbench.merge` puts all of them together. `plugins` are
+    files and modules whose systems and rules get their names first. `watch` is called with the progress after every
+    problem.
     Raises UserError before anything runs, StoreError where the results cannot be written.
     """
     watch, results = watching(watch), runs.results_folder(out)
     for name, value in {"certify": certify, "profile": profile, "fresh": fresh}.items():
         check_truth(name, value)
     limits = Limits.of(timeout, retry, max_failures, stop_after)
+    share = None if shard is None else Shard.read(shard)
     if cluster is not None:
         if profile:
             raise UserError("profile: it sees this process alone, and a cluster has others; leave one of them out")
@@ -95,6 +100,10 @@ def run(
         processes.prepare(1, str(device))
     named = load(plugins)
     loaded, planned = prepare(suite, overrides)
+    frozen, problems = planned.to_json(), list(planned.problems)
+    if share is not None:
+        problems = shared_out(problems, share)
+        frozen[SHARD] = share.to_json(problems)
     with nullcontext() if cluster is None else connection as there:
         if there is None:
             setup, facts = _setup(planned, device, engine, memory, limits, certify=certify, profile=profile), None
@@ -103,6 +112,7 @@ def run(
         key = f"{planned.key} certified" if certify else planned.key
         told = None if there is None else f"{there.address}, {there.told}"
         where: dict[str, Any] = {"engine": setup.engine, "workers": facts, "cluster": told}
+        where["shard"] = None if share is None else str(share)
         env = describe_environment(key, setup.device, planned.parts, named, **where)
         warn_of_undigested(env)
         if there is None:
@@ -110,18 +120,19 @@ def run(
         folder = results / "runs" / loaded.name
         claims = loaded.model_dump(mode="json", include={"check", "statement", "table", "allow_incomplete"})
         target = runs.resumed_or_begun(
-            folder, env["identity"], lambda run: run.start(planned.to_json(), env, claims), say, fresh=fresh
+            folder, env["identity"], lambda run: run.start(frozen, env, claims), say, fresh=fresh
         )
         with target.alone():
             target.claim(claims)
-            runs.point(folder, target)
-            if profile and len(_finished(target, planned, limits.retry)) == len(planned.problems):
+            if share is None:
+                runs.point(folder, target)
+            if profile and len(_finished(target, problems, planned, limits.retry)) == len(problems):
                 way = spoken(python="fresh=True", shell="--fresh")
                 raise UserError(f"{target.folder}: nothing is left to measure, and so to profile; use {way}")
             from gradbench.commands.profiling import profiled
 
             with profiled(target.folder / "profile", setup.device) if profile else nullcontext():
-                execute(target, planned, setup, limits, watch)
+                execute(target, problems, planned, setup, limits, watch)
     return target
 
 
@@ -218,10 +229,12 @@ def _try_data(planned: Plan, setup: Setup) -> None:
             build(problem, "cpu")
 
 
-def execute(target: Run, planned: Plan, setup: Setup, limits: Limits, watch: CellWatch) -> None:
-    """Measure the problems that have no record yet, then write the tables."""
-    finished = _finished(target, planned, limits.retry)
-    waiting = [p for p in planned.problems if p.key not in finished]
+def execute(
+    target: Run, problems: list[Problem], planned: Plan, setup: Setup, limits: Limits, watch: CellWatch
+) -> None:
+    """Measure those of the problems that have no record yet, then write the tables."""
+    finished = _finished(target, problems, planned, limits.retry)
+    waiting = [p for p in problems if p.key not in finished]
     progress = CellProgress.of(waiting, (status for statuses in finished.values() for status in statuses))
     watch(progress)
     reason = ""
@@ -229,7 +242,7 @@ def execute(target: Run, planned: Plan, setup: Setup, limits: Limits, watch: Cel
         _measure(waiting, target, planned, setup, limits, progress, watch)
     except ClusterGoneError as error:
         reason = str(error)
-    if len(target.done()) < len(planned.problems) and (reason := reason or limits.reached()):
+    if len(target.done()) < len(problems) and (reason := reason or limits.reached()):
         say(f"gradbench: stopped, since {reason}")
     target.compact(unmeasured(cell, Status.SKIPPED, reason) for cell, reason in planned.skipped)
 
@@ -283,13 +296,13 @@ def _frozen_heap() -> Iterator[None]:
         gc.unfreeze()
 
 
-def _finished(target: Run, planned: Plan, retry: bool) -> dict[str, list[str]]:
+def _finished(target: Run, problems: list[Problem], planned: Plan, retry: bool) -> dict[str, list[str]]:
     """Statuses of the problems that need no measurement, by key; with `retry`, failed cells need one.
 
     Records that cannot be trusted are set aside, and stderr says so.
     """
     finished: dict[str, list[str]] = {}
-    wanted = {problem.key: problem.cells for problem in planned.problems}
+    wanted = {problem.key: problem.cells for problem in problems}
     for key, record in list(judged(target, wanted, planned.thresholds)):
         if isinstance(record, StoreError):
             say(f"gradbench: {record}; set aside as {target.set_aside(key)}, to be measured again")

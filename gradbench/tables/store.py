@@ -346,8 +346,12 @@ class Run:
 
     def keep(self, problem: str, rows: list[dict[str, Any]]) -> None:
         """Store the record of a problem, which says of which run it is."""
+        self.store(problem, pa.Table.from_pylist(rows, schema=RECORD))
+
+    def store(self, problem: str, table: pa.Table) -> None:
+        """Store the rows of a problem as a record of this run, whichever run they were a record of."""
         told = MADE_AGAIN if self.outdate() else UNCHANGED
-        table = pa.Table.from_pylist(rows, schema=RECORD).replace_schema_metadata({**METADATA, **self.origin})
+        table = table.replace_schema_metadata({**METADATA, **self.origin})
         write_table(self.path_of(problem), table, SHORT, inside=self.folder, told=told)
 
     def set_aside(self, problem: str) -> Path:
