@@ -261,6 +261,23 @@ def test_a_worker_a_host_and_the_coordinator_are_killed_and_the_run_is_finished_
     assert Run(folder).cells["status"].tolist() == ["settled"] * 24
 
 
+def test_the_job_script_for_slurm_runs_a_suite(write_suite: Any) -> None:
+    """With a stand-in for srun, which starts one task."""
+    pytest.importorskip("distributed")
+    suite = write_suite()
+    folder = suite.parent
+    (folder / "srun").write_text('#!/bin/sh\nexec "$@"\n')
+    (folder / "srun").chmod(0o755)
+    path = f"{folder}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "SLURM_JOB_ID": "7", "THREADS": "1"}
+    script = ["bash", str(FOLDER.parent / "docs" / "scale" / "slurm.sh"), str(suite), "--device", "cpu"]
+    with (folder / "told").open("wb") as told:
+        code = subprocess.run(script, cwd=folder, env=environment, stdout=told, stderr=told, timeout=120).returncode
+    assert code == 0, (folder / "told").read_text()
+    assert len(Run(next(folder.glob("results/runs/tiny/2*"))).cells) == 60
+    assert not (folder / "scheduler-7.json").exists()
+
+
 def measured_until_nobody_waits(path: str) -> None:
     wanted = agents._still_wanted()
     Path(path).write_text("begun")

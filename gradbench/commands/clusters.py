@@ -32,7 +32,7 @@ from gradbench.errors import UserError, near_miss, spoken
 from gradbench.vocabulary.status import Status
 
 if TYPE_CHECKING:
-    from distributed import Client, Future
+    from distributed import Client, Future, LocalCluster
 
     from gradbench.planning.problems import Problem
 
@@ -44,6 +44,14 @@ GATHER = 60.0  # seconds that rows get to come back; their worker may be lost me
 PATIENCE = 600.0  # seconds that the coordinator waits where a cluster has no worker
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 COMMON = ("python", "torch", "numpy")  # versions that the coordinator has, too
+# of workers in one process, which would each look many times a second at this process and at threads that wait
+QUIET = {
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.system-monitor.interval": "10s",
+    "distributed.admin.tick.interval": "1s",
+    "distributed.admin.low-level-log-length": 50,
+    "distributed.admin.system-monitor.log-length": 50,
+}
 INSTALL = "pip install 'gradbench[cluster]'"
 
 
@@ -110,12 +118,8 @@ def _dashboard(client: Client, there: Cluster) -> str:
 
 
 def _started(device: str) -> tuple[Any, dict[str, Mapping[str, str]]]:
-    """A cluster in this process, and by worker the variables that say which GPU it sees.
-
-    Its workers are threads here that wait for worker processes, so that it needs no port but that of the dashboard.
-    """
+    """A cluster in this process, and by worker the variables that say which GPU it sees."""
     import torch
-    from distributed import LocalCluster
 
     from gradbench.engine import device as devices
     from gradbench.engine.packs import LANES
@@ -123,16 +127,28 @@ def _started(device: str) -> tuple[Any, dict[str, Mapping[str, str]]]:
     cuda = devices.resolve(device).startswith("cuda")
     gpus = (os.environ.get(VISIBLE) or ",".join(map(str, range(torch.cuda.device_count())))).split(",")
     seen: list[Mapping[str, str]] = [{VISIBLE: gpu} for gpu in gpus] if cuda else [NOWHERE] * torch.get_num_threads()
-    cluster = LocalCluster(
-        n_workers=len(seen),
-        threads_per_worker=LANES if cuda else 1,
-        processes=False,
-        dashboard_address="127.0.0.1:0",
-        memory_limit=0,  # the workers are of one process; each worker process has a bound
-        silence_logs=logging.CRITICAL,
-    )
+    cluster = in_this_process(len(seen), LANES if cuda else 1)
     addresses = [worker.address for worker in cluster.workers.values()]
     return cluster, dict(zip(addresses, seen, strict=True))
+
+
+def in_this_process(workers: int, threads: int) -> LocalCluster:
+    """A cluster in this process, with so many workers and threads of each.
+
+    The threads wait for worker processes, so that the cluster needs no port but that of its dashboard.
+    """
+    import dask
+    from distributed import LocalCluster
+
+    with dask.config.set(QUIET):
+        return LocalCluster(
+            n_workers=workers,
+            threads_per_worker=threads,
+            processes=False,
+            dashboard_address="127.0.0.1:0",
+            memory_limit=0,  # the workers are of one process; each worker process has a bound
+            silence_logs=logging.CRITICAL,
+        )
 
 
 class Cluster:

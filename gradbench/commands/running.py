@@ -36,6 +36,8 @@ from gradbench.tables.records import judged
 from gradbench.tables.store import Run
 from gradbench.vocabulary.status import Status
 
+BACKLOG = 64  # problems whose rows wait for the disk; where more come, measuring waits
+
 if TYPE_CHECKING:
     from gradbench.commands.clusters import Cluster
     from gradbench.commands.executing import Row
@@ -269,7 +271,7 @@ def _measure(
             statuses = [row["status"] if isinstance(row, dict) else str(row.status) for row in results]
             progress.add(problem, statuses)
             limits.count(statuses)
-            while writing and writing[0].done():
+            while writing and (writing[0].done() or len(writing) > BACKLOG):
                 writing.popleft().result()
             watch(progress)
         for record in writing:
