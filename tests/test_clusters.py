@@ -18,6 +18,7 @@ import torch
 
 import gradbench as gb
 from gradbench.commands import agents, clusters, measuring
+from gradbench.commands.archiving import prove
 from gradbench.engine import checkpoint, hosts
 from gradbench.errors import UserError
 from gradbench.planning.cells import trained
@@ -255,12 +256,12 @@ def test_a_worker_a_host_and_the_coordinator_are_killed_and_the_run_is_finished_
             there.kill(group)
     (folder,) = tmp_path.glob("runs/waits/2*")
     assert all(path.read_bytes() == content for path, content in before.items())  # nothing is measured twice
-    proof = subprocess.run([sys.executable, "-m", "gradbench", "verify", str(folder)], capture_output=True, text=True)
-    assert proof.returncode == 0, proof.stdout
-    assert "24 of 24 cells" in proof.stdout
+    proof = prove(Run(folder))
+    assert proof.line.endswith("complete and undamaged (0)  24 of 24 cells")
     assert Run(folder).cells["status"].tolist() == ["settled"] * 24
 
 
+@pytest.mark.long
 def test_the_job_script_for_slurm_runs_a_suite(write_suite: Any) -> None:
     """With a stand-in for srun, which starts one task."""
     pytest.importorskip("distributed")
@@ -298,6 +299,7 @@ def test_a_pack_for_which_nobody_waits_is_ended(two_workers: Any, tmp_path: Path
     until(lambda: path.read_text() == "ended", 20)
 
 
+@pytest.mark.long
 def test_an_interrupted_run_is_gone_on_with(write_suite: Any, two_workers: Any) -> None:
     path = write_suite()
 

@@ -109,7 +109,8 @@ def connected(cluster: object, device: str) -> Iterator[Cluster]:
 
 def _dashboard(client: Client, there: Cluster) -> str:
     """The address of the dashboard, in words."""
-    link = client.dashboard_link
+    there_is = "dashboard" in client.scheduler_info().get("services", {})
+    link = client.dashboard_link if there_is else ""
     if link and there.local:  # dask names a host on which it does not listen
         link = f"http://127.0.0.1:{link.rpartition(':')[2]}"
     if link and there.local and find_spec("bokeh") is None:
