@@ -1,9 +1,9 @@
 """gradbench: how faithful is a gradient estimator to backpropagation through time?
 
-`systems()` and `estimators()` list names, `measure` compares one cell, `run` executes a suite, `compare` reads two runs
-cell by cell, and `report` writes one as a page. `system` makes a system from functions, `estimator` a rule from a
-function, `suite` a suite from a grid, `register` gives an item a name, and `conform` tries an item. Mistakes in a call
-raise `UserError`.
+`systems()` and `estimators()` list names, `measure` compares one cell, `run` executes a suite, `merge` joins the shards
+of a run, `compare` reads two runs cell by cell, and `report` writes one as a page. `system` makes a system from
+functions, `estimator` a rule from a function, `suite` a suite from a grid, `register` gives an item a name, and
+`conform` tries an item. Mistakes in a call raise `UserError`.
 Importing this touches neither torch nor the disk.
 """
 
@@ -25,6 +25,7 @@ __all__ = [
     "estimators",
     "explain",
     "measure",
+    "merge",
     "register",
     "report",
     "run",
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from gradbench.api.measuring import explain, measure
     from gradbench.api.results import run, suite
     from gradbench.commands.comparing import compare
+    from gradbench.commands.merging import merge
     from gradbench.commands.reporting import report
     from gradbench.commands.trainings import train
     from gradbench.commands.tuning import tune
@@ -56,6 +58,7 @@ _LOADED = {  # when first used
     "conform": "gradbench.api.conforming",
     "explain": "gradbench.api.measuring",
     "measure": "gradbench.api.measuring",
+    "merge": "gradbench.commands.merging",
     "register": "gradbench.planning.plugins",
     "report": "gradbench.commands.reporting",
     "run": "gradbench.api.results",

@@ -244,9 +244,18 @@ def run(
     stop_after: Annotated[
         str | None, typer.Option(metavar="TIME", help="Begin nothing more after this time, as 8m or 1h30m.")
     ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(metavar="local|ADDRESS|FILE", help="Measure on the workers of dask: here, or at tcp://HOST:PORT."),
+    ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(metavar="I/N", help="Measure a share of equal cost, as 2/8; gradbench merge joins them."),
+    ] = None,
     plugin: Unloaded = None,
 ) -> None:
     """Run a suite, or go on with it where it was cut off."""
+    from gradbench.commands.archiving import expected
     from gradbench.commands.progress import watcher
     from gradbench.commands.running import run as execute
     from gradbench.planning import files
@@ -269,6 +278,8 @@ def run(
             max_failures=max_failures,
             stop_after=stop_after,
             plugins=plugin or (),
+            cluster=cluster,
+            shard=shard,
             watch=watch,
         )
     statuses = done.cells["status"].value_counts()
@@ -281,7 +292,7 @@ def run(
     if not plan["cells"]:
         say("gradbench: every cell of this suite is skipped: nothing was measured")
         raise typer.Exit(Exit.NOTHING)
-    planned = len(plan["cells"]) + len(plan["skipped"])
+    planned = expected(plan)
     if missing := planned - int(statuses.sum()):
         say(f"{missing} of {planned} cells are not measured yet")
         say("next: the same command goes on with them")
@@ -358,6 +369,21 @@ def verify_(run: RunName = "latest", out: Out = Path("results"), as_json: Json =
         raise typer.Exit(proof.code)
     _put_findings(proof.findings, _width())
     _put(proof.line)
+    raise typer.Exit(proof.code)
+
+
+@app.command("merge")
+def merge_(
+    run: Annotated[list[str], typer.Argument(metavar="RUN...", help="All shards of a run, each named as any run is.")],
+    out: Out = Path("results"),
+) -> None:
+    """Put the shards of a run together: every cell once, of one identity, or nothing is written."""
+    from gradbench.commands.merging import merged
+    from gradbench.tables.runs import results_folder
+
+    done, proof = merged([_target(name, out) for name in run], results_folder(out))
+    say(proof.line)
+    _put(done.folder)
     raise typer.Exit(proof.code)
 
 

@@ -199,7 +199,8 @@ def test_what_is_imported_is_asked_for_and_what_is_asked_for_is_imported() -> No
     run = {module for tree in trees for module in imports(tree, typed=False)} - ours
     typed = {module for tree in trees for module in imports(tree, typed=True)} - ours
     extras = PROJECT["optional-dependencies"]
-    assert asked(PROJECT["dependencies"]) | asked(extras["images"]) == run
+    assert asked(PROJECT["dependencies"]) | asked(extras["images"]) | asked(extras["cluster"]) == run
+    assert asked(extras["cluster"]) <= asked(extras["dev"])
     assert typed - run <= asked(extras["dev"])
 
 

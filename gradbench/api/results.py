@@ -214,16 +214,21 @@ def run(
     max_failures: int | None = None,
     stop_after: str | float | None = None,
     plugins: Names = (),
+    cluster: object = None,
+    shard: str | None = None,
     watch: CellWatch | None = None,
 ) -> Results:
     """Run a suite, or resume a run of it that was cut off; its results.
 
     `suite` is a path, the name of a shipped suite, or what `gradbench.suite` made. `plugins` are Python files and
-    modules whose systems and rules have names from then on, as with --plugin. The other arguments are those of
+    modules whose systems and rules have names from then on, as with --plugin. `cluster` is "local", an address, a
+    scheduler file, or a client or a cluster of dask, whose workers then measure. `shard`, as "2/8", measures a share of
+    the suite. The other arguments are those of
     `gradbench.commands.running.run`. Raises UserError before anything runs, StoreError where the results cannot be
     written.
     """
     named: dict[str, Any] = {"out": out, "device": device, "overrides": overrides, "engine": engine, "memory": memory}
     more: dict[str, Any] = {"certify": certify, "profile": profile, "fresh": fresh, "plugins": plugins, "watch": watch}
     more |= {"timeout": timeout, "retry": retry, "max_failures": max_failures, "stop_after": stop_after}
+    more |= {"cluster": cluster, "shard": shard}
     return Results(running.run(suite, **named, **more).folder)

@@ -14,13 +14,14 @@ import re
 import tarfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, BinaryIO, NamedTuple
 
 from gradbench.errors import StoreError, UserError
 from gradbench.planning.regular_files import opened
+from gradbench.planning.shards import SHARD
 from gradbench.planning.values import misnamed
 from gradbench.tables.disk import SCRATCH, guarded, parsed, scratch, sealed_json, sync, tidy, write
 from gradbench.tables.findings import Finding
@@ -49,6 +50,7 @@ class Proof(Ended):
     statuses: dict[str, int]
     findings: tuple[Finding, ...]  # all that is wrong
     standing: str = ""  # of a run without a manifest: whether a process works on it
+    shard: str = ""  # which share of the plan it has, as 2/8; "": all of it
 
     @property
     def line(self) -> str:
@@ -56,6 +58,7 @@ class Proof(Ended):
         words = {Exit.OK: "complete and undamaged", Exit.INCOMPLETE: "incomplete", Exit.STORE: "damaged"}[self.code]
         unmeasured = sum(n for status, n in self.statuses.items() if Status(status).incomplete)
         told = f"{self.present} of {self.planned} cells" + (f", {unmeasured} not measured" if unmeasured else "")
+        told += f" of shard {self.shard}" if self.shard else ""
         return f"{self.run}: {words} ({self.code.value})  {told}" + (f"; {self.standing}" if self.standing else "")
 
     def to_json(self) -> dict[str, Any]:
@@ -74,11 +77,18 @@ def prove(run: Run) -> Proof:
     if snapshot is None or faults:
         return Proof(run.id, Exit.STORE, 0, 0, {}, faults)
     statuses = Counter(snapshot.tables["cells"]["status"].to_pylist())
-    planned, present = len(snapshot.plan["cells"]) + len(snapshot.plan["skipped"]), sum(statuses.values())
+    planned, present = expected(snapshot.plan), sum(statuses.values())
     unmeasured = 0 if snapshot.claims["allow_incomplete"] else sum(statuses[s] for s in Status if s.incomplete)
     whole = snapshot.finished and present == planned and not unmeasured
     standing = "" if snapshot.finished else run.standing
-    return Proof(run.id, Exit.OK if whole else Exit.INCOMPLETE, planned, present, dict(statuses), (), standing)
+    code, shard = Exit.OK if whole else Exit.INCOMPLETE, str(snapshot.env.get("shard") or "")
+    return Proof(run.id, code, planned, present, dict(statuses), (), standing, shard)
+
+
+def expected(plan: Mapping[str, Any]) -> int:
+    """How many cells a run with this plan comes to: all of the plan, or its share, and those that are skipped."""
+    measured: int = plan[SHARD]["cells"] if SHARD in plan else len(plan["cells"])
+    return measured + len(plan["skipped"])
 
 
 class Index(NamedTuple):

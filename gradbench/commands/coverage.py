@@ -58,6 +58,8 @@ def standing(planned: Plan, out: Path, device: str, engine: str = "auto") -> Sta
         return Standing(str(run.folder), len(statuses) - failed, failed, len(planned.cells) - len(statuses), ())
     for newest in runs.begun(folder):
         try:
+            if newest.env.get("shard"):
+                continue  # it is gone on with as that shard alone
             stale = differences(env, newest.env)
             if newest.plan.get("key") != planned.key and not any("changed" in reason for reason in stale):
                 stale.append("the suite asks for other cells, or by other thresholds")

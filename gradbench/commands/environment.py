@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import platform
 import secrets
@@ -11,46 +10,27 @@ import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 from gradbench.commands.progress import say
 from gradbench.data import datasets
+from gradbench.engine.hosts import DECIDING_ROOMS as DECIDING_ROOMS
+from gradbench.engine.hosts import PACKAGE, Facts, Versions, room_digests, versions_here
+from gradbench.errors import UserError
 from gradbench.estimators.base import AbstractEstimator
 from gradbench.planning.cells import digest
 from gradbench.planning.plugins import Plugin, Record, behind, title, united
 from gradbench.systems.base import AbstractSystem
 
-PACKAGE = Path(__file__).parents[1]
-# the other rooms ask, wire, store or show, and change no number
-DECIDING_ROOMS = (
-    "vocabulary",
-    "data",
-    "systems",
-    "dynamics",
-    "estimators",
-    "planning",
-    "diagnostics",
-    "engine",
-    "training",
-)
 CHANGING = ("processor", "engine", "python", "torch", "cuda", "triton", "numpy")  # in the identity, and told by name
-
-
-class Versions(TypedDict):
-    """What is installed that numbers depend on."""
-
-    python: str
-    torch: str
-    cuda: str | None
-    triton: str | None
-    numpy: str
 
 
 class Environment(Versions):
     """The content of `env.json`."""
 
     identity: str  # equal for runs whose records may be mixed
+    whole: str  # that of the run of which this one is a shard; where it is none, the same
+    shard: str | None  # which one, as 2/8
     source: str  # digest of all rooms that decide numbers
     rooms: dict[str, str]  # digests of each
     plugins: list[Record]  # files and modules whose systems and rules are used, or that were named
@@ -60,6 +40,7 @@ class Environment(Versions):
     dirty: bool | None
     device: str
     processor: str
+    cluster: str | None  # where the workers were; None: on this machine, without a cluster
     engine: str | None  # eager, batched or compiled; None of a training
     platform: str
     flags: dict[str, object]
@@ -74,35 +55,40 @@ def describe_environment(
     named: Iterable[Plugin] = (),
     test: bool = False,
     engine: str | None = None,
+    workers: Facts | None = None,
+    cluster: str | None = None,
+    shard: str | None = None,
 ) -> Environment:
     """The environment in which these systems and rules are measured or trained.
 
     `key` is the content key of the plan or training. Plugins that are `named` are recorded too; only those behind the
     `parts` decide the identity. `test` says that images to test on are read. `engine` is the one that measures; a
-    training has none. Raises UserError for images that cannot be had.
+    training has none. `workers` is what the workers of a `cluster` agree on, where they measure and not this machine.
+    `shard` is the share of the plan that is measured, as 2/8. Raises UserError for images that cannot be had, and for a
+    shard of what no digest sees, since its run could not be told from others.
     """
-    import numpy
-    import torch
-
     from gradbench.engine import device as devices
     from gradbench.engine.precision import FLAGS
 
     parts = list(parts)
-    rooms, used, data = room_digests(), behind(parts), _data(parts, test)
+    rooms, used = room_digests(), behind(parts)
     source = digest(rooms)
-    cuda = device.startswith("cuda")
-    versions: Versions = {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda if cuda else None,
-        "triton": _triton() if cuda else None,
-        "numpy": numpy.__version__,
-    }
-    fixed = [key, device.partition(":")[0], devices.describe(device), engine, versions, source]
+    if workers is None:
+        data, versions, processor = _data(parts, test), versions_here(device), devices.describe(device)
+    else:
+        data, versions, processor = workers["data"], workers["versions"], workers["processor"]
+    fixed = [key, device.partition(":")[0], processor, engine, versions, source]
     reasons = _undigested(parts, used)
     content = json.dumps([*fixed, sorted(plugin.digest for plugin in used), data], sort_keys=True)
+    if reasons and shard is not None:
+        raise UserError(
+            f"shard: shards are put together by their identity, and no digest sees all: {'; '.join(reasons)}"
+        )
+    whole = secrets.token_hex(8) if reasons else hashlib.sha256(content.encode()).hexdigest()[:16]
     return {
-        "identity": secrets.token_hex(8) if reasons else hashlib.sha256(content.encode()).hexdigest()[:16],
+        "identity": whole if shard is None else digest([whole, shard]),
+        "whole": whole,
+        "shard": shard,
         "source": source,
         "rooms": rooms,
         "plugins": [plugin.record for plugin in united(named, used)],
@@ -111,7 +97,8 @@ def describe_environment(
         "commit": _git("rev-parse", "HEAD"),
         "dirty": None if (changed := _git("status", "--porcelain")) is None else bool(changed),
         "device": device,
-        "processor": devices.describe(device),
+        "processor": processor,
+        "cluster": cluster,
         "engine": engine,
         **versions,
         "platform": platform.platform(),
@@ -119,27 +106,6 @@ def describe_environment(
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
     }
-
-
-def _triton() -> str | None:
-    """The version of triton, which makes the kernels of compiled programs; None where there is none."""
-    try:
-        return importlib.metadata.version("triton")
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def room_digests() -> dict[str, str]:
-    """The digest of the code and the data of every room that decides a number."""
-    return {room: _digest_of(room) for room in DECIDING_ROOMS}
-
-
-def _digest_of(room: str) -> str:
-    content = hashlib.sha256()
-    for path in sorted((PACKAGE / room).rglob("*")):
-        if path.suffix in (".py", ".npz"):
-            content.update(str(path.relative_to(PACKAGE)).encode() + b"\0" + path.read_bytes())
-    return content.hexdigest()[:16]
 
 
 def differences(env: Environment, older: Mapping[str, Any]) -> list[str]:
@@ -174,10 +140,14 @@ def _undigested(parts: Iterable[AbstractSystem | AbstractEstimator], used: Itera
     return [f"{key}: {reason}" for key, reason in told.items()]
 
 
+def data_sets(parts: Iterable[AbstractSystem | AbstractEstimator]) -> list[str]:
+    """The names of the data sets of these systems."""
+    return sorted({str(getattr(part, "dataset", "")) for part in parts} - {""})
+
+
 def _data(parts: Iterable[AbstractSystem | AbstractEstimator], test: bool) -> dict[str, str]:
     """The digest of every data set that these systems read from files, by name."""
-    asked = sorted({str(getattr(part, "dataset", "")) for part in parts})
-    return {name: digest for name in asked if (digest := datasets.content(name, test))}
+    return {name: digest for name in data_sets(parts) if (digest := datasets.content(name, test))}
 
 
 def _git(*arguments: str) -> str | None:

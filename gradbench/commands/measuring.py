@@ -1,29 +1,27 @@
 """Measuring the problems of a plan in packs, several packs side by side: what `run` and `tune` share.
 
-Packs are measured by threads of this process, or by worker processes where something foreign or risky is measured. A
-pack that fails is halved until one problem is left, so that a fault costs one problem.
+Packs are measured by threads of this process, or by worker processes where something foreign or risky is measured.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, cast
 
+from gradbench.commands.executing import Answer, Job, Lanes, Results, execute
 from gradbench.commands.progress import say
 from gradbench.data import origins
 from gradbench.dynamics.meter import Meter
-from gradbench.engine import packs, processes
-from gradbench.engine.failures import Failed, failure_of
+from gradbench.engine import checkpoint, packs, processes
+from gradbench.engine.failures import failure_of
 from gradbench.engine.serving import Session
-from gradbench.engine.workers import side_by_side
+from gradbench.engine.workers import OneThread, Threads
 from gradbench.errors import UserError
 from gradbench.planning import registry
-from gradbench.tables.placeholders import unmeasured
-from gradbench.vocabulary.status import Status
 
 if TYPE_CHECKING:
     from gradbench.engine.outcome import Outcome
@@ -31,9 +29,6 @@ if TYPE_CHECKING:
     from gradbench.planning.problems import Problem
     from gradbench.vocabulary.status import Thresholds
 
-R = TypeVar("R")
-Row = dict[str, Any]  # of the table `cells`
-Results = list["Outcome"] | list[Row]  # of a problem: outcomes where they were measured here, rows where by a worker
 Attempt = Callable[[Sequence["Problem"], int, Meter], Sequence[Results]]  # of a pack, the bytes that it may take
 
 
@@ -48,6 +43,7 @@ class Setup:
     alone: bool = False  # no two packs side by side
     timeout: float | None = None  # seconds for a problem, of a pack their sum
     crew: processes.Crew | None = None  # the worker processes that measure; None: threads of this process do
+    elsewhere: Callable[[], Lanes] | None = None  # the lanes of a cluster, where that measures
 
 
 def side_by_side_in(cut: Sequence[Sequence[Problem]], setup: Setup) -> int:
@@ -62,22 +58,11 @@ def with_crew(setup: Setup, planned: Plan) -> Setup:
     Where the session knows a system or a rule that cannot be sent to another process, threads measure, and stderr says
     so; with a time limit this raises UserError.
     """
-    foreign = [type(part) for part in planned.parts if _is_foreign(type(part))]
-    if setup.timeout is None and not foreign:
+    if setup.timeout is None and not _foreign(planned):
         return setup
     number = side_by_side_in(_cut(planned.problems, setup), setup)
     processes.prepare(number, setup.device)
-    session = Session(
-        folder=os.getcwd(),
-        environment=dict(os.environ),
-        path=[os.path.abspath(folder) for folder in sys.path],
-        classes={cls: registry.types_of(cls) for cls in foreign},
-        thresholds=planned.thresholds,
-        device=setup.device,
-        engine=setup.engine,
-        certify=setup.certify,
-        memory=None if setup.device.startswith("cuda") else processes.memory(number),
-    )
+    session = _session(setup, planned, None if setup.device.startswith("cuda") else processes.memory(number))
     try:
         crew = processes.Crew(processes.packed(session), setup.device)
         with crew.lent():
@@ -93,6 +78,41 @@ def with_crew(setup: Setup, planned: Plan) -> Setup:
     return replace(setup, crew=crew)
 
 
+def _session(setup: Setup, planned: Plan, memory: int | None) -> Session:
+    """What a worker process of this machine is told, each of which may take so many bytes of `memory`."""
+    return Session(
+        folder=os.getcwd(),
+        environment=dict(os.environ),
+        path=[os.path.abspath(folder) for folder in sys.path],
+        classes={cls: registry.types_of(cls) for cls in _foreign(planned)},
+        thresholds=planned.thresholds,
+        device=setup.device,
+        engine=setup.engine,
+        certify=setup.certify,
+        memory=memory,
+        files={},
+    )
+
+
+def packed_for_cluster(setup: Setup, planned: Plan, memory: int | None) -> bytes:
+    """What a worker process of another host is told: trained weights travel, and the environment is that of the host.
+
+    Raises UserError for a system or a rule that cannot be sent there.
+    """
+    names = {problem.params_from for problem in planned.problems} - {None}
+    files = {name: checkpoint.planned_bytes(name) for name in sorted(map(str, names))}
+    session = replace(_session(setup, planned, memory), environment=None, path=None, files=files)
+    try:
+        return processes.packed(session)
+    except processes.CannotTravelError as error:
+        raise UserError(f"cluster: a system or a rule here cannot be sent to a worker ({error})") from None
+
+
+def _foreign(planned: Plan) -> list[registry.Base]:
+    """The classes of systems and rules from outside of the package."""
+    return [type(part) for part in planned.parts if _is_foreign(type(part))]
+
+
 def _is_foreign(cls: registry.Base) -> bool:
     return cls.__module__.partition(".")[0] != origins.PACKAGE or registry.digest_of(cls) is not None
 
@@ -101,12 +121,10 @@ def measured(
     problems: Sequence[Problem], thresholds: Thresholds, setup: Setup, meters: list[Meter]
 ) -> Iterator[tuple[Problem, list[Outcome]]]:
     """Every problem with the outcomes of its cells. Exceptions are raised. `meters` gets one for every pack."""
-
-    def share(pack: Sequence[Problem], budget: int) -> Iterable[tuple[Problem, list[Outcome]]]:
-        meters.append(meter := Meter(len(pack)))
-        return zip(pack, _outcomes(thresholds, setup, pack, budget, meter), strict=True)
-
-    return _by_pack(share, problems, setup)
+    attempt: Attempt = partial(_outcomes, thresholds, setup)
+    all_results = _by_pack(lambda job, budget: attempt(job.pack, budget, job.meter), problems, setup, meters)
+    for problem, results in all_results:
+        yield problem, cast("list[Outcome]", results)
 
 
 def measured_or_failed(
@@ -122,11 +140,7 @@ def measured_or_failed(
     pack begins once `over` says so.
     """
     attempt: Attempt = partial(_outcomes, thresholds, setup) if setup.crew is None else partial(_rows, setup)
-
-    def share(pack: Sequence[Problem], budget: int) -> Iterable[tuple[Problem, Results]]:
-        return () if over() else _results_or_failures(attempt, meters, pack, budget)
-
-    return _by_pack(share, problems, setup)
+    return _by_pack(partial(_results_or_failure, attempt), problems, setup, meters, over)
 
 
 def _cut(problems: Sequence[Problem], setup: Setup) -> list[list[Problem]]:
@@ -134,22 +148,32 @@ def _cut(problems: Sequence[Problem], setup: Setup) -> list[list[Problem]]:
 
 
 def _by_pack(
-    measure: Callable[[Sequence[Problem], int], Iterable[R]], problems: Sequence[Problem], setup: Setup
-) -> Iterator[R]:
-    """The results of `measure` for all packs; its arguments are a pack and the bytes that this pack may take."""
+    measure: Callable[[Job, int], Answer],
+    problems: Sequence[Problem],
+    setup: Setup,
+    meters: list[Meter],
+    over: Callable[[], bool] = lambda: False,
+) -> Iterator[tuple[Problem, Results]]:
+    """The problems of all packs as `execute` yields them.
+
+    `measure` is called here, with a job and the bytes that its pack may take.
+    """
     packs.DRAWN.forget()  # files that data are read from may have changed since the last run
     cut = _cut(problems, setup)
+    if setup.elsewhere is not None:
+        return execute(cut, setup.elsewhere(), meters, over)
     workers = side_by_side_in(cut, setup)
 
-    def share(pack: Sequence[Problem]) -> Iterable[R]:
-        return measure(pack, setup.budget // workers)
+    def answer(job: Job) -> Answer:
+        return measure(job, (setup.budget // workers) >> job.halvings)
 
-    yield from side_by_side(share, cut, workers, setup.device)
+    lanes: Lanes = OneThread(answer) if workers == 1 else Threads(answer, workers, setup.device)
+    return execute(cut, lanes, meters, over)
 
 
 def _outcomes(
     thresholds: Thresholds, setup: Setup, pack: Sequence[Problem], budget: int, meter: Meter
-) -> list[list[Outcome]]:
+) -> list[Results]:
     """The outcomes of every problem of a pack, measured by this thread."""
     by_problem: dict[str, list[Outcome]] = {problem.key: [] for problem in pack}
     for outcome in packs.measure_pack(pack, setup.device, thresholds, setup.engine, budget, setup.certify, meter):
@@ -157,7 +181,7 @@ def _outcomes(
     return list(by_problem.values())
 
 
-def _rows(setup: Setup, pack: Sequence[Problem], budget: int, meter: Meter) -> list[list[Row]]:
+def _rows(setup: Setup, pack: Sequence[Problem], budget: int, meter: Meter) -> Sequence[Results]:
     """The rows of every problem of a pack, measured by a worker process."""
     assert setup.crew is not None
     seconds = None if setup.timeout is None else setup.timeout * len(pack)
@@ -165,41 +189,12 @@ def _rows(setup: Setup, pack: Sequence[Problem], budget: int, meter: Meter) -> l
         return worker.measure(pack, budget, seconds, meter)
 
 
-def _results_or_failures(
-    attempt: Attempt, meters: list[Meter], pack: Sequence[Problem], budget: int, again: bool = False
-) -> Iterator[tuple[Problem, Results]]:
-    """The results of a pack, or of its halves where it fails; of a problem that fails alone the rows that say why.
-
-    A problem that loses its worker alone is measured once `again`.
-    """
-    failed = None
-    meters.append(meter := Meter(len(pack)))
+def _results_or_failure(attempt: Attempt, job: Job, budget: int) -> Answer:
+    """What a pack comes to. A UserError is raised, unless it is the fault of one system."""
     try:
-        results = attempt(pack, budget, meter)
-    except BaseException as error:
-        meter.launched = 0  # what a pack that failed has launched is lost
-        if not isinstance(error, Exception) or (failed := _failed(error)).refused:
+        return attempt(job.pack, budget, job.meter)
+    except Exception as error:
+        failed = processes.failure_of_worker(error) or failure_of(error)
+        if failed.refused:
             raise
-    if failed is None:
-        yield from zip(pack, results, strict=True)
-    # after the `except`, since an exception holds the memory of the work that it stopped
-    elif len(pack) > 1:
-        for half in (pack[: len(pack) // 2], pack[len(pack) // 2 :]):
-            yield from _results_or_failures(attempt, meters, half, budget // 2)
-    elif failed.broken and not again:
-        yield from _results_or_failures(attempt, meters, pack, budget, again=True)
-    else:
-        meters.append(Meter(launched=pack[0].cost.work))  # nothing of it is left to do
-        reason = f"{failed.reason}, twice" if failed.broken else failed.reason
-        yield pack[0], [unmeasured(cell, failed.status, reason, pack[0].key) for cell in pack[0].cells]
-
-
-def _failed(error: Exception) -> Failed:
-    """What an exception of a pack means, be it of this process or of a worker."""
-    if isinstance(error, processes.PackFailedError):
-        return error.failed
-    if isinstance(error, processes.WorkerLostError):
-        return Failed(Status.ERROR, str(error), broken=True)
-    if isinstance(error, processes.WorkerLateError):
-        return Failed(Status.ERROR, f"{error} (timeout)")
-    return failure_of(error)
+        return failed  # and not the exception, which holds the memory of the work that it stopped

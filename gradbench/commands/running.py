@@ -11,20 +11,24 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradbench.commands.claiming import refuse_hopeless
-from gradbench.commands.environment import describe_environment, warn_of_undigested
+from gradbench.commands.environment import data_sets, describe_environment, warn_of_undigested
 from gradbench.commands.limits import Limits
 from gradbench.commands.progress import CellProgress, CellWatch, say, watching
 from gradbench.engine import processes
+from gradbench.engine.failures import ClusterGoneError
 from gradbench.errors import StoreError, UserError, spoken
 from gradbench.planning import files, plans, suites
 from gradbench.planning.overrides import Overrides
 from gradbench.planning.plans import Plan
 from gradbench.planning.plugins import Names, load
 from gradbench.planning.problems import Problem
+from gradbench.planning.shards import SHARD, Shard, shared_out
 from gradbench.planning.values import check_truth
 from gradbench.tables import runs
 from gradbench.tables.placeholders import unmeasured
@@ -32,8 +36,13 @@ from gradbench.tables.records import judged
 from gradbench.tables.store import Run
 from gradbench.vocabulary.status import Status
 
+BACKLOG = 64  # problems whose rows wait for the disk; where more come, measuring waits
+
 if TYPE_CHECKING:
-    from gradbench.commands.measuring import Row, Setup
+    from gradbench.commands.clusters import Cluster
+    from gradbench.commands.executing import Row
+    from gradbench.commands.measuring import Setup
+    from gradbench.engine.hosts import Facts
     from gradbench.engine.outcome import Outcome
 
 
@@ -53,6 +62,8 @@ def run(
     max_failures: int | None = None,
     stop_after: str | float | None = None,
     plugins: Names = (),
+    cluster: object = None,
+    shard: str | None = None,
     watch: CellWatch | None = None,
 ) -> Run:
     """Run a suite, or resume a run of it that was cut off; the folder of the run.
@@ -68,38 +79,62 @@ def run(
     or after `stop_after`, as "8m" or a number of seconds, no further pack begins: what runs is finished and stored,
     and a later call goes on.
 
-    `plugins` are files and modules whose systems and rules get their names first. `watch` is called with the progress
-    after every problem. Raises UserError before anything runs, StoreError where the results cannot be written.
+    `cluster` measures on the workers of dask.distributed: "local" (a worker for every GPU, or every core), the address
+    of a scheduler, its scheduler file, or a client or a cluster of dask. This process alone writes. `shard` is a share
+    of the problems, as "2/8", which makes a run of its own; `gradbench.merge` puts all of them together. `plugins` are
+    files and modules whose systems and rules get their names first. `watch` is called with the progress after every
+    problem.
+    Raises UserError before anything runs, StoreError where the results cannot be written.
     """
     watch, results = watching(watch), runs.results_folder(out)
     for name, value in {"certify": certify, "profile": profile, "fresh": fresh}.items():
         check_truth(name, value)
     limits = Limits.of(timeout, retry, max_failures, stop_after)
-    if plugins or limits.timeout is not None:
+    share = None if shard is None else Shard.read(shard)
+    if cluster is not None:
+        if profile:
+            raise UserError("profile: it sees this process alone, and a cluster has others; leave one of them out")
+        from gradbench.commands.clusters import checked, connected
+
+        connection = connected(checked(cluster), device)
+    elif plugins or limits.timeout is not None:
         # a worker process imports torch and starts the device while this process does the same
         processes.prepare(1, str(device))
     named = load(plugins)
     loaded, planned = prepare(suite, overrides)
-    setup = _setup(planned, device, engine, memory, limits, certify=certify, profile=profile)
-    key = f"{planned.key} certified" if certify else planned.key
-    env = describe_environment(key, setup.device, planned.parts, named, engine=setup.engine)
-    warn_of_undigested(env)
-    _try_data(planned, setup)
-    folder = results / "runs" / loaded.name
-    claims = loaded.model_dump(mode="json", include={"check", "statement", "table", "allow_incomplete"})
-    target = runs.resumed_or_begun(
-        folder, env["identity"], lambda run: run.start(planned.to_json(), env, claims), say, fresh=fresh
-    )
-    with target.alone():
-        target.claim(claims)
-        runs.point(folder, target)
-        if profile and len(_finished(target, planned, limits.retry)) == len(planned.problems):
-            way = spoken(python="fresh=True", shell="--fresh")
-            raise UserError(f"{target.folder}: nothing is left to measure, and so to profile; use {way}")
-        from gradbench.commands.profiling import profiled
+    frozen, problems = planned.to_json(), list(planned.problems)
+    if share is not None:
+        problems = shared_out(problems, share)
+        frozen[SHARD] = share.to_json(problems)
+    with nullcontext() if cluster is None else connection as there:
+        if there is None:
+            setup, facts = _setup(planned, device, engine, memory, limits, certify=certify, profile=profile), None
+        else:
+            setup, facts = _setup_there(there, planned, device, engine, memory, limits, certify=certify)
+        key = f"{planned.key} certified" if certify else planned.key
+        told = None if there is None else f"{there.address}, {there.told}"
+        where: dict[str, Any] = {"engine": setup.engine, "workers": facts, "cluster": told}
+        where["shard"] = None if share is None else str(share)
+        env = describe_environment(key, setup.device, planned.parts, named, **where)
+        warn_of_undigested(env)
+        if there is None:
+            _try_data(planned, setup)
+        folder = results / "runs" / loaded.name
+        claims = loaded.model_dump(mode="json", include={"check", "statement", "table", "allow_incomplete"})
+        target = runs.resumed_or_begun(
+            folder, env["identity"], lambda run: run.start(frozen, env, claims), say, fresh=fresh
+        )
+        with target.alone():
+            target.claim(claims)
+            if share is None:
+                runs.point(folder, target)
+            if profile and len(_finished(target, problems, planned, limits.retry)) == len(problems):
+                way = spoken(python="fresh=True", shell="--fresh")
+                raise UserError(f"{target.folder}: nothing is left to measure, and so to profile; use {way}")
+            from gradbench.commands.profiling import profiled
 
-        with profiled(target.folder / "profile", setup.device) if profile else nullcontext():
-            execute(target, planned, setup, limits, watch)
+            with profiled(target.folder / "profile", setup.device) if profile else nullcontext():
+                execute(target, problems, planned, setup, limits, watch)
     return target
 
 
@@ -137,6 +172,48 @@ def _setup(
     return setup if profile else with_crew(setup, planned)
 
 
+def _setup_there(
+    there: Cluster,
+    planned: Plan,
+    device: str,
+    engine: str,
+    memory: str | None,
+    limits: Limits,
+    *,
+    certify: bool,
+) -> tuple[Setup, Facts]:
+    """The means to measure the run on a cluster, and what its workers are. Raises UserError where they differ."""
+    from gradbench.commands.clusters import ClusterLanes, Terms
+    from gradbench.commands.measuring import Setup, packed_for_cluster
+    from gradbench.engine import packs
+
+    data = data_sets(planned.parts)
+    facts = there.agreed(device, memory, data)
+    device = facts["device"]
+    engine = packs.resolved(engine, device)
+    setup = Setup(device=device, engine=engine, budget=facts["budget"], certify=certify, timeout=limits.timeout)
+    bound = None if device.startswith("cuda") or not there.local else processes.memory(len(there.workers()))
+    content = packed_for_cluster(setup, planned, bound)
+    terms = Terms(
+        content=content,
+        facts=facts,
+        device=device,
+        engine=engine,
+        memory=memory,
+        data=data,
+        budget=facts["budget"],
+        seconds=limits.timeout,
+    )
+    there.build(terms, _different(planned))
+    return replace(setup, elsewhere=partial(ClusterLanes, there, terms)), facts
+
+
+def _different(planned: Plan) -> list[Problem]:
+    """One problem for every data set and checkpoint."""
+    different = {(p.point.system_options, p.point.batch, p.params_from and p.point.seed): p for p in planned.problems}
+    return list(different.values())
+
+
 def _try_data(planned: Plan, setup: Setup) -> None:
     """Build one problem for every data set and checkpoint. Raises UserError for data that cannot be had.
 
@@ -145,8 +222,7 @@ def _try_data(planned: Plan, setup: Setup) -> None:
     from gradbench.engine.draws import build
     from gradbench.engine.packs import refused_where_too_large
 
-    different = {(p.point.system_options, p.point.batch, p.params_from and p.point.seed): p for p in planned.problems}
-    for problem in different.values():
+    for problem in _different(planned):
         if setup.crew is not None:
             with suppress(processes.PackFailedError, processes.WorkerLostError), setup.crew.lent() as worker:
                 worker.build(problem)
@@ -155,14 +231,20 @@ def _try_data(planned: Plan, setup: Setup) -> None:
             build(problem, "cpu")
 
 
-def execute(target: Run, planned: Plan, setup: Setup, limits: Limits, watch: CellWatch) -> None:
-    """Measure the problems that have no record yet, then write the tables."""
-    finished = _finished(target, planned, limits.retry)
-    waiting = [p for p in planned.problems if p.key not in finished]
+def execute(
+    target: Run, problems: list[Problem], planned: Plan, setup: Setup, limits: Limits, watch: CellWatch
+) -> None:
+    """Measure those of the problems that have no record yet, then write the tables."""
+    finished = _finished(target, problems, planned, limits.retry)
+    waiting = [p for p in problems if p.key not in finished]
     progress = CellProgress.of(waiting, (status for statuses in finished.values() for status in statuses))
     watch(progress)
-    _measure(waiting, target, planned, setup, limits, progress, watch)
-    if len(target.done()) < len(planned.problems) and (reason := limits.reached()):
+    reason = ""
+    try:
+        _measure(waiting, target, planned, setup, limits, progress, watch)
+    except ClusterGoneError as error:
+        reason = str(error)
+    if len(target.done()) < len(problems) and (reason := reason or limits.reached()):
         say(f"gradbench: stopped, since {reason}")
     target.compact(unmeasured(cell, Status.SKIPPED, reason) for cell, reason in planned.skipped)
 
@@ -189,7 +271,7 @@ def _measure(
             statuses = [row["status"] if isinstance(row, dict) else str(row.status) for row in results]
             progress.add(problem, statuses)
             limits.count(statuses)
-            while writing and writing[0].done():
+            while writing and (writing[0].done() or len(writing) > BACKLOG):
                 writing.popleft().result()
             watch(progress)
         for record in writing:
@@ -216,13 +298,13 @@ def _frozen_heap() -> Iterator[None]:
         gc.unfreeze()
 
 
-def _finished(target: Run, planned: Plan, retry: bool) -> dict[str, list[str]]:
+def _finished(target: Run, problems: list[Problem], planned: Plan, retry: bool) -> dict[str, list[str]]:
     """Statuses of the problems that need no measurement, by key; with `retry`, failed cells need one.
 
     Records that cannot be trusted are set aside, and stderr says so.
     """
     finished: dict[str, list[str]] = {}
-    wanted = {problem.key: problem.cells for problem in planned.problems}
+    wanted = {problem.key: problem.cells for problem in problems}
     for key, record in list(judged(target, wanted, planned.thresholds)):
         if isinstance(record, StoreError):
             say(f"gradbench: {record}; set aside as {target.set_aside(key)}, to be measured again")

@@ -86,6 +86,11 @@ def read(path: Path) -> Checkpoint:
     """The content of a checkpoint, tensors on the CPU. Raises StoreError where it is missing, damaged or newer."""
     with guarded(path):
         archive = regular(path, CHECKPOINT)
+    return _content(archive, path)
+
+
+def _content(archive: bytes, path: Path) -> Checkpoint:
+    """What `read` returns, of the bytes that were read from `path`."""
     try:
         _refuse_packed(archive)
         content: Checkpoint = torch.load(io.BytesIO(archive), map_location="cpu", weights_only=True)
@@ -145,19 +150,43 @@ def _whole(content: Checkpoint, size: int, version: int) -> bool:
 
 def load_params(path: str | Path, seed: int) -> Params:
     """Trained theta of one seed, CPU. Raises UserError for a seed that was not trained, StoreError as `read`."""
-    content = read(Path(path))
+    return _params(read(Path(path)), path, seed)
+
+
+def _params(content: Checkpoint, path: str | Path, seed: int) -> Params:
     if seed not in content["seeds"]:
         raise UserError(f"{path}: seed = {seed} was not trained{near_miss(str(seed), map(str, content['seeds']))}")
     c = content["seeds"].index(seed)
     return {n.removeprefix(THETA): v[c].clone() for n, v in content["state"].items() if n.startswith(THETA)}
 
 
+_brought: dict[str, bytes] = {}  # checkpoints of another machine, by the name that a plan has for them
+
+
+def bring(files: Mapping[str, bytes]) -> None:
+    """Know these checkpoints, by the name that a plan has for them, and no other one that was brought before."""
+    _brought.clear()
+    _brought.update(files)
+
+
+def planned_bytes(params_from: str) -> bytes:
+    """The file of the checkpoint that a plan names. Raises UserError where it changed since."""
+    path = Path(params_from.rpartition("@")[0])
+    archive = regular(path, CHECKPOINT) if path.exists() else b""
+    if hashlib.sha256(archive).hexdigest()[:16] != params_from.rpartition("@")[2]:
+        raise UserError(f"{path}: is not the checkpoint that was planned: it has changed since")
+    return archive
+
+
 def planned_params(params_from: str, seed: int, shapes: Mapping[str, tuple[int, ...]]) -> Params:
     """Trained theta of the checkpoint that a plan names. Raises UserError where it changed, or is of another system."""
     path = Path(params_from.rpartition("@")[0])
-    if trained(path) != params_from:
-        raise UserError(f"{path}: is not the checkpoint that was planned: it has changed since")
-    theta = load_params(path, seed)
+    if params_from in _brought:
+        theta = _params(_content(_brought[params_from], path), path, seed)
+    else:
+        if trained(path) != params_from:
+            raise UserError(f"{path}: is not the checkpoint that was planned: it has changed since")
+        theta = load_params(path, seed)
     if missing := [name for name in shapes if name not in theta]:
         raise UserError(f"{path}: has no {', '.join(missing)}: it was trained on another system")
     return theta

@@ -8,6 +8,10 @@ from gradbench.errors import SystemFaultError, UserError
 from gradbench.vocabulary.status import Status
 
 
+class ClusterGoneError(Exception):
+    """A scheduler, or every worker of it, is gone: nothing more can be measured there."""
+
+
 @dataclass(frozen=True)
 class Failed:
     """Why a pack has no rows."""
@@ -16,6 +20,7 @@ class Failed:
     reason: str
     refused: bool = False  # a mistake of the user, which ends the run
     broken: bool = False  # the process that measured is lost: it ended, or can compute nothing more
+    gone: bool = False  # a worker of a cluster is lost, and maybe its host, for which the pack need not be the reason
 
 
 def failure_of(error: BaseException) -> Failed:

@@ -16,19 +16,21 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing import Pipe
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 from gradbench.data import origins
 from gradbench.engine.failures import Failed
 from gradbench.errors import UserError
+from gradbench.vocabulary.status import Status
 
 if TYPE_CHECKING:
     from gradbench.dynamics.meter import Meter
+    from gradbench.engine.hosts import Facts
     from gradbench.engine.serving import Session
     from gradbench.planning.problems import Problem
 
@@ -43,6 +45,7 @@ sys.path[:] = json.loads(sys.argv[1])
 from gradbench.engine.serving import serve
 serve(int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
 """
+NOWHERE: Mapping[str, str] = MappingProxyType({})  # the place of a worker that sees what its owner sees
 SHARE = 0.9  # of the free memory of the machine, for all workers
 
 
@@ -66,13 +69,26 @@ class PackFailedError(Exception):
         self.failed = failed
 
 
+def failure_of_worker(error: BaseException) -> Failed | None:
+    """What an exception of a worker means for its pack; None for any other exception."""
+    if isinstance(error, PackFailedError):
+        return error.failed
+    if isinstance(error, WorkerLostError):
+        return Failed(Status.ERROR, str(error), broken=True)
+    if isinstance(error, WorkerLateError):
+        return Failed(Status.ERROR, f"{error} (timeout)")
+    return None
+
+
 class WorkerProcess:
     """A Python process that measures packs. Whatever ends it raises WorkerLostError at the next answer.
 
-    It makes ready for a device, by its name or `auto`, while nobody asks it for anything.
+    It makes ready for a device, by its name or `auto`, while nobody asks it for anything. `place` are variables of its
+    environment, which say which GPU it sees.
     """
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, place: Mapping[str, str] = NOWHERE) -> None:
+        self.place, self.bounded = dict(place), 0
         self.pipe, its_pipe = Pipe()
         self._lifeline, its_lifeline = socket.socketpair()
         ends = its_pipe.fileno(), its_lifeline.fileno()
@@ -82,6 +98,7 @@ class WorkerProcess:
             pass_fds=ends,
             stdin=subprocess.DEVNULL,
             stdout=2,  # what foreign code prints is talk
+            env={**os.environ, **place},
         )
         its_pipe.close()
         its_lifeline.close()
@@ -101,20 +118,45 @@ class WorkerProcess:
             raise CannotTravelError(error.failed.reason) from None
         self.opened = content
 
+    def facts(self, device: str, memory: str | None, data: Sequence[str]) -> Facts:
+        """What the worker is, as far as numbers depend on it. Raises PackFailedError and UserError as it tells them."""
+        told: Facts = self._ask(pickle.dumps(("facts", device, memory, list(data))))
+        return told
+
+    def bound(self, memory: int) -> None:
+        """Let the worker take so many bytes of data at most."""
+        if self.bounded != memory:
+            self._ask(pickle.dumps(("bound", memory)))
+            self.bounded = memory
+
     def build(self, problem: Problem) -> None:
         """Build the system of a problem. Raises PackFailedError where it cannot be built."""
         self._ask(pickle.dumps(("build", problem.cells)))
 
-    def measure(self, pack: Sequence[Problem], budget: int, seconds: float | None, meter: Meter) -> list[list[Row]]:
+    def measure(
+        self,
+        pack: Sequence[Problem],
+        budget: int,
+        seconds: float | None,
+        meter: Meter | None,
+        wanted: Callable[[], bool] = lambda: True,
+    ) -> list[list[Row]]:
         """The rows of every problem of a pack, which may take `budget` bytes and so many seconds.
 
-        `meter` follows how far the pack is. Raises PackFailedError, WorkerLostError or WorkerLateError.
+        `meter` follows how far the pack is. Once it is no longer `wanted`, the worker is ended. Raises PackFailedError,
+        WorkerLostError or WorkerLateError.
         """
-        answer = self._ask(pickle.dumps(("measure", [p.cells for p in pack], budget)), seconds, meter)
+        answer = self._ask(pickle.dumps(("measure", [p.cells for p in pack], budget)), seconds, meter, wanted)
         rows: list[list[Row]] = answer
         return rows
 
-    def _ask(self, message: bytes, seconds: float | None = None, meter: Meter | None = None) -> Any:
+    def _ask(
+        self,
+        message: bytes,
+        seconds: float | None = None,
+        meter: Meter | None = None,
+        wanted: Callable[[], bool] = lambda: True,
+    ) -> Any:
         end = time.monotonic() + seconds if seconds is not None else None
         try:
             self.pipe.send_bytes(message)
@@ -123,6 +165,9 @@ class WorkerProcess:
                     if end is not None and time.monotonic() > end:
                         self.close()
                         raise WorkerLateError(f"no result within {seconds:g} s")
+                    if not wanted():
+                        self.close()
+                        raise WorkerLostError("nobody waits for its answer")
                 answer = pickle.loads(self.pipe.recv_bytes())
                 if type(answer) is not int:
                     break
@@ -177,31 +222,38 @@ class Crew:
 
         It stays for the next pack unless an exception passes that is not an answer of it.
         """
-        worker = _take(self.device)
-        try:
+        with lent(self.device) as worker:
             worker.open(self.content)
             yield worker
-        except (PackFailedError, UserError):
-            _give_back(worker)
-            raise
-        except BaseException:
-            worker.close()
-            raise
+
+
+@contextmanager
+def lent(device: str, place: Mapping[str, str] = NOWHERE) -> Iterator[WorkerProcess]:
+    """A worker, which stays for the next one who asks unless an exception passes that is not an answer of it."""
+    worker = _take(device, place)
+    try:
+        yield worker
+    except (PackFailedError, UserError):
         _give_back(worker)
+        raise
+    except BaseException:
+        worker.close()
+        raise
+    _give_back(worker)
 
 
 _idle: list[WorkerProcess] = []
 _lock = threading.Lock()
 
 
-def _take(device: str) -> WorkerProcess:
+def _take(device: str, place: Mapping[str, str]) -> WorkerProcess:
     with _lock:
-        while _idle:
-            worker = _idle.pop()
+        for worker in [worker for worker in reversed(_idle) if worker.place == place]:
+            _idle.remove(worker)
             if worker.alive:
                 return worker
             worker.close()
-    return WorkerProcess(device)
+    return WorkerProcess(device, place)
 
 
 def _give_back(worker: WorkerProcess) -> None:

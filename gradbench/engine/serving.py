@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gradbench.dynamics.meter import Meter
-from gradbench.engine import packs
+from gradbench.engine import checkpoint, packs
 from gradbench.engine.draws import build
 from gradbench.engine.failures import Failed, failure_of
+from gradbench.engine.hosts import Facts, facts_here
 from gradbench.engine.precision import dedicate, isolated
 from gradbench.planning import registry
 from gradbench.planning.problems import Problem
@@ -41,15 +42,16 @@ Row = dict[str, Any]
 class Session:
     """What a worker is told before its first pack of a run."""
 
-    folder: str  # the working folder
-    environment: dict[str, str]
-    path: list[str]  # sys.path
+    folder: str  # the working folder; on another host only where there is one of this path
+    environment: dict[str, str] | None  # None: a worker of a cluster has the one of its host
+    path: list[str] | None  # sys.path; None: as above
     classes: dict[registry.Base, dict[str, Any]]  # from outside of the package, each with the types of its options
     thresholds: Thresholds
     device: str
     engine: str
     certify: bool
     memory: int | None  # bytes of data that the process may have; None: no bound
+    files: dict[str, bytes]  # checkpoints that the plan names, by that name, where they are not read from a disk
 
 
 def serve(pipe: int, lifeline: int, device: str) -> None:
@@ -100,17 +102,29 @@ class _Worker:
     def open(self, session: Session) -> None:
         """Take what a session knows, and be ready to measure."""
         self.session = None
-        os.chdir(session.folder)
-        os.environ.clear()
-        os.environ.update(session.environment)
-        sys.path[:] = session.path
+        if session.environment is None or session.path is None:
+            with suppress(OSError):
+                os.chdir(session.folder)
+        else:
+            os.chdir(session.folder)
+            os.environ.clear()
+            os.environ.update(session.environment)
+            sys.path[:] = session.path
         if session.memory is not None:
-            hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
-            resource.setrlimit(resource.RLIMIT_DATA, (session.memory, hard))
+            self.bound(session.memory)
         registry.bring(session.classes)
+        checkpoint.bring(session.files)
         if session.device.startswith("cuda"):
             _use(session.device)
         self.session = session
+
+    def bound(self, memory: int) -> None:
+        """Take so many bytes of data at most."""
+        resource.setrlimit(resource.RLIMIT_DATA, (memory, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+
+    def facts(self, device: str, memory: str | None, data: list[str]) -> Facts:
+        """What this process is, as far as numbers depend on it."""
+        return facts_here(device, memory, data)
 
     def build(self, cells: tuple[Cell, ...]) -> None:
         """Build the system of a problem."""

@@ -1,4 +1,4 @@
-"""Packs side by side: on the cores of a CPU and on streams of a GPU.
+"""Lanes: where items of work, such as packs, are measured side by side. Here: one thread, or several.
 
 Several cores share a step of one pack badly, and a GPU would idle between the steps of one pack.
 """
@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
+from concurrent.futures import wait as first_done
+from contextlib import ExitStack
 from functools import cache
-from typing import TypeVar
+from typing import Generic, Self, TypeVar
 
 import torch
 
@@ -18,61 +21,112 @@ from gradbench.engine.precision import dedicate, isolated, shared_settings
 
 T = TypeVar("T")
 R = TypeVar("R")
-_END = object()
+HERE = "here"  # the name of all lanes of one process: what one has made warm serves the others
 
 
-def side_by_side(function: Callable[[T], Iterable[R]], items: Sequence[T], workers: int, device: str) -> Iterator[R]:
-    """The results of `function` for every item: in order with a single worker, else as items are done.
+class AbstractLanes(ABC, Generic[T, R]):
+    """Where items are measured side by side. Everything is called from one thread, within `with`."""
 
-    A single worker is the thread of the caller. Several workers are threads, on a GPU each with a stream. An operation
-    uses one core, so that no number depends on how many cores there are. An exception that stops the caller stops
-    each thread, too, at its next operation.
-    `function` runs under the settings of the engine, and the caller never does.
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        """End what runs."""
+
+    @abstractmethod
+    def free(self) -> Iterator[Hashable]:
+        """The lanes that take an item now, once for every item; lanes of one name share what is warm."""
+
+    @abstractmethod
+    def begin(self, lane: Hashable, item: T) -> None:
+        """Begin an item on a lane that is free, without waiting for it."""
+
+    @abstractmethod
+    def wait(self) -> list[tuple[T, R]]:
+        """Items that are done, with their results; an exception of one is raised. It may return before one is."""
+
+
+class OneThread(AbstractLanes[T, R]):
+    """The thread of the caller, one item after the other. `function` runs under the settings of the engine."""
+
+    def __init__(self, function: Callable[[T], R]) -> None:
+        self.function = function
+        self.items: list[T] = []
+
+    def free(self) -> Iterator[Hashable]:
+        """This thread, unless an item waits."""
+        yield from () if self.items else (HERE,)
+
+    def begin(self, lane: Hashable, item: T) -> None:
+        """Note the item."""
+        self.items.append(item)
+
+    def wait(self) -> list[tuple[T, R]]:
+        """Measure the item."""
+        item = self.items.pop()
+        with isolated():
+            return [(item, self.function(item))]
+
+
+class Threads(AbstractLanes[T, R]):
+    """Threads, on a GPU each with a stream.
+
+    An operation uses one core, so that no number depends on how many cores there are. An exception that stops the
+    caller stops each thread, too, at its next operation. `function` runs under the settings of the engine, and the
+    caller never does.
     """
-    if workers == 1:
-        for item in items:
-            yield from _isolated(function, item)
-        return
-    busy = set[int]()
-    streams = [_stream(device, k) for k in range(workers)] if device.startswith("cuda") else []
 
-    def begin() -> None:
+    def __init__(self, function: Callable[[T], R], workers: int, device: str) -> None:
+        self.function, self.workers = function, workers
+        self.streams = [_stream(device, k) for k in range(workers)] if device.startswith("cuda") else []
+        self.busy = set[int]()
+        self.running: dict[Future[R], T] = {}
+        self.settings = ExitStack()
+
+    def __enter__(self) -> Self:
+        self.settings.enter_context(shared_settings())
+        self.pool = ThreadPoolExecutor(self.workers, initializer=self._dedicate)
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        """Wait for the threads, which are stopped where an exception passes."""
+        try:
+            if any(raised):
+                self.pool.shutdown(wait=False, cancel_futures=True)
+                for thread in tuple(self.busy):
+                    ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                        ctypes.c_ulong(thread), ctypes.py_object(KeyboardInterrupt)
+                    )
+            self.pool.shutdown()
+        finally:
+            self.settings.close()
+
+    def free(self) -> Iterator[Hashable]:
+        """As many as there are threads that wait."""
+        while len(self.running) < self.workers:
+            yield HERE
+
+    def begin(self, lane: Hashable, item: T) -> None:
+        """Hand the item to a thread."""
+        self.running[self.pool.submit(self._work, item)] = item
+
+    def wait(self) -> list[tuple[T, R]]:
+        """Wait until an item is done."""
+        done = first_done(self.running, return_when=FIRST_COMPLETED).done
+        return [(self.running.pop(future), future.result()) for future in done]
+
+    def _dedicate(self) -> None:
         dedicate()
-        if streams:
-            torch.cuda.set_stream(streams.pop())
+        if self.streams:
+            torch.cuda.set_stream(self.streams.pop())
 
-    def work(item: T) -> list[R]:
-        busy.add(threading.get_ident())
+    def _work(self, item: T) -> R:
+        self.busy.add(threading.get_ident())
         try:
             with isolated():
-                return list(function(item))
+                return self.function(item)
         finally:
-            busy.discard(threading.get_ident())
-
-    with shared_settings():
-        pool = ThreadPoolExecutor(workers, initializer=begin)
-        try:
-            for done in as_completed([pool.submit(work, item) for item in items]):
-                yield from done.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for thread in tuple(busy):
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(KeyboardInterrupt))
-            raise
-        finally:
-            pool.shutdown()
-
-
-def _isolated(function: Callable[[T], Iterable[R]], item: T) -> Iterator[R]:
-    """The results of `function` for an item, each as it comes."""
-    results: Iterator[R] | None = None
-    while True:
-        with isolated():
-            results = iter(function(item)) if results is None else results
-            result = next(results, _END)
-        if result is _END:
-            return
-        yield result  # type: ignore[misc]  # of type R, since it is not the end
+            self.busy.discard(threading.get_ident())
 
 
 @cache

@@ -352,8 +352,12 @@ class Run:
 
     def keep(self, problem: str, rows: list[dict[str, Any]]) -> None:
         """Store the record of a problem, which says of which run it is."""
+        self.store(problem, pa.Table.from_pylist(rows, schema=RECORD))
+
+    def store(self, problem: str, table: pa.Table) -> None:
+        """Store the rows of a problem as a record of this run, whichever run they were a record of."""
         told = MADE_AGAIN if self.outdate() else UNCHANGED
-        table = pa.Table.from_pylist(rows, schema=RECORD).replace_schema_metadata({**METADATA, **self.origin})
+        table = table.replace_schema_metadata({**METADATA, **self.origin})
         content, seal = sealed_table(table, SHORT)
         self._journal.note(problem, seal)
         write(self.path_of(problem), lambda file: file.write(content), inside=self.folder, told=told)

@@ -1,0 +1,134 @@
+"""The one loop over packs, wherever they are measured: by this thread, by threads, by worker processes, by a cluster.
+
+The longest pack comes first, so that no lane works long after the others are done. A pack that fails is halved until
+one problem is left, so that a fault costs one problem.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from gradbench.dynamics.meter import Meter
+from gradbench.engine.failures import Failed
+from gradbench.engine.workers import AbstractLanes
+from gradbench.tables.placeholders import unmeasured
+
+if TYPE_CHECKING:
+    from gradbench.engine.outcome import Outcome
+    from gradbench.planning.problems import Problem
+
+Row = dict[str, Any]  # of the table `cells`
+Results = list["Outcome"] | list[Row]  # of a problem: outcomes where they were measured here, rows where elsewhere
+Answer = Sequence[Results] | Failed  # of a pack: the results of every problem, or why there are none
+WARM = 0.5  # of the longest pack that waits: so long is a pack for which a lane is chosen that knows its shape
+LOSSES = 3  # hosts or workers of a cluster that a pack may lose, of which it may be innocent
+TIMES = {1: "once", 2: "twice", LOSSES: "three times"}
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A pack that is to be measured."""
+
+    pack: Sequence[Problem]
+    halvings: int = 0  # how often it was halved since it was cut
+    again: bool = False  # its only problem has lost a worker process before
+    losses: int = 0  # workers of a cluster that were lost with it
+    meter: Meter = field(default_factory=Meter)
+
+    @classmethod
+    def of(cls, pack: Sequence[Problem], **more: Any) -> Job:
+        """The job of a pack, with a meter for it."""
+        return cls(pack, **more, meter=Meter(len(pack)))
+
+
+Lanes = AbstractLanes[Job, Answer]
+
+
+def execute(
+    packs: Iterable[Sequence[Problem]],
+    lanes: Lanes,
+    meters: list[Meter],
+    over: Callable[[], object] = lambda: False,
+) -> Iterator[tuple[Problem, Results]]:
+    """Every problem with the outcomes of its cells, or with rows that say why it has none, as packs are done.
+
+    `meters` gets one for every pack when it begins. No pack begins once `over` says so; of one that began, the halves
+    are measured. What `lanes` raise is raised.
+    """
+    waiting, again, running = _Waiting(packs), deque[Job](), 0
+    with lanes:
+        while True:
+            for lane in lanes.free():
+                job = again.popleft() if again else None if over() else waiting.take(lane)
+                if job is None:
+                    break
+                meters.append(job.meter)
+                lanes.begin(lane, job)
+                running += 1
+            if not (running or again) and (over() or not waiting):
+                return
+            for job, answer in lanes.wait():
+                running -= 1
+                if not isinstance(answer, Failed):
+                    yield from zip(job.pack, answer, strict=True)
+                    continue
+                job.meter.launched = 0  # what a pack that failed has launched is lost
+                if more := _again(job, answer):
+                    again.extendleft(reversed(more))
+                else:
+                    meters.append(Meter(launched=job.pack[0].cost.work))  # nothing of it is left to do
+                    yield _failed(job, answer)
+
+
+def _again(job: Job, failed: Failed) -> list[Job]:
+    """What is measured in place of a pack that failed; nothing in place of a problem that failed for good."""
+    losses = job.losses + failed.gone
+    if failed.gone and losses < LOSSES:
+        return [replace(job, losses=losses, meter=Meter(len(job.pack)))]
+    if len(job.pack) > 1:
+        middle, losses = len(job.pack) // 2, min(losses, LOSSES - 1)
+        halves = (job.pack[:middle], job.pack[middle:])
+        return [Job.of(half, halvings=job.halvings + 1, losses=losses) for half in halves]
+    if failed.broken and not failed.gone and not job.again:
+        return [replace(job, again=True, meter=Meter())]
+    return []
+
+
+def _failed(job: Job, failed: Failed) -> tuple[Problem, list[Row]]:
+    """A problem with the rows that say why it was not measured."""
+    (problem,) = job.pack
+    times = LOSSES if failed.gone else 1 + job.again if failed.broken else 1
+    reason = failed.reason if times == 1 else f"{failed.reason}, {TIMES[times]}"
+    return problem, [unmeasured(cell, failed.status, reason, problem.key) for cell in problem.cells]
+
+
+class _Waiting:
+    """Packs that wait, by shape, the longest first."""
+
+    def __init__(self, packs: Iterable[Sequence[Problem]]) -> None:
+        self.by_shape: dict[object, deque[tuple[int, Sequence[Problem]]]] = {}
+        self.warm: dict[Hashable, set[object]] = {}  # the shapes that a lane has measured
+        sized = ((sum(problem.cost.work for problem in pack), pack) for pack in packs)
+        for entry in sorted(sized, key=lambda entry: -entry[0]):
+            self.by_shape.setdefault(entry[1][0].shape, deque()).append(entry)
+
+    def __bool__(self) -> bool:
+        return bool(self.by_shape)
+
+    def take(self, lane: Hashable) -> Job | None:
+        """The next pack for a lane: the longest, or a shape that it knows where one of that is nearly as long."""
+        if not self.by_shape:
+            return None
+        heads = {shape: packs[0][0] for shape, packs in self.by_shape.items()}
+        known, longest = self.warm.setdefault(lane, set()), max(heads.values())
+        near = [shape for shape, work in heads.items() if shape in known and work >= WARM * longest]
+        chosen = max(near or heads, key=lambda shape: heads[shape])
+        known.add(chosen)
+        packs = self.by_shape[chosen]
+        _, pack = packs.popleft()
+        if not packs:
+            del self.by_shape[chosen]
+        return Job.of(pack)

@@ -1,0 +1,98 @@
+"""What numbers depend on besides the plan: versions, the device and the code, as this process has them."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import platform
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TypedDict
+
+PACKAGE = Path(__file__).parents[1]
+# the other rooms ask, wire, store or show, and change no number
+DECIDING_ROOMS = (
+    "vocabulary",
+    "data",
+    "systems",
+    "dynamics",
+    "estimators",
+    "planning",
+    "diagnostics",
+    "engine",
+    "training",
+)
+
+
+class Versions(TypedDict):
+    """What is installed that numbers depend on."""
+
+    python: str
+    torch: str
+    cuda: str | None
+    triton: str | None
+    numpy: str
+
+
+class Facts(TypedDict):
+    """A process that measures, as far as numbers depend on it, and what it may use."""
+
+    device: str  # as torch knows it
+    processor: str
+    versions: Versions
+    rooms: dict[str, str]  # the digest of every room that decides a number
+    data: dict[str, str]  # the digest of every data set that is read from files
+    budget: int  # bytes for all packs in flight
+
+
+def facts_here(device: object, memory: str | None, data: Iterable[str]) -> Facts:
+    """What this process is, for a device and data sets by name. Raises UserError for what cannot be had here."""
+    from gradbench.data import datasets
+    from gradbench.engine import device as devices
+    from gradbench.engine.packs import available
+
+    name = devices.resolve(device)
+    return {
+        "device": name,
+        "processor": devices.describe(name),
+        "versions": versions_here(name),
+        "rooms": room_digests(),
+        "data": {asked: content for asked in data if (content := datasets.content(asked))},
+        "budget": available(name, memory),
+    }
+
+
+def versions_here(device: str) -> Versions:
+    """What is installed that numbers on a device depend on."""
+    import numpy
+    import torch
+
+    cuda = device.startswith("cuda")
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda if cuda else None,
+        "triton": _triton() if cuda else None,
+        "numpy": numpy.__version__,
+    }
+
+
+def _triton() -> str | None:
+    """The version of triton, which makes the kernels of compiled programs; None where there is none."""
+    try:
+        return importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def room_digests() -> dict[str, str]:
+    """The digest of the code and the data of every room that decides a number."""
+    return {room: _digest_of(room) for room in DECIDING_ROOMS}
+
+
+def _digest_of(room: str) -> str:
+    content = hashlib.sha256()
+    for path in sorted((PACKAGE / room).rglob("*")):
+        if path.suffix in (".py", ".npz"):
+            content.update(str(path.relative_to(PACKAGE)).encode() + b"\0" + path.read_bytes())
+    return content.hexdigest()[:16]
