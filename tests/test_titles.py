@@ -83,7 +83,6 @@ def test_a_rule_that_follows_in_every_parameter_is_not_praised_where_its_global_
     both = {"a k=1": here, "b": cells({"ep": RIGHT})}
     yet = "; yet the global cosine of naive EP on a falls to 0.15 there"
     assert sweep_titles.of_sweeps(both, "T2").endswith(yet)
-    assert titles.of_costs(both).endswith(yet)
     assert "global cosine 0.15" in titles.of_cost("toy", here.assign(cost=[1, 2, 3, 4]))
     assert "global" not in titles.of_cost("toy", here.assign(cost=[2, 1, 3, 4]))
     fine = {"a": cells({"ep": RIGHT}), "b": cells({"ep": RIGHT})}
@@ -232,10 +231,16 @@ def test_a_matrix_counts_the_systems_of_each_kind_and_all_of_its_rows() -> None:
     assert titles.of_matrix(held, systems) == (
         "At the best setting each, s and damping included, naive EP follows BPTT in every parameter on the one "
         "symmetric and none of 2 asymmetric systems; "
-        "asymmetric EP on the one symmetric and both asymmetric systems; of 2 rows on several systems, "
-        "1 follows BPTT on every system that settles (asymmetric EP)"
+        "asymmetric EP on the one symmetric and both asymmetric systems"
     )
-    assert "on the one symmetric system;" in titles.of_matrix({"ep": {"a": True}}, systems)
+    many = titles.of_matrix(held | {f"rule{i}": right for i in range(4)}, systems)
+    assert "; of 6 rows on several systems, 5 follow BPTT on every system that settles (asymmetric EP, rule0" in many
+    assert titles.of_matrix({"ep": {"a": True}}, systems).endswith("on the one symmetric system tried")
+    assert titles.of_main("follows BPTT", held, systems) == (
+        "naive EP follows BPTT on the one symmetric and none of 2 asymmetric systems; "
+        "asymmetric EP on the one symmetric and both asymmetric systems"
+    )
+    assert titles.of_main("follows BPTT", {"fa": right}, systems) == ""
     assert titles.of_matrix({"fa": {}}, systems).startswith("Nothing is settled on any of 3 systems")
     here = cells({"ep": RIGHT})
     assert [titles.kind(here.assign(antisymmetry=a)) for a in (0.1, 1e-9)] == ["asymmetric", "symmetric"]
@@ -544,3 +549,13 @@ def test_the_title_of_a_gap_says_how_far_the_references_part_at_rest_and_elsewhe
     said = f"{both} by at most 0.03 % in 2 settled states and by at most 50 % in 1 other state"
     assert titles.of_gap(states).replace(wording.BLANK, " ") == said
     assert titles.of_gap(states[:1]).replace(wording.BLANK, " ") == f"{both} by at most 0.0001 % in 1 settled state"
+
+
+def test_the_cheapest_rule_of_a_front_is_the_one_that_has_a_mark_there() -> None:
+    here = cells({"ift": RIGHT, "adjoint": RIGHT}).assign(cost=[1, 2, 1, 2], reference_cost=[4.0] * 4)
+    here = here.assign(error=[1e-5, 1e-6, 1e-4, 1e-7])
+    assert titles.of_cheapest("toy", here) == "toy: ift follows for 0.25 of BPTT's cost"
+    wrong = cells({"ift": WRONG}).assign(cost=1, reference_cost=4.0, error=1.0)
+    assert titles.of_front({"a": here, "b": wrong}, {"a": "symmetric", "b": "asymmetric"}) == (
+        "ift follows BPTT for the least cost on 1 of 2 systems; the least cost is 0.25 of BPTT's"
+    )

@@ -38,7 +38,8 @@ GAP = 0.6  # columns between two systems
 TALL = 0.22  # inches of a row, at the most
 PAGE = 8.6  # inches of all lines together, where rows of the least height fit
 LOW = 0.125  # inches of a row, at the least
-BAR, BAR_WIDTH = 0.5, 0.55  # inches of the strip with the colours, and their part of the width
+QUANTITY = "cosine to BPTT in the worst seed"  # of the colours
+BAR, BAR_WIDTH = 0.62, 0.55  # inches of the strip with the colours, and their part of the width
 
 
 class Fill(NamedTuple):
@@ -128,13 +129,16 @@ def _units(groups: Sequence[Group]) -> float:
     return sum(len(group.columns) for group in groups) + GAP * (len(groups) - 1)
 
 
-def of_cosines(cosines: Mapping[Place, float], groups: Sequence[Group], absent: str, *keys: Patch) -> Figure:
+def of_cosines(
+    cosines: Mapping[Place, float], groups: Sequence[Group], absent: str, *keys: Patch, columns: str = ""
+) -> Figure:
     """The matrix of cosines with the key to its colours and other keys, without title and caption.
 
-    A cosine is NaN where there is no evidence, and `absent` says why.
+    A cosine is NaN where there is no evidence, and `absent` says why. `columns` stands before the names of columns.
     """
     rules = by_following({rule for rule, *_ in cosines}, cosines)
-    figure, strip = draw(rules, groups, {place: cosine_fill(cosine) for place, cosine in cosines.items()}, BAR)
+    fields = {place: cosine_fill(cosine) for place, cosine in cosines.items()}
+    figure, strip = draw(rules, groups, fields, BAR, columns)
     silent = [silent_key(absent)] * any(map(math.isnan, cosines.values()))
     blank = Line2D([], [], linestyle="", label="blank: not run, or does not apply")
     _colours(strip, [*keys, *silent, blank])
@@ -142,10 +146,11 @@ def of_cosines(cosines: Mapping[Place, float], groups: Sequence[Group], absent: 
 
 
 def draw(
-    rules: Sequence[str], groups: Sequence[Group], fields: Mapping[Place, Fill], above: float = 0.0
+    rules: Sequence[str], groups: Sequence[Group], fields: Mapping[Place, Fill], above: float = 0.0, columns: str = ""
 ) -> tuple[Figure, Axes]:
     """The matrix, and the first of its axes, which is empty and so many inches high where a height is named.
 
+    `columns` stands before the names of columns.
     A rule and a column without a field are blank there. A line has rows for the rules that have a field in it.
     """
     room = 72 * (look.WIDTH - 0.1) - max(look.length(look.words(rule), LABEL) for rule in rules) - 12
@@ -164,6 +169,7 @@ def draw(
     for ax, line, head, of in zip(axes[-len(stacked) :], stacked, heads, shown, strict=True):
         _line(ax, list(map(look.words, of)), row, room / unit)
         _headings(ax, line, head, names, row, unit, upright)
+        ax.text(-0.3, -0.03 / row, columns, size=look.pt(NAME), ha="right", va="bottom")
         _fill(ax, of, line, fields)
     return figure, axes[0]
 
@@ -247,7 +253,9 @@ def _fill(ax: Axes, rules: Sequence[str], line: Sequence[Group], fields: Mapping
                     drawn[fill.hatch, fill.edge].append((left + place, y, fill.face))
         if group.framed:
             x = left + group.columns.index(group.framed)
-            ax.add_patch(Rectangle((x, 0), 1, len(rules), fill=False, edgecolor="black", linewidth=1.1, zorder=4))
+            run = [y for y, rule in enumerate(rules) if (rule, group.system, group.framed) in fields]
+            edge_of: dict[str, Any] = {"fill": False, "edgecolor": "black", "linewidth": 1.1, "zorder": 4}
+            ax.add_patch(Rectangle((x, run[0]), 1, run[-1] + 1 - run[0], **edge_of))
     for (hatch, edge), of in drawn.items():
         corners = [np.array([(x, y), (x + 1, y), (x + 1, y + 1), (x, y + 1)]) for x, y, _ in of]
         faces = [face for *_, face in of]
@@ -269,6 +277,7 @@ def _colours(ax: Axes, keys: Sequence[Patch | Line2D]) -> None:
     middle = float(nines(look.FOLLOWS))
     for place, said in ((middle / 2, "misses BPTT"), ((middle + TOP) / 2, "follows BPTT in direction")):
         bar.text(place, 1.25, said, ha="center", va="bottom", size=look.pt(look.VALUE))
+    bar.text(TOP / 2, -1.9, QUANTITY, ha="center", va="top", size=look.pt(look.VALUE))
     ax.legend(handles=keys, loc="center right", frameon=False, fontsize=look.pt(look.VALUE), borderpad=0)
 
 

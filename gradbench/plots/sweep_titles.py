@@ -8,6 +8,7 @@ from gradbench.plots import grounds, look
 from gradbench.plots.grounds import LOST, THROUGHOUT, by_rule, clauses, evidence, small_whole
 from gradbench.plots.look import FOLLOWS
 from gradbench.plots.scale import FLOOR
+from gradbench.plots.titles import of_main
 from gradbench.plots.wording import (
     BLANK,
     FEW,
@@ -27,6 +28,8 @@ from gradbench.plots.wording import (
 from gradbench.tables.text import capital
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pandas import DataFrame, Series
 
     from gradbench.plots.grounds import Systems
@@ -164,6 +167,12 @@ def of_sweeps(systems: Systems, x: str) -> str:
     return clauses(
         told, whole, f"float32 rounding costs digits at small {plain(x)} on {some(off, len(off))}" if off else ""
     )
+
+
+def of_crowded_sweeps(systems: Systems, x: str, kinds: Mapping[str, str]) -> str:
+    """The title of a sweep of many rules: on how many systems of each kind the main rules follow BPTT somewhere."""
+    held = grounds.holding(systems, lambda rows: bool(rows.groupby(x)["cosine_min"].apply(grounds.follows).any()))
+    return capital(of_main(f"{THROUGHOUT} at some {plain(x)}", held, kinds)) or of_sweeps(systems, x)
 
 
 def _reaches(systems: Systems, x: str) -> dict[str, Predicate]:

@@ -22,7 +22,6 @@ from gradbench.plots.grounds import (
     holding,
     nothing,
     only,
-    small_whole,
     tallied,
 )
 from gradbench.plots.look import FOLLOWS
@@ -220,7 +219,18 @@ def of_matrix(held: Mapping[str, Mapping[str, bool]], systems: Mapping[str, str]
     told = " and ".join(f"{len(of)} follow{'s' * (len(of) == 1)} {end} ({first(of)})" for end, of in ends if of)
     rows = "rows" + " on several systems" * (len(several) < len(held))
     lead = "At the best setting each, s and damping included,"
-    return f"{lead} {clauses(together(main), f'of {len(labels)} {rows}, {told}' if told else '')}"
+    tallied = f"of {len(labels)} {rows}, {told}" if told and (len(labels) > FEW or not main) else ""
+    return f"{lead} {clauses(together(main), tallied)}"
+
+
+def of_main(claim: str, held: Mapping[str, Mapping[str, bool]], systems: Mapping[str, str]) -> str:
+    """On how many systems of each kind a claim holds for the main rules, in a figure of many; empty without them.
+
+    held: rule to system to whether it holds, for systems on which the rule has evidence
+    systems: name to what its Jacobian is, as `kind` says
+    """
+    main = {label: Predicate(claim, f"on {_by_kind(held[label], systems)}") for label in look.MAIN if held.get(label)}
+    return together(main)
 
 
 def kind(cells: DataFrame) -> str:
@@ -234,7 +244,9 @@ def _by_kind(on: Mapping[str, bool], systems: Mapping[str, str]) -> str:
     kinds = {kind: [on[s] for s in on if systems[s] == kind] for kind in dict.fromkeys(systems[s] for s in on)}
     if "" in kinds:
         return f"{part(sum(on.values()), len(on))} {things(len(on), 'system')}"
-    return listed([f"{part(sum(good), len(good))} {kind}" for kind, good in kinds.items()]) + things(len(on), " system")
+    tried = " tried" * (len(on) < len(systems))
+    told = [f"{part(sum(good), len(good))} {kind}" for kind, good in kinds.items()]
+    return f"{listed(told)}{things(len(on), ' system')}{tried}"
 
 
 # Over two coordinates
@@ -428,13 +440,37 @@ def _cheapest(known: DataFrame, rules: Sequence[str]) -> str:
 def of_cheapest(system: str, here: DataFrame) -> str:
     """The title of a panel of many rules: which one follows BPTT for the least cost, of the cost of BPTT itself."""
     known = evidence(here)
-    good = known[known["cosine_min"] >= FOLLOWS].sort_values(["cost", "estimator_label"], kind="stable")
-    if good.empty:
+    if (at := _least(here)) is None:
         return f"{system}: {'no rule follows BPTT' if len(known) else nothing(here)}"
-    at = good.iloc[0]
     whole = float(at["reference_cost"])
     cost = f"{at['cost'] / whole:.2g} of BPTT's cost" if whole == whole else f"{at['cost']:g} evaluations"
     return f"{system}: {look.words(at['estimator_label'])} follows for {cost}"
+
+
+def _least(here: DataFrame) -> Series | None:
+    """The setting that follows BPTT for the least cost, of equal ones that with the least error; None: there is none.
+
+    It is the first of the front that does, and so has a mark of its own.
+    """
+    known = evidence(here)
+    good = known[known["cosine_min"] >= FOLLOWS].sort_values(["cost", "error"], kind="stable")
+    return None if good.empty else good.iloc[0]
+
+
+def of_front(systems: Systems, kinds: Mapping[str, str]) -> str:
+    """The title of fronts of many rules: which rule is the cheapest one most often, and where the main ones follow."""
+    first = [at for here in systems.values() if (at := _least(here)) is not None]
+    rules = [str(at["estimator_label"]) for at in first]
+    if not rules:
+        return capital(NOTHING)
+    most = max(look.in_order(set(rules)), key=rules.count)
+    shares = sorted(float(at["cost"] / at["reference_cost"]) for at in first if at["reference_cost"] > 0)
+    ends = " to ".join(dict.fromkeys(f"{share:.2g}" for share in (shares[:1] + shares[-1:])))
+    of_all = f"; the least cost is {ends} of BPTT's" if ends else ""
+    where = f"{part(rules.count(most), len(systems))} systems"
+    lead = f"{look.words(most)} follows BPTT for the least cost on {where}{of_all}"
+    held = holding(systems, lambda rows: bool((rows["cosine_min"] >= FOLLOWS).any()))
+    return clauses(lead, of_main(f"{THROUGHOUT} at some cost", held, kinds))
 
 
 def of_costs(systems: Systems) -> str:
@@ -442,7 +478,7 @@ def of_costs(systems: Systems) -> str:
     if alone := only(systems):
         return of_cost(*alone)
     held = holding(systems, lambda rows: bool((rows["cosine_min"] >= FOLLOWS).any()))
-    return clauses(tallied(f"{THROUGHOUT} at some cost", held, systems), small_whole(systems, look.words))
+    return tallied(f"{THROUGHOUT} at some cost", held, systems)
 
 
 # Errors and causes

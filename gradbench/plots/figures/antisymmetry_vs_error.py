@@ -38,6 +38,8 @@ def draw_antisymmetry_vs_error(cells: DataFrame) -> Figure | None:
     shown = cells[~absent]
     if shown.empty:
         return None
+    if (shown["antisymmetry"] <= titles.SYMMETRIC).all():  # what is left on x is round-off
+        return None
     shown = shown.assign(error=1 - shown["cosine_min"])
     floored = bool((shown["error"] < FLOOR).any())
     shown["error"] = shown["error"].clip(lower=FLOOR)

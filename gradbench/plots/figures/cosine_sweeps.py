@@ -113,8 +113,9 @@ def _matrix(cells: DataFrame, rows: dict[hold.Place, DataFrame], x: str) -> Figu
         bands.Group(system, kinds[system], tuple(hold.number(value) for value in sorted(here[x].unique())))
         for system, here in shown.items()
     ]
-    figure = bands.of_cosines(cosines, groups, bands.SILENT)
-    look.title(figure, sweep_titles.of_sweeps({place.system: here for place, here in rows.items()}, x))
+    figure = bands.of_cosines(cosines, groups, bands.SILENT, columns=f"{COORDINATES[x].symbol or x} =")
+    of = {place.system: here for place, here in rows.items()}
+    look.title(figure, sweep_titles.of_crowded_sweeps(of, x, kinds))
     word = COORDINATES[x]
     look.caption(
         figure,

@@ -169,7 +169,7 @@ def _matrix(cells: DataFrame, params: DataFrame, budget: DataFrame, faithful: fl
         bands.Group(system, kinds[system], tuple(map(hold.number, sorted(of[knob].unique()))))
         for system, (_, of) in panels.items()
     ]
-    figure, _ = bands.draw(list(rules), groups, fields)
+    figure, _ = bands.draw(list(rules), groups, fields, columns=f"{COORDINATES[knob].symbol or knob} =")
     blank = Line2D([], [], linestyle="", label="blank: not run, or diverged, collapsed")
     silent = [bands.silent_key("some seeds not settled: no evidence")] * (HOLLOW in seen)
     look.strip(figure, [*_entries(seen, faithful), *silent, blank], 5)

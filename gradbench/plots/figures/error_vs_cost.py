@@ -133,7 +133,7 @@ def _of_many(cells: DataFrame, systems: dict[hold.Place, DataFrame]) -> Figure:
     every = pd.concat(systems.values())
     keys = [grey, stairs, look.followed_key(), *_triangle(systems)]
     look.legend(figure, coloured, keys, lined=(), hollow=bool((every["status"] != Status.SETTLED).any()))
-    look.title(figure, titles.of_costs({place.system: here for place, here in ordered}))
+    look.title(figure, titles.of_front({place.system: here for place, here in ordered}, kinds))
     look.caption(figure, [*CAPTION, bands.held_at(systems)])
     return figure
 

@@ -34,7 +34,7 @@ def draw_residual_vs_cosine(cells: DataFrame, threshold: float) -> Figure | None
     cells = hold.deepest(cells)
     absent = cells["cosine_min"].isna() | cells["residual"].isna()
     shown = cells[~absent]
-    if shown.empty:
+    if shown.empty or (shown["status"] == Status.SETTLED).all():  # of states at rest the residual tells nothing
         return None
     shown = shown.assign(residual=shown["residual"].clip(lower=EXACT), cosine_min=floored(shown["cosine_min"]))
     systems = dict(list(shown.groupby("system_label")))

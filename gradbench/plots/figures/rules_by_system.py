@@ -38,7 +38,7 @@ SETTING = tuple(name for name in COORDINATES if name != "seed")
 LEGEND = (  # places on the colours, and what they mean
     (
         0.8,
-        f"light: follows BPTT in direction (cosine {look.FOLLOWS:g} or more); below: its cost",
+        f"light: follows BPTT in direction (cosine {look.FOLLOWS:g} or more); below: its cost in evaluations of F",
     ),
     (0.1, "dark: misses BPTT; below: its most frequent cause"),
 )
