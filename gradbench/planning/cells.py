@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from math import isfinite
@@ -19,6 +19,7 @@ from gradbench.vocabulary.coordinates import COORDINATES, LATE, Point, Value
 
 PARAMS_FROM = "params_from"  # among the options of a system: the checkpoint of its parameters
 TRAININGS = Path("results/training")  # of `gradbench train` without --out: a folder for every training file
+_KINDS: tuple[Literal["system", "estimator"], ...] = ("system", "estimator")
 NAMES = ("system", "system_options", "estimator", "estimator_options")
 _UNSHARED: dict[str, Any] = {c.attribute: None for c in COORDINATES.values() if c.shared}
 # of a cell: the values that decide the free trajectory, which are equal in all cells of one problem
@@ -64,10 +65,7 @@ class Cell(Point):
     @property
     def labels(self) -> dict[str, str]:
         """System and estimator as people read them."""
-        return {
-            "system_label": _label(self.system, self.system_options, "system"),
-            "estimator_label": _label(self.estimator, self.estimator_options, "estimator"),
-        }
+        return {f"{kind}_label": _label(getattr(self, kind), getattr(self, f"{kind}_options"), kind) for kind in _KINDS}
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -88,6 +86,18 @@ class Cell(Point):
     def problem(self) -> Cell:
         """The coordinates that decide the free trajectory; all other coordinates are blank."""
         return replace(self, estimator="", estimator_options="", **_UNSHARED)
+
+
+def identities(cells: Sequence[Cell]) -> dict[str, list[Any]]:
+    """The columns that say which cells the rows of a table are of, as `identity` says it of one."""
+    named = [*((name, name) for name in NAMES), *((name, c.attribute) for name, c in COORDINATES.items())]
+    columns: dict[str, list[Any]] = {name: list(map(attrgetter(attribute), cells)) for name, attribute in named}
+    columns["cell"] = [cell.key for cell in cells]
+    for kind in _KINDS:
+        pairs = zip(columns[kind], columns[f"{kind}_options"], strict=True)
+        columns[f"{kind}_label"] = [_label(*pair, kind) for pair in pairs]
+    columns["dataset"] = list(map(_dataset, columns["system_options"]))
+    return columns
 
 
 @registry.remembered
