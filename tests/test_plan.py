@@ -15,7 +15,7 @@ import gradbench
 from gradbench.commands.running import prepare
 from gradbench.errors import UserError
 from gradbench.estimators.base import Count
-from gradbench.planning.cells import Cell
+from gradbench.planning.cells import Cell, key_at
 from gradbench.planning.plans import Plan, plan
 from gradbench.planning.suites import parse
 
@@ -51,6 +51,35 @@ GRIDS = st.fixed_dictionaries(
         "dtype": some(["float32", "float64"]),
     }
 )
+
+
+NUMBER = st.floats(allow_nan=False, allow_infinity=False) | st.integers(0, 2**63 - 1) | st.none()
+
+
+@given(
+    st.fixed_dictionaries(dict.fromkeys(("sigma", "damp", "T1", "T2", "beta", "eps", "seed", "batch"), NUMBER)),
+    st.fixed_dictionaries(
+        {name: st.text(max_size=5) for name in ("system", "system_options", "estimator", "estimator_options", "dtype")}
+    ),
+    st.sampled_from(["bptt", "implicit"]),
+    st.sampled_from(["euler", "anderson"]),
+)
+def test_the_key_of_a_cell_is_the_digest_of_its_coordinates(
+    numbers: dict[str, Any], words: dict[str, Any], reference: str, solver: str
+) -> None:
+    cell = Cell(**numbers, **words, reference=reference, solver=solver)
+    assert cell.key == key_at(cell.coordinates)
+
+
+@settings(max_examples=25)
+@given(GRIDS)
+def test_what_problems_cost_together_is_the_sum_of_what_each_costs(grid: dict[str, Any]) -> None:
+    p = planned({**grid, "batch": 2, "system": [{"name": name, "N": 2, "D": 4} for name in grid["system"]]})
+    shared, alone = (sum(counts, Count()) for counts in zip(*((q.cost, q.cost_alone) for q in p.problems), strict=True))
+    told = f"{shared.force:,}  ({alone.force:,} one cell at a time)"
+    assert p.summary["force evaluations"] == told
+    assert [q for family in p.families.values() for q in family if q.shape != family[0].shape] == []
+    assert Counter(q.shape for q in p.problems) == {shape: len(family) for shape, family in p.families.items()}
 
 
 def test_bptt_has_neither_depth_nor_nudge_and_is_planned_once() -> None:

@@ -52,7 +52,7 @@ def standing(planned: Plan, out: Path, device: str, engine: str = "auto") -> Sta
         wanted = {problem.key: problem.cells for problem in planned.problems}
         records = [record for _, record in judged(run, wanted, planned.thresholds)]
         # a record that cannot be trusted is measured again, and so is missing
-        told = [r["status"].to_pylist() for r in records if not isinstance(r, StoreError)]
+        told = [statuses for statuses in records if not isinstance(statuses, StoreError)]
         statuses = [Status(status) for statuses in told for status in statuses]
         failed = sum(status.incomplete for status in statuses)
         return Standing(str(run.folder), len(statuses) - failed, failed, len(planned.cells) - len(statuses), ())

@@ -305,11 +305,10 @@ def _finished(target: Run, problems: list[Problem], planned: Plan, retry: bool) 
     """
     finished: dict[str, list[str]] = {}
     wanted = {problem.key: problem.cells for problem in problems}
-    for key, record in list(judged(target, wanted, planned.thresholds)):
-        if isinstance(record, StoreError):
-            say(f"gradbench: {record}; set aside as {target.set_aside(key)}, to be measured again")
+    for key, statuses in list(judged(target, wanted, planned.thresholds)):
+        if isinstance(statuses, StoreError):
+            say(f"gradbench: {statuses}; set aside as {target.set_aside(key)}, to be measured again")
             continue
-        statuses = record["status"].to_pylist()
         if not (retry and any(Status(s).incomplete for s in statuses)):
             finished[key] = statuses
     return finished

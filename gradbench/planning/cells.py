@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
+from math import isfinite
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,8 +19,19 @@ from gradbench.vocabulary.coordinates import COORDINATES, LATE, Point, Value
 
 PARAMS_FROM = "params_from"  # among the options of a system: the checkpoint of its parameters
 TRAININGS = Path("results/training")  # of `gradbench train` without --out: a folder for every training file
-_NAMES = ("system", "system_options", "estimator", "estimator_options")
+_KINDS: tuple[Literal["system", "estimator"], ...] = ("system", "estimator")
+NAMES = ("system", "system_options", "estimator", "estimator_options")
 _UNSHARED: dict[str, Any] = {c.attribute: None for c in COORDINATES.values() if c.shared}
+# of a cell: the values that decide the free trajectory, which are equal in all cells of one problem
+common: attrgetter[Any] = attrgetter(
+    "system", "system_options", *(c.attribute for c in COORDINATES.values() if not c.shared)
+)
+
+# the values of a cell that few others are equal to, and those that many have in common
+_COUNTED = sorted((c for c in COORDINATES.values() if c.type is not str and not c.late), key=lambda c: c.name)
+_NAMED = [c for c in COORDINATES.values() if c not in _COUNTED]
+_NUMBERS: attrgetter[Any] = attrgetter(*(c.attribute for c in _COUNTED))
+_WORDS: attrgetter[Any] = attrgetter(*NAMES, *(c.attribute for c in _NAMED))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,28 +46,26 @@ class Cell(Point):
     @classmethod
     def of(cls, coordinates: Mapping[str, Any]) -> Cell:
         """The cell with these `coordinates`, as the property gives them."""
-        named = {name: coordinates[name] for name in _NAMES}
+        named = {name: coordinates[name] for name in NAMES}
         known = {**LATE, **coordinates}
         return cls(**named, **{c.attribute: known[name] for name, c in COORDINATES.items()})
 
     @cached_property
     def key(self) -> str:
         """Content key: equal cells have equal keys in every run of every suite."""
-        return key_at(self.coordinates)
+        text = _around(_WORDS(self)) % tuple(map(_json, _NUMBERS(self)))  # as `key_at`, in a quarter of the time
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
     def coordinates(self) -> dict[str, Value]:
         """All that tells cells apart: system, estimator, options and coordinates, under the names of the tables."""
-        named = {name: getattr(self, name) for name in _NAMES}
+        named = {name: getattr(self, name) for name in NAMES}
         return named | {name: getattr(self, c.attribute) for name, c in COORDINATES.items()}
 
     @property
     def labels(self) -> dict[str, str]:
         """System and estimator as people read them."""
-        return {
-            "system_label": _label(self.system, self.system_options, "system"),
-            "estimator_label": _label(self.estimator, self.estimator_options, "estimator"),
-        }
+        return {f"{kind}_label": _label(getattr(self, kind), getattr(self, f"{kind}_options"), kind) for kind in _KINDS}
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -75,6 +86,18 @@ class Cell(Point):
     def problem(self) -> Cell:
         """The coordinates that decide the free trajectory; all other coordinates are blank."""
         return replace(self, estimator="", estimator_options="", **_UNSHARED)
+
+
+def identities(cells: Sequence[Cell]) -> dict[str, list[Any]]:
+    """The columns that say which cells the rows of a table are of, as `identity` says it of one."""
+    named = [*((name, name) for name in NAMES), *((name, c.attribute) for name, c in COORDINATES.items())]
+    columns: dict[str, list[Any]] = {name: list(map(attrgetter(attribute), cells)) for name, attribute in named}
+    columns["cell"] = [cell.key for cell in cells]
+    for kind in _KINDS:
+        pairs = zip(columns[kind], columns[f"{kind}_options"], strict=True)
+        columns[f"{kind}_label"] = [_label(*pair, kind) for pair in pairs]
+    columns["dataset"] = list(map(_dataset, columns["system_options"]))
+    return columns
 
 
 @registry.remembered
@@ -123,6 +146,27 @@ def trained(path: Path, where: str = PARAMS_FROM) -> str:
 def key_at(coordinates: Mapping[str, Value]) -> str:
     """The content key of the cell at these coordinates, which a late coordinate enters where it is not the default."""
     return digest({name: value for name, value in coordinates.items() if name not in LATE or value != LATE[name]})
+
+
+@cache
+def _around(words: tuple[Value, ...]) -> str:
+    """The text that the key of a cell is the digest of, with %s for each of its numbers; `words` are its other values.
+
+    The numbers come in the order of the text, which is that of their names.
+    """
+    named = dict(zip((*NAMES, *(c.name for c in _NAMED)), words, strict=True))
+    known = {name: json.dumps(value) for name, value in named.items() if name not in LATE or value != LATE[name]}
+    parts = {name: text.replace("%", "%%") for name, text in known.items()} | {c.name: "%s" for c in _COUNTED}
+    return "{" + ", ".join(f'"{name}": {parts[name]}' for name in sorted(parts)) + "}"
+
+
+def _json(value: Value) -> str:
+    """A value as JSON."""
+    if value is None:
+        return "null"
+    if type(value) is int or (type(value) is float and isfinite(value)):
+        return repr(value)
+    return json.dumps(value)
 
 
 def digest(content: object) -> str:

@@ -5,21 +5,25 @@ Pure Python: planning ten thousand cells needs no torch.
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from gradbench.errors import UserError, near_miss, placed
 from gradbench.estimators.base import AbstractEstimator, Count
 from gradbench.estimators.reference import IMPLICIT, REFERENCE
 from gradbench.planning import registry, values
-from gradbench.planning.cells import PARAMS_FROM, Cell, digest, trained
+from gradbench.planning.cells import NAMES, PARAMS_FROM, Cell, common, digest, trained
 from gradbench.planning.problems import Problem, Shape, no_way_back, rule_of
 from gradbench.planning.selection import NAMED, keys, matches, why_none
 from gradbench.planning.suites import Check, Grid, Suite, Table
@@ -47,24 +51,35 @@ class Plan:
     @cached_property
     def problems(self) -> tuple[Problem, ...]:
         """Cells that share a free trajectory, in the order of the suite."""
-        grouped: dict[Cell, list[Cell]] = {}
-        for cell in self.cells:
-            grouped.setdefault(cell.problem, []).append(cell)
-        return tuple(Problem(tuple(cells)) for cells in grouped.values())
+        grouped: dict[tuple[Value, ...], list[Cell]] = {}
+        with uncollected():
+            for cell, shared in zip(self.cells, map(common, self.cells), strict=True):
+                if (there := grouped.get(shared)) is None:
+                    grouped[shared] = [cell]
+                else:
+                    there.append(cell)
+            return tuple(Problem(tuple(cells)) for cells in grouped.values())
+
+    @cached_property
+    def firsts(self) -> tuple[int, ...]:
+        """For every problem the place of the first one that has its shape and its costs, and differs in numbers."""
+        known: dict[object, int] = {}
+        return tuple(known.setdefault(problem.kind, i) for i, problem in enumerate(self.problems))
 
     @cached_property
     def families(self) -> dict[Shape, list[Problem]]:
         """Problems that share a shape."""
-        grouped: dict[Shape, list[Problem]] = {}
-        for problem in self.problems:
-            grouped.setdefault(problem.shape, []).append(problem)
+        shapes = {i: self.problems[i].shape for i in sorted(set(self.firsts))}
+        grouped: dict[Shape, list[Problem]] = {shape: [] for shape in shapes.values()}
+        for problem, first in zip(self.problems, self.firsts, strict=True):
+            grouped[shapes[first]].append(problem)
         return grouped
 
     @cached_property
     def parts(self) -> tuple[AbstractSystem | AbstractEstimator, ...]:
         """The systems and the rules that are measured, each with its options."""
-        different = {(p.point.system, p.point.system_options): p for p in self.problems}
-        rules = dict.fromkeys((c.estimator, c.estimator_options) for c in self.cells)
+        different = {(p.cells[0].system, p.cells[0].system_options): p for p in self.problems}
+        rules = dict.fromkeys(map(attrgetter("estimator", "estimator_options"), self.cells))
         return (*(problem.system for problem in different.values()), *(rule_of(*rule) for rule in rules))
 
     @cached_property
@@ -81,14 +96,22 @@ class Plan:
 
     def verify(self, items: Iterable[tuple[str, Iterable[Check | Table]]], where: str) -> None:
         """Raise UserError for a check that can have no verdict, and for a table without a cell: items by key."""
-        cells: list[dict[str, Value]] = [{**cell.coordinates, **cell.labels} for cell in self.cells]
-        verify_items(cells, "planned", items, where)
+        listed = [(key, tuple(entries)) for key, entries in items]
+        if any(entries for _, entries in listed):
+            named = {key for _, entries in listed for item in entries for key in item.where}
+            # rows that differ in nothing that is asked for are looked at once
+            asked = [c.attribute for name, c in COORDINATES.items() if name in named]
+            telling = attrgetter(*NAMES, *asked)
+            different = dict(zip(map(telling, reversed(self.cells)), reversed(self.cells), strict=True))
+            cells: list[dict[str, Value]] = [{**c.coordinates, **c.labels} for c in reversed(different.values())]
+            verify_items(cells, "planned", listed, where, len(self.cells))
 
     @property
     def summary(self) -> dict[str, str]:
         """The lines of `gradbench plan`, by name."""
-        shared = sum((p.cost for p in self.problems), Count())
-        alone = sum((p.cost_alone for p in self.problems), Count())
+        alike = Counter(self.firsts)
+        shared = sum((self.problems[i].cost * n for i, n in alike.items()), Count())
+        alone = sum((self.problems[i].cost_alone * n for i, n in alike.items()), Count())
         least = "at least " if shared.partial else ""  # rules that are a function ask for what they need
         return {
             "grid points": f"{self.points:,}  ({self.folded:,} folded, {self.repeated:,} planned by an earlier grid)",
@@ -106,8 +129,14 @@ class Plan:
         """The values of the coordinates that not every system and rule uses, where they are few."""
         told = {}
         for name, c in COORDINATES.items():
-            values = sorted({v for cell in self.cells if (v := getattr(cell, c.attribute)) is not None})
-            if c.optional and 0 < len(values) <= NAMED:
+            if not c.optional:
+                continue
+            if c.shared:
+                holders = [cell for i in set(self.firsts) for cell in self.problems[i].cells]
+            else:
+                holders = [problem.cells[0] for problem in self.problems]
+            values = sorted(set(map(attrgetter(c.attribute), holders)) - {None})
+            if 0 < len(values) <= NAMED:
                 told[name] = ", ".join(f"{v:g}" for v in values)
         return told
 
@@ -127,13 +156,18 @@ class Plan:
 
 
 def verify_items(
-    cells: Sequence[Mapping[str, Any]], kind: str, items: Iterable[tuple[str, Iterable[Check | Table]]], where: str
+    cells: Sequence[Mapping[str, Any]],
+    kind: str,
+    items: Iterable[tuple[str, Iterable[Check | Table]]],
+    where: str,
+    count: int | None = None,
 ) -> None:
     """Raise UserError for a check that can have no verdict among `cells`, and for a table without one.
 
     Messages call the cells those of a `kind`, such as planned. They begin with `where`, and with the key of a suite
-    under which the items stand.
+    under which the items stand. Where `cells` has one for many that are alike, `count` is how many they are.
     """
+    count = len(cells) if count is None else count
     known = {"status", *(k for cell in cells for k in keys(cell))}
     rules = {str(cell[k]) for cell in cells for k in ("estimator", "estimator_label")}
     for key_of_items, i, item in ((key, i, item) for key, listed in items for i, item in enumerate(listed)):
@@ -145,7 +179,7 @@ def verify_items(
         chosen = [cell for cell in cells if matches(cell, meant)]
         if not chosen:
             told = why_none(cells, meant, kind) if cells else f"no cell is {kind}"
-            raise UserError(f"{place}: where matches none of {len(cells):,} {kind} cells: {told}")
+            raise UserError(f"{place}: where matches none of {count:,} {kind} cells: {told}")
         for key, wanted in meant.items():  # a value that is misspelt would be left out without a word
             for value in wanted if isinstance(wanted, list) else ():
                 if not any(matches(cell, {key: value}) for cell in chosen):
@@ -177,25 +211,67 @@ def plan(
     `where` names the file of the suite in errors, and `places` says how an error calls the keys of grids that are not
     from there. `given` names the data that the caller brings, which are not drawn.
     """
-    cells: dict[Cell, None] = {}
-    skipped: dict[Cell, str] = {}
-    points = folded = repeated = 0
-    for i, grid in enumerate(suite.grid):
-        reasons: dict[Cell, str | None] = {}
-        named = {**{key: f"{where}: grid[{i}].{key}" for key in type(grid).model_fields}, **places}
-        for cell, reason in _points(grid, named, given):
-            points += 1
-            folded += cell in reasons
-            reasons[cell] = reason
-        repeated += sum(cell in cells or cell in skipped for cell in reasons)
-        cells |= {cell: None for cell, reason in reasons.items() if reason is None}
-        skipped |= {cell: reason for cell, reason in reasons.items() if reason is not None}
-    _refuse_shared_labels((*cells, *skipped), where)
-    return Plan(suite.name, tuple(cells), tuple(skipped.items()), points, folded, repeated, suite.decide())
+    points = folded = 0
+    planned: list[tuple[Cell, str | None]] = []  # of all grids
+    repeated: set[int] = set()  # their places where an earlier grid has the cell
+    known: set[Cell] = set()  # of earlier grids
+    with uncollected():
+        for i, grid in enumerate(suite.grid):
+            named = {**{key: f"{where}: grid[{i}].{key}" for key in type(grid).model_fields}, **places}
+            first = len(planned)
+            for block in _blocks(grid, named, given):
+                points += block.points
+                folded += block.points - len(block.reasons)
+                planned += block.cells()
+            if len(suite.grid) > 1:
+                new = {cell: j for j, (cell, _) in enumerate(planned[first:], first)}
+                repeated |= {j for cell, j in new.items() if cell in known}
+                known |= new.keys()
+        if repeated:
+            cells = tuple(dict.fromkeys(cell for cell, reason in planned if reason is None))
+            skipped = tuple({cell: reason for cell, reason in planned if reason is not None}.items())
+        else:
+            cells = tuple(cell for cell, reason in planned if reason is None)
+            skipped = tuple((cell, reason) for cell, reason in planned if reason is not None)
+    _refuse_shared_labels(cells, skipped, where)
+    return Plan(suite.name, cells, skipped, points, folded, len(repeated), suite.decide())
 
 
-def _points(grid: Grid, places: Mapping[str, str], given: Collection[str]) -> Iterator[tuple[Cell, str | None]]:
-    """Every point of a grid as a cell, with the reason why it is skipped, or None; `places` has the keys of errors."""
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Inside, no garbage is looked for: among a million cells, which hold none, that takes as long as to make them."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+class _Block(NamedTuple):
+    """The points of a grid at which one system and one rule meet."""
+
+    system: str
+    rule: tuple[str, str]  # name and options
+    points: int  # before points that are one cell were folded
+    reasons: dict[tuple[Any, ...], str | None]  # why a cell is skipped, by the options of its system and its values
+
+    def cells(self) -> Iterator[tuple[Cell, str | None]]:
+        """The cells, each with the reason why it is skipped, or None."""
+        attributes = [c.attribute for c in COORDINATES.values()]
+        name, options = self.rule
+        for (chosen, *at), reason in self.reasons.items():
+            point = dict(zip(attributes, at, strict=True))
+            yield (
+                Cell(system=self.system, system_options=chosen, estimator=name, estimator_options=options, **point),
+                reason,
+            )
+
+
+def _blocks(grid: Grid, places: Mapping[str, str], given: Collection[str]) -> Iterator[_Block]:
+    """Every point of a grid, by system and rule; `places` has the keys of errors."""
     pairs = itertools.product(
         _instances(grid.system, registry.system, places["system"]),
         _instances(grid.estimator, registry.estimator, places["estimator"]),
@@ -209,7 +285,8 @@ def _points(grid: Grid, places: Mapping[str, str], given: Collection[str]) -> It
         coordinates = [(places[n], v) for n, c in COORDINATES.items() for v in axes[c.attribute]]
         options = _numbers(system, places["system"]) + _numbers(estimator, places["estimator"])
         refuse_unheld(axes["dtype"], coordinates + options)
-        unused = {c.attribute: None for c in COORDINATES.values() if c.optional and c.name not in used}
+        unused = {c.attribute for c in COORDINATES.values() if c.optional and c.name not in used}
+        folded = {name: (None,) * len(values) if name in unused else values for name, values in axes.items()}
         reasons = {solver: skip_reason(system, estimator, solver) for solver in axes["solver"]}
         alone = {solver for solver in axes["solver"] if no_way_back(system, solver)}  # with one reference
         for solver, name in itertools.product(sorted(alone), grid.named(COORDINATES["reference"]) or ()):
@@ -217,19 +294,21 @@ def _points(grid: Grid, places: Mapping[str, str], given: Collection[str]) -> It
         rule = registry.options(estimator)
         sources = [trained(Path(name), places["params_from"]) for name in grid.params_from or ()]
         systems = [_options(system, source) for source in sources] or [registry.options(system)]
-        for chosen, *at in itertools.product(systems, *axes.values()):
-            point = dict(zip(axes, at, strict=True))
-            if point["solver"] in alone:
-                point["reference"] = IMPLICIT
-            reason = reasons[point["solver"]]
-            cell = Cell(
-                system=system.name,
-                system_options=chosen,
-                estimator=estimator.name,
-                estimator_options=rule,
-                **{**point, **unused},
-            )
-            yield cell, reason or (estimator.skip_cell(point["T1"], point["T2"]) if "T1" in used else None)
+        block = _Block(system.name, (estimator.name, rule), len(systems) * math.prod(map(len, axes.values())), {})
+        solver, T1, T2, reference = (1 + list(axes).index(name) for name in ("solver", "T1", "T2", "reference"))
+        where_read = {
+            (a, b): estimator.skip_cell(a, b) if "T1" in used else None
+            for a, b in itertools.product(axes["T1"], axes["T2"])
+        }
+        # the cells have no value of an axis that is not used, and a rule may ask for it all the same
+        all_points = zip(
+            itertools.product(systems, *axes.values()), itertools.product(systems, *folded.values()), strict=True
+        )
+        for point, at in all_points:
+            if alone and point[solver] in alone:
+                at = (*at[:reference], IMPLICIT, *at[reference + 1 :])
+            block.reasons[at] = reasons[point[solver]] or where_read[point[T1], point[T2]]
+        yield block
 
 
 def skip_reason(system: AbstractSystem, estimator: AbstractEstimator, solver: str) -> str | None:
@@ -250,10 +329,13 @@ def refuse_reference(name: object, system: AbstractSystem, solver: str, where: s
         raise UserError(f"{where} = {name!r}: it goes back through the steps of the relaxation, and {why}; {way_out}")
 
 
-def _refuse_shared_labels(cells: Iterable[Cell], where: str) -> None:
+def _refuse_shared_labels(cells: Sequence[Cell], skipped: Sequence[tuple[Cell, str]], where: str) -> None:
     """Raise UserError where two systems or two rules have one label: those from functions may share a name."""
     meant: dict[tuple[str, str], tuple[str, str]] = {}
-    for cell in cells:
+    different: dict[object, Cell] = {}
+    for cell in itertools.chain(cells, (cell for cell, _ in skipped)):
+        different.setdefault((cell.system, cell.system_options, cell.estimator, cell.estimator_options), cell)
+    for cell in different.values():
         pairs = ((cell.system, cell.system_options), (cell.estimator, cell.estimator_options))
         for (kind, label), item in zip(cell.labels.items(), pairs, strict=True):
             if meant.setdefault((kind, label), item) != item:

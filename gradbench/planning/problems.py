@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from operator import attrgetter
 from typing import NamedTuple, TypeVar
 
 from gradbench.estimators.base import AbstractEstimator, AbstractPhase, Count
@@ -14,9 +15,13 @@ from gradbench.estimators.reference import REFERENCE
 from gradbench.planning import registry
 from gradbench.planning.cells import PARAMS_FROM, Cell, digest
 from gradbench.systems.base import AbstractSystem
+from gradbench.vocabulary.coordinates import COORDINATES
 from gradbench.vocabulary.solver import Solver
 
 N = TypeVar("N", int, float)
+# what shapes and costs follow from, of a problem and of its cells
+_OF_A_KIND = attrgetter("system", "system_options", "solver", "batch", "dtype")
+_OF_A_PASS = attrgetter("estimator", "estimator_options", *(c.attribute for c in COORDINATES.values() if c.shared))
 Shape = tuple[object, ...]  # equal for problems that can run as one batch
 
 
@@ -116,6 +121,11 @@ class Problem:
             if phase_of(cell) != REFERENCE.phase:
                 grouped.setdefault(phase_of(cell), []).append(cell)
         return tuple(Pass(phase, tuple(cells), _ascending(c.steps for c in cells)) for phase, cells in grouped.items())
+
+    @property
+    def kind(self) -> object:
+        """Equal for problems of equal shape and costs that differ in numbers of their dynamics, or in the seed."""
+        return _OF_A_KIND(self.cells[0]), *map(_OF_A_PASS, self.cells)
 
     @property
     def shape(self) -> Shape:

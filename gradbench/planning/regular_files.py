@@ -31,7 +31,10 @@ def opened(path: Path, most: int) -> Iterator[IO[bytes]]:
 def regular(path: Path, most: int) -> bytes:
     """The content of a regular file of at most `most` bytes. Raises OSError for anything else."""
     with opened(path, most) as file:
-        content = file.read(most + 1)  # it may grow while it is read
+        size = os.fstat(file.fileno()).st_size  # a buffer of the largest size takes longer to make than most files
+        content = file.read(size + 1)
+        if len(content) > size:  # it grows while it is read
+            content += file.read(most + 1 - len(content))
         _refuse_larger(len(content), most)
         return content
 

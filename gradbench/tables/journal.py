@@ -42,6 +42,10 @@ class Journal:
         known = self._known().get(problem)
         return known is None or seal in known
 
+    def names(self, entry: str, seal: str) -> bool:
+        """Whether this seal was noted."""
+        return seal in self._known().get(entry, ())
+
     def _known(self) -> dict[str, set[str]]:
         with guarded(self.path):
             try:

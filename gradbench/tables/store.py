@@ -19,12 +19,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from gradbench.errors import StoreError, UserError
 from gradbench.planning.cells import digest
-from gradbench.tables import manifest
+from gradbench.tables import bundles, manifest
+from gradbench.tables.bundles import HOLDS, Batch, Bundles
 from gradbench.tables.disk import (
     DRAWN,
     SCRATCH,
@@ -71,6 +73,7 @@ NAMES = rf"(plan|config|env|checks|verdict|manifest|tables)\.json|\w+\.(parquet|
 BEFORE_ENV = re.compile(rf"(plan|config|checks)\.json|\.(plan|config|checks|env)\.json{DRAWN}")
 NAMES_BELOW = {
     "records": r".+\.parquet",
+    bundles.FOLDER: r".+\.parquet",
     "plots": r".+\.(svg|png|pdf)",
     "plots/paper": r".+\.(svg|pdf)",
     "plots/paper-sans": r".+\.(svg|pdf)",
@@ -126,11 +129,33 @@ def taken_apart(records: pa.Table) -> dict[str, pa.Table]:
 
 def _with_extra(records: pa.Table) -> pa.Table:
     """The table `cells` of records: behind its columns one for every name in `extra`, sorted; null where it is not."""
-    rows = [{entry["column"]: entry["value"] for entry in extra or ()} for extra in records["extra"].to_pylist()]
     cells = records.select(CELLS.names)
-    for name in sorted({name for row in rows for name in row}):
-        cells = cells.append_column(name, pa.array([row.get(name) for row in rows], pa.float64()))
+    nested = records["extra"].combine_chunks()
+    owner = pc.list_parent_indices(nested).to_numpy()
+    named = pc.struct_field(pc.list_flatten(nested), "column").dictionary_encode()
+    values = pc.struct_field(pc.list_flatten(nested), "value")
+    numbers, null = values.to_numpy(zero_copy_only=False), values.is_null().to_numpy(zero_copy_only=False)
+    codes = named.indices.to_numpy(zero_copy_only=False)
+    for code, name in sorted(enumerate(named.dictionary.to_pylist()), key=lambda entry: entry[1]):
+        there = np.flatnonzero(codes == code)
+        column, missing = np.zeros(len(records)), np.ones(len(records), bool)
+        column[owner[there]], missing[owner[there]] = numbers[there], null[there]
+        cells = cells.append_column(name, pa.array(column, pa.float64(), mask=missing))
     return cells
+
+
+def _batch(tables: dict[str, pa.Table]) -> Batch:
+    """Records as one table."""
+    seals = [table.schema.metadata[SEAL].decode() for table in tables.values()]
+    whole = pa.concat_tables(list(tables.values())).combine_chunks()
+    return Batch(list(tables), seals, list(map(len, tables.values())), whole)
+
+
+class Unread(NamedTuple):
+    """A record that cannot be used."""
+
+    problem: str
+    why: StoreError
 
 
 class Compaction(NamedTuple):
@@ -147,6 +172,7 @@ class Run:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._journal = Journal(folder)
+        self._bundles = Bundles(folder, self._journal)
 
     @property
     def id(self) -> str:
@@ -361,6 +387,7 @@ class Run:
         content, seal = sealed_table(table, SHORT)
         self._journal.note(problem, seal)
         write(self.path_of(problem), lambda file: file.write(content), inside=self.folder, told=told)
+        self._bundles.add(problem, seal, table, self.origin)
 
     def set_aside(self, problem: str) -> Path:
         """Rename a record that cannot be used, so that its problem is measured again; the new path, which was free."""
@@ -386,12 +413,56 @@ class Run:
             raise StoreError(f"{path}: damaged: it is not the record of problem {problem}")
         if table["cell"].null_count or len(set(table["cell"].to_pylist())) < len(table):
             raise StoreError(f"{path}: damaged: a cell has two rows, or a row no cell")
-        named = pc.struct_field(pc.list_flatten(table["extra"].combine_chunks()), "column")
-        if named.null_count or {*CELLS.names} & {*named.to_pylist()}:
+        if bundles.unusable(table):
             raise StoreError(f"{path}: damaged: it names a further column that cannot be one")
         if not self._journal.binds(problem, (table.schema.metadata or {}).get(SEAL, b"").decode()):
             raise StoreError(f"{path}: damaged: it is not the record that was stored")
         return table
+
+    def batches(self, problems: Iterable[str], *, copied: bool = True) -> Iterator[Batch | Unread]:
+        """The records of these problems, some at a time and in any order, or why one cannot be used, as `record` does.
+
+        If `copied`, rows come from bundles where the record is the one that was copied.
+        """
+        left = dict.fromkeys(problems)
+        if copied and os.path.lexists(self.folder / bundles.FOLDER):
+            seals = {}
+            for problem in left:
+                with suppress(StoreError):
+                    seal = read_seal(self.path_of(problem))
+                    if self._journal.binds(problem, seal):
+                        seals[problem] = seal
+            for batch in self._bundles.batches(seals, self.origin):
+                for problem in batch.problems:
+                    del left[problem]
+                yield batch
+        waiting = iter(left)
+        while some := list(itertools.islice(waiting, bundles.SIZE)):
+            yield from self._read(some)
+
+    def _read(self, problems: list[str]) -> Iterator[Batch | Unread]:
+        """A few records, checked together."""
+        tables: dict[str, pa.Table] = {}
+        for problem in problems:
+            try:
+                table = read_table(self.path_of(problem), RECORD)
+                told = table.schema.metadata
+                if self._foreign(told) or not self._journal.binds(problem, told.get(SEAL, b"").decode()):
+                    table = self.record(problem)
+                tables[problem] = table
+            except StoreError as error:
+                yield Unread(problem, error)
+        if not tables:
+            return
+        batch = _batch(tables)
+        if bundles.sound(batch):
+            yield batch
+            return
+        for problem in tables:
+            try:
+                yield _batch({problem: self.record(problem)})
+            except StoreError as error:
+                yield Unread(problem, error)
 
     def _foreign(self, metadata: Mapping[bytes, bytes]) -> str:
         """Why a record with this metadata is not of this run; empty where it is."""
@@ -412,7 +483,7 @@ class Run:
         Rows stand in the order of the plan, so that equal results make equal files. The manifest comes last, so that it
         is never that of other tables.
         """
-        made = self.compacted(extra)
+        made = self._compacted(extra, copying=True)
         self.outdate()
         env = {**METADATA, MADE_BY: self.origin[MADE_BY]}
         seals = {
@@ -434,20 +505,33 @@ class Run:
         return made.missing
 
     def compacted(self, extra: Iterable[dict[str, Any]]) -> Compaction:
-        """The tables that `compact` writes, from the records that there are now."""
+        """The tables that `compact` writes, from the records that there are now, and from no copies of them."""
+        return self._compacted(extra, copying=False)
+
+    def _compacted(self, extra: Iterable[dict[str, Any]], *, copying: bool) -> Compaction:
+        """The tables; if `copying`, from bundles where there are some, and others are made of what has none."""
         plan = self.plan
         planned = [c["cell"] for c in (*plan["cells"], *plan["skipped"])]
+        if "origin" not in self.__dict__:
+            self.origin = _origin(self.env, plan)  # without a second reading of the plan
         done = self.done()
+        tables, known = [], dict[str, str]()
         with way_out(f"{self.command} measures it again"):
-            records = {key: self.record(key) for key in plan["problems"] if key in done}
+            for part in self.batches((key for key in plan["problems"] if key in done), copied=copying):
+                if isinstance(part, Unread):
+                    raise part.why
+                tables.append(part.table)
+                known |= zip(part.problems, part.seals, strict=True)
+                if copying and HOLDS not in part.table.schema.metadata and len(part.problems) == bundles.SIZE:
+                    self._bundles.store(part, self.origin)
         unrecorded = pa.Table.from_pylist(list(extra), schema=RECORD)
-        table = pa.concat_tables([*records.values(), unrecorded])
+        table = pa.concat_tables([*tables, unrecorded])
+        del tables
         index = {key: i for i, key in enumerate(table["cell"].to_pylist())}
         there = [index[key] for key in planned if key in index]
         table = table.take(pa.array(there, pa.int64()))
-        tables = taken_apart(table)
-        seals = {key: record.schema.metadata[SEAL].decode() for key, record in records.items()}
-        return Compaction(tables, seals, len(planned) - len(there))
+        seals = {key: known[key] for key in plan["problems"] if key in known}
+        return Compaction(taken_apart(table), seals, len(planned) - len(there))
 
     def table(self, name: str) -> pa.Table:
         """One of the tables as it is stored. Raises StoreError where it is damaged, or not that of the manifest."""
