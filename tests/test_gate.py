@@ -18,6 +18,7 @@ import gradbench
 from gradbench.cli import _code
 from gradbench.errors import StoreError, UserError
 from gradbench.planning.cells import digest
+from gradbench.tables import journal
 from gradbench.tables.disk import BLANK, SEAL, read_table, write_json, write_table
 from gradbench.tables.manifest import NAME as MANIFEST
 from gradbench.tables.runs import find
@@ -509,6 +510,7 @@ def short(run: Run) -> None:
     path = record(run)
     write_table(path, read_table(path, RECORD).slice(1))
     (run.folder / MANIFEST).unlink()
+    (run.folder / journal.NAME).unlink()  # what holds the seals of records until there is a manifest
 
 
 def doubled(run: Run) -> None:
