@@ -336,9 +336,10 @@ def test_a_folder_of_the_name_of_a_shipped_suite_does_not_hide_it(tmp_path: Path
 def test_every_shipped_suite_plans_and_its_checks_can_have_a_verdict(tmp_path: Path, monkeypatch) -> None:
     shipped = [path.resolve() for path in files.SUITES.glob("*.toml")]
     monkeypatch.chdir(tmp_path)  # a plan names trained weights by their digest and looks no further into them
-    checkpoint = TRAININGS / "quick" / "20260101-000000-0000" / "checkpoint.pt"
-    checkpoint.parent.mkdir(parents=True)
-    checkpoint.touch()
+    for name in ("quick", "fa", "dfa"):
+        checkpoint = TRAININGS / name / "20260101-000000-0000" / "checkpoint.pt"
+        checkpoint.parent.mkdir(parents=True)
+        checkpoint.touch()
     for path in shipped:
         loaded = suites.load(path)
         few = Overrides.of({"seed": 0}) if path.stem == "million" else None  # all of it takes a minute to plan
@@ -349,13 +350,13 @@ def test_every_shipped_suite_plans_and_its_checks_can_have_a_verdict(tmp_path: P
 
 
 @pytest.mark.parametrize("path", sorted(files.SUITES.glob("*.toml")), ids=lambda path: path.stem)
-def test_every_shipped_suite_but_four_that_the_readme_names_checks_its_ruler(path: Path) -> None:
+def test_every_shipped_suite_but_five_that_the_readme_names_checks_its_ruler(path: Path) -> None:
     asked: set[str] = set()
     for check in suites.load(path).check:
         if check.where.get("estimator") == Control.name:
             kinds = check.where["kind"]
             asked |= {kinds} if isinstance(kinds, str) else set(kinds)
-    assert asked == (set() if path.stem in ("atlas", "claims", "field_full", "million") else set(get_args(Kind)))
+    assert asked == (set() if path.stem in ("aligned", "atlas", "claims", "field_full", "million") else set(get_args(Kind)))
 
 
 @pytest.mark.parametrize(
