@@ -356,7 +356,9 @@ def test_every_shipped_suite_but_five_that_the_readme_names_checks_its_ruler(pat
         if check.where.get("estimator") == Control.name:
             kinds = check.where["kind"]
             asked |= {kinds} if isinstance(kinds, str) else set(kinds)
-    assert asked == (set() if path.stem in ("aligned", "atlas", "claims", "field_full", "million") else set(get_args(Kind)))
+    assert asked == (
+        set() if path.stem in ("aligned", "atlas", "claims", "field_full", "million") else set(get_args(Kind))
+    )
 
 
 @pytest.mark.parametrize(

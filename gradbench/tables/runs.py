@@ -121,7 +121,7 @@ def _sound(run: Run) -> bool:
     if os.path.lexists(run.folder / "config.json"):
         run.sealed("config.json")
     else:
-        _ = run.plan
+        _ = run.origin  # of the plan; a run that goes on needs it and need not parse the plan again
     return True
 
 
