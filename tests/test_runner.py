@@ -29,7 +29,7 @@ from gradbench.engine import device, packs
 from gradbench.engine.device import resolve
 from gradbench.engine.packs import available
 from gradbench.errors import StoreError, UserError
-from gradbench.tables import runs
+from gradbench.tables import journal, runs
 from gradbench.tables.disk import read_json, read_table, write_table
 from gradbench.tables.schema import METADATA, RECORD
 from gradbench.tables.store import Run
@@ -421,6 +421,7 @@ def test_a_run_that_was_made_before_records_said_whose_they_are_is_read_and_gone
     assert judge(first).code is Exit.STORE
     for path in (first.folder / "records").iterdir():
         unsigned(path)
+    (first.folder / journal.NAME).unlink()
     unsealed(first, "checks.json", "bound_to")
     assert judge(first).code is Exit.INCOMPLETE
     done = run(suite)
