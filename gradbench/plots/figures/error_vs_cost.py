@@ -103,7 +103,8 @@ def _of_many(cells: DataFrame, systems: dict[hold.Place, DataFrame]) -> Figure:
     fronts = {place: _front(here[here["status"] == Status.SETTLED]) for place, here in ordered}
     drawn = {label for here in systems.values() for label in here["estimator_label"]}
     styles = {label: style for label, style in look.styles(cells).items() if label in drawn}
-    styles = look.lit(styles, {label for front in fronts.values() for label in front["estimator_label"]})
+    on_front = {label for front in fronts.values() for label in front["estimator_label"]}
+    styles = look.lit(styles, on_front | set(look.MAIN))  # the title names the main rules, wherever they are
     columns = min(4, len(systems))
     lines = -(-len(systems) // columns)
     figure = look.figure(1.0 + 2.1 * lines, wide=columns > 1)
@@ -111,8 +112,10 @@ def _of_many(cells: DataFrame, systems: dict[hold.Place, DataFrame]) -> Figure:
     for ax, (place, here) in zip(axes, ordered, strict=False):
         front = fronts[place]
         others = here.drop(front.index)
-        for _, rows in others.groupby("estimator_label"):
-            look.points(ax, rows, "cost", "error", look.OTHER)
+        main = others["estimator_label"].isin(look.MAIN)
+        look.points(ax, others[~main], "cost", "error", look.OTHER)
+        for label, rows in others[main].groupby("estimator_label"):
+            look.points(ax, rows, "cost", "error", styles[str(label)], alpha=0.8)
         ax.step(front["cost"], front["error"], where="post", linewidth=1.2, color=look.GREY)
         for label, rows in front.groupby("estimator_label"):
             look.points(ax, rows, "cost", "error", styles[str(label)])
@@ -128,7 +131,7 @@ def _of_many(cells: DataFrame, systems: dict[hold.Place, DataFrame]) -> Figure:
         ax.set_visible(i < len(systems))
     stairs = Line2D([], [], color=look.GREY, linewidth=1.2, label="least error of any rule for the cost")
     grey = Line2D([], [], color=look.OTHER.colour, linestyle="", marker="o", markersize=look.pt(look.OTHER.size))
-    grey.set_label("all other settings and rules")
+    grey.set_label("all other settings, but for naive and asymmetric EP")
     coloured = {label: style for label, style in styles.items() if style is not look.OTHER}
     every = pd.concat(systems.values())
     keys = [grey, stairs, look.followed_key(), *_triangle(systems)]
