@@ -98,7 +98,8 @@ def differing(env: Mapping[str, Any], other: Any) -> str:
     """What differs between the environment of a run and another one, in words."""
     if not isinstance(other, Mapping):
         return "no environment"
-    keys = [key for key in dict.fromkeys((*env, *other)) if env.get(key) != other.get(key)]
+    # `whole` is the identity without the share of a shard, and tells nothing more
+    keys = [key for key in dict.fromkeys((*env, *other)) if env.get(key) != other.get(key) and key != "whole"]
     told = [f"{key} {other.get(key)!r} in place of {env.get(key)!r}" for key in keys[:TOLD]]
     return ", ".join([*told, *([f"{len(keys) - TOLD} more"] if len(keys) > TOLD else [])])
 
