@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from tiny import assert_same_rows
 
 import gradbench as gb
 from gradbench.commands import agents, clusters, measuring
@@ -24,17 +25,7 @@ from gradbench.errors import UserError
 from gradbench.planning.cells import trained
 from gradbench.tables.store import Run
 
-COST_OF_TIME = ["seconds", "peak_memory"]
 FOLDER = Path(__file__).parent
-
-
-def same(a: pd.DataFrame, b: pd.DataFrame) -> None:
-    pd.testing.assert_frame_equal(
-        a.drop(columns=COST_OF_TIME).reset_index(drop=True),
-        b.drop(columns=COST_OF_TIME).reset_index(drop=True),
-        check_dtype=False,  # a column with a null is of floats
-        check_exact=True,
-    )
 
 
 def cells(suite: Any, out: Path, **more: Any) -> pd.DataFrame:
@@ -68,7 +59,7 @@ def test_rows_of_threads_workers_and_clusters_are_equal(
     assert f"cluster: 2 workers at {two_workers.scheduler_address}" in capsys.readouterr().err
     assert len(here) == 60
     for other in (processes, local, there):
-        same(here, other)
+        assert_same_rows(here, other)
 
 
 def test_plugins_travel_and_a_crash_costs_its_problem(
@@ -83,7 +74,7 @@ def test_plugins_travel_and_a_crash_costs_its_problem(
     }
     monkeypatch.setattr(measuring, "with_crew", lambda setup, planned: setup)
     healthy = cells(faulty([0], [0.5, 0.6]), tmp_path / "here")
-    same(with_faults[with_faults["fault"] == 0], healthy[healthy["gain"] < 0.7])
+    assert_same_rows(with_faults[with_faults["fault"] == 0], healthy[healthy["gain"] < 0.7])
     failing = gb.suite({"system": "faulty", "estimator": "aep", "fault": 8.0, "seed": list(range(9))}, name="bound")
     assert 1 <= len(cells(failing, tmp_path / "bound", cluster=two_workers, max_failures=1)) <= 4
 

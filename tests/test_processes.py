@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import warm
+from tiny import assert_same_rows
 
 import gradbench as gb
 from gradbench.commands import measuring, running
@@ -29,7 +29,6 @@ from gradbench.tables.store import Run
 from gradbench.vocabulary.exit import Exit
 
 pytestmark = pytest.mark.usefixtures("faulty_plugin")
-COST_OF_TIME = ["seconds", "peak_memory"]
 SAID = {  # by fault
     1: "the worker process was ended by SIGSEGV, twice",
     2: "the worker process ended with exit status 7, twice",
@@ -54,15 +53,6 @@ def run(asked: gb.Suite, out: Path, **more: Any) -> Run:
     return Run(gb.run(asked, out=out, device="cpu", **more).folder)
 
 
-def same(a: pd.DataFrame, b: pd.DataFrame) -> None:
-    pd.testing.assert_frame_equal(
-        a.drop(columns=COST_OF_TIME).reset_index(drop=True),
-        b.drop(columns=COST_OF_TIME).reset_index(drop=True),
-        check_dtype=False,  # a column with a null is of floats
-        check_exact=True,
-    )
-
-
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measuring, "with_crew", lambda setup, planned: setup)
 
@@ -74,7 +64,7 @@ def test_a_fault_costs_the_cells_of_its_problem(tmp_path: Path, monkeypatch: pyt
     assert (cells["status"] == np.where(cells["fault"] > 0, "error", "settled")).all()
     in_this_process(monkeypatch)
     threads = run(suite([0], healthy=(0.5, 0.6, 0.8)), tmp_path / "threads").cells
-    same(cells[cells["fault"] == 0], threads)
+    assert_same_rows(cells[cells["fault"] == 0], threads)
 
 
 @pytest.mark.long
@@ -87,7 +77,7 @@ def test_ten_kinds_of_faults_among_two_hundred_problems(tmp_path: Path, monkeypa
     assert set(bad["status"]) == {"error", "oom"}
     assert bad.loc[bad["status"] == "oom", "fault"].tolist() == [6]
     in_this_process(monkeypatch)
-    same(cells[cells["fault"] == 0], run(suite([0], healthy=gains), tmp_path / "threads").cells)
+    assert_same_rows(cells[cells["fault"] == 0], run(suite([0], healthy=gains), tmp_path / "threads").cells)
 
 
 def test_a_problem_that_is_late_says_so_and_is_tried_again_when_asked_for(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def test_no_module_of_the_top_has_the_name_of_a_public_function() -> None:
 
 
 def test_every_room_stands_in_the_design_with_what_it_decides() -> None:
-    from gradbench.commands.environment import DECIDING_ROOMS
+    from gradbench.engine.hosts import DECIDING_ROOMS
 
     design = (ROOT / "docs" / "design.md").read_text()
     lines = re.findall(r"^\| (`.*?) \| (yes|no) \|", design, re.MULTILINE)

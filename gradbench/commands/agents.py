@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from gradbench.engine import processes
 from gradbench.engine.failures import Failed, failure_of
-from gradbench.errors import UserError
 from gradbench.vocabulary.status import Status
 
 if TYPE_CHECKING:
@@ -95,8 +94,6 @@ def _answered(task: Task, ask: Any) -> bytes:
 def _failed(error: Exception) -> Failed:
     if isinstance(error, processes.CannotTravelError):
         return Failed(Status.ERROR, f"a system or a rule here cannot be read by a worker: {error}", refused=True)
-    if isinstance(error, UserError):
-        return Failed(Status.ERROR, str(error), refused=True)
     return processes.failure_of_worker(error) or failure_of(error)
 
 

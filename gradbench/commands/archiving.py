@@ -308,9 +308,7 @@ class _Archive:
 
     def end(self) -> None:
         """Raise StoreError where anything else follows than the blocks of zeros at the end."""
-        left = (
-            BLOCK + tarfile.RECORDSIZE
-        )  # two blocks end a tar, and at most a record less a block fills its last record
+        left = BLOCK + tarfile.RECORDSIZE  # two blocks end a tar, and less than a record fills its last record
         while part := self._some(BLOCK):
             left -= len(part)
             if left < 0 or part.strip(b"\0"):

@@ -14,7 +14,6 @@ from typing import Any
 
 from gradbench.commands.progress import say
 from gradbench.data import datasets
-from gradbench.engine.hosts import DECIDING_ROOMS as DECIDING_ROOMS
 from gradbench.engine.hosts import PACKAGE, Facts, Versions, room_digests, versions_here
 from gradbench.errors import UserError
 from gradbench.estimators.base import AbstractEstimator

@@ -114,7 +114,7 @@ def _foreign(planned: Plan) -> list[registry.Base]:
 
 
 def _is_foreign(cls: registry.Base) -> bool:
-    return cls.__module__.partition(".")[0] != origins.PACKAGE or registry.digest_of(cls) is not None
+    return not origins.is_of_package(cls) or registry.digest_of(cls) is not None
 
 
 def measured(

@@ -14,7 +14,7 @@ import sysconfig
 from contextlib import suppress
 from functools import cache
 from pathlib import Path, PurePath
-from types import ModuleType
+from types import FunctionType, ModuleType
 
 PACKAGE = "gradbench"
 _FOLDERS = tuple(
@@ -37,6 +37,11 @@ def is_installed_file(file: str) -> bool:
     return (
         file.startswith("<frozen ") or "site-packages" in parts or "dist-packages" in parts or file.startswith(_FOLDERS)
     )
+
+
+def is_of_package(item: type | FunctionType) -> bool:
+    """Whether a class or a function is code of gradbench itself."""
+    return item.__module__.partition(".")[0] == PACKAGE
 
 
 def file_of(module: ModuleType) -> str | None:

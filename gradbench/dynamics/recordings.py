@@ -74,15 +74,16 @@ def _parts(value: Any) -> _Parts:
         return _of_field(value)
     if kind in (Closed, StepMap):
         return _Parts((kind, *vars(value)), list(vars(value).values()), partial(_object_like, value))
-    if is_dataclass(kind) and kind.__hash__ != object.__hash__ and _is_of_package(kind):
+    if is_dataclass(kind) and kind.__hash__ != object.__hash__ and origins.is_of_package(kind):
         return _Parts((kind, value))  # systems and phases, which are equal where they do the same
     raise UnsharedError(f"{kind.__module__}.{kind.__qualname__}")
 
 
 def _of_function(function: FunctionType) -> _Parts:
+    """Raises UnsharedError for a closure of a caller. A test shows that those of the package read nothing else."""
     if function.__closure__ is None:
         return _Parts((FunctionType, function))
-    if function.__defaults__ or function.__kwdefaults__ or not _is_of_package(function):
+    if function.__defaults__ or function.__kwdefaults__ or not origins.is_of_package(function):
         raise UnsharedError(function.__qualname__)
 
     def made(inside: list[Any]) -> FunctionType:
@@ -94,14 +95,9 @@ def _of_function(function: FunctionType) -> _Parts:
     return _Parts((FunctionType, function.__code__), inside, made)
 
 
-def _is_of_package(item: type | FunctionType) -> bool:
-    """Whether something is code of the package, of which a test knows that it reads nothing else."""
-    return item.__module__.partition(".")[0] == origins.PACKAGE
-
-
 def _of_field(field: Field) -> _Parts:
     """Not the seeds: what a function draws, it draws before. Raises UnsharedError for a system of a caller."""
-    if not (field.system.lifted and _is_of_package(type(field.system))):
+    if not (field.system.lifted and origins.is_of_package(type(field.system))):
         raise UnsharedError(field.system.name)
     head = type(field), field.system, field.solver, getattr(field, "compiled", False)
 

@@ -148,12 +148,12 @@ def _whole(content: Checkpoint, size: int, version: int) -> bool:
         return False
 
 
-def load_params(path: str | Path, seed: int) -> Params:
-    """Trained theta of one seed, CPU. Raises UserError for a seed that was not trained, StoreError as `read`."""
-    return _params(read(Path(path)), path, seed)
+def load_params(path: str | Path, seed: int, archive: bytes | None = None) -> Params:
+    """Trained theta of one seed, CPU. `archive` is the content of the file where that was read before.
 
-
-def _params(content: Checkpoint, path: str | Path, seed: int) -> Params:
+    Raises UserError for a seed that was not trained, StoreError as `read`.
+    """
+    content = read(Path(path)) if archive is None else _content(archive, Path(path))
     if seed not in content["seeds"]:
         raise UserError(f"{path}: seed = {seed} was not trained{near_miss(str(seed), map(str, content['seeds']))}")
     c = content["seeds"].index(seed)
@@ -170,9 +170,13 @@ def bring(files: Mapping[str, bytes]) -> None:
 
 
 def planned_bytes(params_from: str) -> bytes:
-    """The file of the checkpoint that a plan names. Raises UserError where it changed since."""
+    """The file of the checkpoint that a plan names. Raises UserError where it is gone or changed since."""
     path = Path(params_from.rpartition("@")[0])
-    archive = regular(path, CHECKPOINT) if path.exists() else b""
+    try:
+        archive = regular(path, CHECKPOINT)
+    except OSError:
+        trained(path)  # it raises, and says how one is made
+        raise
     if hashlib.sha256(archive).hexdigest()[:16] != params_from.rpartition("@")[2]:
         raise UserError(f"{path}: is not the checkpoint that was planned: it has changed since")
     return archive
@@ -181,12 +185,8 @@ def planned_bytes(params_from: str) -> bytes:
 def planned_params(params_from: str, seed: int, shapes: Mapping[str, tuple[int, ...]]) -> Params:
     """Trained theta of the checkpoint that a plan names. Raises UserError where it changed, or is of another system."""
     path = Path(params_from.rpartition("@")[0])
-    if params_from in _brought:
-        theta = _params(_content(_brought[params_from], path), path, seed)
-    else:
-        if trained(path) != params_from:
-            raise UserError(f"{path}: is not the checkpoint that was planned: it has changed since")
-        theta = load_params(path, seed)
+    archive = _brought[params_from] if params_from in _brought else planned_bytes(params_from)
+    theta = load_params(path, seed, archive)
     if missing := [name for name in shapes if name not in theta]:
         raise UserError(f"{path}: has no {', '.join(missing)}: it was trained on another system")
     return theta

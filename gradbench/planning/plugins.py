@@ -148,7 +148,7 @@ def behind(parts: Iterable[AbstractSystem | AbstractEstimator]) -> tuple[Plugin,
     for cls in sorted({type(part) for part in parts}, key=lambda cls: cls.name):
         if plugin := _maker(cls):
             used[plugin.path] = plugin
-        elif cls.__module__.partition(".")[0] != origins.PACKAGE and registry.digest_of(cls) is None:
+        elif not origins.is_of_package(cls) and registry.digest_of(cls) is None:
             others.setdefault(cls.__module__, []).append(cls)
     plugins = used | {path: _plugin(path, classes) for path, classes in others.items()}
     return tuple(plugins[path] for path in sorted(plugins))
