@@ -18,6 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PathCollection
 from matplotlib.colors import to_rgb, to_rgba
 from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
@@ -229,6 +230,18 @@ def test_on_paper_a_figure_has_the_width_of_a_column_and_its_letters_in_the_file
     before = {path: path.read_bytes() for path in drawn if path.stem == "antisymmetry_vs_error"}
     assert {path: path.read_bytes() for path in plots.draw(run, style, ["antisymmetry_vs_error"])} == before
     assert look.page() is look.PAGES[plots.SCREEN]  # nothing of the style is left
+
+
+def test_a_font_that_the_list_of_matplotlib_lacks_is_used_all_the_same(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The list is made once for a user, without the fonts whose files could not be read at that moment."""
+    lacking = [font for font in fontManager.ttflist if not font.name.startswith("STIX")]
+    assert len(lacking) < len(fontManager.ttflist)
+    monkeypatch.setattr(fontManager, "ttflist", lacking)
+    fontManager.addfont(lacking[0].fname)  # adding a font makes matplotlib forget which fonts it looked up
+    (path,) = (p for p in plots.draw(run, "paper", ["antisymmetry_vs_error"]) if p.suffix == ".pdf")
+    assert b"STIXGeneral" in path.read_bytes()
 
 
 def test_the_smallest_letters_on_paper_have_five_points(run: Run) -> None:

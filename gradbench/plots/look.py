@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache, partial, wraps
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, ParamSpec, TypeAlias, TypeVar
 
 import matplotlib as mpl
@@ -21,7 +22,7 @@ import numpy as np
 import seaborn as sns
 from matplotlib.cbook import is_math_text
 from matplotlib.figure import Figure, SubFigure
-from matplotlib.font_manager import FontProperties
+from matplotlib.font_manager import FontProperties, fontManager
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib.textpath import text_to_path
@@ -252,8 +253,21 @@ def in_order(labels: Iterable[str]) -> list[str]:
     return sorted(labels, key=lambda label: (places.get(label.partition(" ")[0], len(places)), label))
 
 
+def _know_fonts() -> None:
+    """Tell matplotlib of the fonts that come with it and that its list of fonts lacks.
+
+    The list is made once for a user and kept on disk. It lacks a font whose file could not be read at that moment, and
+    a font that it lacks is replaced by another one without an error.
+    """
+    listed = {Path(font.fname).name for font in fontManager.ttflist}
+    for path in sorted((Path(mpl.get_data_path()) / "fonts" / "ttf").glob("*.ttf")):
+        if path.name not in listed:
+            fontManager.addfont(path)
+
+
 def theme() -> AbstractContextManager[None]:
     """Fonts, lines and grids, in force while a figure is made or saved."""
+    _know_fonts()
     settings: dict[RcKeyType, float | str | list[str]] = {
         **sns.axes_style("whitegrid"),
         "font.family": [page().family],
