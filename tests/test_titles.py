@@ -172,6 +172,15 @@ def test_reaches_of_a_kind_are_told_together(of_a: dict[float, float], of_b: dic
     assert said.replace(wording.BLANK, " ") == f"Naive EP follows BPTT in every parameter {words}"
 
 
+def test_a_rule_that_follows_somewhere_on_many_systems_is_said_to_without_their_names() -> None:
+    rising = {5: 0.5, 15: 0.999, 60: 0.999}
+    systems = {name: cells({"ep": rising if name == "a" else RIGHT}) for name in "abcd"}
+    said = sweep_titles.of_sweeps(systems, "T2").replace(wording.BLANK, " ")
+    assert said == "Naive EP follows BPTT in every parameter at some T2 on all 4 systems"
+    said = sweep_titles.of_sweeps(systems | {"d": cells({"ep": WRONG})}, "T2").replace(wording.BLANK, " ")
+    assert said.endswith("at no tested T2 on d, for T2 ≥ 15 (tested up to 60) on a, at every tested T2 on b and c")
+
+
 def beta(single: dict[float, float], double: dict[float, float]) -> pd.DataFrame:
     """Settled cells of asymmetric EP: beta to 1 - cos, in float32 and in float64."""
     by = (("float32", single), ("float64", double))

@@ -447,9 +447,9 @@ def panel_title(ax: Axes, sentence: str, point: str, width: float) -> None:
     ax.set_title(text, loc="left", fontsize=pt(VALUE))
 
 
-def followed(ax: Axes, level: float = FOLLOWS) -> None:
+def followed(ax: Axes, level: float = FOLLOWS, zorder: float = 1) -> None:
     """A line at the cosine from which on a rule is said to follow BPTT, or at the error up to which it is faithful."""
-    ax.axhline(level, color=GREY, linewidth=0.9, linestyle=FOLLOWED, zorder=1)
+    ax.axhline(level, color=GREY, linewidth=0.9, linestyle=FOLLOWED, zorder=zorder)
 
 
 def followed_key(statistic: str = "worst seed") -> Line2D:

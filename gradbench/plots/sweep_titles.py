@@ -13,6 +13,7 @@ from gradbench.plots.wording import (
     BLANK,
     FEW,
     MINUS,
+    NAMED,
     Predicate,
     cosine,
     equal,
@@ -187,10 +188,14 @@ def _reaches(systems: Systems, x: str) -> dict[str, Predicate]:
 
 
 def _grouped(of: dict[str, Reach], x: str, total: int) -> str:
-    """The reaches of one rule by system: those that are alike together, and different ones of a kind in one word."""
+    """The reaches of one rule by system: those that are alike together, and different ones of a kind in one word.
+
+    Of a rule that follows BPTT somewhere on every one of many systems, the rows of the figure say where.
+    """
     kinds: dict[tuple[bool, bool], dict[str, Reach]] = {}
+    anywhere = len(of) > NAMED and all(at.some for at in of.values()) and not all(at.every for at in of.values())
     for system, where in of.items():
-        kinds.setdefault((where.some, where.every), {})[system] = where
+        kinds.setdefault((where.some, where.every and not anywhere), {})[system] = where
     told = []
     for (_, every), group in sorted(kinds.items()):
         words = list(dict.fromkeys(where.words for where in group.values()))

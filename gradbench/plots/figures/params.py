@@ -170,7 +170,7 @@ def _with_whole(here: DataFrame) -> DataFrame:
 
 def _panel(ax: Axes, here: DataFrame, styles: dict[str, look.Style], slots: int) -> None:
     names, labels = [WHOLE, *here["param"].unique()], list(styles)
-    look.followed(ax)
+    look.followed(ax, zorder=3)  # above the bars, which reach it from below
     if large := titles.dominant(here):
         place = names.index(large[0])
         ax.axvspan(place - 0.5, place + 0.5, facecolor=SHADE, edgecolor=look.GREY, linewidth=0.6, zorder=0)
