@@ -488,6 +488,31 @@ def test_the_environment_says_where_and_with_what(write_suite: Any) -> None:
     assert len(env["identity"]) == 16
 
 
+@pytest.mark.parametrize("backlog", [1, 3])
+def test_where_the_disk_is_slow_a_bounded_number_of_problems_waits_for_it(
+    write_suite: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backlog: int
+) -> None:
+    begun, stored = [], []
+    keep, measure = Run.keep, packs.measure_pack
+
+    def slowly(self: Run, problem: str, rows: Any) -> None:
+        time.sleep(0.1)
+        keep(self, problem, rows)
+        stored.append(problem)
+
+    def measured(pack: Any, *more: Any) -> Any:
+        begun.append((len(pack), len(stored)))
+        return measure(pack, *more)
+
+    monkeypatch.setattr(running, "BACKLOG", backlog)
+    monkeypatch.setattr(Run, "keep", slowly)
+    monkeypatch.setattr(packs, "measure_pack", measured)
+    run = gradbench.run(str(write_suite()), out=tmp_path, device="cpu", engine="eager")
+    assert len(stored) == len(begun) == run.cells["problem"].nunique() == 6
+    lost = [1 + i - done for i, (_, done) in enumerate(begun)]  # by a kill, when a problem begins
+    assert max(lost) == 1 + backlog
+
+
 def slow(suite: Path, out: Path) -> warm.Process:
     """A run in a process of its own that takes its time over every problem, and tells its talk to the file `told`."""
     code = (

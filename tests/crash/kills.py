@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crash.forking import Ended, Kill, command
+from crash.forking import BACKLOG, Ended, Kill, command
 from crash.oracle import Oracle, WrongError, leftovers, started
 from crash.reporting import Report
 from crash.suites import undisturbed, write_suite
@@ -33,7 +33,7 @@ class Kind:
 
 
 PLAIN, LARGE, PLUGGED = Kind("plain", 0.7), Kind("large", 1.5, large=True), Kind("plugged", 6.0, plugin=0.9)
-AT_ONCE = 2  # problems that a run with threads has in flight: one is measured, one is stored
+AT_ONCE = 1 + BACKLOG  # problems of a run with threads that a kill may cost: one is measured, others wait for the disk
 
 
 def kills(folder: Path, seed: int, number: int, only: int | None = None, *, plugged: bool = True) -> Report:
