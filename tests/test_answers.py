@@ -222,9 +222,9 @@ def test_what_the_global_cosine_hides_is_told_with_the_parameter() -> None:
     assert (h.cells, h.of, h.cosine, h.param, h.cell) == (3, 4, 0.9990, "W", f"{0:016x}")
     assert (h.share, h.leader, h.leads) == (0.1, "b", 0.9)
     assert (
-        "The global cosine hides this: in 3 of 4 settled cells a parameter errs by more than 10 % while the global "
-        "cosine is 0.9990 or more. Most often it is W, which holds 10 % of |g|² in the median cell; b holds 90 %, "
-        "and the global cosine follows it."
+        "The global cosine hides this: in 3 of 4 settled cells the whole gradient errs by at most 10 %, at a global "
+        "cosine of 0.9990 or more, and a parameter by more than that. Most often it is W, which holds 10 % of |g|² in "
+        "the median cell; b holds 90 %, and the global cosine follows it."
     ) in told(*rows, cell(T2=20, rel_error=0.5))
 
 
@@ -278,10 +278,18 @@ def test_the_sentence_names_setting_error_places_and_seeds_and_the_cost_of_bptt_
         "Use ep at T2 = 10, β = 0.1: its error is at most 3 % at all 3 settled places (3 seeds a place). "
         "An estimate costs 120 evaluations of the force at T1 = 100, 0.3 times the 400 of BPTT; 220 at T1 = 200, "
         "0.275 times the 800 of BPTT.\n"
-        "There the smallest cosine of a parameter is 0.9980; T1 varies between the places."
+        "The smallest cosine of a parameter is 0.9980; T1 varies between the places."
     )
     assert "An estimate costs 120 evaluations of the force at T1 = 100; 220 at T1 = 200." in told(*rows)
     assert "BPTT" not in told(*rows)
+
+
+def test_the_places_with_the_most_seeds_are_told() -> None:
+    rows = [cell(T1=t, s=1.0, seed=i) for t in (100, 200) for i in range(3)] + [cell(T1=100, s=4.0)]
+    text = told(*rows)
+    assert "(3 seeds at 2 places and 1 seed at 1)" in text
+    assert "The places with 3 seeds have s 1 and T1 100 and 200." in text
+    assert "The places with" not in told(*rows[:-1])
 
 
 def test_a_system_without_a_free_phase_is_told_with_its_cost() -> None:
@@ -294,7 +302,9 @@ def test_a_system_without_a_free_phase_is_told_with_its_cost() -> None:
 def test_an_exception_is_told_with_its_error_its_parameter_and_its_place_and_not_counted_in_the_error() -> None:
     wrong = {"cosine_min": 0.5, "params": {"W": (0.5, 0.102)}}
     rows = [cell(T1=t, rel_error=0.03) for t in (100, 200, 300)]
-    assert told(*rows, cell(T1=400, **wrong)).startswith(
+    text = told(*rows, cell(T1=400, **wrong))
+    assert "The smallest cosine of a parameter is 0.9980 where the rule holds, and 0.5000 in all; T1 varies" in text
+    assert text.startswith(
         "Use ep at T2 = 10, β = 0.1: its error is at most 3 % at 3 of 4 settled places (1 seed a place, which tells "
         "nothing of the spread). The exception: 10.2 % in W at T1 = 400. Up to 10 % counts as faithful."
     )

@@ -4,6 +4,7 @@ GRADBENCH_BROWSER=required, as in CI."""
 from __future__ import annotations
 
 import csv
+import json
 import os
 import re
 import shlex
@@ -390,7 +391,34 @@ def test_a_tile_of_the_map_and_a_field_of_the_matrix_choose_their_cells(
         field = page.locator(".matrix .field").first
         system, rule = field.get_attribute("data-system"), field.get_attribute("data-rule")
         chosen = (cells["system_label"] == system) & (cells["estimator_label"] == rule)
-        assert counted(page)[0] == chosen.sum()
+        for name, value in json.loads(field.get_attribute("data-at")).items():
+            chosen &= cells[name] == value
+        assert 0 < counted(page)[0] == chosen.sum()
+        page.locator(".answers .opens").first.click()  # a grade in the table of a system does the same
+        assert len(set(column(page, 2))) == 1
+
+
+def test_seeds_together_are_a_row_with_the_worst_number_of_each(
+    chromium: Any, report: Path, cells: pd.DataFrame
+) -> None:
+    settled = cells[(cells["status"] == "settled") & cells["cosine_min"].notna()]
+    point = ["system_label", "estimator_label", "T1", "T2", "beta", "s", "damp", "eps", "dtype", "batch"]
+    groups = settled.groupby(point, dropna=False)
+    with opened(chromium, report, "#all=1&seeds=together&sort=-error") as page:
+        assert page.locator("#together").is_checked()
+        entries = page.locator(".pager").inner_text()
+        assert int(re.findall(r"to [\d,]+ of ([\d,]+)", entries)[0].replace(",", "")) == groups.ngroups
+        heads = [text.split(" ")[0] for text in page.locator(".cells th").all_inner_texts()]
+        shown = {name: column(page, 1 + heads.index(name)) for name in ("seeds", "cosine_min", "worst")}
+        assert "seed" not in heads
+        at = settled.assign(least=groups["cosine_min"].transform("min"), number=groups["cell"].transform("size"))
+        for seeds, least, key in zip(shown["seeds"], shown["cosine_min"], shown["worst"], strict=True):
+            row = at[at["cell"].str.startswith(key)].iloc[0]
+            text = f"{row['least']:.4f}"
+            assert least == (f"{row['least']:.6f}" if text == "1.0000" else text).replace("-", "\N{MINUS SIGN}")
+            assert int(seeds.split(" of ")[0]) == row["number"]
+        page.locator("#together").uncheck()
+        assert "together" not in page.url
 
 
 def test_a_tile_shows_the_worst_settled_cell(chromium: Any, report: Path, cells: pd.DataFrame) -> None:

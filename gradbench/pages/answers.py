@@ -76,7 +76,9 @@ class Setting:
     varied: tuple[str, ...]  # the coordinates in which the places differ
     fails: tuple[Failure, ...]
     within: float  # the largest error at the places where it holds; NaN where it holds nowhere
+    cosine: float  # the smallest of a parameter at the places where it holds; NaN where it holds nowhere
     seeds: dict[int, int]  # how many places have so many seeds, the most seeds first
+    often: dict[str, tuple[object, ...]]  # the values of `varied` at the places with the most seeds
     worst: Worst
     costs: tuple[Cost, ...]  # by T1, ascending
 
@@ -239,6 +241,7 @@ def _setting(
     _, values, here, rows = min(ranked, key=lambda entry: entry[0])
     seeds = rows.groupby(list(POINT), dropna=False)[SEED].nunique()
     varied = tuple(name for name in POINT if name not in brought and here[name].nunique(dropna=False) > 1)
+    often = seeds[seeds == seeds.max()].reset_index()
     return Setting(
         {name: _plain(value) for name, value in zip(brought, values, strict=True)},
         len(here),
@@ -246,7 +249,9 @@ def _setting(
         varied,
         tuple(_failures(rows[~rows["holds"]], varied)),
         float(rows.loc[rows["holds"], "error"].max()),
+        float(rows.loc[rows["holds"], "cosine_min"].min()),
         {int(n): int(places) for n, places in seeds.value_counts().sort_index(ascending=False).items()},
+        {name: tuple(map(_plain, sorted(often[name].dropna().unique()))) for name in varied},
         _worst(rows),
         tuple(_costs(source, here, brought)),
     )

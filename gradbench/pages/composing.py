@@ -73,9 +73,11 @@ def rendered(source: Source) -> str:
         "at": wording.at,
         "value": wording.value,
         "breakable": _breakable,
+        "exact": _exact,
     }
     environment.globals |= {"span": wording.span, "letter": wording.letter, "ends": sentences.ends}
     by_system = answered(source)
+    described = {f"{kind}s": _described(source, kind) for kind in ("estimator", "system")}
     script, library = _script(), shipped("uPlot.iife.min.js")
     return environment.get_template("report.html.jinja").render(
         source=source,
@@ -86,7 +88,8 @@ def rendered(source: Source) -> str:
         rules=_rules(by_system),
         matrix={(a.system, a.rule): a for told in by_system.values() for a in told},
         faithful=wording.percent(source.thresholds.faithful),
-        glossary=wording.glossary() | {f"{kind}s": _described(source, kind) for kind in ("estimator", "system")},
+        glossary=wording.glossary() | described,
+        described={name for names in described.values() for name in names},
         environment={name: source.env[name] for name in ENVIRONMENT if source.env.get(name) is not None},
         thresholds=_thresholds(source.thresholds),
         style=_part("style.css"),
@@ -96,6 +99,11 @@ def rendered(source: Source) -> str:
         digests=[_csp(library), _csp(script)],
         data=_data(source, by_system),
     )
+
+
+def _exact(values: Mapping[str, object]) -> str:
+    """Values of coordinates as JSON, for the script of the page; those that are missing are left out."""
+    return json.dumps({name: v for name, v in values.items() if v is not None and v == v})
 
 
 def _breakable(label: str) -> Markup:

@@ -58,8 +58,8 @@ def term(word: str, text: str = "") -> Piece:
 
 
 def rule(label: str) -> Piece:
-    """The label of a rule or a system."""
-    return Piece(label, name=True)
+    """The label of a rule or a system, whose name has a definition where the code has one."""
+    return Piece(label, term=label.partition(" ")[0], name=True)
 
 
 def completeness(source: Source) -> Iterator[Sentence]:
@@ -133,8 +133,13 @@ def _besides(answer: Answer, limit: str) -> Iterator[Sentence]:
     """Where a rule that can be trusted was tried, what breaks it, what the global cosine hides, what is not known."""
     s = answer.setting
     assert s is not None
-    told = f"There the smallest cosine of a parameter is {wording.cosine(s.worst.cosine_min)}"
+    told = f"The smallest cosine of a parameter is {wording.cosine(s.cosine)}"
+    if s.fails:
+        told = f"{told} where the rule holds, and {wording.cosine(s.worst.cosine_min)} in all"
     yield said(f"{told}; {_varied(s)}." if s.varied else f"{told}.")
+    if len(s.seeds) > 1 and s.often:
+        values = [f"{wording.letter(name)} {wording.some(there)}" for name, there in s.often.items()]
+        yield said(f"The places with {wording.many(max(s.seeds), 'seed')} have {listed(values)}.")
     if answer.breaks:
         where = ("Where ", rule(answer.rule), " fails, at this setting or another, ") if s.values else ()
         yield said(*where, f"{_breakers(answer.breaks)} it.")
@@ -245,10 +250,10 @@ def _hidden(answer: Answer, limit: str) -> Sentence:
     low: list[str | Piece] = [
         "The ",
         term("global cosine"),
-        f" hides this: in {h.cells:,} of {wording.many(h.of, 'settled cell')} a parameter errs by more than {limit} "
-        "while the global cosine is ",
+        f" hides this: in {h.cells:,} of {wording.many(h.of, 'settled cell')} the whole gradient errs by at most "
+        f"{limit}, at a global cosine of ",
         Piece(wording.cosine(h.cosine), cell=h.cell),
-        " or more. ",
+        " or more, and a parameter by more than that. ",
         f"Most often it is {h.param}",
     ]
     if h.leader == h.param:

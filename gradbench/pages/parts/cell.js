@@ -91,7 +91,7 @@ class CellPanel {
     if (same.length < 2) return [];
     const rows = same.sort((a, b) => this.at("seed", a) - this.at("seed", b)).map((j) => {
       const id = this.at("cell", j);
-      return [j === i ? make("b", {}, `${this.at("seed", j)}, this cell`) : make("a", { href: "#", onclick: (e) => { e.preventDefault(); this.explorer.open(id); } }, String(this.at("seed", j))), this.at("status", j), cosine(this.at("cosine_min", j)), percent(this.at("error", j)), this.at("cause", j) ?? ""];
+      return [j === i ? make("b", {}, `${this.at("seed", j)} (here)`) : make("a", { href: "#", onclick: (e) => { e.preventDefault(); this.explorer.open(id); } }, String(this.at("seed", j))), this.at("status", j), cosine(this.at("cosine_min", j)), percent(this.at("error", j)), this.at("cause", j) ?? ""];
     });
     return [make("h4", {}, "Seeds"), make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Seeds" }, simpleTable(["seed", "status", "cosine_min", "error", "cause"], rows))];
   }
@@ -118,11 +118,11 @@ class CellPanel {
       }
       return make("tr", {}, make("th", { scope: "row" }, get("param", r)), make("td", {}, track), make("td", { class: "n" }, cosine(c)), make("td", { class: "n" }, percent(error)), make("td", { class: "n" }, total ? percent(square(r) / total) : "–"), make("td", { class: "n" }, short(get("norm_ratio", r), 3)), make("td", {}, get("reason", r) ?? ""));
     });
-    const head = ["parameter", "cosine", "", "error", "share of |g|²", "norm ratio", ""].map((h, k) => make("th", { scope: "col", class: k > 1 && k < 6 ? "n" : "" }, h));
+    const head = ["parameter", "", "cosine", "error", "share of |g|\u2060²", "norm ratio", ""].map((h, k) => make("th", { scope: "col", class: k > 1 && k < 6 ? "n" : "" }, h));
     const button = make("button", { type: "button", class: "quiet" }, "CSV");
     const names = this.params.names.filter((n) => n !== "further");
     button.addEventListener("click", () => save(`${this.at("cell", i)}-params.csv`, csv(names, rows.map((r) => names.map((n) => get(n, r))))));
-    return [make("div", { class: "head" }, make("h4", {}, "Parameters, the smallest cosine first"), button), make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Parameters" }, make("table", { class: "params" }, make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...body)))];
+    return [make("div", { class: "head" }, make("h4", {}, "Parameters, the smallest cosine first"), button), make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Parameters" }, make("table", { class: "params bars" }, make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...body)))];
   }
 
   causes(i) {

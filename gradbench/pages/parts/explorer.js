@@ -75,6 +75,7 @@ class Explorer {
     $("#reset").addEventListener("click", () => { state.reset(); this.changed(); });
     $("#every").addEventListener("click", () => { state.reset(); state.filters.clear(); this.changed(); });
     $("#rows").addEventListener("change", (e) => { if (e.target.checked) state.options.set("rows", "all"); else state.options.delete("rows"); state.page = 0; this.changed(); });
+    $("#together").addEventListener("change", (e) => { if (e.target.checked) state.options.set("seeds", "together"); else state.options.delete("seeds"); state.page = 0; this.changed(); });
     $("#link").addEventListener("click", (e) => copied(location.href, e.currentTarget));
     const numeric = this.axes.filter((c) => typeof this.words(c.name)[0] === "number");
     const names = numeric.map((c) => c.name), brought = meta.brought.filter((n) => names.includes(n));
@@ -127,12 +128,17 @@ class Explorer {
     const settled = this.rows.reduce((n, i) => n + this.settled[i], 0);
     $("#count").textContent = `${this.rows.length.toLocaleString("en-US")} of ${this.cells.rows.toLocaleString("en-US")} cells, ${settled.toLocaleString("en-US")} settled`;
     $("#rows").checked = this.everyRow();
+    $("#together").checked = this.together();
     if (this.picks.length) { this.heat(); this.curves(); }
     this.table();
   }
 
   everyRow() {
     return this.state.option("rows", ["all"], "") === "all";
+  }
+
+  together() {
+    return this.state.option("seeds", ["together"], "") === "together";
   }
 
   // whether a row is in the table of cells: one that is not settled, and one of a control, has to be asked for
@@ -337,11 +343,46 @@ class Explorer {
     return `Median, and from smallest to largest, of ${few === most ? many(few) : `${few.toLocaleString("en-US")} to ${many(most)}`} a point${over ? `, which differ in ${over}: filter to hold one fixed` : ""}.${left ? ` ${left.toLocaleString("en-US")} that are not settled, or have no such number, are left out.` : ""}`;
   }
 
+  // a number for every cell that it has in common with those that differ from it in the seed alone
+  points() {
+    if (this.pointOf) return this.pointOf;
+    const names = ["system_label", "estimator_label", ...this.axes.map((c) => c.name).filter((n) => n !== "seed")];
+    const codes = names.map((n) => this.cells.columns[n].codes), known = new Map();
+    this.pointOf = Uint32Array.from({ length: this.cells.rows }, (_, i) => {
+      const key = codes.map((c) => c[i]).join();
+      if (!known.has(key)) known.set(key, known.size);
+      return known.get(key);
+    });
+    return this.pointOf;
+  }
+
+  // what the table has a row for: cells, or points with the worst number of their seeds, in the order that is asked for
+  entries(order) {
+    const { columns } = this.cells;
+    if (!this.together()) return order.map((i) => ({ i, at: (name) => columns[name].at(i) }));
+    const of = this.points(), groups = new Map(), asked = new Map();
+    for (const i of this.rows) asked.set(of[i], (asked.get(of[i]) ?? 0) + 1);
+    for (const i of order) groups.has(of[i]) ? groups.get(of[i]).push(i) : groups.set(of[i], [i]);
+    const made = [...groups].map(([point, rows]) => {
+      // the row whose number is the worst; one without a number is worse than all
+      const worst = (name) => { const v = columns[name].numbers, rank = (i) => (Number.isNaN(v[i]) ? Infinity : name === "error" ? v[i] : -v[i]); return rows.reduce((a, b) => (rank(b) > rank(a) ? b : a)); };
+      const rowOf = { cosine_min: worst("cosine_min"), error: worst("error"), cosine: worst("cosine") };
+      Object.assign(rowOf, { worst: rowOf.cosine_min, error_of: rowOf.error });
+      const seeds = `${rows.filter((i) => this.settled[i]).length} of ${asked.get(point)}`;
+      return { i: rowOf.error, at: (name) => (name === "seeds" ? seeds : columns[name].at(rowOf[name] ?? rowOf.error)) };
+    });
+    const name = this.state.sort.replace(/^-/, ""), sign = this.state.sort.startsWith("-") ? -1 : 1;
+    if (!columns[name]?.numbers) return made;
+    const missing = (v) => v == null || Number.isNaN(v);
+    return made.sort((a, b) => { const p = a.at(name), q = b.at(name); return missing(p) ? (missing(q) ? 0 : 1) : missing(q) ? -1 : sign * (p - q); });
+  }
+
   columns() {
+    const together = this.together();
     const varies = (name) => { const { codes } = this.cells.columns[name]; return this.order.some((i) => codes[i] !== codes[this.order[0]]); };
-    const varied = this.axes.map((c) => c.name).filter(varies);
+    const varied = this.axes.map((c) => c.name).filter((name) => varies(name) && !(together && name === "seed"));
     return [
-      { name: "cell", words: "cell" }, ...(varies("status") ? [{ name: "status", words: "status" }] : []), ...(varies("system_label") ? [{ name: "system_label", words: "system" }] : []), { name: "estimator_label", words: "estimator" },
+      { name: "cell", words: together ? "worst seed" : "cell" }, ...(together ? [{ name: "seeds", words: "seeds settled", fixed: true }] : []), ...(varies("status") ? [{ name: "status", words: "status" }] : []), ...(varies("system_label") ? [{ name: "system_label", words: "system" }] : []), { name: "estimator_label", words: "estimator" },
       { name: "cosine_min", words: "cosine_min", number: true }, { name: "worst", words: "lowest in" }, { name: "error", words: "error", number: true }, { name: "error_of", words: "largest in" },
       ...varied.map((name) => ({ name, words: this.letter(name), number: true })),
       { name: "cause", words: "cause" }, { name: "work", words: "evaluations", number: true }, { name: "cosine", words: "global cosine", number: true },
@@ -369,20 +410,20 @@ class Explorer {
   }
 
   table() {
-    const { state } = this, order = (this.order = this.sorted()), columns = this.columns();
-    const pages = Math.max(1, Math.ceil(order.length / PAGE_ROWS));
+    const { state } = this, entries = this.entries((this.order = this.sorted())), columns = this.columns();
+    const pages = Math.max(1, Math.ceil(entries.length / PAGE_ROWS));
     state.page = Math.min(state.page, pages - 1);
     const sortName = state.sort.replace(/^-/, ""), down = state.sort.startsWith("-");
     const head = make("tr", {}, ...columns.map((c) => {
       const now = c.name === sortName;
       const flip = () => { state.sort = now && !down ? `-${c.name}` : c.name; state.page = 0; this.changed(); };
-      return make("th", { scope: "col", class: `${c.number ? "n" : ""}${["cause", "worst", "error_of", "cosine", "work"].includes(c.name) ? " wideonly" : ""}`, "aria-sort": now ? (down ? "descending" : "ascending") : "none" }, make("button", { type: "button", onclick: flip }, `${c.words}${now ? (down ? " ↓" : " ↑") : ""}`));
+      return make("th", { scope: "col", class: `${c.number ? "n" : ""}${["cause", "worst", "error_of", "cosine", "work"].includes(c.name) ? " wideonly" : ""}`, "aria-sort": now ? (down ? "descending" : "ascending") : "none" }, c.fixed ? c.words : make("button", { type: "button", onclick: flip }, `${c.words}${now ? (down ? " ↓" : " ↑") : ""}`));
     }));
     const from = state.page * PAGE_ROWS;
-    const body = order.slice(from, from + PAGE_ROWS).map((i) => {
+    const body = entries.slice(from, from + PAGE_ROWS).map(({ i, at }) => {
       const id = this.cells.columns.cell.at(i);
       const row = make("tr", { class: `${id === this.state.cell ? "chosen" : ""}${this.settled[i] ? "" : " open"}` }, ...columns.map((c) => {
-        const v = this.cells.columns[c.name].at(i);
+        const v = at(c.name);
         const cls = `${c.number ? "n" : ""}${["cause", "worst", "error_of", "cosine", "work"].includes(c.name) ? " wideonly" : ""}`;
         if (c.name === "cell") return make("td", {}, make("a", { href: "#", "data-cell": id, onclick: (e) => { e.preventDefault(); e.stopPropagation(); this.open(id); } }, id.slice(0, 8)));
         if (c.name === "status") return make("td", { class: "what" }, make("i", { class: `dot status ${v}`, "aria-hidden": "true" }), v);
@@ -394,11 +435,11 @@ class Explorer {
     });
     $("#cells").replaceChildren(make("table", { class: "cells" }, make("thead", {}, head), make("tbody", {}, ...body)));
     const turn = (to) => { state.page = to; this.changed(); $("#cells").scrollIntoView({ block: "nearest" }); };
-    const last = Math.min(from + PAGE_ROWS, order.length);
+    const last = Math.min(from + PAGE_ROWS, entries.length);
     $(".pager").replaceChildren(...[
       make("button", { type: "button", class: "quiet", disabled: state.page === 0, onclick: () => turn(state.page - 1) }, "Previous"),
-      make("span", {}, order.length ? `${(from + 1).toLocaleString("en-US")} to ${last.toLocaleString("en-US")} of ${order.length.toLocaleString("en-US")}` : "no cell"),
-      order.length < this.rows.length ? make("span", { class: "dim" }, `${(this.rows.length - order.length).toLocaleString("en-US")} that are not settled or of a control are left out`) : null,
+      make("span", {}, entries.length ? `${(from + 1).toLocaleString("en-US")} to ${last.toLocaleString("en-US")} of ${entries.length.toLocaleString("en-US")}` : "no cell"),
+      this.order.length < this.rows.length ? make("span", { class: "dim" }, `${(this.rows.length - this.order.length).toLocaleString("en-US")} that are not settled or of a control are left out`) : null,
       make("button", { type: "button", class: "quiet", disabled: state.page >= pages - 1, onclick: () => turn(state.page + 1) }, "Next"),
     ].filter(Boolean));
   }

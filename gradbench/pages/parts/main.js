@@ -64,10 +64,15 @@ async function begin() {
     e.preventDefault();
     explorer.open(link.getAttribute("href").replace("#cell=", ""));
   });
-  for (const field of document.querySelectorAll(".field")) {
+  for (const field of document.querySelectorAll(".opens")) {
     field.addEventListener("click", () => {
+      const { system, rule, at } = field.dataset;
       state.reset();
-      state.filters = new Map([["system_label", new Set([field.dataset.system])], ["estimator_label", new Set([field.dataset.rule])]]);
+      state.filters = new Map();
+      for (const [name, value] of Object.entries({ system_label: system, estimator_label: rule, ...JSON.parse(at) })) {
+        if (fields[name]?.includes(value)) state.set(name, new Set([value]));
+      }
+      hideTip();
       changed();
       $("#explorer").scrollIntoView();
       $("#explorer").focus({ preventScroll: true });
