@@ -10,14 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from gradbench.errors import StoreError, UserError, near_miss
 from gradbench.planning.cells import trained
 from gradbench.planning.regular_files import CHECKPOINT, regular
-from gradbench.tables.disk import guarded, read_seal, write
+from gradbench.tables.disk import guarded, read_footer, read_seal, write
 from gradbench.tables.schema import CHECKPOINT_OF
 
 if TYPE_CHECKING:
@@ -117,10 +115,10 @@ def _logged(log: Path, rows: int) -> bytes | None:
     """
     try:
         read_seal(log)
-        footer = pq.read_metadata(log)
-    except (StoreError, OSError, pa.ArrowException):
+    except (StoreError, OSError):
         return None
-    return (footer.metadata or {}).get(CHECKPOINT_OF) if footer.num_rows == rows else None
+    footer = read_footer(log)
+    return footer.metadata.get(CHECKPOINT_OF) if footer is not None and footer.rows == rows else None
 
 
 def _refuse_packed(archive: bytes) -> None:

@@ -28,7 +28,7 @@ from gradbench.planning.plans import plan
 from gradbench.planning.registry import DIGEST
 from gradbench.tables.checks import where_is
 from gradbench.tables.consistency import RANGE_ERROR
-from gradbench.tables.disk import SCHEMA, read_metadata, read_table, write_table
+from gradbench.tables.disk import SCHEMA, read_footer, read_table, write_table
 from gradbench.tables.findings import Finding
 from gradbench.tables.runs import results_folder
 from gradbench.tables.schema import BASELINE_VERSION, BETTER, IDENTITY, OUTCOME, range_of
@@ -141,9 +141,10 @@ def _no_baseline(path: Path, run: Run) -> str:
     expected = "expected a file that gradbench baseline set wrote"
     if path.exists() and not path.is_file():
         return f"is no file, {expected}"
-    metadata = read_metadata(path)
-    if metadata is None:
+    footer = read_footer(path)
+    if footer is None:
         return "" if _torn(path) else f"is no table, {expected}"
+    metadata = footer.metadata
     version = metadata.get(SCHEMA, b"none").decode(errors="replace")
     if not version.startswith(KIND):
         return f"is a table of schema version {version}, {expected}"

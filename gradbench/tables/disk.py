@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -339,11 +339,19 @@ def _decoded(content: bytes) -> pa.Table:
     return table
 
 
-def read_metadata(path: Path) -> dict[bytes, bytes] | None:
-    """What the footer of a parquet file says; None where the file is not, or no longer, one."""
+class Footer(NamedTuple):
+    """What the footer of a parquet file says."""
+
+    rows: int
+    metadata: dict[bytes, bytes]
+
+
+def read_footer(path: Path) -> Footer | None:
+    """The footer of a parquet file; None where the file is not, or no longer, one."""
     try:
-        return pq.read_metadata(pa.BufferReader(regular(path, TABLE_BYTES))).metadata or {}
-    except (pa.ArrowException, OSError):
+        told = pq.read_metadata(pa.BufferReader(regular(path, TABLE_BYTES)))
+        return Footer(told.num_rows, told.metadata or {})
+    except Exception:  # whatever bytes that are no parquet make pyarrow raise
         return None
 
 

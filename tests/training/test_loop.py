@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import warm
+from crash.sealing import reseal
 
 import gradbench as gb
 from gradbench.commands.progress import StepProgress
@@ -168,6 +169,17 @@ def test_a_damaged_checkpoint_is_told_and_the_log_is_written_from_a_sound_one(fi
     done.checkpoint.write_bytes(content[: len(content) // 2])
     with pytest.raises(StoreError, match=r"checkpoint.pt: damaged: .*--fresh"):
         train(str(file), out=tmp_path, device="cpu")
+
+
+def test_a_log_with_a_column_whose_name_is_no_text_is_damaged_and_written_anew(file: Path, tmp_path: Path) -> None:
+    done = train(str(file), out=tmp_path, device="cpu")
+    log, path = done.log, done.folder / "log.parquet"
+    content = path.read_bytes()
+    assert reseal(path, content.replace(b"\x06status", b"\x06\xectatus"))  # pyarrow raises UnicodeDecodeError
+    assert checkpoint.read(done.checkpoint)["step"] == 9
+    with pytest.raises(StoreError, match=r"log.parquet: damaged"):
+        done.log  # noqa: B018
+    assert train(str(file), out=tmp_path, device="cpu").log.equals(log)
 
 
 def test_steps_without_a_finite_gradient_are_counted_and_trained_around(file: Path, tmp_path: Path) -> None:
