@@ -64,7 +64,7 @@ def fuzz(folder: Path, seed: int, number: int, only: str | None = None) -> Repor
     for target in targets:
         began = time.monotonic()
         rng = random.Random(f"{seed} {target.name}")
-        left = number // len(targets)
+        left = -(-number // len(targets))  # no fewer inputs in all than were asked for
         if only is not None:
             if only.partition(",")[0] != target.name:
                 continue

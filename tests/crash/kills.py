@@ -44,7 +44,7 @@ def kills(folder: Path, seed: int, number: int, only: int | None = None, *, plug
     life = 0
     while report.counts["kills"] < number:
         if only is None or life == only:
-            kind = PLUGGED if plugged and life % 3 == 2 else LARGE if life % 4 == 1 else PLAIN
+            kind = PLUGGED if plugged and life % 3 == 2 else LARGE if life % 8 == 1 else PLAIN
             try:
                 live(folder / f"life{life}", f"{seed} {life}", oracles[kind], kind, report)
             except WrongError as wrong:
