@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from tiny import assert_same_rows
 import gradbench as gb
 from gradbench.commands import agents, clusters, measuring
 from gradbench.commands.archiving import prove
+from gradbench.commands.executing import Job
 from gradbench.engine import checkpoint, hosts
 from gradbench.errors import UserError
 from gradbench.planning.cells import trained
@@ -124,6 +126,46 @@ def test_workers_that_differ_are_named(changed: dict[str, Any], told: str, monke
         there.agreed("cpu", None, [])
     monkeypatch.setattr(clusters.Cluster, "ask", lambda *_: {"tcp://a": FACTS, "tcp://b": {**FACTS, "budget": 0}})
     assert there.agreed("cpu", None, []) == {**FACTS, "budget": 0}
+
+
+def test_who_comes_back_at_an_address_is_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = clusters.Cluster(None, {}, local=False)  # type: ignore[arg-type]  # which is asked nothing
+    there.agreeing = {"tcp://a"}
+    seen = [{"tcp://a": 1}, {}, {"tcp://a": 1}]
+    asked: list[tuple[str, str]] = []
+    monkeypatch.setattr(clusters, "LOOK", 0.0)
+    monkeypatch.setattr(clusters.Cluster, "workers", lambda _: seen.pop(0))
+    monkeypatch.setattr(clusters.Cluster, "address", "tcp://s")
+    monkeypatch.setattr(clusters.ClusterLanes, "_ask", lambda _, task, *more: asked.append((task.address, task.kind)))
+    terms = clusters.Terms(
+        content=b"", facts=FACTS, device="cpu", engine="eager", memory=None, data=[], budget=1, seconds=None
+    )
+    lanes = clusters.ClusterLanes(there, terms)
+    while seen:
+        lanes._look()
+    assert asked == [("tcp://a", "open"), ("tcp://a", "check")]
+    lanes.workers["tcp://a"].ready = True  # and so is one that does not know the session, which was started since
+    lanes._measured(clusters._Asked("tcp://a", "job", Job([])), agents.Unopened())
+    assert asked[2:] == [("tcp://a", "check")]
+    assert not lanes.workers["tcp://a"].ready
+
+
+def test_what_answers_and_is_no_scheduler_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clusters, "CONNECT", 0.5)
+    listening = socket.create_server(("127.0.0.1", 0))  # takes a connection and never says a word
+    files = {"a": '{"address": 5}', "b": "[1", "c": "{}"}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    given = {
+        f"tcp://127.0.0.1:{listening.getsockname()[1]}": "nothing of dask answers|in .* time|Timed out",
+        "tls://127.0.0.1:1": "TLS expects",
+        "foo://a": "unknown address scheme",
+        **{str(tmp_path / name): "is no file of a scheduler" for name in files},
+    }
+    with listening:
+        for name, told in given.items():
+            with pytest.raises(UserError, match=told), clusters.connected(name, "cpu"):
+                pass
 
 
 def test_a_worker_of_another_version_stops_a_run_before_it_begins(

@@ -21,7 +21,7 @@ from gradbench.commands import measuring, running
 from gradbench.commands.coverage import standing
 from gradbench.commands.limits import Limits
 from gradbench.commands.running import prepare
-from gradbench.engine import processes
+from gradbench.engine import hosts, processes
 from gradbench.errors import UserError
 from gradbench.tables import runs
 from gradbench.tables.disk import read_json, write_json
@@ -108,6 +108,13 @@ def test_a_pack_that_loses_its_worker_is_halved(tmp_path: Path, monkeypatch: pyt
     assert packs == [(0, 1, 2, 3, 4), (0, 1), (2, 3, 4), (2,), (3, 4), (3,), (3,), (4,)]
     assert cells["status"].tolist() == ["settled", "settled", "settled", "error", "settled"]
     assert cells["reason"][3] == "gone, twice"
+
+
+def test_a_worker_that_has_read_other_code_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of gradbench was edited while the run was measured, and a worker was started since."""
+    monkeypatch.setattr(measuring, "room_digests", lambda: {**hosts.room_digests(), "engine": "0"})
+    with pytest.raises(UserError, match="the code of gradbench changed in engine while the run was measured"):
+        run(suite([0]), tmp_path)
 
 
 def test_workers_stay_for_the_next_run_and_a_dead_one_is_replaced(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ import gradbench
 from gradbench.cli import _code
 from gradbench.commands import environment, profiling, running
 from gradbench.commands.progress import CellProgress
-from gradbench.engine import device, packs
+from gradbench.engine import device, hosts, packs
 from gradbench.engine.device import resolve
 from gradbench.engine.packs import available
 from gradbench.errors import StoreError, UserError
@@ -231,7 +231,7 @@ def test_the_source_digest_covers_what_decides_a_number_and_nothing_else(monkeyp
     read: list[str] = []
     real = Path.read_bytes
     monkeypatch.setattr(Path, "read_bytes", lambda self: (read.append(self.name), real(self))[1])
-    environment.room_digests()
+    hosts.room_digests.__wrapped__()  # a process asks once
     assert {"cet.py", "toy.py", "ep.py", "aep.py", "reverse.py", "solving.py", "field.py", "metrics.py"} <= set(read)
     assert {"streams.py", "plans.py", "status.py", "fashion_mnist_sample.npz"} <= set(read)
     assert not {"cli.py", "measuring.py", "running.py", "progress.py", "store.py", "look.py"} & set(read)

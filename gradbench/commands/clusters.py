@@ -6,18 +6,22 @@ The coordinator is this process. It alone writes. Every worker of dask gets one 
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import itertools
+import json
 import logging
 import os
 import pickle
 import queue
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradbench.commands import agents
@@ -29,6 +33,7 @@ from gradbench.engine.hosts import Facts, Versions, room_digests, versions_here
 from gradbench.engine.processes import NOWHERE
 from gradbench.engine.workers import AbstractLanes
 from gradbench.errors import UserError, near_miss, spoken
+from gradbench.planning.regular_files import regular
 from gradbench.vocabulary.status import Status
 
 if TYPE_CHECKING:
@@ -40,6 +45,7 @@ LOCAL = "local"
 POLL = 0.2  # seconds after which the coordinator looks whether anything else happened than the end of a pack
 LOOK = 1.0  # seconds between two looks at which workers there are
 CONNECT = 30.0  # seconds that a scheduler gets to answer
+FILE_BYTES = 1 << 20  # of the file of a scheduler
 GATHER = 60.0  # seconds that rows get to come back; their worker may be lost meanwhile
 PATIENCE = 600.0  # seconds that the coordinator waits where a cluster has no worker
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -92,19 +98,59 @@ def connected(cluster: object, device: str) -> Iterator[Cluster]:
             open_things.enter_context(started)
             client = open_things.enter_context(Client(started, set_as_default=False))
         elif not isinstance(name, Client):
-            given: dict[str, Any] = {"address": name}
-            if isinstance(name, str | os.PathLike) and "://" not in str(name):
-                given = {"scheduler_file": os.fspath(name)}
-            try:
-                client = open_things.enter_context(Client(**given, timeout=CONNECT, set_as_default=False))
-            except (OSError, TimeoutError, ValueError) as error:
-                first = str(error).partition("\n")[0] or type(error).__name__
-                raise UserError(f"{spoken(python='cluster', shell='--cluster')} = {name}: {first}") from None
+            if isinstance(name, str | os.PathLike):
+                name = _answering(os.fspath(name))
+            client = open_things.enter_context(Client(name, timeout=CONNECT, set_as_default=False))
+        elif name.status != "running":
+            raise UserError(f"{spoken(python='cluster', shell='--cluster')}: the client is {name.status}")
         there = Cluster(client, places, local=name == LOCAL)
         there.wait_for_workers()
         where = "on this machine" if name == LOCAL else f"at {there.address}"
         say(f"cluster: {there.told} {where}; dashboard: {_dashboard(client, there)}")
         yield there
+
+
+def _answering(name: str) -> str:
+    """The address of a scheduler, which may be given by its file. Raises UserError where no scheduler answers there.
+
+    It is asked before there is a client, which would wait for ever for an answer that means nothing to it, and at its
+    end for a minute.
+    """
+    told = f"{spoken(python='cluster', shell='--cluster')} = {name}"
+    address = name if "://" in name else _named_in(Path(name))
+    if address is None:
+        raise UserError(f"{told}: is no file of a scheduler, which names its address")
+    try:
+        with ThreadPoolExecutor(1) as thread:  # this one may have a loop that runs
+            kind = thread.submit(asyncio.run, asyncio.wait_for(_identity(address), CONNECT)).result()
+    except Exception as error:  # whatever an address, a certificate or the other end make dask raise
+        first = str(error).partition("\n")[0] or f"nothing of dask answers there within {CONNECT:g} s"
+        raise UserError(f"{told}: {first}") from None
+    if kind != "Scheduler":
+        raise UserError(f"{told}: a {kind} of dask answers there, expected a scheduler")
+    return address
+
+
+def _named_in(path: Path) -> str | None:
+    """The address in the file of a scheduler; None where it holds none."""
+    try:
+        address = json.loads(regular(path, FILE_BYTES))["address"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return address if isinstance(address, str) else None
+
+
+async def _identity(address: str) -> str:
+    """What answers at an address: Scheduler, Worker or Nanny."""
+    from distributed.core import rpc
+    from distributed.security import Security
+
+    asked = rpc(address, connection_args=Security().get_connection_args("client"), timeout=CONNECT)
+    try:
+        told: dict[str, Any] = await asked.identity()
+    finally:
+        await asked.close_rpc()
+    return str(told["type"])
 
 
 def _dashboard(client: Client, there: Cluster) -> str:
@@ -425,10 +471,10 @@ class ClusterLanes(AbstractLanes[Job, Answer]):
     def _measured(self, asked: _Asked, answer: Any) -> list[tuple[Job, Answer]]:
         """The answer of a job. Raises UserError for a mistake of the user."""
         assert asked.job is not None
-        if isinstance(answer, agents.Unopened):  # a worker process of dask that was started anew at its old address
+        if isinstance(answer, agents.Unopened):  # a worker of dask that was started anew at its old address
             if worker := self.workers.get(asked.address):
                 worker.ready = False
-                self._open(asked.address)
+                self._check(asked.address)
             return [(asked.job, self._gone(asked.address))]
         if isinstance(answer, Failed) and answer.refused:
             raise UserError(f"worker {asked.address}: {answer.reason}")
@@ -442,6 +488,7 @@ class ClusterLanes(AbstractLanes[Job, Answer]):
         there, self.looked = self.cluster.workers(), now
         for address in [address for address in self.workers if address not in there]:
             del self.workers[address]
+            self.cluster.agreeing.discard(address)  # who comes back there may be another one
             self._lose(address)
         for address, threads in there.items():
             if address not in self.workers:

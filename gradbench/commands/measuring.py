@@ -18,6 +18,7 @@ from gradbench.data import origins
 from gradbench.dynamics.meter import Meter
 from gradbench.engine import checkpoint, packs, processes
 from gradbench.engine.failures import failure_of
+from gradbench.engine.hosts import room_digests
 from gradbench.engine.serving import Session
 from gradbench.engine.workers import OneThread, Threads
 from gradbench.errors import UserError
@@ -91,6 +92,7 @@ def _session(setup: Setup, planned: Plan, memory: int | None) -> Session:
         certify=setup.certify,
         memory=memory,
         files={},
+        rooms=room_digests(),
     )
 
 

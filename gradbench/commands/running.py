@@ -244,6 +244,10 @@ def execute(
         _measure(waiting, target, planned, setup, limits, progress, watch)
     except ClusterGoneError as error:
         reason = str(error)
+    except UserError as error:
+        if not target.done():
+            raise
+        reason = str(error)  # what was measured before the mistake showed stays
     if len(target.done()) < len(problems) and (reason := reason or limits.reached()):
         say(f"gradbench: stopped, since {reason}")
     target.compact(unmeasured(cell, Status.SKIPPED, reason) for cell, reason in planned.skipped)

@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import platform
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import TypedDict
 
@@ -85,8 +86,12 @@ def _triton() -> str | None:
         return None
 
 
+@cache
 def room_digests() -> dict[str, str]:
-    """The digest of the code and the data of every room that decides a number."""
+    """The digest of the code and the data of every room that decides a number, as they were when this was first asked.
+
+    A process goes on with the code that it has read, whatever happens to the files afterwards.
+    """
     return {room: _digest_of(room) for room in DECIDING_ROOMS}
 
 

@@ -25,8 +25,9 @@ from gradbench.dynamics.meter import Meter
 from gradbench.engine import checkpoint, packs
 from gradbench.engine.draws import build
 from gradbench.engine.failures import Failed, failure_of
-from gradbench.engine.hosts import Facts, facts_here
+from gradbench.engine.hosts import Facts, facts_here, room_digests
 from gradbench.engine.precision import dedicate, isolated
+from gradbench.errors import UserError
 from gradbench.planning import registry
 from gradbench.planning.problems import Problem
 
@@ -52,6 +53,7 @@ class Session:
     certify: bool
     memory: int | None  # bytes of data that the process may have; None: no bound
     files: dict[str, bytes]  # checkpoints that the plan names, by that name, where they are not read from a disk
+    rooms: dict[str, str]  # the digest of every room that decides a number, in the process that the run belongs to
 
 
 def serve(pipe: int, lifeline: int, device: str) -> None:
@@ -66,6 +68,7 @@ def serve(pipe: int, lifeline: int, device: str) -> None:
     with suppress(OSError):  # where memory is short, the kernel ends this process first
         Path("/proc/self/oom_score_adj").write_text("1000")
     dedicate()
+    room_digests()  # of the code that was just read
     if device != "cpu":
         with suppress(Exception):  # what the device lacks is said where it is used
             _use(device.replace("auto", "cuda"))
@@ -100,8 +103,14 @@ class _Worker:
             self.pipe.send_bytes(pickle.dumps(answer))
 
     def open(self, session: Session) -> None:
-        """Take what a session knows, and be ready to measure."""
+        """Take what a session knows, and be ready to measure. Raises UserError where the code here is another one."""
         self.session = None
+        here = room_digests()
+        if wrong := [room for room, digest in session.rooms.items() if here.get(room) != digest]:
+            raise UserError(
+                f"the code of gradbench changed in {', '.join(wrong)} while the run was measured; what is stored "
+                "belongs to the code of before, and a new process begins a new run"
+            )
         if session.environment is None or session.path is None:
             with suppress(OSError):
                 os.chdir(session.folder)
