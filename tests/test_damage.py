@@ -383,6 +383,26 @@ def test_a_writer_whose_file_was_removed_before_it_had_the_lock_takes_another(
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (["/x/bin/gradbench", "run", "a.toml", "--fresh", "--shard", "2/3"], "gradbench run a.toml --shard 2/3"),
+        (["/x/gradbench/__main__.py", "run", "small", "--cluster", "local"], "gradbench run small --cluster local"),
+        (["make.py", "run", "small"], "gradbench run small"),
+        (["gradbench", "run", "$(touch there)"], "gradbench run small"),  # a folder may be a stranger's
+        (["gradbench", "run", "\x1b[2J"], "gradbench run small"),
+        ("gradbench run", "gradbench run small"),
+        (None, "gradbench run small"),
+    ],
+)
+def test_a_run_is_gone_on_with_by_the_command_that_began_it(
+    run: Run, monkeypatch: pytest.MonkeyPatch, command: object, told: str
+) -> None:
+    (run.folder / "manifest.json").unlink()
+    monkeypatch.setattr(Run, "env", {"command": command})
+    assert run.standing == f"no process works on it; {told} goes on with it"
+
+
 def test_a_reader_says_whether_the_writer_is_alive(run: Run, capsys: Any) -> None:
     (run.folder / "manifest.json").unlink()
     with run.alone():

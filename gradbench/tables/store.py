@@ -61,6 +61,8 @@ MADE_BY, PLANNED = b"gradbench.env", b"gradbench.plan"
 # are of this run. The second is the seal of plan.json: where it is, every file of JSON of this run has a seal. A run
 # without them was made before.
 BEGAN, PLAN_SEAL = "run", "plan_seal"
+STARTED_BY = ("gradbench", "__main__.py")  # names of the program of a command line
+PLAIN_WORD = re.compile(r"[A-Za-z0-9_@%+=:,./-]+")  # that a shell takes as it is
 BOUND = "bound_to"  # a key of checks.json: the digest of its content and of the run that it is of
 TOLD = 3  # entries of an environment that a message names
 # of an error that comes when the manifest is gone already
@@ -182,7 +184,7 @@ class Run:
 
     @property
     def command(self) -> str:
-        """What a message says to type, so that the run is gone on with."""
+        """What a message says to type, so that the suite is run."""
         home = self.folder.absolute().parent
         return f"gradbench run {home.name if home.parent.name == 'runs' else 'SUITE'}"
 
@@ -316,7 +318,17 @@ class Run:
         if self.worked_on:
             return "another process works on it"
         gone = "no process works on it" if self.worked_on is False else "it goes on or was cut off"
-        return f"{gone}; {self.command} goes on with it"
+        return f"{gone}; {self._begun_by() or self.command} goes on with it"
+
+    def _begun_by(self) -> str:
+        """The command line that began the run; empty where it is unknown, or no line that a shell takes as it is."""
+        try:
+            words = [str(word) for word in self.env["command"]]
+        except (StoreError, LookupError, TypeError):
+            return ""
+        more = [word for word in words[1:] if word != "--fresh"]
+        shown = more[:1] == ["run"] and Path(words[0]).name in STARTED_BY and all(map(PLAIN_WORD.fullmatch, more))
+        return " ".join(["gradbench", *more]) if shown else ""
 
     def claim(self, claims: dict[str, Any]) -> None:
         """Set checks and printed tables. They may change between two starts, since they change no measurement."""
