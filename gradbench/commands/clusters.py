@@ -91,6 +91,7 @@ def connected(cluster: object, device: str) -> Iterator[Cluster]:
 
     name = cluster
     with ExitStack() as open_things:
+        open_things.enter_context(_silenced("distributed.client"))  # what is lost is told here in a sentence
         places: dict[str, Mapping[str, str]] = {}
         client: Any = name
         if name == LOCAL:
@@ -108,6 +109,17 @@ def connected(cluster: object, device: str) -> Iterator[Cluster]:
         where = "on this machine" if name == LOCAL else f"at {there.address}"
         say(f"cluster: {there.told} {where}; dashboard: {_dashboard(client, there)}")
         yield there
+
+
+@contextmanager
+def _silenced(name: str) -> Iterator[None]:
+    """A logger of this name says nothing inside."""
+    logger = logging.getLogger(name)
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def _answering(name: str) -> str:
@@ -489,6 +501,7 @@ class ClusterLanes(AbstractLanes[Job, Answer]):
         for address in [address for address in self.workers if address not in there]:
             del self.workers[address]
             self.cluster.agreeing.discard(address)  # who comes back there may be another one
+            say(f"gradbench: worker {address} is lost; what it had is measured elsewhere")
             self._lose(address)
         for address, threads in there.items():
             if address not in self.workers:
