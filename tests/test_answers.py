@@ -292,6 +292,12 @@ def test_the_places_with_the_most_seeds_are_told() -> None:
     assert "The places with" not in told(*rows[:-1])
 
 
+def test_seconds_are_told_of_a_system_and_not_of_a_rule() -> None:
+    there = source(cell(seconds=0.5), cell("aep", seconds=1.0), cell(system="linear", seconds=7.0), cell(seconds=None))
+    assert sentences.took(there, "toy_cons").startswith("2 cells took 1.5 s, 750 ms a cell, with references")
+    assert sentences.took(source(cell(seconds=None)), "toy_cons") == ""
+
+
 def test_a_system_without_a_free_phase_is_told_with_its_cost() -> None:
     rows = [cell(system="residual_mlp", T1=None, seed=i, n_force=21) for i in range(3)]
     text = told(*rows, *(cell("bptt", system="residual_mlp", T1=None, n_force=1, n_vjp=1, seed=i) for i in range(3)))

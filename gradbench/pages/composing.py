@@ -85,6 +85,7 @@ def rendered(source: Source) -> str:
         completeness=list(sentences.completeness(source)),
         by_system=by_system,
         paragraphs={system: sentences.of_system(source, told) for system, told in by_system.items()},
+        took={system: sentences.took(source, system) for system in by_system},
         rules=_rules(by_system),
         matrix={(a.system, a.rule): a for told in by_system.values() for a in told},
         faithful=wording.percent(source.thresholds.faithful),

@@ -98,6 +98,19 @@ def of_system(source: Source, answers: Sequence[Answer]) -> list[Paragraph]:
     return told
 
 
+def took(source: Source, system: str) -> str:
+    """The seconds of the cells of a system; empty where the tables have none. Those of a rule alone cannot be told."""
+    seconds = source.cells.loc[source.cells["system_label"] == system, "seconds"].dropna()
+    if seconds.empty:
+        return ""
+    device = f" on {source.env['device']}" if "device" in source.env else ""
+    return (
+        f"{wording.many(len(seconds), 'cell')} took {seconds.sum():.3g} s{device}, {1000 * seconds.mean():.3g} ms a "
+        "cell, with references, certificates and causes. Cells of a problem share their phases: a rule alone has no "
+        "seconds."
+    )
+
+
 def _advice(answer: Answer, limit: str) -> Iterator[Sentence]:
     """The rule to take, at which setting, how exact it is, and where it is not."""
     s = answer.setting
