@@ -58,7 +58,7 @@ from gradbench.tables.store import Run
 planned = running.prepare(suite)[1]
 keys = {problem.key for problem in planned.problems}
 start = spent()
-assert running._finished(Run(Path(sys.argv[2])), planned, False).keys() == keys
+assert running._finished(Run(Path(sys.argv[2])), planned.problems, planned, False).keys() == keys
 """
 COMPACTED = """
 from gradbench.tables.store import Run
