@@ -91,3 +91,12 @@ def test_no_pack_begins_once_it_is_over_and_halves_of_one_that_began_do() -> Non
     done = list(execute(packs, lanes, [], over=lambda: bool(lanes.begun)))
     assert [len(seeds) for _, seeds in lanes.begun] == [2, 1, 1]
     assert len(done) == 2
+
+
+def test_a_lane_has_its_next_pack_before_the_caller_sees_results_and_what_they_tell_comes_before_both() -> None:
+    packs = [problems(T1=T1, seed=T1) for T1 in (40, 20, 5)]
+    lanes = Lanes("a", measured)
+    events = list[object]()
+    for problem, _ in execute(packs, lanes, [], told=lambda results: events.append(len(lanes.begun))):
+        events.append((problem.point.seed, [seeds for _, (seeds,) in lanes.begun]))
+    assert events == [1, (40, [40, 20]), 2, (20, [40, 20, 5]), 3, (5, [40, 20, 5])]

@@ -52,13 +52,15 @@ def execute(
     lanes: Lanes,
     meters: list[Meter],
     over: Callable[[], object] = lambda: False,
+    told: Callable[[Results], object] = lambda results: None,
 ) -> Iterator[tuple[Problem, Results]]:
     """Every problem with the outcomes of its cells, or with rows that say why it has none, as packs are done.
 
-    `meters` gets one for every pack when it begins. No pack begins once `over` says so; of one that began, the halves
-    are measured. What `lanes` raise is raised.
+    `meters` gets one for every pack when it begins. `told` is called with the results of a problem as soon as they are
+    there. No pack begins once `over` says so; of one that began, the halves are measured. What `lanes` raise is raised.
     """
     waiting, again, running = _Waiting(packs), deque[Job](), 0
+    results: list[tuple[Problem, Results]] = []
     with lanes:
         while True:
             for lane in lanes.free():
@@ -68,19 +70,24 @@ def execute(
                 meters.append(job.meter)
                 lanes.begin(lane, job)
                 running += 1
+            yield from results  # now that no lane waits: the caller may take its time
+            results.clear()
             if not (running or again) and (over() or not waiting):
                 return
             for job, answer in lanes.wait():
                 running -= 1
                 if not isinstance(answer, Failed):
-                    yield from zip(job.pack, answer, strict=True)
+                    results += zip(job.pack, answer, strict=True)
+                    for measured in answer:
+                        told(measured)
                     continue
                 job.meter.launched = 0  # what a pack that failed has launched is lost
                 if more := _again(job, answer):
                     again.extendleft(reversed(more))
                 else:
                     meters.append(Meter(launched=job.pack[0].cost.work))  # nothing of it is left to do
-                    yield _failed(job, answer)
+                    results.append(_failed(job, answer))
+                    told(results[-1][1])
 
 
 def _again(job: Job, failed: Failed) -> list[Job]:

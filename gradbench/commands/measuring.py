@@ -45,6 +45,7 @@ class Setup:
     timeout: float | None = None  # seconds for a problem, of a pack their sum
     crew: processes.Crew | None = None  # the worker processes that measure; None: threads of this process do
     elsewhere: Callable[[], Lanes] | None = None  # the lanes of a cluster, where that measures
+    threads: int = 1  # that the workers of the cluster have together at the start
 
 
 def side_by_side_in(cut: Sequence[Sequence[Problem]], setup: Setup) -> int:
@@ -135,18 +136,18 @@ def measured_or_failed(
     setup: Setup,
     meters: list[Meter],
     over: Callable[[], bool] = lambda: False,
+    told: Callable[[Results], object] = lambda results: None,
 ) -> Iterator[tuple[Problem, Results]]:
     """Every problem with the outcomes of its cells, or with rows that say why it has none.
 
-    A UserError is raised, unless it is the fault of one system. `meters` gets one for every pack when it begins. No
-    pack begins once `over` says so.
+    A UserError is raised, unless it is the fault of one system. For `meters`, `over` and `told` see `execute`.
     """
     attempt: Attempt = partial(_outcomes, thresholds, setup) if setup.crew is None else partial(_rows, setup)
-    return _by_pack(partial(_results_or_failure, attempt), problems, setup, meters, over)
+    return _by_pack(partial(_results_or_failure, attempt), problems, setup, meters, over, told)
 
 
 def _cut(problems: Sequence[Problem], setup: Setup) -> list[list[Problem]]:
-    return list(packs.cut_into_packs(problems, setup.device, setup.engine, setup.budget))
+    return list(packs.cut_into_packs(problems, setup.device, setup.engine, setup.budget, setup.threads))
 
 
 def _by_pack(
@@ -155,6 +156,7 @@ def _by_pack(
     setup: Setup,
     meters: list[Meter],
     over: Callable[[], bool] = lambda: False,
+    told: Callable[[Results], object] = lambda results: None,
 ) -> Iterator[tuple[Problem, Results]]:
     """The problems of all packs as `execute` yields them.
 
@@ -163,14 +165,14 @@ def _by_pack(
     packs.DRAWN.forget()  # files that data are read from may have changed since the last run
     cut = _cut(problems, setup)
     if setup.elsewhere is not None:
-        return execute(cut, setup.elsewhere(), meters, over)
+        return execute(cut, setup.elsewhere(), meters, over, told)
     workers = side_by_side_in(cut, setup)
 
     def answer(job: Job) -> Answer:
         return measure(job, (setup.budget // workers) >> job.halvings)
 
     lanes: Lanes = OneThread(answer) if workers == 1 else Threads(answer, workers, setup.device)
-    return execute(cut, lanes, meters, over)
+    return execute(cut, lanes, meters, over, told)
 
 
 def _outcomes(

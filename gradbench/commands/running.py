@@ -205,7 +205,8 @@ def _setup_there(
         seconds=limits.timeout,
     )
     there.build(terms, _different(planned))
-    return replace(setup, elsewhere=partial(ClusterLanes, there, terms)), facts
+    threads = sum(there.workers().values())
+    return replace(setup, elsewhere=partial(ClusterLanes, there, terms), threads=threads), facts
 
 
 def _different(planned: Plan) -> list[Problem]:
@@ -268,18 +269,25 @@ def _measure(
     with _frozen_heap(), ThreadPoolExecutor(1) as writer:
         writing: deque[Future[None]] = deque()
         all_results = measured_or_failed(
-            problems, planned.thresholds, setup, progress.meters, over=lambda: bool(limits.reached())
+            problems,
+            planned.thresholds,
+            setup,
+            progress.meters,
+            over=lambda: bool(limits.reached()),
+            told=lambda results: limits.count(_statuses(results)),
         )
         for problem, results in all_results:
             writing.append(writer.submit(_store, target, problem, results))
-            statuses = [row["status"] if isinstance(row, dict) else str(row.status) for row in results]
-            progress.add(problem, statuses)
-            limits.count(statuses)
+            progress.add(problem, _statuses(results))
             while writing and (writing[0].done() or len(writing) > BACKLOG):
                 writing.popleft().result()
             watch(progress)
         for record in writing:
             record.result()
+
+
+def _statuses(results: list[Outcome] | list[Row]) -> list[str]:
+    return [row["status"] if isinstance(row, dict) else str(row.status) for row in results]
 
 
 def _store(target: Run, problem: Problem, results: list[Outcome] | list[Row]) -> None:

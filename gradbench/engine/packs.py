@@ -30,6 +30,8 @@ SHARE = 0.8  # of the free memory of a GPU
 ENGINES = ("auto", "eager", "batched", "compiled")
 DRAWN = DrawMemory(2**28)  # parameters and data of stacks, which are the same in many packs
 LANES = 2  # packs in flight on a GPU: one computes while another is waited for, judged or begun
+TURNS = 4  # packs that a thread of a cluster gets at least, so that the threads end at about the same time
+WORTH = 32  # problems of a stack; one of fewer takes hardly less time
 # memory that a recorded force with its transposed product takes, in states: measured 30 on cet_real, 20 on the toys
 RECORDED = 32
 
@@ -112,11 +114,12 @@ def refused_where_too_large(*problems: Problem) -> Iterator[None]:
 
 
 def cut_into_packs(
-    problems: Sequence[Problem], device: str, engine: str, budget: int | None = None
+    problems: Sequence[Problem], device: str, engine: str, budget: int | None = None, threads: int = 1
 ) -> Iterator[list[Problem]]:
     """Cut problems into packs of one shape that fit into `budget` bytes, by default a share of what is free.
 
-    On a GPU the packs of all lanes share these bytes. The eager engine takes every problem alone.
+    On a GPU the packs of all lanes share these bytes. The eager engine takes every problem alone. For several `threads`
+    of a cluster no pack of more than `WORTH` problems takes more than a part in `TURNS` of what a thread has to do.
     """
     if engine == "eager":
         yield from ([problem] for problem in problems)
@@ -124,8 +127,12 @@ def cut_into_packs(
     families: dict[object, list[Problem]] = {}
     for problem in problems:
         families.setdefault(problem.shape, []).append(problem)
+    share = sum(problem.cost.work for problem in problems) / (threads * TURNS)
     for family in families.values():
         size = max(1, (budget or available(device)) // lanes(device, engine) // footprint(family[0]))
+        if threads > 1:
+            most = share * len(family) / sum(problem.cost.work for problem in family)
+            size = min(size, max(WORTH, int(most)))
         number = -(-len(family) // size)  # packs of equal size waste nothing
         for i in range(number):
             yield family[i::number]

@@ -137,6 +137,17 @@ def test_packs_hold_every_problem_once_and_fit_the_budget() -> None:
 
 
 @pytest.mark.fast
+def test_packs_of_a_cluster_are_short_beside_what_a_thread_has_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    problems = [*family("toy_noncons").problems, *family("toy_cons").problems]
+    monkeypatch.setattr(packs, "WORTH", 2)
+    share = sum(p.cost.work for p in problems) / (3 * packs.TURNS)
+    cut = list(packs.cut_into_packs(problems, "cpu", "batched", 10**12, threads=3))
+    assert sorted(p.key for pack in cut for p in pack) == sorted(p.key for p in problems)
+    assert all(len(pack) <= packs.WORTH or sum(p.cost.work for p in pack) <= share for pack in cut)
+    assert len(cut) > len(list(packs.cut_into_packs(problems, "cpu", "batched", 10**12)))
+
+
+@pytest.mark.fast
 def test_cells_of_other_systems_do_not_stack() -> None:
     with pytest.raises(ValueError, match="one system"):
         Stack.of([live_field("toy_cons"), live_field("toy_noncons")])
