@@ -61,6 +61,12 @@ def test_choosing_the_cells_of_a_figure_imports_no_torch() -> None:
     assert "torch" not in held
 
 
+def test_measuring_imports_none_of_the_modules_that_torch_compiles_by() -> None:
+    code = "import gradbench as gb\nsmall = {'D': 8, 'dh': 2, 'mem': 4}\n"
+    code += "gb.measure('cet_real', 'aep', system_options=small, T1=3, T2=2, batch=2)"
+    assert not imported(code) & {"sympy", "torch._dynamo", "torch._inductor"} - imported("import torch")
+
+
 def test_gradbench_has_no_other_name() -> None:
     import gradbench
 

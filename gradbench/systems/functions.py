@@ -26,6 +26,7 @@ from gradbench.systems.base import (
     RecordedSteps,
     Saved,
 )
+from gradbench.systems.shapes import joint_shape
 from gradbench.vocabulary.coordinates import COORDINATES, Knobs
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ class Recording(Saved):
         import torch
 
         base = self["s"]
-        shape = _joint(a.shape, base.shape)
+        shape = joint_shape(a.shape, base.shape)
         states, credits = base.reshape(-1, *base.shape[-2:]), a.expand(shape).reshape(-1, *shape[-2:])
         # which state a credit belongs to: rows align as in any broadcast, also where a state has an axis of 1
         places = torch.arange(len(states)).reshape(base.shape[:-2]).expand(shape[:-2]).flatten()
@@ -151,7 +152,7 @@ class Recording(Saved):
         """s and F(s), recorded over all rows of `like`, and what `jvp` keeps beside them."""
         import torch
 
-        shape = _joint(like.shape, self["s"].shape)
+        shape = joint_shape(like.shape, self["s"].shape)
         if (what, shape) not in self._wide:
             with torch.enable_grad():
                 s = self["s"].detach().expand(shape).clone().requires_grad_()
@@ -567,13 +568,6 @@ def _descent(
 
 def _leaves(theta: Params) -> Params:
     return {name: p.detach().requires_grad_() for name, p in theta.items()}
-
-
-def _joint(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape that two shapes broadcast to. torch takes longer to tell than a small product takes."""
-    import torch
-
-    return tuple(one) if one == other else tuple(torch.broadcast_shapes(one, other))
 
 
 def _recorded(saved: Saved) -> Recording:

@@ -9,6 +9,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from gradbench.systems.shapes import joint_shape
+
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
@@ -84,12 +86,10 @@ def as_one_row(
 
     Every feature is copied once. `merge` of the heads and then a cat would copy them twice.
     """
-    import torch
-
     merged = [x.transpose(-3, -2) for x in by_head]
     features = [(x, x.shape[-1:]) for x in flat] + [(x, x.shape[-2:]) for x in merged]
     sizes = [math.prod(shape) for _, shape in features]
-    tokens = torch.broadcast_shapes(*(x.shape[: x.ndim - len(shape)] for x, shape in features))
+    tokens = joint_shape(*(x.shape[: x.ndim - len(shape)] for x, shape in features))
     row, start = features[0][0].new_empty((*tokens, max(length, sum(sizes)))), 0
     for (x, shape), size in zip(features, sizes, strict=True):
         row[..., start : start + size].unflatten(-1, shape).copy_(x)
