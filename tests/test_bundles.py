@@ -94,6 +94,20 @@ def test_a_run_without_copies_gets_them_with_its_tables(
     assert len(names) == 1
 
 
+def test_the_tables_of_a_run_are_made_of_rows_in_memory_where_this_process_measured_them(
+    suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names: list[str] = []
+    monkeypatch.setattr(store, "read_table", lambda path, schema: names.append(path.stem) or read_table(path, schema))
+    run = Run(gradbench.run(suite, out=tmp_path, device="cpu").folder)
+    assert names == []
+    assert len(run.done()) == 5
+    files = {path: path.read_bytes() for path in run.folder.glob("*") if path.suffix in (".parquet", ".json")}
+    Run(run.folder).compact([])  # by a process that has nothing in memory
+    assert len(names) == 5
+    assert {path: path.read_bytes() for path in files} == files
+
+
 def other_rows(path: Path) -> None:
     """Other numbers, with a seal that is right for them."""
     table = read_table(path, RECORD)

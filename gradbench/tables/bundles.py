@@ -42,15 +42,15 @@ class Bundles:
 
     def __init__(self, folder: Path, journal: Journal) -> None:
         self.folder, self._journal = folder, journal
-        self._waiting: list[tuple[str, str, pa.Table]] = []
+        self.waiting: list[tuple[str, str, pa.Table]] = []  # problem, seal and rows of records without a bundle
 
     def add(self, problem: str, seal: str, table: pa.Table, origin: Mapping[bytes, bytes]) -> None:
         """Copy a record that was stored, together with others once there are enough of them."""
-        self._waiting.append((problem, seal, table))
-        if len(self._waiting) >= SIZE:
-            problems, seals, tables = zip(*self._waiting, strict=True)
-            self._waiting.clear()
-            self.store(Batch(list(problems), list(seals), list(map(len, tables)), pa.concat_tables(tables)), origin)
+        self.waiting.append((problem, seal, table))
+        if len(self.waiting) >= SIZE:
+            batch = _joined(self.waiting)
+            self.waiting.clear()
+            self.store(batch, origin)
 
     def store(self, batch: Batch, origin: Mapping[bytes, bytes]) -> None:
         """Store a bundle of a run whose records have this `origin`. Where the disk refuses there is none."""
@@ -65,8 +65,14 @@ class Bundles:
             write(self.folder / FOLDER / name, lambda file: file.write(content), inside=self.folder)
 
     def batches(self, seals: Mapping[str, str], origin: Mapping[bytes, bytes]) -> Iterator[Batch]:
-        """The rows of records with these `seals`, by problem, of which there is a copy; each record once."""
+        """The rows of records with these `seals`, by problem, of which there is a copy; each record once.
+
+        Records that this process stored and that wait for their bundle have their copy in memory.
+        """
         left = dict(seals)
+        if waiting := {entry[0]: entry for entry in self.waiting if left.get(entry[0]) == entry[1]}:
+            yield _joined(list(waiting.values()))
+            left = {problem: seal for problem, seal in left.items() if problem not in waiting}
         with suppress(StoreError):
             for name in names_in(self.folder / FOLDER):
                 if not left:
@@ -97,6 +103,11 @@ class Bundles:
             return None
         batch = Batch(problems, seals, rows, table)
         return batch if len(set(problems)) == len(problems) and sound(batch) else None
+
+
+def _joined(records: Sequence[tuple[str, str, pa.Table]]) -> Batch:
+    problems, seals, tables = zip(*records, strict=True)
+    return Batch(list(problems), list(seals), list(map(len, tables)), pa.concat_tables(tables))
 
 
 def _chosen(batch: Batch, wanted: Sequence[bool]) -> Batch:

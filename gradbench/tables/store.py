@@ -438,7 +438,7 @@ class Run:
         If `copied`, rows come from bundles where the record is the one that was copied.
         """
         left = dict.fromkeys(problems)
-        if copied and os.path.lexists(self.folder / bundles.FOLDER):
+        if copied and (self._bundles.waiting or os.path.lexists(self.folder / bundles.FOLDER)):
             seals = {}
             for problem in left:
                 with suppress(StoreError):
