@@ -227,7 +227,9 @@ def run(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     dtype: Annotated[str | None, typer.Option(help="float32 or float64, in every grid.")] = None,
     set_: Set = None,
-    engine: Annotated[str, typer.Option(help="auto, eager (a problem at a time), batched or compiled.")] = "auto",
+    engine: Annotated[
+        str, typer.Option(help="auto, eager (a problem at a time), batched, compiled or fused (kernels).")
+    ] = "auto",
     memory: Annotated[str | None, typer.Option(help="What packs may take: 80% of what is free, or 24GiB.")] = None,
     certify: Annotated[bool, typer.Option("--certify", help="Eigenvalues and condition of every free state.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Write where the time went into the run folder.")] = False,

@@ -40,7 +40,7 @@ class Environment(Versions):
     device: str
     processor: str
     cluster: str | None  # where the workers were; None: on this machine, without a cluster
-    engine: str | None  # eager, batched or compiled; None of a training
+    engine: str | None  # eager, batched, compiled or fused; None of a training
     platform: str
     flags: dict[str, object]
     started: str

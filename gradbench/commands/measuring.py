@@ -38,7 +38,7 @@ class Setup:
     """The means to measure problems."""
 
     device: str
-    engine: str  # eager, batched or compiled
+    engine: str  # eager, batched, compiled or fused
     budget: int  # bytes for all packs in flight
     certify: bool = False  # a deep certificate for every cell
     alone: bool = False  # no two packs side by side

@@ -116,6 +116,11 @@ class Field:
             return self._over(lambda theta, x, knobs: self.system.context(theta, x))
 
     @property
+    def packed(self) -> Params:
+        """theta in the form that kernels of the system read; empty where none are used."""
+        return {}
+
+    @property
     def step_size(self) -> Tensor:
         """eps, shaped to multiply states."""
         return self.knobs.eps
@@ -191,6 +196,12 @@ class Field:
     def step(self, s: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
         """G(s) = Pi(s + eps F(s))."""
         return self.project(self.ahead(s))
+
+    def nudged_step(
+        self, start: Float[Tensor, "i *c b n"], nudge: Float[Tensor, "m *c"], eps: Tensor, *, asymmetric: bool
+    ) -> Callable[[Float[Tensor, "i m *c b n"]], Float[Tensor, "i m *c b n"]] | None:
+        """Pi(s + eps (F(s) - nudge dC/ds - 2 A (s - s*))) by a kernel, A at s* = `start`; None where there is none."""
+        return None
 
     def project(self, u: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
         """Pi(u)."""

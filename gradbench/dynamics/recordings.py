@@ -102,12 +102,12 @@ def _of_field(field: Field) -> _Parts:
     head = type(field), field.system, field.solver, getattr(field, "compiled", False)
 
     def made(inside: list[Any]) -> Field:
-        theta, x, knobs, context = inside
+        theta, x, knobs, context, packed = inside
         same = replace(field, theta=theta, x=x, knobs=knobs, seeds=())
-        vars(same)["context"] = context
+        vars(same).update(context=context, packed=packed)
         return same
 
-    return _Parts(head, [field.theta, field.x, field.knobs, field.context], made)
+    return _Parts(head, [field.theta, field.x, field.knobs, field.context, field.packed], made)
 
 
 def _object_like(value: object, inside: list[Any]) -> object:

@@ -14,12 +14,13 @@ from gradbench.dynamics.capture import agreeing
 from gradbench.dynamics.field import Field, Result, Step
 from gradbench.dynamics.linear import Linear
 from gradbench.dynamics.recordings import recorded
+from gradbench.systems.base import FusedSteps
 from gradbench.vocabulary.coordinates import Knobs
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-    from gradbench.systems.base import Saved
+    from gradbench.systems.base import Params, Saved
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +84,43 @@ class Stack(Field):
     def step_size(self) -> Float[Tensor, "c 1 1"]:
         """eps of every cell, shaped to multiply states."""
         return self.knobs.eps[:, None, None]
+
+
+class Fused(Stack):
+    """A stack whose steps, free and nudged, are kernels of its system, where it has some that apply (`FusedSteps`)."""
+
+    @cached_property
+    def kernels(self) -> FusedSteps | None:
+        """The system, where its kernels apply: to float32, and to its sizes."""
+        fits = isinstance(self.system, FusedSteps) and self.system.fused and self.knobs.eps.dtype is torch.float32
+        return self.system if fits and isinstance(self.system, FusedSteps) else None
+
+    @cached_property
+    def packed(self) -> Params:
+        """theta in the form that the kernels read."""
+        return self.kernels.packed(self.theta) if self.kernels else {}
+
+    def step(self, s: Float[Tensor, "*r c b n"]) -> Float[Tensor, "*r c b n"]:
+        """G(s) in one launch."""
+        if self.kernels is None:
+            return super().step(s)
+        return self.kernels.fused_step(self.packed, self.theta, self.x, self.context, s, self.knobs, self.knobs.eps)
+
+    def nudged_step(
+        self, start: Float[Tensor, "i c b n"], nudge: Float[Tensor, "m c"], eps: Tensor, *, asymmetric: bool
+    ) -> Callable[[Float[Tensor, "i m c b n"]], Float[Tensor, "i m c b n"]] | None:
+        """A nudged step in one launch, or in two with the correction."""
+        if self.kernels is None:
+            return None
+        kept, eps = self.kernels.kept(self.activate(start)) if asymmetric else None, eps.flatten()
+
+        def ahead(s: Tensor) -> Tensor:
+            kernels = self.kernels
+            assert kernels is not None
+            bent = kernels.fused_bent(self.packed, s, start, kept, self.knobs)
+            return kernels.fused_step(self.packed, self.theta, self.x, self.context, s, self.knobs, eps, nudge, bent)
+
+        return ahead
 
 
 class Plain(Stack):

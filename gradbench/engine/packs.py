@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ import torch
 from gradbench.data.draw_memory import DrawMemory
 from gradbench.dynamics.capture import unused
 from gradbench.dynamics.recordings import forget, lent
-from gradbench.dynamics.stack import Stack
+from gradbench.dynamics.stack import Fused, Stack
 from gradbench.engine.draws import build, draw, moved
 from gradbench.engine.solving import solve
 from gradbench.errors import UserError, near_miss
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 CPU_BUDGET = 2**32  # bytes of a pack on a CPU, where no `memory` is named
 SHARE = 0.8  # of the free memory of a GPU
-ENGINES = ("auto", "eager", "batched", "compiled")
+ENGINES = ("auto", "eager", "batched", "compiled", "fused")
 DRAWN = DrawMemory(2**28)  # parameters and data of stacks, which are the same in many packs
 LANES = 2  # packs in flight on a GPU: one computes while another is waited for, judged or begun
 TURNS = 4  # packs that a thread of a cluster gets at least, so that the threads end at about the same time
@@ -48,8 +49,9 @@ def measure_pack(
     """Measure problems of one shape. Raises torch.OutOfMemoryError where they do not fit. `deep`, `meter`: see `solve`.
 
     The eager engine runs one problem in plain torch. A stack, which may hold a single problem, too, is captured on
-    CUDA, and with `engine = "compiled"` compiled before. Where the states of a trajectory would take most of the
-    budget, only some are stored and the others are computed twice.
+    CUDA: with `engine = "compiled"` it is compiled before, with `"fused"` its steps are kernels of its system, where it
+    has some. Where the states of a trajectory would take most of the budget, only some are stored and the others are
+    computed twice.
     """
     dtype = getattr(torch, problems[0].point.dtype)
 
@@ -65,7 +67,8 @@ def measure_pack(
     alone = engine == "eager" or (len(problems) == 1 and not device.startswith("cuda"))
     # a stack copies what it is made of, so that nothing can be written into numbers that a later pack gets
     fields = [build(problem, device, draw=drawn if alone else drawn_before) for problem in problems]
-    field = fields[0] if alone else Stack.of(fields, compiled=engine == "compiled")
+    stack = Fused if engine == "fused" else Stack
+    field = fields[0] if alone else stack.of(fields, compiled=engine == "compiled")
     try:
         with lent():
             return solve(problems, field, thresholds, states_at_once(problems, device, budget), deep=deep, meter=meter)
@@ -83,8 +86,10 @@ def resolved(engine: object, device: str) -> str:
     if engine not in ENGINES:
         raise UserError(f"engine = {engine!r} is not known{near_miss(engine, ENGINES)}")
     cuda = device.startswith("cuda")
-    if engine == "compiled" and not cuda:
-        raise UserError("engine = 'compiled' needs a CUDA device; use auto, eager or batched")
+    if engine in ("compiled", "fused") and not cuda:
+        raise UserError(f"engine = {engine!r} needs a CUDA device; use auto, eager or batched")
+    if engine == "fused" and importlib.util.find_spec("triton") is None:
+        raise UserError("engine = 'fused' needs triton, which comes with torch for CUDA; use auto, eager or batched")
     return str(engine) if engine != "auto" else "batched" if cuda else "eager"
 
 
@@ -140,7 +145,7 @@ def cut_into_packs(
 
 def lanes(device: str, engine: str) -> int:
     """Packs that are in flight on a device: several on a GPU, unless its programs are compiled first."""
-    return LANES if device.startswith("cuda") and engine == "batched" else 1
+    return LANES if device.startswith("cuda") and engine in ("batched", "fused") else 1
 
 
 def how_many_at_once(cut: Sequence[Sequence[Problem]], device: str, engine: str, budget: int) -> int:

@@ -21,7 +21,7 @@ from gradbench.diagnostics.deep import deepen
 from gradbench.diagnostics.dissection import STANDARD_ERRORS
 from gradbench.diagnostics.judgement import Judgement, against_implicit, of_cell
 from gradbench.dynamics.meter import Meter
-from gradbench.dynamics.stack import Stack, Tried
+from gradbench.dynamics.stack import Fused, Stack, Tried
 from gradbench.dynamics.trajectory import chosen, relax
 from gradbench.engine.draws import try_force
 from gradbench.engine.outcome import Outcome, standard_error
@@ -102,8 +102,7 @@ def solve(
                     faults |= {cell: str(error) for cell in same[0].cells}
     with record_function("gradbench: waiting for the device"):
         resolved = readings.resolved(list(field.theta), thresholds.live[problems[0].point.dtype])
-    if isinstance(field, Tried) and field.recorded is not None:
-        more = {"recorded": field.recorded}
+    if more := _how(field):
         resolved = {cell: (comparison, evidence | more) for cell, (comparison, evidence) in resolved.items()}
     apart = known.told() if known else {}
     measured = _measured(problems, certificates, resolved, faults, apart, thresholds)
@@ -113,6 +112,13 @@ def solve(
             budgets = _causes(readings, measured, known, thresholds)
     seconds = (time.perf_counter() - start) / len(measured)
     return _outcomes(problems, readings, measured, known, budgets, seconds, _peak_memory(like.device))
+
+
+def _how(field: Field) -> dict[str, float]:
+    """What evidence says of how the loops ran: the share that was recorded, or whether steps were kernels (1 or 0)."""
+    if isinstance(field, Tried) and field.recorded is not None:
+        return {"recorded": field.recorded}
+    return {"fused": float(field.kernels is not None)} if isinstance(field, Fused) else {}
 
 
 def _certificates(

@@ -313,6 +313,53 @@ class ClosedForms(ABC):
         return 0.5 * (self.swirl_jvp(theta, context, saved, v, knobs) - transposed)
 
 
+class FusedSteps(ABC):
+    """A system whose steps, free and nudged, are one launch on a GPU each, for float32 stacks: a leading cell axis c.
+
+    The plain path stays, and the tests hold the kernels to it in float64. `packed` are theta in the form that the
+    kernels read, and `kept` is what they need of the activations at s*.
+    """
+
+    @property
+    @abstractmethod
+    def fused(self) -> bool:
+        """Whether the kernels take a system of these sizes."""
+
+    @abstractmethod
+    def packed(self, theta: Params) -> Params:
+        """theta of all cells as the kernels read it."""
+
+    @abstractmethod
+    def kept(self, saved: Saved) -> Tensor | None:
+        """What the correction of a nudged phase reads of the activations at s*; None where A = 0 in exact numbers."""
+
+    @abstractmethod
+    def fused_step(
+        self,
+        packed: Params,
+        theta: Params,
+        x: Data,
+        context: Params,
+        s: Float[Tensor, "*r c b n"],
+        knobs: Knobs,
+        eps: Float[Tensor, "c"],
+        nudge: Float[Tensor, "m c"] | None = None,
+        bent: Tensor | None = None,
+    ) -> Float[Tensor, "*r c b n"]:
+        """Pi(s + eps (F(s) - nudge dC/ds - bent)). With a nudge the rows of s are (i, m)."""
+
+    @abstractmethod
+    def fused_bent(
+        self,
+        packed: Params,
+        s: Float[Tensor, "i m c b n"],
+        start: Float[Tensor, "i c b n"],
+        kept: Tensor | None,
+        knobs: Knobs,
+    ) -> Tensor | None:
+        """2 A (s - s*) with A at s* = `start`, in the form that `fused_step` takes."""
+
+
 BACK, DIRECT = "back.", "direct."  # prefixes of what stands in theta beside the parameters, see LayeredWeights
 
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from gradbench.systems.attention import outer
 from gradbench.systems.base import ClosedForms, Data, Params, Saved
-from gradbench.systems.cet_force import AbstractCetForce
 from gradbench.systems.cet_options import visible
+from gradbench.systems.fused_tokens import AbstractFusedTokens
 from gradbench.systems.tokens import as_one_row, join, patches
 from gradbench.vocabulary.coordinates import Knobs
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class AbstractCet(ClosedForms, AbstractCetForce):
+class AbstractCet(ClosedForms, AbstractFusedTokens):
     """Slope of the cost, Jacobian products and pulls. An attention adds the derivatives of its outputs."""
 
     def cost_slope(self, theta: Params, x: Data, s: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:

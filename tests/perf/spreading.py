@@ -52,9 +52,11 @@ def seconds(seeds: int, workers: int, device: str, folder: Path) -> float:
 def main(wanted: float, turns: int, device: str) -> None:
     """Print the times, their medians and the ratio."""
     few = 1 if device == "cuda" else 4
+    warming = [4, 4] if device == "cuda" else [2]  # until every worker process has met shapes of all systems
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        seconds(2, 2, device, folder)  # both worker processes have measured
+        for seeds in warming:
+            seconds(seeds, 2, device, folder)
         each = seconds(few, 1, device, folder) / few
         seeds = 2 * max(1, round(wanted / each / 2))
         print(f"{seeds} seeds of about {each:.2f} s", flush=True)

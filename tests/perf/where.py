@@ -1,4 +1,4 @@
-"""Where the time goes, on one GPU: `python tests/perf/where.py [atlas] [depth] [--problems 32 256]`.
+"""Where the time goes, on one GPU: `python tests/perf/where.py [atlas] [depth] [--problems 32 256] [--engine fused]`.
 
 One table for every pack: device and host time by phase and by kind of numbers. `atlas` are the packs of the suite, one
 for every system; `depth` is one depth of `cet_real` by `bptt` and `aep`, of so many problems. A pack runs three times.
@@ -104,12 +104,12 @@ def lines(entries: Sequence[Span], warm: float) -> Iterator[str]:
     yield f"warm {1e3 * warm:.0f} ms, device busy {worked:.0f} ms, outside {1e3 * warm - worked:.0f} ms"
 
 
-def told(title: str, pack: Sequence[Problem], planned: Plan) -> tuple[float, float]:
+def told(title: str, pack: Sequence[Problem], planned: Plan, engine: str) -> tuple[float, float]:
     """Print the table of a pack; its warm milliseconds, and those in which the device was busy."""
     budget = packs.available("cuda") // packs.LANES
 
     def measure() -> None:
-        packs.measure_pack(pack, "cuda", planned.thresholds, "batched", budget)
+        packs.measure_pack(pack, "cuda", planned.thresholds, engine, budget)
         torch.cuda.synchronize()
 
     measure()
@@ -128,18 +128,18 @@ def told(title: str, pack: Sequence[Problem], planned: Plan) -> tuple[float, flo
     return 1e3 * warm, busy([s for s in entries if s.kind in ON_DEVICE]) / 1e3
 
 
-def main(asked: Sequence[str], problems: Sequence[int]) -> None:
+def main(asked: Sequence[str], problems: Sequence[int], engine: str) -> None:
     """Print all tables that are asked for."""
-    print(f"{describe('cuda')}, torch {torch.__version__}")
+    print(f"{describe('cuda')}, torch {torch.__version__}, engine {engine}")
     with isolated():
         if "depth" in asked:
             for number in problems:
                 planned = depth(number)
-                told("one depth of cet_real", planned.problems, planned)
+                told("one depth of cet_real", planned.problems, planned, engine)
         if "atlas" in asked:
             planned = plan(load(Path(__file__).parents[2] / "suites" / "atlas.toml"))
-            cut = packs.cut_into_packs(planned.problems, "cuda", "batched")
-            sums = [told(pack[0].cells[0].labels["system_label"], pack, planned) for pack in cut]
+            cut = packs.cut_into_packs(planned.problems, "cuda", engine)
+            sums = [told(pack[0].cells[0].labels["system_label"], pack, planned, engine) for pack in cut]
             warm, worked = (sum(column) / 1e3 for column in zip(*sums, strict=True))
             print(f"\natlas, a pack at a time: warm {warm:.2f} s, device busy {worked:.2f} s")
 
@@ -148,5 +148,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("asked", nargs="*", default=["depth", "atlas"], help="atlas, depth or both")
     parser.add_argument("--problems", type=int, nargs="+", default=[32, 256])
+    parser.add_argument("--engine", default="batched")
     arguments = parser.parse_args()
-    main(arguments.asked, arguments.problems)
+    main(arguments.asked, arguments.problems, arguments.engine)

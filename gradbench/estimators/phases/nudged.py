@@ -97,6 +97,11 @@ class NudgedPhase(AbstractPhase):
         import torch
 
         field, eps, over = free.field, self.step_size(free), CLIPPED_OVER[self.clip]
+        by_kernel = None
+        if over is None and not self.every:
+            by_kernel = field.nudged_step(start[:, 0], nudge[..., 0, 0], eps, asymmetric=self.asymmetric)
+        if by_kernel is not None:
+            return _step_by(by_kernel)
         frozen = field.frozen(field.swirl_at, start.expand_as(like)) if self.asymmetric and not self.every else None
 
         def step(s: Tensor, largest: Tensor, clipped: Tensor, turned: Tensor) -> Nudged:
@@ -276,6 +281,18 @@ class NudgedPhase(AbstractPhase):
         assert depth is not None
         products = 1 if self.asymmetric else 0
         return Count(force=1, jvp=products, vjp=products) * depth
+
+
+def _step_by(kernel: Callable[[Tensor], Tensor]) -> Callable[..., Nudged]:
+    """The step of a nudged batch whose states a kernel moves."""
+    import torch
+
+    def step(s: Tensor, largest: Tensor, clipped: Tensor, turned: Tensor) -> Nudged:
+        ahead = kernel(s)
+        torch.maximum(largest, ahead.flatten(-2).norm(dim=-1), out=largest)
+        return Nudged(ahead, largest, clipped, turned)
+
+    return step
 
 
 def _gain(system: AbstractSystem, force: Tensor, correction: Tensor, over: tuple[int, ...]) -> Tensor:

@@ -1,0 +1,109 @@
+"""Kernels of the transformers on CUDA: their noise, equal bits, and runs that say the same with them as without."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from interpreted import SIZES, SYSTEMS, apart, moved, plain, stack
+from torch import Tensor
+
+import gradbench as gb
+from gradbench.dynamics.stack import Fused
+from gradbench.engine.precision import isolated
+
+NOISE = {1e-2: 3e-6, 1e-3: 3e-5}  # of (s_- - s_+) / 2 beta against float64, by beta, without a projection
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize("batch", [5, 64])
+def test_a_step_is_as_exact_as_one_without_a_kernel(system: str, batch: int) -> None:
+    with isolated(), torch.no_grad():
+        field = stack(system, cells=3, batch=batch, device="cuda")
+        start, states, nudge = moved(field)
+        step = field.nudged_step(start, nudge, field.step_size, asymmetric=True)
+        assert step is not None
+        exact = plain(field.wide, start.double(), states.double(), nudge.double())
+        assert apart(step(states), exact) < 1.5 * apart(plain(field, start, states, nudge), exact)
+        wide = field.wide.step(states.double())
+        assert apart(field.step(states), wide) < 1.5 * apart(super(Fused, field).step(states), wide)
+        assert torch.equal(step(states), step(states))
+
+
+def credits(field: Fused, start: Tensor, beta: float) -> tuple[float, float]:
+    """Errors of (s_- - s_+) / 2 beta after 15 nudged steps against float64: by kernels, and without them."""
+    nudge = torch.tensor([beta, -beta], device="cuda")[:, None].repeat(1, 3)
+    step = field.nudged_step(start, nudge, field.step_size, asymmetric=True)
+    assert step is not None
+    by_kernels = plainly = start[:, None].repeat_interleave(2, 1)
+    exact = by_kernels.double()
+    for _ in range(15):
+        by_kernels, plainly = step(by_kernels), plain(field, start, plainly, nudge)
+        exact = plain(field.wide, start.double(), exact, nudge.double())
+    credit, without, expected = ((v[:, 1] - v[:, 0]).double() / (2 * beta) for v in (by_kernels, plainly, exact))
+    return apart(credit, expected), apart(without, expected)
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize("biases", [0.0, 0.3])
+def test_credit_and_the_free_state_have_the_noise_of_float32(system: str, biases: float) -> None:
+    with isolated(), torch.no_grad():
+        options = dict.fromkeys(("bpos_std", "bdec_std", "benc_std"), biases)
+        field = stack(system, cells=3, batch=64, device="cuda", eps=0.2, **options)
+        s = plainly = field.init_state()
+        exact = s.double()
+        for _ in range(100):
+            s, exact, plainly = field.step(s), field.wide.step(exact), super(Fused, field).step(plainly)
+        assert apart(s, exact) < 2 * apart(plainly, exact)
+        for beta, noise in NOISE.items():
+            by_kernels, without = credits(field, s[None], beta)
+            assert by_kernels < 2 * without
+            if biases == 0 and not field.system.projects:
+                assert by_kernels < noise
+
+
+GRID = {
+    "system": [{"name": name, "bpos_std": 0.3, **SIZES.get(name, {})} for name in SYSTEMS],
+    "estimator": [
+        "bptt",
+        "adjoint",
+        "ep",
+        "aep",
+        {"name": "aep", "clip": "batch"},
+        {"name": "ep", "nudge": "positive"},
+    ],
+    "s": [0.25, 1.0],
+    "damp": [0.0, 1.0],
+    "T1": [60, 200],
+    "T2": [5, 15],
+    "beta": [0.005, 0.05],
+    "seed": [0, 1],
+    "batch": 18,
+}
+
+
+def cells(folder: Path, engine: str) -> pd.DataFrame:
+    suite = gb.suite(GRID, name="fused")
+    return gb.run(suite, out=folder, device="cuda", engine=engine, fresh=True).cells.set_index("cell").sort_index()
+
+
+def test_a_run_by_kernels_says_what_a_run_without_them_says(tmp_path: Path) -> None:
+    by_kernels, again, plainly = (cells(tmp_path, engine) for engine in ("fused", "fused", "batched"))
+    numbers = ["cosine", "cosine_min", "rel_error", "residual", "rho", "drift"]
+    pd.testing.assert_frame_equal(by_kernels[numbers], again[numbers], check_exact=True)
+    assert set(by_kernels["fused"].dropna()) == {1.0}  # a cell that diverged has no evidence
+    different = by_kernels["status"] != plainly["status"]
+    assert different.mean() <= 0.005, by_kernels[different][["status", "residual", "rho"]]
+    both = ~different & (plainly["status"] == "settled")
+    assert both.sum() > 100
+    for column in ("cosine", "cosine_min"):
+        np.testing.assert_allclose(by_kernels[both][column], plainly[both][column], atol=2e-3, err_msg=column)
+
+
+def test_sizes_without_kernels_say_so(tmp_path: Path) -> None:
+    grid = {"system": {"name": "cet_real", "D": 32, "dh": 8}, "estimator": "aep", "T1": 40, "T2": 5, "batch": 4}
+    found = gb.run(gb.suite(grid, name="other"), out=tmp_path, device="cuda", engine="fused").cells
+    assert (found["fused"] == 0).all()

@@ -1,0 +1,68 @@
+"""Kernels of the transformers against their derivatives in float64, interpreted on a CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from interpreted import SYSTEMS, stack
+
+from gradbench.dynamics.stack import Fused
+from gradbench.engine import packs
+from gradbench.errors import UserError
+
+pytest.importorskip("triton")
+TESTS = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def told() -> dict[str, dict[str, Any]]:
+    """What was seen of every system, in a process that interprets kernels."""
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(TESTS)}
+    command = [sys.executable, str(TESTS / "interpreted.py")]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+    return json.loads(printed)
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_a_step_by_a_kernel_is_as_exact_as_one_without(system: str, told: dict[str, dict[str, Any]]) -> None:
+    seen = told[system]
+    assert seen["free"] < 1.5 * seen["free plainly"]
+    assert seen["nudged"] < 1.5 * seen["nudged plainly"]
+    assert seen["one example"] < 2e-7
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_kernels_touch_nothing_beyond_their_cells(system: str, told: dict[str, dict[str, Any]]) -> None:
+    seen = told[system]
+    assert {name: seen[name] for name in ("equal inside of NaN", "guards")} == dict.fromkeys(
+        ("equal inside of NaN", "guards"), True
+    )
+    assert all(seen[f"beside {wild}"] for wild in (1e18, float("inf"), float("nan")))
+
+
+@pytest.mark.fast
+def test_other_sizes_and_numbers_take_the_path_without_kernels() -> None:
+    assert stack("cet_real").kernels is not None
+    for field in (stack("cet_real", D=32, dh=8), stack("cet_real", mem=100), stack("cet_real").wide):
+        assert isinstance(field, Fused)
+        assert field.kernels is None
+        assert field.packed == {}
+        s = field.init_state()
+        assert field.nudged_step(s[None], s.new_zeros(1, 2), field.step_size, asymmetric=True) is None
+        assert field.step(s).isfinite().all()
+
+
+@pytest.mark.fast
+def test_the_engine_of_kernels_needs_a_gpu_and_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="engine = 'fused' needs a CUDA device"):
+        packs.resolved("fused", "cpu")
+    assert packs.resolved("fused", "cuda") == "fused"
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="needs triton"):
+        packs.resolved("fused", "cuda")
