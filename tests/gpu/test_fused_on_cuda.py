@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -16,6 +15,7 @@ from gradbench.dynamics.stack import Fused
 from gradbench.engine.precision import isolated
 
 NOISE = {1e-2: 3e-6, 1e-3: 3e-5}  # of (s_- - s_+) / 2 beta against float64, by beta, without a projection
+UNBIASED = dict.fromkeys(("bpos_std", "bdec_std", "benc_std"), 0.0)
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
@@ -48,21 +48,28 @@ def credits(field: Fused, start: Tensor, beta: float) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
-@pytest.mark.parametrize("biases", [0.0, 0.3])
-def test_credit_and_the_free_state_have_the_noise_of_float32(system: str, biases: float) -> None:
+def test_credit_and_the_free_state_have_the_noise_of_float32(system: str) -> None:
     with isolated(), torch.no_grad():
-        options = dict.fromkeys(("bpos_std", "bdec_std", "benc_std"), biases)
-        field = stack(system, cells=3, batch=64, device="cuda", eps=0.2, **options)
+        field = stack(system, cells=3, batch=64, device="cuda")
         s = plainly = field.init_state()
         exact = s.double()
         for _ in range(100):
             s, exact, plainly = field.step(s), field.wide.step(exact), super(Fused, field).step(plainly)
         assert apart(s, exact) < 2 * apart(plainly, exact)
-        for beta, noise in NOISE.items():
+        for beta in NOISE:
             by_kernels, without = credits(field, s[None], beta)
             assert by_kernels < 2 * without
-            if biases == 0 and not field.system.projects:
-                assert by_kernels < noise
+
+
+@pytest.mark.parametrize("system", ["cet_real", "cet_energy"])
+def test_credit_at_the_usual_settings_is_as_exact_as_the_field_expects(system: str) -> None:
+    with isolated(), torch.no_grad():
+        field = stack(system, cells=3, batch=64, device="cuda", eps=0.2, **UNBIASED)
+        s = field.init_state()
+        for _ in range(100):
+            s = field.step(s)
+        for beta, noise in NOISE.items():
+            assert credits(field, s[None], beta)[0] < noise
 
 
 GRID = {
@@ -99,8 +106,10 @@ def test_a_run_by_kernels_says_what_a_run_without_them_says(tmp_path: Path) -> N
     assert different.mean() <= 0.005, by_kernels[different][["status", "residual", "rho"]]
     both = ~different & (plainly["status"] == "settled")
     assert both.sum() > 100
+    # what rounding in another order moves in a nudged estimate is its noise floor
+    allowed = plainly[both]["noise_floor"].fillna(0.0).clip(lower=2e-3)
     for column in ("cosine", "cosine_min"):
-        np.testing.assert_allclose(by_kernels[both][column], plainly[both][column], atol=2e-3, err_msg=column)
+        assert ((by_kernels[both][column] - plainly[both][column]).abs() <= allowed).all(), column
 
 
 def test_sizes_without_kernels_say_so(tmp_path: Path) -> None:
