@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradbench.dynamics.recordings import parted, with_tensors
 from gradbench.dynamics.stack import Fused
 from gradbench.engine.draws import build
 from gradbench.engine.precision import isolated
@@ -24,12 +25,21 @@ GUARD, MARK = 4096, 123.0
 BETA = 0.02
 
 
-def stack(system: str, cells: int = 2, batch: int = 5, device: str = "cpu", eps: float = 0.1, **more: Any) -> Fused:
+def stack(
+    system: str,
+    cells: int = 2,
+    batch: int = 5,
+    device: str = "cpu",
+    *,
+    eps: float = 0.1,
+    seed: int = 0,
+    **more: Any,
+) -> Fused:
     """Cells that differ in the scale of attention and in their numbers, with biases that are not 0."""
     options = {"name": system, "bpos_std": 0.3, "bdec_std": 0.2, "benc_std": 0.1, **SIZES.get(system, {}), **more}
     s = [0.2 + 0.9 * c / cells for c in range(cells)]
     grid = {"system": options, "estimator": "aep", "s": s, "damp": 0.7, "eps": eps, "batch": batch, "T1": 20, "T2": 5}
-    planned = plan(parse({"name": "x", "about": "", "grid": [grid]}, "x"))
+    planned = plan(parse({"name": "x", "about": "", "grid": [grid | {"seed": seed}]}, "x"))
     field = Fused.of([build(problem, device) for problem in planned.problems])
     assert isinstance(field, Fused)
     return field
@@ -101,6 +111,14 @@ def seen(system: str) -> dict[str, Any]:
         worse = states.clone()
         worse[:, :, 1] = wild
         told[f"beside {wild}"] = torch.equal(step(worse)[:, :, 0], ahead[:, :, 0])
+    # the function of one stack with the tensors of another one is that of the other one, as recordings need it
+    other = stack(system, seed=1)
+    others = moved(other)
+    theirs = other.nudged_step(others[0], others[2], other.step_size, asymmetric=True)
+    assert theirs is not None
+    structure, tensors = parted(theirs)
+    told["same structure"] = parted(step)[0] == structure
+    told["serves again"] = torch.equal(with_tensors(step, tensors)(others[1]), theirs(others[1]))
     alone = stack(system, cells=1, batch=1)
     start, states, nudge = moved(alone)
     step = alone.nudged_step(start, nudge, alone.step_size, asymmetric=True)

@@ -14,7 +14,7 @@ from gradbench.dynamics.capture import agreeing
 from gradbench.dynamics.field import Field, Result, Step
 from gradbench.dynamics.linear import Linear
 from gradbench.dynamics.recordings import recorded
-from gradbench.systems.base import FusedSteps
+from gradbench.systems.base import FusedSteps, KernelInputs
 from gradbench.vocabulary.coordinates import Knobs
 
 if TYPE_CHECKING:
@@ -100,25 +100,27 @@ class Fused(Stack):
         """theta in the form that the kernels read."""
         return self.kernels.packed(self.theta) if self.kernels else {}
 
+    @property
+    def _read(self) -> KernelInputs:
+        return KernelInputs(self.packed, self.theta, self.x, self.context, self.knobs)
+
     def step(self, s: Float[Tensor, "*r c b n"]) -> Float[Tensor, "*r c b n"]:
         """G(s) in one launch."""
-        if self.kernels is None:
-            return super().step(s)
-        return self.kernels.fused_step(self.packed, self.theta, self.x, self.context, s, self.knobs, self.knobs.eps)
+        kernels = self.kernels
+        return kernels.fused_step(self._read, s, self.knobs.eps) if kernels else super().step(s)
 
     def nudged_step(
         self, start: Float[Tensor, "i c b n"], nudge: Float[Tensor, "m c"], eps: Tensor, *, asymmetric: bool
     ) -> Callable[[Float[Tensor, "i m c b n"]], Float[Tensor, "i m c b n"]] | None:
         """A nudged step in one launch, or in two with the correction."""
-        if self.kernels is None:
+        kernels = self.kernels
+        if kernels is None:
             return None
-        kept, eps = self.kernels.kept(self.activate(start)) if asymmetric else None, eps.flatten()
+        kept, eps = kernels.kept(self.activate(start)) if asymmetric else None, eps.flatten()
 
         def ahead(s: Tensor) -> Tensor:
-            kernels = self.kernels
-            assert kernels is not None
-            bent = kernels.fused_bent(self.packed, s, start, kept, self.knobs)
-            return kernels.fused_step(self.packed, self.theta, self.x, self.context, s, self.knobs, eps, nudge, bent)
+            bent = None if kept is None else kernels.fused_bent(self._read, s, start, kept)
+            return kernels.fused_step(self._read, s, eps, nudge, bent)
 
         return ahead
 

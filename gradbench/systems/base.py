@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from gradbench.vocabulary.coordinates import Knobs
 from gradbench.vocabulary.ranges import refuse_outside
@@ -313,11 +313,20 @@ class ClosedForms(ABC):
         return 0.5 * (self.swirl_jvp(theta, context, saved, v, knobs) - transposed)
 
 
-class FusedSteps(ABC):
-    """A system whose steps, free and nudged, are one launch on a GPU each, for float32 stacks: a leading cell axis c.
+class KernelInputs(NamedTuple):
+    """What kernels read of a stack besides states: tensors with a leading cell axis c."""
 
-    The plain path stays, and the tests hold the kernels to it in float64. `packed` are theta in the form that the
-    kernels read, and `kept` is what they need of the activations at s*.
+    packed: Params
+    theta: Params
+    x: Data
+    context: Params
+    knobs: Knobs
+
+
+class FusedSteps(ABC):
+    """A system whose steps, free and nudged, are one launch on a GPU each, for float32 stacks.
+
+    The plain path stays, and the tests hold the kernels to it in float64.
     """
 
     @property
@@ -336,12 +345,8 @@ class FusedSteps(ABC):
     @abstractmethod
     def fused_step(
         self,
-        packed: Params,
-        theta: Params,
-        x: Data,
-        context: Params,
+        read: KernelInputs,
         s: Float[Tensor, "*r c b n"],
-        knobs: Knobs,
         eps: Float[Tensor, "c"],
         nudge: Float[Tensor, "m c"] | None = None,
         bent: Tensor | None = None,
@@ -350,13 +355,8 @@ class FusedSteps(ABC):
 
     @abstractmethod
     def fused_bent(
-        self,
-        packed: Params,
-        s: Float[Tensor, "i m c b n"],
-        start: Float[Tensor, "i c b n"],
-        kept: Tensor | None,
-        knobs: Knobs,
-    ) -> Tensor | None:
+        self, read: KernelInputs, s: Float[Tensor, "i m c b n"], start: Float[Tensor, "i c b n"], kept: Tensor
+    ) -> Tensor:
         """2 A (s - s*) with A at s* = `start`, in the form that `fused_step` takes."""
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from gradbench.systems.base import AbstractDrivenSystem, Data, FusedSteps, Params, Saved
+from gradbench.systems.base import AbstractDrivenSystem, FusedSteps, KernelInputs, Params, Saved
 from gradbench.systems.cet_force import AbstractCetForce
-from gradbench.vocabulary.coordinates import Knobs
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -39,6 +38,7 @@ class AbstractFusedTokens(FusedSteps, AbstractCetForce):
         return packed
 
     def kept(self, saved: Saved) -> Float[Tensor, "i c 4 b H N h"] | None:
+        """q, k, v and P."""
         import torch
 
         if not isinstance(self, AbstractDrivenSystem):
@@ -46,46 +46,17 @@ class AbstractFusedTokens(FusedSteps, AbstractCetForce):
         return torch.stack([saved[name].movedim(0, 1) for name in ("q", "k", "v", "P")], 2).contiguous()
 
     def fused_step(
-        self,
-        packed: Params,
-        theta: Params,
-        x: Data,
-        context: Params,
-        s: Float[Tensor, "*r c b n"],
-        knobs: Knobs,
-        eps: Float[Tensor, "c"],
-        nudge: Float[Tensor, "m c"] | None = None,
-        bent: Float[Tensor, "i m c b d"] | None = None,
-    ) -> Float[Tensor, "*r c b n"]:
+        self, read: KernelInputs, s: Tensor, eps: Tensor, nudge: Tensor | None = None, bent: Tensor | None = None
+    ) -> Tensor:
         from gradbench.systems import token_kernels
 
-        return token_kernels.step(
-            packed,
-            theta,
-            x,
-            context,
-            s,
-            knobs,
-            eps,
-            patch=self.patch,
-            well=self.well,
-            scale=self._scale,
-            projects=self.projects,
-            nudge=nudge,
-            bent=bent,
-        )
+        kind = token_kernels.Kind(self.patch, self.well, self._scale, self.projects)
+        return token_kernels.step(read, kind, s, eps, nudge, bent)
 
-    def fused_bent(
-        self,
-        packed: Params,
-        s: Float[Tensor, "i m c b n"],
-        start: Float[Tensor, "i c b n"],
-        kept: Float[Tensor, "i c 4 b H N h"] | None,
-        knobs: Knobs,
-    ) -> Float[Tensor, "i m c b d"] | None:
+    def fused_bent(self, read: KernelInputs, s: Tensor, start: Tensor, kept: Tensor) -> Tensor:
         from gradbench.systems import token_kernels
 
-        return None if kept is None else token_kernels.bent(packed, s, start, kept, knobs.sigma, scale=self._scale)
+        return token_kernels.bent(read, self._scale, s, start, kept)
 
     @property
     def _scale(self) -> float:

@@ -12,7 +12,7 @@ an index of a state takes as many registers as a state.
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import triton
@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-    from gradbench.systems.base import Data, Params
-    from gradbench.vocabulary.coordinates import Knobs
+    from gradbench.systems.base import KernelInputs
 
 TOKENS, WIDTH, HEADS, EXAMPLES = 16, 64, 4, 4
 WARPS = 8  # of a program; 4 leave it too few registers, measured on an H100
@@ -195,26 +194,25 @@ def _bent_kernel(s, start, kept, skew_in, skew_out, out, sigma, cells, columns, 
     tl.store(out + _token_places(i, 16 * 64), tl.load(sigma + c) * bent, mask=(i // 16 < left)[:, None])
 
 
-def step(
-    packed: Params,
-    theta: Params,
-    x: Data,
-    context: Params,
-    s: Float[Tensor, "*r c b n"],
-    knobs: Knobs,
-    eps: Float[Tensor, "c"],
-    *,
-    patch: int,
-    well: float,
-    scale: float,
-    projects: bool,
-    nudge: Float[Tensor, "m c"] | None = None,
-    bent: Float[Tensor, "i m c b d"] | None = None,
-) -> Float[Tensor, "*r c b n"]:
-    """Pi(s + eps (F(s) - nudge dC/ds - bent)) of a stack. `packed` are the matrices of `AbstractFusedTokens.packed`.
+class Kind(NamedTuple):
+    """What a system says of its step."""
 
-    With a nudge the rows of s are (i, m), and `bent` is a force on the tokens.
-    """
+    patch: int
+    well: float  # w
+    scale: float  # of q k^T
+    projects: bool
+
+
+def step(
+    read: KernelInputs,
+    kind: Kind,
+    s: Float[Tensor, "*r c b n"],
+    eps: Float[Tensor, "c"],
+    nudge: Float[Tensor, "m c"] | None,
+    bent: Float[Tensor, "i m c b d"] | None,
+) -> Float[Tensor, "*r c b n"]:
+    """Pi(s + eps (F(s) - nudge dC/ds - bent)) of a stack. With a nudge the rows of s are (i, m)."""
+    packed, theta, x, context, knobs = read
     cells, b, length = s.shape[-3:]
     s, out = s.contiguous(), torch.empty_like(s, memory_format=torch.contiguous_format)
     channels, img = x["x"].shape[-3], x["x"].shape[-1]
@@ -224,29 +222,27 @@ def step(
             s, out, packed["ahead_in"], packed["ahead_out"], context["input"].contiguous(), theta["bdec"].contiguous(),
             x["mask"].contiguous(), x["x"].contiguous(), unread if nudge is None else nudge.contiguous(),
             unread if bent is None else bent, knobs.sigma.contiguous(), knobs.damp.contiguous(), eps.contiguous(),
-            cells, 1 if nudge is None else len(nudge), b, 0, well, scale,
-            P=channels * patch**2, CH=channels, IMG=img, PATCH=patch, M=theta["Wmem"].shape[-1],
-            ENERGY="WV" not in theta, PROJECT=projects, NUDGE=nudge is not None, BENT=bent is not None,
+            cells, 1 if nudge is None else len(nudge), b, 0, kind.well, kind.scale,
+            P=channels * kind.patch**2, CH=channels, IMG=img, PATCH=kind.patch, M=theta["Wmem"].shape[-1],
+            ENERGY="WV" not in theta, PROJECT=kind.projects, NUDGE=nudge is not None, BENT=bent is not None,
             num_warps=WARPS, num_stages=1,
         )  # fmt: skip
     return out
 
 
 def bent(
-    packed: Params,
+    read: KernelInputs,
+    scale: float,
     s: Float[Tensor, "i m c b n"],
     start: Float[Tensor, "i c b n"],
     kept: Float[Tensor, "i c 4 b H N h"],
-    sigma: Float[Tensor, "c"],
-    *,
-    scale: float,
 ) -> Float[Tensor, "i m c b d"]:
     """2 A (z - z*) of ordinary attention at the tokens z* of `start`, from q, k, v and P there."""
-    i, m, cells, b, length = s.shape
+    packed, (i, m, cells, b, length) = read.packed, s.shape
     out = s.new_empty((i, m, cells, b, TOKENS * WIDTH))
     with _launching, torch.cuda.device_of(s):
         _bent_kernel[triton.cdiv(b, EXAMPLES), i * m * cells](
-            s.contiguous(), start.contiguous(), kept, packed["skew_in"], packed["skew_out"], out, sigma.contiguous(),
-            cells, m, b, length, 0, scale, num_warps=WARPS, num_stages=1,
+            s.contiguous(), start.contiguous(), kept, packed["skew_in"], packed["skew_out"], out,
+            read.knobs.sigma.contiguous(), cells, m, b, length, 0, scale, num_warps=WARPS, num_stages=1,
         )  # fmt: skip
     return out

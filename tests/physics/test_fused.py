@@ -46,6 +46,12 @@ def test_kernels_touch_nothing_beyond_their_cells(system: str, told: dict[str, d
     assert all(seen[f"beside {wild}"] for wild in (1e18, float("inf"), float("nan")))
 
 
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_a_recording_of_a_kernel_serves_the_next_pack(system: str, told: dict[str, dict[str, Any]]) -> None:
+    assert told[system]["same structure"]
+    assert told[system]["serves again"]
+
+
 @pytest.mark.fast
 def test_other_sizes_and_numbers_take_the_path_without_kernels() -> None:
     assert stack("cet_real").kernels is not None
