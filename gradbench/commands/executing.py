@@ -63,13 +63,17 @@ def execute(
     results: list[tuple[Problem, Results]] = []
     with lanes:
         while True:
-            for lane in lanes.free():
-                job = again.popleft() if again else None if over() else waiting.take(lane)
-                if job is None:
-                    break
-                meters.append(job.meter)
-                lanes.begin(lane, job)
-                running += 1
+            try:
+                for lane in lanes.free():
+                    job = again.popleft() if again else None if over() else waiting.take(lane)
+                    if job is None:
+                        break
+                    meters.append(job.meter)
+                    lanes.begin(lane, job)
+                    running += 1
+            except Exception:
+                yield from results  # the lanes may be gone, but these were measured
+                raise
             yield from results  # now that no lane waits: the caller may take its time
             results.clear()
             if not (running or again) and (over() or not waiting):
