@@ -876,7 +876,7 @@ def _target(name: str, out: Path) -> Run:
     except UserError as error:
         if KEY.fullmatch(name):
             raise UserError(f"{error}; {name} looks like the key of a cell: gradbench explain RUN {name}") from None
-        if name not in files.shipped(files.SUITES):
+        if name not in files.shipped(files.SUITES) or any((out / "runs" / name).glob("*/plan.json")):
             raise
         more = "" if out == Path("results") else f" --out {_argument(out)}"
         raise UserError(
@@ -962,6 +962,7 @@ def _usage(error: Any) -> str:
     return f"{_sentence(message)} See: {command} --help"
 
 
+WRITING = {"merge": "merged", "pack": "packed", "unpack": "unpacked"}  # commands that run nothing, and what they do
 _told_to_end: list[int] = []  # signals that ended the command as an interrupt does
 
 
@@ -976,7 +977,7 @@ def _code(arguments: list[str]) -> int:
         with from_shell():
             code = app(arguments, standalone_mode=False) or Exit.OK
     except UserError as error:
-        say(f"gradbench: {_sentence(str(error))} Nothing was run.")
+        say(f"gradbench: {_sentence(str(error))} Nothing was {WRITING.get(arguments[0], 'run')}.")
         code = Exit.USAGE
     except USAGE_ERROR as error:
         say(f"gradbench: {_usage(error)}")

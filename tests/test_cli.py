@@ -601,6 +601,17 @@ def test_a_terminal_has_a_bar_with_the_time_that_is_left(write_suite: Any, tmp_p
     assert re.search(r"#{20} 100%  0:\d\d elapsed  60/60 cells", told)
 
 
+@pytest.mark.parametrize(("resumed", "percent"), [(0, "25%  "), (2160, "25% of what was left  ")])
+def test_a_percentage_says_what_it_is_of_where_a_run_goes_on(
+    resumed: int, percent: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps = progress.StepProgress(weight=4, done_weight=1, resumed=resumed)
+    display = progress.Lines("training")
+    display.progress, display.text = steps, "step"
+    display.show(news=True)
+    assert f"step  {percent}0:00 elapsed" in capsys.readouterr().err
+
+
 def test_a_dumb_terminal_has_lines(write_suite: Any, tmp_path: Path) -> None:
     code, told = on_terminal("run", str(write_suite()), "--out", str(tmp_path / "r"), TERM="dumb")
     assert code == 0

@@ -182,3 +182,29 @@ def test_shards_have_every_problem_once_whatever_their_order_and_cost_about_the_
 def test_what_is_no_shard_is_refused(text: Any) -> None:
     with pytest.raises(UserError, match=r"^shard = "):
         Shard.read(text)
+
+
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        ("1/0", "a plan has 1 to 100,000 shards"),
+        ("1/2000000", "a plan has 1 to 100,000 shards"),
+        ("3/2", "shards are 1/2 to 2/2"),
+        ("two", "expected i/n"),
+    ],
+)
+def test_a_shard_that_cannot_be_is_refused_with_what_can(named: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Shard.read(named)
+
+
+def test_a_suite_with_shards_alone_names_one_and_merge(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from gradbench.cli import _code
+
+    folder = shards / "alone" / "runs" / "tiny"
+    shutil.copytree(shards / "1", folder / "20260101-000000-aaaa")
+    assert _code(["verify", "tiny", "--out", str(shards / "alone")]) == Exit.USAGE
+    told = capsys.readouterr().err
+    assert "a shard never is; name one, such as 20260101-000000-aaaa, or merge the shards. Nothing was run." in told
+    assert _code(["merge", "20260101-000000-aaaa", "--out", str(shards / "alone")]) == Exit.USAGE
+    assert capsys.readouterr().err.endswith("Nothing was merged.\n")

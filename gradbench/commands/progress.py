@@ -248,7 +248,8 @@ class Lines(AbstractDisplay):
         wait = NEWS if self.unsaid else QUIET
         if now - self.last >= wait or self.progress.over:
             self.last, self.unsaid = now, False
-            say(f"  {self.text.rstrip()}  {_percent(self.progress)}  {_times(self.progress)}")
+            percent = f"{_percent(self.progress)}{_of(self.progress)}"
+            say(f"  {self.text.rstrip()}  {percent}  {_times(self.progress)}")
 
 
 class Bar(AbstractDisplay):
@@ -268,7 +269,7 @@ class Bar(AbstractDisplay):
             return
         self.last = now
         filled = int(WIDTH * self.progress.share)
-        bar = f"{'#' * filled}{'-' * (WIDTH - filled)} {_percent(self.progress):>4}"
+        bar = f"{'#' * filled}{'-' * (WIDTH - filled)} {_percent(self.progress):>4}{_of(self.progress)}"
         width = max(20, shutil.get_terminal_size().columns) - 1  # a full line would begin the next one
         say(f"\r{f'{bar}  {_times(self.progress)}  {self.text}'[:width].rstrip()}\x1b[K", end="")
 
@@ -280,6 +281,11 @@ class Bar(AbstractDisplay):
 
 def _percent(progress: AbstractProgress) -> str:
     return f"{int(100 * progress.share)}%"
+
+
+def _of(progress: AbstractProgress) -> str:
+    """What a percentage is of, where an earlier start did a part of the work."""
+    return " of what was left" if progress.resumed else ""
 
 
 def _times(progress: AbstractProgress) -> str:

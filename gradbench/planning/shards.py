@@ -28,13 +28,15 @@ class Shard:
     @classmethod
     def read(cls, given: object) -> Shard:
         """A shard as 2/8. Raises UserError for anything else."""
-        parts = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", given) if isinstance(given, str) else None
+        parts = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", given) if isinstance(given, str) else None
         told = f"{spoken(python='shard', shell='--shard')} = {shown(given)}"
         if parts is None:
             raise UserError(f"{told}: expected i/n, such as 2/8 for the second of eight")
         index, of = map(int, parts.groups())
-        if not (1 <= of <= MOST and 1 <= index <= of):
-            raise UserError(f"{told}: shards are 1/{of} to {of}/{of}" if 1 <= of <= MOST else f"{told}: too many")
+        if not 1 <= of <= MOST:
+            raise UserError(f"{told}: a plan has 1 to {MOST:,} shards")
+        if not 1 <= index <= of:
+            raise UserError(f"{told}: shards are 1/{of} to {of}/{of}")
         return cls(index, of)
 
     def __str__(self) -> str:

@@ -158,6 +158,11 @@ def find(name: str, out: Path = Path("results")) -> Run:
         raise UserError(f"run {name!r} is ambiguous: {', '.join(sorted(f'{p.parent.name}/{p.name}' for p in meant))}")
     if not meant and unread:
         raise unread[0]
+    if not meant and (inside := sorted(p for p in there if p.parent.name == name)):
+        raise UserError(
+            f"run {name!r}: of the runs in {root / name} none is the latest, since a shard never is; name one, such as "
+            f"{inside[-1].name}, or merge the shards"
+        )
     if not meant:
         word = name.removesuffix(".toml")  # a suite file is no run, but its suite may have some
         raise UserError(f"run {name!r} does not exist in {root}{near_miss(word, {POINTER, *pointers, *dict(known)})}")
