@@ -171,7 +171,7 @@ def test_what_answers_and_is_no_scheduler_is_told(tmp_path: Path, monkeypatch: p
 def test_a_worker_of_another_version_stops_a_run_before_it_begins(
     write_suite: Any, two_workers: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(clusters, "_here", lambda: ({**FACTS["versions"], "numpy": "0.1"}, FACTS["rooms"]))
+    monkeypatch.setattr(clusters, "_here", lambda: {**FACTS["versions"], "numpy": "0.1"})
     path = write_suite()
     with pytest.raises(UserError, match=rf"worker tcp://.*: numpy {FACTS['versions']['numpy']}, and the coord.* 0\.1"):
         cells(str(path), path.parent, cluster=two_workers)

@@ -29,7 +29,7 @@ from gradbench.commands.executing import Answer, Job
 from gradbench.commands.progress import say
 from gradbench.data.given import article
 from gradbench.engine.failures import ClusterGoneError, Failed
-from gradbench.engine.hosts import Facts, Versions, room_digests, versions_here
+from gradbench.engine.hosts import Facts, Versions, room_digests, rooms_apart, versions_here
 from gradbench.engine.processes import NOWHERE
 from gradbench.engine.workers import AbstractLanes
 from gradbench.errors import UserError, near_miss, spoken
@@ -318,8 +318,8 @@ def _result(address: str, future: Future[Any]) -> Any:
 
 
 @cache
-def _here() -> tuple[Versions, dict[str, str]]:
-    return versions_here("cpu"), room_digests()
+def _here() -> Versions:
+    return versions_here("cpu")
 
 
 def differing(facts: Facts, first: Facts, named: str) -> str:
@@ -327,11 +327,11 @@ def differing(facts: Facts, first: Facts, named: str) -> str:
 
     Empty where all that decides numbers is equal.
     """
-    ours, rooms = _here()
+    ours = _here()
     for name in COMMON:
         if facts["versions"][name] != ours[name]:  # type: ignore[literal-required]
             return f"{name} {facts['versions'][name]}, and the coordinator has {ours[name]}"  # type: ignore[literal-required]
-    if wrong := [room for room in rooms if facts["rooms"].get(room) != rooms[room]]:
+    if wrong := rooms_apart(room_digests(), facts["rooms"]):
         return f"the code of gradbench differs from that of the coordinator in {', '.join(wrong)}"
     here, there = (
         {

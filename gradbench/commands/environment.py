@@ -14,7 +14,7 @@ from typing import Any
 
 from gradbench.commands.progress import say
 from gradbench.data import datasets
-from gradbench.engine.hosts import PACKAGE, Facts, Versions, room_digests, versions_here
+from gradbench.engine.hosts import PACKAGE, Facts, Versions, room_digests, rooms_apart, versions_here
 from gradbench.errors import UserError
 from gradbench.estimators.base import AbstractEstimator
 from gradbench.planning.cells import digest
@@ -112,7 +112,7 @@ def differences(env: Environment, older: Mapping[str, Any]) -> list[str]:
     known = [key for key in CHANGING if key in older]
     told = [f"{key} was {older[key]} and is {env[key]}" for key in known if older[key] != env[key]]  # type: ignore[literal-required]
     if older.get("source") != env["source"]:
-        rooms = [room for room, content in env["rooms"].items() if older.get("rooms", {}).get(room) != content]
+        rooms = rooms_apart(env["rooms"], older.get("rooms", {}))
         told.append(f"the code of gradbench changed in {', '.join(rooms)}" if "rooms" in older else "the code changed")
     ours, theirs = ({item: d for p in e["plugins"] for item, d in p["items"].items()} for e in (env, older))
     told += [f"the {item} changed" for item in ours if item in theirs and ours[item] != theirs[item]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import TypedDict
@@ -93,6 +93,11 @@ def room_digests() -> dict[str, str]:
     A process goes on with the code that it has read, whatever happens to the files afterwards.
     """
     return {room: _digest_of(room) for room in DECIDING_ROOMS}
+
+
+def rooms_apart(here: Mapping[str, str], there: Mapping[str, str]) -> list[str]:
+    """The rooms of `here` whose digest is another one `there`, or none."""
+    return [room for room, digest in here.items() if there.get(room) != digest]
 
 
 def _digest_of(room: str) -> str:

@@ -25,7 +25,7 @@ from gradbench.dynamics.meter import Meter
 from gradbench.engine import checkpoint, packs
 from gradbench.engine.draws import build
 from gradbench.engine.failures import Failed, failure_of
-from gradbench.engine.hosts import Facts, facts_here, room_digests
+from gradbench.engine.hosts import Facts, facts_here, room_digests, rooms_apart
 from gradbench.engine.precision import dedicate, isolated
 from gradbench.errors import UserError
 from gradbench.planning import registry
@@ -105,8 +105,7 @@ class _Worker:
     def open(self, session: Session) -> None:
         """Take what a session knows, and be ready to measure. Raises UserError where the code here is another one."""
         self.session = None
-        here = room_digests()
-        if wrong := [room for room, digest in session.rooms.items() if here.get(room) != digest]:
+        if wrong := rooms_apart(session.rooms, room_digests()):
             raise UserError(
                 f"the code of gradbench changed in {', '.join(wrong)} while the run was measured; what is stored "
                 "belongs to the code of before, and a new process begins a new run"
