@@ -98,9 +98,9 @@ def certify(free: Trajectory, thresholds: Thresholds, seeds: Sequence[int]) -> l
     scale = torch.where(norms[0] > 0, norms[0], norms[:2][-1])
     ratio = torch.where(scale > 0, norms / scale, norms)
     escape = torch.stack([ratio[: T1 + 1].nan_to_num(nan=math.inf).amax(0) for T1 in free.T1s])
-    with torch.no_grad():
-        moved = free.field.step(free.ends) - free.ends
+    with torch.no_grad():  # by the plain step: a kernel is no judge
         force = free.field.force(free.ends)
+        moved = free.field.project(torch.addcmul(free.ends, free.field.step_size, force)) - free.ends
     by_sample = moved.double().norm(dim=-1) / free.ends.double().norm(dim=-1)
     ends = list(free.T1s)
     gone = collapsed(_shrink_by_sample(free), by_sample, torch.finfo(free.ends.dtype).eps, thresholds)

@@ -248,7 +248,7 @@ def _rate(free: Trajectory) -> Float[Tensor, "i *c"]:
     steps = torch.tensor([T1 - start * free.every for T1, start in zip(free.T1s, stored, strict=True)])
     with torch.no_grad():
         pair = torch.stack((free.states[stored], free.ends))
-        first, last = (free.field.step(pair) - pair).flatten(-2).double().norm(dim=-1)
+        first, last = (free.field.project(free.field.ahead(pair)) - pair).flatten(-2).double().norm(dim=-1)
     exponent = (1 / steps.to(first)).reshape(-1, *[1] * (first.ndim - 1))
     rate = torch.where(first > 0, (last / first) ** exponent, torch.zeros_like(first))
     enough = (torch.tensor(free.T1s) >= 2).to(rate.device).reshape(exponent.shape)
