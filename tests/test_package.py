@@ -195,7 +195,13 @@ def asked(requirements: list[str]) -> set[str]:
 def test_what_is_imported_is_asked_for_and_what_is_asked_for_is_imported() -> None:
     paths = set((ROOT / "gradbench").rglob("*.py")) - {ROOT / "gradbench" / "pytest_plugin.py"}  # which pytest loads
     trees = [ast.parse(path.read_text()) for path in paths]
-    ours = {"gradbench", "__future__", *sys.stdlib_module_names, "pydantic_core"}  # the last comes with pydantic
+    ours = {
+        "gradbench",
+        "__future__",
+        *sys.stdlib_module_names,
+        "pydantic_core",
+        "triton",
+    }  # these come with pydantic and torch
     run = {module for tree in trees for module in imports(tree, typed=False)} - ours
     typed = {module for tree in trees for module in imports(tree, typed=True)} - ours
     extras = PROJECT["optional-dependencies"]

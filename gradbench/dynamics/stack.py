@@ -116,10 +116,10 @@ class Fused(Stack):
         kernels = self.kernels
         if kernels is None:
             return None
-        kept, eps = kernels.kept(self.activate(start)) if asymmetric else None, eps.flatten()
+        inputs, eps = kernels.correction_inputs(self.activate(start)) if asymmetric else None, eps.flatten()
 
         def ahead(s: Tensor) -> Tensor:
-            bent = None if kept is None else kernels.fused_bent(self._read, s, start, kept)
+            bent = None if inputs is None else kernels.fused_bent(self._read, s, start, inputs)
             return kernels.fused_step(self._read, s, eps, nudge, bent)
 
         return ahead

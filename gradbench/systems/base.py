@@ -339,7 +339,7 @@ class FusedSteps(ABC):
         """theta of all cells as the kernels read it."""
 
     @abstractmethod
-    def kept(self, saved: Saved) -> Tensor | None:
+    def correction_inputs(self, saved: Saved) -> Tensor | None:
         """What the correction of a nudged phase reads of the activations at s*; None where A = 0 in exact numbers."""
 
     @abstractmethod
@@ -355,7 +355,7 @@ class FusedSteps(ABC):
 
     @abstractmethod
     def fused_bent(
-        self, read: KernelInputs, s: Float[Tensor, "i m c b n"], start: Float[Tensor, "i c b n"], kept: Tensor
+        self, read: KernelInputs, s: Float[Tensor, "i m c b n"], start: Float[Tensor, "i c b n"], inputs: Tensor
     ) -> Tensor:
         """2 A (s - s*) with A at s* = `start`, in the form that `fused_step` takes."""
 

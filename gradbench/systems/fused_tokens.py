@@ -37,7 +37,7 @@ class AbstractFusedTokens(FusedSteps, AbstractCetForce):
             packed["skew_out"] = torch.cat([*writing, *(-W for W in reading)], -2)
         return packed
 
-    def kept(self, saved: Saved) -> Float[Tensor, "i c 4 b H N h"] | None:
+    def correction_inputs(self, saved: Saved) -> Float[Tensor, "i c 4 b H N h"] | None:
         """q, k, v and P."""
         import torch
 
@@ -48,15 +48,15 @@ class AbstractFusedTokens(FusedSteps, AbstractCetForce):
     def fused_step(
         self, read: KernelInputs, s: Tensor, eps: Tensor, nudge: Tensor | None = None, bent: Tensor | None = None
     ) -> Tensor:
-        from gradbench.systems import token_kernels
+        from gradbench.systems.kernels import tokens
 
-        kind = token_kernels.Kind(self.patch, self.well, self._scale, self.projects)
-        return token_kernels.step(read, kind, s, eps, nudge, bent)
+        kind = tokens.Kind(self.patch, self.well, self._scale, self.projects)
+        return tokens.step(read, kind, s, eps, nudge, bent)
 
-    def fused_bent(self, read: KernelInputs, s: Tensor, start: Tensor, kept: Tensor) -> Tensor:
-        from gradbench.systems import token_kernels
+    def fused_bent(self, read: KernelInputs, s: Tensor, start: Tensor, inputs: Tensor) -> Tensor:
+        from gradbench.systems.kernels import tokens
 
-        return token_kernels.bent(read, self._scale, s, start, kept)
+        return tokens.bent(read, self._scale, s, start, inputs)
 
     @property
     def _scale(self) -> float:

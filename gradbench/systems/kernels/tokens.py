@@ -85,7 +85,7 @@ def _seen(i, left, P: tl.constexpr):
 
 
 @triton.jit
-def _kept(first, left):
+def _by_head(first, left):
     """One of q, k, v and P of four examples, (example and head, 16, 16)."""
     i = tl.arange(0, 16)
     place = i[:, None, None] * 256 + i[None, :, None] * 16 + i[None, None, :]
@@ -158,7 +158,7 @@ def _step_kernel(
 
 
 @triton.jit(do_not_specialize=["zero"])
-def _bent_kernel(s, start, kept, skew_in, skew_out, out, sigma, cells, columns, b, length, zero, scale):
+def _bent_kernel(s, start, attention, skew_in, skew_out, out, sigma, cells, columns, b, length, zero, scale):
     """out = 2 A (z - z*), A the antisymmetric part of the Jacobian of the attention at z*, from q, k, v, P there."""
     part, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
     c = row % cells
@@ -170,17 +170,17 @@ def _bent_kernel(s, start, kept, skew_in, skew_out, out, sigma, cells, columns, 
     start += (end * b + part * 4) * length
     moved = tl.load(s + _token_places(i, length), mask=there, other=0.0)
     moved -= tl.load(start + _token_places(i, length), mask=there, other=0.0)
-    kept += (end * 16 * b + part * 16) * 256
+    attention += (end * 16 * b + part * 16) * 256
     skew_in += c * 64 * 256
     skew_out += c * 256 * 64
-    k = _kept(kept + b * 1024, left)
-    P = _kept(kept + 3 * b * 1024, left)
+    k = _by_head(attention + b * 1024, left)
+    P = _by_head(attention + 3 * b * 1024, left)
     dS = _dot(_heads(_dot(moved, _weight(skew_in, 0, 256))), _turned(k))
     dk = _heads(_dot(moved, _weight(skew_in, 64, 256)))
-    dS += _dot(_kept(kept, left), _turned(dk))
+    dS += _dot(_by_head(attention, left), _turned(dk))
     dS = P * (scale * dS)
     dS -= P * tl.sum(dS, 2)[:, :, None]
-    v = _kept(kept + 2 * b * 1024, left)
+    v = _by_head(attention + 2 * b * 1024, left)
     dv = _heads(_dot(moved, _weight(skew_in, 128, 256)))
     bent = _dot(_merge(_dot(dS, v) + _dot(P, dv)), _weight(skew_out, 0, 64))
     a = _heads(_dot(moved, _weight(skew_in, 192, 256)))
@@ -188,7 +188,7 @@ def _bent_kernel(s, start, kept, skew_in, skew_out, out, sigma, cells, columns, 
     dP = P * _dot(a, _turned(v))
     dP = scale * (dP - P * tl.sum(dP, 2)[:, :, None])
     bent += _dot(_merge(_dot(dP, k)), _weight(skew_out, 64 * 64, 64))
-    bent += _dot(_merge(_dot(_turned(dP), _kept(kept + zero, left))), _weight(skew_out, 128 * 64, 64))
+    bent += _dot(_merge(_dot(_turned(dP), _by_head(attention + zero, left))), _weight(skew_out, 128 * 64, 64))
     i = tl.arange(0, 64) + zero
     out += (row * b + part * 4) * 16 * 64
     tl.store(out + _token_places(i, 16 * 64), tl.load(sigma + c) * bent, mask=(i // 16 < left)[:, None])
@@ -235,14 +235,14 @@ def bent(
     scale: float,
     s: Float[Tensor, "i m c b n"],
     start: Float[Tensor, "i c b n"],
-    kept: Float[Tensor, "i c 4 b H N h"],
+    attention: Float[Tensor, "i c 4 b H N h"],
 ) -> Float[Tensor, "i m c b d"]:
     """2 A (z - z*) of ordinary attention at the tokens z* of `start`, from q, k, v and P there."""
     packed, (i, m, cells, b, length) = read.packed, s.shape
     out = s.new_empty((i, m, cells, b, TOKENS * WIDTH))
     with _launching, torch.cuda.device_of(s):
         _bent_kernel[triton.cdiv(b, EXAMPLES), i * m * cells](
-            s.contiguous(), start.contiguous(), kept, packed["skew_in"], packed["skew_out"], out,
+            s.contiguous(), start.contiguous(), attention, packed["skew_in"], packed["skew_out"], out,
             read.knobs.sigma.contiguous(), cells, m, b, length, 0, scale, num_warps=WARPS, num_stages=1,
         )  # fmt: skip
     return out

@@ -1,0 +1,1 @@
+"""Kernels of systems, in Triton. What imports a module of this folder needs torch and triton."""
