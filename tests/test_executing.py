@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gradbench.commands.executing import Answer, Job, execute
+from gradbench.commands.executing import Answer, Job, _Waiting, execute
 from gradbench.engine.failures import Failed
 from gradbench.engine.workers import AbstractLanes
 from gradbench.planning.plans import plan
@@ -68,6 +68,24 @@ def test_a_lane_gets_a_shape_that_it_knows_while_one_is_nearly_as_long() -> None
     lanes = Lanes("ab", measured)
     list(execute([problems(T1=60, seed=3), short, long], lanes, []))
     assert lanes.begun == [("a", [0, 1]), ("b", [3]), ("a", [2])]
+
+
+def test_lanes_begin_with_different_shapes_and_then_take_those_that_take_long() -> None:
+    """Three shapes of as many evaluations: those of width 4 take ten times as long as the others."""
+    toy = {"name": "toy_cons", "N": 2}
+    waiting = _Waiting([problems(system=toy | {"D": D}, T1=20, seed=seed) for D in (4, 5, 6) for seed in (0, 1, 2)])
+
+    def taken(lane: str) -> int:
+        job = waiting.take(lane)
+        assert job is not None
+        width = job.pack[0].system.layout["z"][-1]
+        waiting.learn(job, 10.0 if width == 4 else 1.0)
+        return width
+
+    # b leaves the quick shape that it knows for the one that nobody has measured; a stays with the slow one
+    assert [taken(lane) for lane in "abababa"] == [4, 5, 4, 6, 4, 5, 5]
+    assert {taken("b"), taken("a")} == {6}
+    assert waiting.take("a") is None
 
 
 def test_a_lost_pack_runs_again_and_one_that_is_lost_each_time_is_halved() -> None:

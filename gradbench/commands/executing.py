@@ -1,14 +1,17 @@
 """The one loop over packs, wherever they are measured: by this thread, by threads, by worker processes, by a cluster.
 
-The longest pack comes first, so that no lane works long after the others are done. A pack that fails is halved until
+The longest pack comes first, so that no lane works long after the others are done. How long a pack takes is told by the
+evaluations that the plan counts, and by the time that those of its shape took before. A pack that fails is halved until
 one problem is left, so that a fault costs one problem.
 """
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from gradbench.dynamics.meter import Meter
@@ -61,6 +64,7 @@ def execute(
     """
     waiting, again, running = _Waiting(packs), deque[Job](), 0
     results: list[tuple[Problem, Results]] = []
+    began: dict[Job, float] = {}
     with lanes:
         while True:
             try:
@@ -69,6 +73,7 @@ def execute(
                     if job is None:
                         break
                     meters.append(job.meter)
+                    began[job] = time.monotonic()
                     lanes.begin(lane, job)
                     running += 1
             except Exception:
@@ -80,7 +85,9 @@ def execute(
                 return
             for job, answer in lanes.wait():
                 running -= 1
+                seconds = time.monotonic() - began.pop(job)
                 if not isinstance(answer, Failed):
+                    waiting.learn(job, seconds)
                     results += zip(job.pack, answer, strict=True)
                     for measured in answer:
                         told(measured)
@@ -122,6 +129,7 @@ class _Waiting:
     def __init__(self, packs: Iterable[Sequence[Problem]]) -> None:
         self.by_shape: dict[object, deque[tuple[int, Sequence[Problem]]]] = {}
         self.warm: dict[Hashable, set[object]] = {}  # the shapes that a lane has measured
+        self.rates: dict[object, float] = {}  # seconds of an evaluation in the last pack that was measured, by shape
         sized = ((sum(problem.cost.work for problem in pack), pack) for pack in packs)
         for entry in sorted(sized, key=lambda entry: -entry[0]):
             self.by_shape.setdefault(entry[1][0].shape, deque()).append(entry)
@@ -129,17 +137,31 @@ class _Waiting:
     def __bool__(self) -> bool:
         return bool(self.by_shape)
 
+    def learn(self, job: Job, seconds: float) -> None:
+        """A pack took so long."""
+        self.rates[job.pack[0].shape] = seconds / sum(problem.cost.work for problem in job.pack)
+
     def take(self, lane: Hashable) -> Job | None:
-        """The next pack for a lane: the longest, or a shape that it knows where one of that is nearly as long."""
+        """The next pack for a lane: the longest, or a shape that it knows where one of that is nearly as long.
+
+        A shape of which no pack was measured is taken for the slowest, so that its time is known soon. Of shapes that
+        are equally long a lane takes one that few other lanes know: what is made once for a shape is made less often.
+        """
         if not self.by_shape:
             return None
-        heads = {shape: packs[0][0] for shape, packs in self.by_shape.items()}
+        slowest = max(self.rates.values(), default=1.0)
+        heads = {shape: packs[0][0] * self.rates.get(shape, slowest) for shape, packs in self.by_shape.items()}
         known, longest = self.warm.setdefault(lane, set()), max(heads.values())
-        near = [shape for shape, work in heads.items() if shape in known and work >= WARM * longest]
-        chosen = max(near or heads, key=lambda shape: heads[shape])
+        near = [shape for shape, length in heads.items() if shape in known and length >= WARM * longest]
+        most = max(heads[shape] for shape in near or heads)
+        chosen = min((shape for shape in near or heads if heads[shape] == most), key=partial(self._elsewhere, lane))
         known.add(chosen)
         packs = self.by_shape[chosen]
         _, pack = packs.popleft()
         if not packs:
             del self.by_shape[chosen]
         return Job.of(pack)
+
+    def _elsewhere(self, lane: Hashable, shape: object) -> int:
+        """How many other lanes know a shape."""
+        return sum(shape in known for other, known in self.warm.items() if other != lane)
