@@ -20,7 +20,7 @@ PERF = Path(__file__).parent / "perf"
 sys.path.insert(0, str(PERF))
 from expert import Expert  # noqa: E402
 
-DIGEST = "be504bf1fd844b1914f4ec04ea6abb6423b82b3ba72fe8eb427721180474f385"
+DIGEST = "602f9698ba2c5bee580f99dadd6a3d8331b13cb625ef4f82f80d9233d0308f0e"
 
 
 def test_the_script_is_frozen() -> None:

@@ -324,9 +324,9 @@ class KernelInputs(NamedTuple):
 
 
 class FusedSteps(ABC):
-    """A system whose steps, free and nudged, are one launch on a GPU each, for float32 stacks.
+    """A system with kernels for its steps on a GPU, for float32 stacks: one launch a step, one more for the correction.
 
-    The plain path stays, and the tests hold the kernels to it in float64.
+    The plain path stays, and tests compare the kernels with the plain path in float64.
     """
 
     @property
@@ -351,13 +351,13 @@ class FusedSteps(ABC):
         nudge: Float[Tensor, "m c"] | None = None,
         bent: Tensor | None = None,
     ) -> Float[Tensor, "*r c b n"]:
-        """Pi(s + eps (F(s) - nudge dC/ds - bent)). With a nudge the rows of s are (i, m)."""
+        """Pi(s + eps (F(s) - nudge dC/ds - bent)). With a nudge the rows of s are (T1, nudge)."""
 
     @abstractmethod
     def fused_bent(
         self, read: KernelInputs, s: Float[Tensor, "i m c b n"], start: Float[Tensor, "i c b n"], inputs: Tensor
     ) -> Tensor:
-        """2 A (s - s*) with A at s* = `start`, in the form that `fused_step` takes."""
+        """2 A (s - s*) with A at s* = `start`, as the argument `bent` of `fused_step`."""
 
 
 BACK, DIRECT = "back.", "direct."  # prefixes of what stands in theta beside the parameters, see LayeredWeights

@@ -1,4 +1,4 @@
-"""Steps of the transformers by kernels of their own, for the shapes that these kernels take."""
+"""Steps of the transformers by Triton kernels, for the sizes that the kernels take."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class AbstractFusedTokens(FusedSteps, AbstractCetForce):
-    """16 tokens of 64 numbers in 4 heads, patches of at most 64 pixels, memories in multiples of 64."""
+    """Kernels for 16 tokens of 64 numbers in 4 heads, patches of at most 64 pixels, and memories in multiples of 64."""
 
     @property
     def fused(self) -> bool:
@@ -38,7 +38,7 @@ class AbstractFusedTokens(FusedSteps, AbstractCetForce):
         return packed
 
     def correction_inputs(self, saved: Saved) -> Float[Tensor, "i c 4 b H N h"] | None:
-        """q, k, v and P."""
+        """q, k, v and P at s*, stacked."""
         import torch
 
         if not isinstance(self, AbstractDrivenSystem):

@@ -2,11 +2,11 @@
 
 What `make perf` times gradbench against: all problems as one batch, derivatives written out, pixels in the order of
 patches throughout, every phase recorded as a CUDA graph on a GPU, the pull of backpropagation as one product over all
-steps. It measures two cosines a problem, and nothing else: no certificate, no cause, no statuses, no table.
-`tests/test_expert.py` holds its digest, and its numbers to those of gradbench in float64.
+steps. It measures both gradients and the cosine between them, and nothing else: no certificate, no cause, no status, no
+table. `tests/test_expert.py` holds its digest, and its numbers to those of gradbench in float64.
 
-Letters: C problems, R rows of a problem (b examples of N tokens), D width, P pixels of a patch, M memories, H heads of
-width h. A state is tokens z (C, R, D) and pixels y (C, R, P).
+Letters: C problems, R tokens of a problem (N of each of b examples), D numbers of a token, P pixels of a patch, M
+memories, H heads of h numbers. A state is tokens z (C, R, D) and pixels y (C, R, P). c is the damping.
 """
 
 from __future__ import annotations

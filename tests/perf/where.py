@@ -1,12 +1,13 @@
 """Where the time goes, on one GPU: `python tests/perf/where.py [atlas] [depth] [--problems 32 256] [--engine fused]`.
 
-One table for every pack: device and host time by phase and by kind of numbers. `atlas` are the packs of the suite, one
-for every system; `depth` is one depth of `cet_real` by `bptt` and `aep`, of so many problems. A pack runs three times.
-The first run makes recordings, the second, warm one is timed as it is, the third is traced.
+It prints a table for every pack: the device time and the host time of each phase, float32 and float64 apart, by the
+names of the kernels. `atlas` are the packs of the suite, one for every system. `depth` is one depth of `cet_real` by
+`bptt` and `aep`, of `--problems` problems. The first run of a pack makes recordings, the second is timed, the third
+is traced.
 
-*Device* is the time in which kernels and copies run. *Host* is the time of the thread less its waits for the device,
-as traced, which makes the host slower: the line `outside` is exact, the warm time less the time in which the device
-is busy.
+*Device* is the time in which kernels and copies run. *Host* is the time of the thread less its waits for the device;
+it is traced, and tracing slows the host. *Outside* is the time of the second run less the time in which the device is
+busy in the third, so that tracing does not enter.
 """
 
 from __future__ import annotations

@@ -1,12 +1,15 @@
-"""One step of the transformers as one launch on a GPU: Triton kernels that keep all but the state on chip.
+"""Steps of the transformers as Triton kernels that keep intermediate results on chip.
 
-A program takes four examples of 16 tokens: 64 rows. A token has 64 numbers, in 4 heads of 16. A product takes three
-passes of TF32 for one of float32 (`tf32x3`), whose noise is that of float32. Nothing is added up by atomics, so that
-two runs give equal bits. What holds an example that does not exist, or a pixel beyond those of a patch, is masked.
+A free step is one launch, and so is a nudged step; the correction of AEP, 2 A (s - s*), is a launch before it, here
+called *bent*. A program takes four examples of 16 tokens: 64 tokens of 64 numbers, in 4 heads of 16. A product takes
+three passes of TF32 for one of float32 (`tf32x3`), whose noise is that of float32. Nothing is added up with atomic
+operations, so that two runs give equal bits. Where the number of examples is no multiple of four, the missing ones
+are masked, and so are numbers beyond the pixels of a patch.
 
-Letters: s (row, cell, example, number); N = 16 tokens, D = 64, M memories, P pixels of a patch.
-`zero` is 0. It is added where an index is computed a second time: otherwise the compiler would keep the first one, and
-an index of a state takes as many registers as a state.
+Letters: s (row, cell, example, number), with rows of T1 (i) and of nudges (m), cells c, examples b; N = 16 tokens, D
+= 64 numbers of a token, H = 4 heads of h = 16, M memories, AREA pixels of a patch; q, k, v and the weights P of
+attention. `zero` is 0. It is added where an index is computed a second time: otherwise the compiler would keep the
+first one, and an index of a state takes as many registers as a state.
 """
 
 from __future__ import annotations
@@ -80,8 +83,8 @@ def _pixel_places(i, length, IMG: tl.constexpr, PATCH: tl.constexpr):
 
 
 @triton.jit
-def _seen(i, left, P: tl.constexpr):
-    return (i // 16 < left)[:, None] & (tl.arange(0, 64) < P)[None, :]
+def _seen(i, left, AREA: tl.constexpr):
+    return (i // 16 < left)[:, None] & (tl.arange(0, 64) < AREA)[None, :]
 
 
 @triton.jit
@@ -96,7 +99,7 @@ def _by_head(first, left):
 def _step_kernel(
     s, out, ahead_in, ahead_out, clamped, bias, mask, target, nudge, bent, sigma, damp, eps,
     cells, columns, b, zero, well, scale,
-    P: tl.constexpr, CH: tl.constexpr, IMG: tl.constexpr, PATCH: tl.constexpr, M: tl.constexpr,
+    AREA: tl.constexpr, CH: tl.constexpr, IMG: tl.constexpr, PATCH: tl.constexpr, M: tl.constexpr,
     ENERGY: tl.constexpr, PROJECT: tl.constexpr, NUDGE: tl.constexpr, BENT: tl.constexpr,
 ):  # fmt: skip
     """out = Pi(s + eps (F(s) - nudge mask (y - x) - bent))."""
@@ -114,7 +117,7 @@ def _step_kernel(
     i = tl.arange(0, 64)
     left = b - part * 4  # examples from the first one of this program on
     z = tl.load(s + _token_places(i, LENGTH), mask=(i // 16 < left)[:, None], other=0.0)
-    y = tl.load(s + 16 * 64 + _pixel_places(i, LENGTH, IMG, PATCH), mask=_seen(i, left, P), other=0.0)
+    y = tl.load(s + 16 * 64 + _pixel_places(i, LENGTH, IMG, PATCH), mask=_seen(i, left, AREA), other=0.0)
     back = _dot(y, _weight(ahead_out, 0, 64))
     for chunk in tl.static_range(0, M, 64):
         memory = tl.maximum(_dot(z, _weight(ahead_in, 64 + chunk, IN)), 0.0)
@@ -143,10 +146,10 @@ def _step_kernel(
         z -= (tl.sum(z, 1) / 64)[:, None]
         z /= (tl.sqrt(tl.sum(z * z, 1) / 64) + 1e-5)[:, None]
     tl.store(out + _token_places(i, LENGTH), z, mask=(i // 16 < left)[:, None])
-    seen = _seen(i, left, P)
+    seen = _seen(i, left, AREA)
     y = tl.load(s + 16 * 64 + _pixel_places(i, LENGTH, IMG, PATCH), mask=seen, other=0.0)
     colour = tl.arange(0, 64) // (PATCH * PATCH)
-    pull = decoded + tl.load(bias + c * CH + colour, mask=tl.arange(0, 64) < P, other=0.0)[None, :] - y
+    pull = decoded + tl.load(bias + c * CH + colour, mask=tl.arange(0, 64) < AREA, other=0.0)[None, :] - y
     if NUDGE:
         mask += (c * b + part * 4) * PIXELS
         target += (c * b + part * 4) * PIXELS
@@ -195,10 +198,10 @@ def _bent_kernel(s, start, attention, skew_in, skew_out, out, sigma, cells, colu
 
 
 class Kind(NamedTuple):
-    """What a system says of its step."""
+    """Constants of a step that differ between systems."""
 
     patch: int
-    well: float  # w
+    well: float  # w, the weight of |z|^2 in the energy
     scale: float  # of q k^T
     projects: bool
 
@@ -211,7 +214,7 @@ def step(
     nudge: Float[Tensor, "m c"] | None,
     bent: Float[Tensor, "i m c b d"] | None,
 ) -> Float[Tensor, "*r c b n"]:
-    """Pi(s + eps (F(s) - nudge dC/ds - bent)) of a stack. With a nudge the rows of s are (i, m)."""
+    """Pi(s + eps (F(s) - nudge dC/ds - bent)) of a stack. With a nudge the rows of s are (T1, nudge)."""
     packed, theta, x, context, knobs = read
     cells, b, length = s.shape[-3:]
     s, out = s.contiguous(), torch.empty_like(s, memory_format=torch.contiguous_format)
@@ -223,7 +226,7 @@ def step(
             x["mask"].contiguous(), x["x"].contiguous(), unread if nudge is None else nudge.contiguous(),
             unread if bent is None else bent, knobs.sigma.contiguous(), knobs.damp.contiguous(), eps.contiguous(),
             cells, 1 if nudge is None else len(nudge), b, 0, kind.well, kind.scale,
-            P=channels * kind.patch**2, CH=channels, IMG=img, PATCH=kind.patch, M=theta["Wmem"].shape[-1],
+            AREA=channels * kind.patch**2, CH=channels, IMG=img, PATCH=kind.patch, M=theta["Wmem"].shape[-1],
             ENERGY="WV" not in theta, PROJECT=kind.projects, NUDGE=nudge is not None, BENT=bent is not None,
             num_warps=WARPS, num_stages=1,
         )  # fmt: skip
