@@ -108,6 +108,14 @@ def test_the_tables_of_a_run_are_made_of_rows_in_memory_where_this_process_measu
     assert {path: path.read_bytes() for path in files} == files
 
 
+def test_rows_in_memory_that_can_be_no_record_are_passed_over(run: Run) -> None:
+    key = min(run.done())
+    rows = run.record(key)
+    run.store(key, pa.concat_tables([rows, rows]))  # every cell twice
+    with pytest.raises(StoreError, match="a cell has two rows"):
+        run.compact([])
+
+
 def other_rows(path: Path) -> None:
     """Other numbers, with a seal that is right for them."""
     table = read_table(path, RECORD)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import queue
 import signal
 import socket
 import subprocess
@@ -23,6 +24,7 @@ from gradbench.commands import agents, clusters, measuring
 from gradbench.commands.archiving import prove
 from gradbench.commands.executing import Job
 from gradbench.engine import checkpoint, hosts
+from gradbench.engine.failures import ClusterGoneError
 from gradbench.errors import UserError
 from gradbench.planning.cells import trained
 from gradbench.tables.store import Run
@@ -166,6 +168,33 @@ def test_what_answers_and_is_no_scheduler_is_told(tmp_path: Path, monkeypatch: p
         for name, told in given.items():
             with pytest.raises(UserError, match=told), clusters.connected(name, "cpu"):
                 pass
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("place", ["_look", "_answered"])
+def test_answers_that_are_there_are_handed_on_before_the_run_ends(place: str) -> None:
+    """The scheduler is gone at a look, or a further answer is a mistake of the user."""
+    end: Exception = ClusterGoneError("gone") if place == "_look" else UserError("a mistake")
+
+    class Ending(clusters.ClusterLanes):
+        def __init__(self) -> None:
+            self.done, self.lost, self.ended = queue.SimpleQueue(), [], None
+
+        def _answered(self, future: Any) -> Any:
+            if future is None:
+                raise end
+            return [future]
+
+        def _look(self) -> None:
+            if place == "_look":
+                raise end
+
+    lanes = Ending()
+    lanes.done.put(("job", "answer"))
+    lanes.done.put(None if place == "_answered" else ("another", "answer"))
+    assert lanes.wait()[0] == ("job", "answer")
+    with pytest.raises(type(end), match=str(end)):
+        lanes.wait()
 
 
 def test_a_worker_of_another_version_stops_a_run_before_it_begins(

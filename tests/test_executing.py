@@ -102,16 +102,17 @@ def test_a_lost_pack_runs_again_and_one_that_is_lost_each_time_is_halved() -> No
     assert [seeds for _, seeds in lanes.begun] == [[0, 1, 2]] * 2
 
 
-def test_what_was_measured_is_handed_on_where_the_lanes_are_gone() -> None:
+@pytest.mark.parametrize("end", [ConnectionError, KeyboardInterrupt])
+def test_what_was_measured_is_handed_on_where_the_lanes_are_gone(end: type[BaseException]) -> None:
     class Gone(Lanes):
         def free(self) -> Iterator[Hashable]:
             if self.begun and not self.jobs:
-                raise ConnectionError("gone")
+                raise end("gone")
             return super().free()
 
     results = execute([problems(T1=T1) for T1 in (40, 20)], Gone("a", measured), [])
     assert next(results)[1] == [{"status": "settled"}]
-    with pytest.raises(ConnectionError, match="gone"):
+    with pytest.raises(end, match="gone"):
         next(results)
 
 

@@ -245,6 +245,13 @@ class Cluster:
             raise gone from None
         return there
 
+    def slots(self, device: str, engine: str) -> dict[str, int]:
+        """How many packs every worker takes at a time, by address."""
+        from gradbench.engine.packs import lanes
+
+        most = lanes(device, engine) if device.startswith("cuda") else None
+        return {a: threads if most is None else min(threads, most) for a, threads in self.workers().items()}
+
     def wait_for_workers(self) -> None:
         """Wait until there is a worker. Raises UserError where none comes."""
         end, told = time.monotonic() + PATIENCE, False
@@ -402,6 +409,7 @@ class ClusterLanes(AbstractLanes[Job, Answer]):
         self.lost: list[tuple[Job, Answer]] = []
         self.looked, self.peopled = -LOOK, time.monotonic()  # the last look, and the last time that there was a worker
         self.said = False  # that there is none
+        self.ended: UserError | ClusterGoneError | None = None  # why there is nothing more to wait for
 
     def __exit__(self, *raised: object) -> None:
         """Take back what runs, which ends there within a moment."""
@@ -428,14 +436,24 @@ class ClusterLanes(AbstractLanes[Job, Answer]):
         self._ask(_Asked(address, "job", item), agents.measure, task, content, budget)
 
     def wait(self) -> list[tuple[Job, Answer]]:
-        """Packs that are done or lost; none where a moment passes without."""
+        """Packs that are done or lost; none where a moment passes without.
+
+        What ends the run is raised by the next call where packs are done, so that these are handed on first.
+        """
+        if self.ended is not None:
+            raise self.ended
         answers = self._taken_lost()
-        with suppress(queue.Empty):
-            future = self.done.get(timeout=0 if answers else POLL)
-            while True:
-                answers += self._answered(future)
-                future = self.done.get_nowait()
-        self._look()
+        try:
+            with suppress(queue.Empty):
+                future = self.done.get(timeout=0 if answers else POLL)
+                while True:
+                    answers += self._answered(future)
+                    future = self.done.get_nowait()
+            self._look()
+        except (UserError, ClusterGoneError) as error:
+            if not answers:
+                raise
+            self.ended = error
         return answers + self._taken_lost()
 
     def _taken_lost(self) -> list[tuple[Job, Answer]]:

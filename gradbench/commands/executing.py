@@ -76,7 +76,7 @@ def execute(
                     began[job] = time.monotonic()
                     lanes.begin(lane, job)
                     running += 1
-            except Exception:
+            except BaseException:  # an interrupt, too
                 yield from results  # the lanes may be gone, but these were measured
                 raise
             yield from results  # now that no lane waits: the caller may take its time

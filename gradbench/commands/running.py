@@ -191,7 +191,7 @@ def _setup_there(
     data = data_sets(planned.parts)
     facts = there.agreed(device, memory, data)
     device = facts["device"]
-    engine = packs.resolved(engine, device)
+    engine = packs.resolved(engine, device, facts["versions"]["triton"] is not None)
     setup = Setup(device=device, engine=engine, budget=facts["budget"], certify=certify, timeout=limits.timeout)
     bound = None if device.startswith("cuda") or not there.local else processes.memory(len(there.workers()))
     content = packed_for_cluster(setup, planned, bound)
@@ -206,8 +206,8 @@ def _setup_there(
         seconds=limits.timeout,
     )
     there.build(terms, _different(planned))
-    threads = sum(there.workers().values())
-    return replace(setup, elsewhere=partial(ClusterLanes, there, terms), threads=threads), facts
+    lanes = partial(ClusterLanes, there, terms)
+    return replace(setup, elsewhere=lanes, threads=sum(there.slots(device, engine).values())), facts
 
 
 def _different(planned: Plan) -> list[Problem]:

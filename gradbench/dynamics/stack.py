@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from gradbench.data import origins
 from gradbench.dynamics.capture import agreeing
 from gradbench.dynamics.field import Field, Result, Step
 from gradbench.dynamics.linear import Linear
@@ -91,9 +92,11 @@ class Fused(Stack):
 
     @cached_property
     def kernels(self) -> FusedSteps | None:
-        """The system, where its kernels apply: to float32, and to its sizes."""
-        fits = isinstance(self.system, FusedSteps) and self.system.fused and self.knobs.eps.dtype is torch.float32
-        return self.system if fits and isinstance(self.system, FusedSteps) else None
+        """The system, where its kernels apply: to float32, to its sizes, and to the force that the package gave it."""
+        system = self.system
+        if not (isinstance(system, FusedSteps) and origins.is_of_package(type(system))):
+            return None
+        return system if system.fused and self.knobs.eps.dtype is torch.float32 else None
 
     @cached_property
     def packed(self) -> Params:

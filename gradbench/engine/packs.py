@@ -78,17 +78,18 @@ def measure_pack(
         raise
 
 
-def resolved(engine: object, device: str) -> str:
+def resolved(engine: object, device: str, triton: bool | None = None) -> str:
     """The engine that `auto` stands for: batched on CUDA, eager on a CPU, where a problem already fills a core.
 
-    Raises UserError for an engine that is not known, or that the device does not have.
+    `triton` is whether that is there where packs are measured; None: they are measured here. Raises UserError for an
+    engine that is not known, or that the device does not have.
     """
     if engine not in ENGINES:
         raise UserError(f"engine = {engine!r} is not known{near_miss(engine, ENGINES)}")
     cuda = device.startswith("cuda")
     if engine in ("compiled", "fused") and not cuda:
         raise UserError(f"engine = {engine!r} needs a CUDA device; use auto, eager or batched")
-    if engine == "fused" and importlib.util.find_spec("triton") is None:
+    if engine == "fused" and not (importlib.util.find_spec("triton") if triton is None else triton):
         raise UserError("engine = 'fused' needs triton, which comes with torch for CUDA; use auto, eager or batched")
     return str(engine) if engine != "auto" else "batched" if cuda else "eager"
 
@@ -132,7 +133,7 @@ def cut_into_packs(
     families: dict[object, list[Problem]] = {}
     for problem in problems:
         families.setdefault(problem.shape, []).append(problem)
-    share = sum(problem.cost.work for problem in problems) / (threads * TURNS)
+    share = sum(problem.cost.work for problem in problems) / (max(1, threads) * TURNS)
     for family in families.values():
         size = max(1, (budget or available(device)) // lanes(device, engine) // footprint(family[0]))
         if threads > 1:

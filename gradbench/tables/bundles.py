@@ -70,8 +70,9 @@ class Bundles:
         Records that this process stored and that wait for their bundle have their copy in memory.
         """
         left = dict(seals)
-        if waiting := {entry[0]: entry for entry in self.waiting if left.get(entry[0]) == entry[1]}:
-            yield _joined(list(waiting.values()))
+        waiting = {entry[0]: entry for entry in self.waiting if left.get(entry[0]) == entry[1]}
+        if waiting and sound(joined := _joined(list(waiting.values()))):
+            yield joined
             left = {problem: seal for problem, seal in left.items() if problem not in waiting}
         with suppress(StoreError):
             for name in names_in(self.folder / FOLDER):

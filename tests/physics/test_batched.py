@@ -144,7 +144,9 @@ def test_packs_of_a_cluster_are_short_beside_what_a_thread_has_to_do(monkeypatch
     cut = list(packs.cut_into_packs(problems, "cpu", "batched", 10**12, threads=3))
     assert sorted(p.key for pack in cut for p in pack) == sorted(p.key for p in problems)
     assert all(len(pack) <= packs.WORTH or sum(p.cost.work for p in pack) <= share for pack in cut)
-    assert len(cut) > len(list(packs.cut_into_packs(problems, "cpu", "batched", 10**12)))
+    whole = list(packs.cut_into_packs(problems, "cpu", "batched", 10**12))
+    assert len(cut) > len(whole)
+    assert whole == list(packs.cut_into_packs(problems, "cpu", "batched", 10**12, threads=0))  # no worker is there yet
 
 
 @pytest.mark.fast

@@ -6,15 +6,21 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, final
 
 import pytest
+import torch
 from interpreted import SYSTEMS, stack
+from torch import Tensor
 
 from gradbench.dynamics.stack import Fused
 from gradbench.engine import packs
 from gradbench.errors import UserError
+from gradbench.systems.base import Data, Params
+from gradbench.systems.cet_driven import AbstractDrivenCet
+from gradbench.vocabulary.coordinates import Knobs
 
 pytest.importorskip("triton")
 TESTS = Path(__file__).parents[1]
@@ -70,5 +76,29 @@ def test_the_engine_of_kernels_needs_a_gpu_and_triton(monkeypatch: pytest.Monkey
         packs.resolved("fused", "cpu")
     assert packs.resolved("fused", "cuda") == "fused"
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match="needs triton"):
-        packs.resolved("fused", "cuda")
+    assert packs.resolved("fused", "cuda", triton=True) == "fused"  # the workers of a cluster have it
+    for there in (None, False):
+        with pytest.raises(UserError, match="needs triton"):
+            packs.resolved("fused", "cuda", triton=there)
+
+
+@final
+@dataclass(frozen=True)
+class Leaning(AbstractDrivenCet):
+    """A transformer of somebody else, whose force has one more term than the kernels know."""
+
+    name: ClassVar[str] = "leaning"
+    source: ClassVar[str] = "a test"
+
+    def force(self, theta: Params, x: Data, context: Params, s: Tensor, knobs: Knobs) -> Tensor:
+        return super().force(theta, x, context, s, knobs) - 0.1 * s
+
+
+@pytest.mark.fast
+def test_a_system_from_elsewhere_takes_no_kernels_of_the_package() -> None:
+    like = stack("cet_real")
+    field = Fused(Leaning(), like.theta, like.x, like.knobs)
+    assert Leaning().fused  # by its sizes
+    assert field.kernels is None
+    s = like.init_state()
+    torch.testing.assert_close(field.step(s), s + 0.1 * (like.force(s) - 0.1 * s))

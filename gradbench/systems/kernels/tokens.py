@@ -103,7 +103,7 @@ def _step_kernel(
     ENERGY: tl.constexpr, PROJECT: tl.constexpr, NUDGE: tl.constexpr, BENT: tl.constexpr,
 ):  # fmt: skip
     """out = Pi(s + eps (F(s) - nudge mask (y - x) - bent))."""
-    part, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     c = row % cells
     IN: tl.constexpr = 64 + M + (128 if ENERGY else 192)
     OUT: tl.constexpr = 64 + M + (128 if ENERGY else 64)
@@ -163,7 +163,7 @@ def _step_kernel(
 @triton.jit(do_not_specialize=["zero"])
 def _bent_kernel(s, start, attention, skew_in, skew_out, out, sigma, cells, columns, b, length, zero, scale):
     """out = 2 A (z - z*), A the antisymmetric part of the Jacobian of the attention at z*, from q, k, v, P there."""
-    part, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     c = row % cells
     end = row // (cells * columns) * cells + c  # the row of T1, and the cell
     i = tl.arange(0, 64)
@@ -221,7 +221,7 @@ def step(
     channels, img = x["x"].shape[-3], x["x"].shape[-1]
     unread = theta["bdec"]
     with _launching, torch.cuda.device_of(s):
-        _step_kernel[triton.cdiv(b, EXAMPLES), s.numel() // (b * length)](
+        _step_kernel[s.numel() // (b * length), triton.cdiv(b, EXAMPLES)](
             s, out, packed["ahead_in"], packed["ahead_out"], context["input"].contiguous(), theta["bdec"].contiguous(),
             x["mask"].contiguous(), x["x"].contiguous(), unread if nudge is None else nudge.contiguous(),
             unread if bent is None else bent, knobs.sigma.contiguous(), knobs.damp.contiguous(), eps.contiguous(),
@@ -244,7 +244,7 @@ def bent(
     packed, (i, m, cells, b, length) = read.packed, s.shape
     out = s.new_empty((i, m, cells, b, TOKENS * WIDTH))
     with _launching, torch.cuda.device_of(s):
-        _bent_kernel[triton.cdiv(b, EXAMPLES), i * m * cells](
+        _bent_kernel[i * m * cells, triton.cdiv(b, EXAMPLES)](
             s.contiguous(), start.contiguous(), attention, packed["skew_in"], packed["skew_out"], out,
             read.knobs.sigma.contiguous(), cells, m, b, length, 0, scale, num_warps=WARPS, num_stages=1,
         )  # fmt: skip
