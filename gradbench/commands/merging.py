@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
@@ -43,7 +44,7 @@ def merged(shards: Sequence[Run], out: Path) -> tuple[Run, Proof]:
     plan = _whole_plan(first)
     for part in parts[1:]:
         _refuse_other(part, first, plan)
-    _refuse_gaps(parts, of, str(plan["suite"]))
+    _refuse_gaps(parts, of, str(plan["suite"]), out)
     _refuse_other_shares(parts, plan)
     told = {f"{_share(p)['index']}/{of}": {"run": p.id, "env": p.env_seal} for p in parts}
     env = {name: value for name, value in first.env.items() if name not in (BEGAN, PLAN_SEAL)}
@@ -101,7 +102,7 @@ def _refuse_other(part: Snapshot, first: Snapshot, plan: dict[str, Any]) -> None
         raise UserError(f"{between}: have two sets of checks; run one of them again, which writes those of the suite")
 
 
-def _refuse_gaps(parts: Sequence[Snapshot], of: int, suite: str) -> None:
+def _refuse_gaps(parts: Sequence[Snapshot], of: int, suite: str, out: Path) -> None:
     """Raise UserError unless every shard is there once."""
     there: dict[int, Snapshot] = {}
     for part in parts:
@@ -111,8 +112,11 @@ def _refuse_gaps(parts: Sequence[Snapshot], of: int, suite: str) -> None:
         there[index] = part
     if missing := [f"{index}/{of}" for index in range(1, of + 1) if index not in there]:
         named = ", ".join(missing[:SHOWN]) + (f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else "")
-        way = spoken(python=f"gradbench.run({suite!r}, shard={missing[0]!r})", shell="gradbench run")
-        way = way if "(" in way else f"{way} {suite} --shard {missing[0]}"
+        elsewhere = out != Path("results")
+        way = spoken(
+            python=f"gradbench.run({suite!r}, shard={missing[0]!r}{f', out={str(out)!r}' if elsewhere else ''})",
+            shell=f"gradbench run {suite} --shard {missing[0]}{f' --out {shlex.quote(str(out))}' if elsewhere else ''}",
+        )
         raise UserError(f"{len(missing)} of {of} shards are missing: {named}; {way} measures one")
 
 
