@@ -245,13 +245,6 @@ class Cluster:
             raise gone from None
         return there
 
-    def slots(self, device: str, engine: str) -> dict[str, int]:
-        """How many packs every worker takes at a time, by address."""
-        from gradbench.engine.packs import lanes
-
-        most = lanes(device, engine) if device.startswith("cuda") else None
-        return {a: threads if most is None else min(threads, most) for a, threads in self.workers().items()}
-
     def wait_for_workers(self) -> None:
         """Wait until there is a worker. Raises UserError where none comes."""
         end, told = time.monotonic() + PATIENCE, False
@@ -353,6 +346,13 @@ def differing(facts: Facts, first: Facts, named: str) -> str:
     return next(
         (f"{name} {here[name]}, and {named} has {there[name]}" for name in here if here[name] != there[name]), ""
     )
+
+
+def slots(threads: int, device: str, engine: str) -> int:
+    """How many packs a worker with so many threads takes at a time."""
+    from gradbench.engine.packs import lanes
+
+    return min(threads, lanes(device, engine)) if device.startswith("cuda") else threads
 
 
 def token_of(content: bytes) -> str:
@@ -461,11 +461,7 @@ class ClusterLanes(AbstractLanes[Job, Answer]):
         return lost
 
     def _slots(self, worker: _Worker) -> int:
-        from gradbench.engine.packs import lanes
-
-        if self.terms.device.startswith("cuda"):
-            return min(worker.threads, lanes(self.terms.device, self.terms.engine))
-        return worker.threads
+        return slots(worker.threads, self.terms.device, self.terms.engine)
 
     def _ask(self, asked: _Asked, function: Callable[..., Any], *arguments: Any) -> None:
         asked.future = self.cluster.submit(asked.address, function, *arguments)

@@ -62,9 +62,9 @@ def execute(
     `meters` gets one for every pack when it begins. `told` is called with the results of a problem as soon as they are
     there. No pack begins once `over` says so; of one that began, the halves are measured. What `lanes` raise is raised.
     """
-    waiting, again, running = _Waiting(packs), deque[Job](), 0
+    waiting, again = _Waiting(packs), deque[Job]()
+    running: dict[Job, float] = {}  # when each began
     results: list[tuple[Problem, Results]] = []
-    began: dict[Job, float] = {}
     with lanes:
         while True:
             try:
@@ -73,9 +73,8 @@ def execute(
                     if job is None:
                         break
                     meters.append(job.meter)
-                    began[job] = time.monotonic()
+                    running[job] = time.monotonic()
                     lanes.begin(lane, job)
-                    running += 1
             except BaseException:  # an interrupt, too
                 yield from results  # the lanes may be gone, but these were measured
                 raise
@@ -84,8 +83,7 @@ def execute(
             if not (running or again) and (over() or not waiting):
                 return
             for job, answer in lanes.wait():
-                running -= 1
-                seconds = time.monotonic() - began.pop(job)
+                seconds = time.monotonic() - running.pop(job)
                 if not isinstance(answer, Failed):
                     waiting.learn(job, seconds)
                     results += zip(job.pack, answer, strict=True)

@@ -184,7 +184,7 @@ def _setup_there(
     certify: bool,
 ) -> tuple[Setup, Facts]:
     """The means to measure the run on a cluster, and what its workers are. Raises UserError where they differ."""
-    from gradbench.commands.clusters import ClusterLanes, Terms
+    from gradbench.commands.clusters import ClusterLanes, Terms, slots
     from gradbench.commands.measuring import Setup, packed_for_cluster
     from gradbench.engine import packs
 
@@ -206,8 +206,8 @@ def _setup_there(
         seconds=limits.timeout,
     )
     there.build(terms, _different(planned))
-    lanes = partial(ClusterLanes, there, terms)
-    return replace(setup, elsewhere=lanes, threads=sum(there.slots(device, engine).values())), facts
+    threads = sum(slots(number, device, engine) for number in there.workers().values())
+    return replace(setup, elsewhere=partial(ClusterLanes, there, terms), threads=threads), facts
 
 
 def _different(planned: Plan) -> list[Problem]:

@@ -133,7 +133,7 @@ def cut_into_packs(
     families: dict[object, list[Problem]] = {}
     for problem in problems:
         families.setdefault(problem.shape, []).append(problem)
-    share = sum(problem.cost.work for problem in problems) / (max(1, threads) * TURNS)
+    share = sum(problem.cost.work for problem in problems) / (threads * TURNS) if threads > 1 else math.inf
     for family in families.values():
         size = max(1, (budget or available(device)) // lanes(device, engine) // footprint(family[0]))
         if threads > 1:
