@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from gradbench.systems.base import KernelInputs
 
 TOKENS, WIDTH, EXAMPLES = 16, 64, 4  # of an example, of a token, of a program
-WARPS = 8  # of a program; 4 leave it too few registers, measured on an H100
+WARPS = 8  # of a program; with 4 all steps but the free one of cet_real took longer, measured on an H100
 _launching = threading.Lock()  # packs of two threads may compile the same kernel
 
 
