@@ -144,7 +144,8 @@ def _step_kernel(
     z += length * back
     if PROJECT:
         z -= (tl.sum(z, 1) / 64)[:, None]
-        z /= (tl.sqrt(tl.sum(z * z, 1) / 64) + 1e-5)[:, None]
+        # rounded to nearest: the quick division and root lean to one side, and this side adds up over the steps
+        z = tl.div_rn(z, (tl.sqrt_rn(tl.sum(z * z, 1) / 64) + 1e-5)[:, None])
     tl.store(out + _token_places(i, LENGTH), z, mask=(i // 16 < left)[:, None])
     seen = _seen(i, left, AREA)
     y = tl.load(s + 16 * 64 + _pixel_places(i, LENGTH, IMG, PATCH), mask=seen, other=0.0)
