@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from gradbench.dynamics.recordings import parted, with_tensors
-from gradbench.dynamics.stack import Fused
+from gradbench.dynamics.stack import Fused, Stack
 from gradbench.engine.draws import build
 from gradbench.engine.precision import isolated
 from gradbench.planning.plans import plan
 from gradbench.planning.suites import parse
+from gradbench.systems.base import Params
 
 SIZES = {"cet": {"img": 28, "ch": 1, "patch": 7, "D": 64, "dh": 16, "mem": 128}}
 SYSTEMS = ("cet_real", "cet_energy", "cet_projected", "cet")
@@ -64,6 +65,14 @@ def plain(field: Any, start: Tensor, states: Tensor, nudge: Tensor) -> Tensor:
     push = field.force(states) - nudge[..., None, None] * field.cost_slope(states)
     push = push - 2 * skew.antisym(states - start[:, None])
     return field.project(states + field.step_size * push)
+
+
+def swept(field: Any, states: Tensor, a: Tensor, like: Params) -> dict[str, Tensor]:
+    """What a reverse sweep through these states carries: the credit, the sum of p, and the pulls by parameter."""
+    a, summed, sums = a.clone(), torch.zeros_like(a), field.pull_sums(like)
+    for s in reversed(states):
+        field.add_back(s[None], a, summed, sums)
+    return {"a": a, "summed": summed} | field.pulled(summed, sums)
 
 
 def apart(a: Tensor, b: Tensor) -> float:
@@ -119,11 +128,67 @@ def seen(system: str) -> dict[str, Any]:
     structure, tensors = parted(theirs)
     told["same structure"] = parted(step)[0] == structure
     told["serves again"] = torch.equal(with_tensors(step, tensors)(others[1]), theirs(others[1]))
+    told |= seen_product(field, start) | seen_back(field, start)
     alone = stack(system, cells=1, batch=1)
     start, states, nudge = moved(alone)
     step = alone.nudged_step(start, nudge, alone.step_size, asymmetric=True)
     assert step is not None
     told["one example"] = apart(step(states), plain(alone.wide, start.double(), states.double(), nudge.double()))
+    return told
+
+
+def seen_product(field: Fused, s: Tensor) -> dict[str, Any]:
+    v = torch.randn(s.shape, generator=torch.Generator().manual_seed(2)).to(s)
+    by_kernel, plainly = (f.step_at(s).jvp for f in (field, Stack(field.system, field.theta, field.x, field.knobs)))
+    exact, found = field.wide.step_at(s.double()).jvp(v.double()), by_kernel(v)
+    worse = s.clone()
+    worse[:, 1] = float("nan")
+    return {
+        "product": apart(found, exact),
+        "product plainly": apart(plainly(v), exact),
+        "product inside of NaN": torch.equal(by_kernel(inside_guards(v, float("nan"))[0]), found),
+        "product beside NaN": torch.equal(field.step_at(worse).jvp(v)[:, 0], found[:, 0]),
+        "product of more rows": apart(by_kernel(torch.stack([v, 2 * v])), torch.stack([exact, 2 * exact])),
+    }
+
+
+def seen_back(field: Fused, start: Tensor) -> dict[str, Any]:
+    states, like = start.clone(), field.cost_grads(start)
+    a = torch.randn(start.shape, generator=torch.Generator().manual_seed(1)).to(start)
+    exact = swept(field.wide, states.double(), a.double(), field.wide.cost_grads(start.double()))
+    back, plainly = swept(field, states, a, like), swept(super(Fused, field), states, a, like)
+    told: dict[str, Any] = {
+        "back": {name: apart(back[name], exact[name]) for name in exact},
+        "back plainly": {name: apart(plainly[name], exact[name]) for name in exact},
+    }
+    # numbers beyond the tensors of a step are neither read nor written
+    buffers: list[Tensor] = []
+
+    def guarded(v: Tensor) -> Tensor:
+        inner, buffer = inside_guards(v, MARK)
+        buffers.append(buffer)
+        return inner
+
+    usual = Tensor.new_empty
+
+    def new_empty(v: Tensor, shape: Any, **more: Any) -> Tensor:  # the interpreter makes tensors, too
+        return usual(v, shape, **more) if more else guarded(torch.zeros(shape).to(v))
+
+    Tensor.new_empty = new_empty  # type: ignore[method-assign]
+    inner, summed = guarded(a), guarded(torch.zeros_like(a))
+    sums = {name: guarded(v) for name, v in field.pull_sums(like).items()}
+    for s in reversed(states):
+        field.add_back(inside_guards(s[None], float("nan"))[0], inner, summed, sums)
+    Tensor.new_empty = usual  # type: ignore[method-assign]
+    told["back inside of NaN"] = torch.equal(inner, back["a"]) and torch.equal(summed, back["summed"])
+    told["guards of back"] = len(buffers) > 4 and all(
+        bool((b[:GUARD] == MARK).all() and (b[-GUARD:] == MARK).all()) for b in buffers
+    )
+    # neither does a cell without a bound harm its neighbour, nor a row of T1 the other one
+    worse, wild = states.clone(), a.clone()
+    worse[:, 1], wild[1] = float("nan"), float("inf")
+    harmed = swept(field, worse, wild, like)
+    told["back beside NaN"] = all(torch.equal(harmed[name][0, 0], back[name][0, 0]) for name in back)
     return told
 
 

@@ -14,7 +14,7 @@ from gradbench.data.draw_memory import DrawMemory
 from gradbench.data.streams import Streams, normal
 from gradbench.diagnostics.asymmetry import antisymmetry, squares
 from gradbench.diagnostics.judgement import Judgement, bounded, collapsed, most, of_free_state
-from gradbench.diagnostics.spectrum import growth
+from gradbench.diagnostics.spectrum import growth, unit
 from gradbench.systems.base import AbstractDrivenSystem
 from gradbench.vocabulary.status import Thresholds
 
@@ -186,8 +186,8 @@ def _linear(free: Trajectory, thresholds: Thresholds, probes: Float[Tensor, "p *
     field, ends = free.field, free.ends
     probes = probes[:, None].expand(-1, *ends.shape)
     frozen = field.frozen(field.step_at, ends)
-    product = field.repeated(lambda v: (frozen().jvp(v),), probes[-1])
-    measured = {"rho": growth(lambda v: product(v)[0], probes[-1], thresholds.growth_steps)}
+    product: Any = field.repeated(lambda v: unit(frozen().jvp(v)), probes[-1])
+    measured = {"rho": growth(product, probes[-1], thresholds.growth_steps)}
     # of a system that names no swirl, the column of the swirl would repeat that of the whole force
     parts = {"antisymmetry": field.at}
     if isinstance(field.system, AbstractDrivenSystem):

@@ -53,19 +53,19 @@ class Closed(Linear):
         self._products = (system.swirl_jvp, system.swirl_vjp) if swirl else (system.jvp, system.vjp)
         self._antisym = system.swirl_antisym if swirl else None
         with torch.no_grad():
-            self._saved = field.activate(s)
+            self.saved = field.activate(s)
 
     def jvp(self, v: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
         """J v."""
-        return self._field.product(self._products[0], self._saved, v)
+        return self._field.product(self._products[0], self.saved, v)
 
     def vjp(self, a: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
         """J^T a."""
-        return self._field.product(self._products[1], self._saved, a)
+        return self._field.product(self._products[1], self.saved, a)
 
     def antisym(self, v: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
         """A v."""
-        return self._field.product(self._antisym, self._saved, v) if self._antisym else super().antisym(v)
+        return self._field.product(self._antisym, self.saved, v) if self._antisym else super().antisym(v)
 
 
 class StepMap(Linear):
@@ -75,9 +75,12 @@ class StepMap(Linear):
         self._field, self._force = field, field.at(s)
         with torch.no_grad():
             self._u = field.ahead(s) if field.system.projects else s
+        self._by_kernel = field.step_product(self._force, self._u)
 
     def jvp(self, v: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
         """J_G v."""
+        if self._by_kernel and v.shape == self._u.shape:
+            return self._by_kernel(v)
         return self._field.project_jvp(self._u, torch.addcmul(v, self._field.step_size, self._force.jvp(v)))
 
     def vjp(self, a: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
@@ -201,6 +204,10 @@ class Field:
         self, start: Float[Tensor, "i *c b n"], nudge: Float[Tensor, "m *c"], eps: Tensor, *, asymmetric: bool
     ) -> Callable[[Float[Tensor, "i m *c b n"]], Float[Tensor, "i m *c b n"]] | None:
         """Pi(s + eps (F(s) - nudge dC/ds - 2 A (s - s*))) by a kernel, A at s* = `start`; None where there is none."""
+        return None
+
+    def step_product(self, force: Linear, u: Float[Tensor, "*r b n"]) -> Callable[[Tensor], Tensor] | None:
+        """J_G v by a kernel, for v of the shape of u, where `force` is J and u = s + eps F(s); None: there is none."""
         return None
 
     def project(self, u: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
@@ -357,6 +364,24 @@ class Field:
         p = self.project_vjp(u, a)
         Jp, pulled = self.backward(s, p)
         return torch.addcmul(p, self.step_size, Jp), p, pulled
+
+    def pull_sums(self, like: Params) -> Params:
+        """Zeros for what `add_back` adds up of the pulls of a credit whose gradients have the shapes of `like`."""
+        return {name: torch.zeros_like(g) for name, g in like.items()}
+
+    def add_back(
+        self, states: Float[Tensor, "t *c b n"], a: Float[Tensor, "*r *c b n"], summed: Tensor, sums: Params
+    ) -> None:
+        """Go back through at most `together` states, in place: a, the sum of p, and the sums of the pulls of p."""
+        before, moved, pulled = self.back(states, a)
+        summed += moved
+        for name, total in sums.items():
+            total += pulled[name]
+        a.copy_(before)
+
+    def pulled(self, summed: Float[Tensor, "*r *c b n"], sums: Params) -> Params:
+        """The sum of the pulls, by parameter, from what `add_back` added up."""
+        return sums
 
     def _by_credit(self, function: Callable[..., Result], s: Tensor, a: Tensor) -> Result:
         """function(theta, x, context, saved, a, knobs), a closed form, with the activations at s as `saved`."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gradbench.data import origins
 from gradbench.dynamics.capture import agreeing
-from gradbench.dynamics.field import Field, Result, Step
+from gradbench.dynamics.field import Closed, Field, Result, Step
 from gradbench.dynamics.linear import Linear
 from gradbench.dynamics.recordings import recorded
 from gradbench.systems.base import FusedSteps, KernelInputs
@@ -88,7 +88,7 @@ class Stack(Field):
 
 
 class Fused(Stack):
-    """A stack whose steps, free and nudged, are kernels of its system, where it has some that apply (`FusedSteps`)."""
+    """A stack with kernels of its system for its steps, free, nudged and back, and for J_G v (`FusedSteps`)."""
 
     @cached_property
     def kernels(self) -> FusedSteps | None:
@@ -126,6 +126,33 @@ class Fused(Stack):
             return kernels.fused_step(self._read, s, eps, nudge, bent)
 
         return ahead
+
+    def step_product(
+        self, force: Linear, u: Float[Tensor, "*r c b n"]
+    ) -> Callable[[Float[Tensor, "i c b n"]], Float[Tensor, "i c b n"]] | None:
+        """J_G v in one launch, at the states of several T1."""
+        kernels = self.kernels
+        if kernels is None or u.ndim != 4 or not isinstance(force, Closed):
+            return None
+        with torch.no_grad():
+            inputs = kernels.product_inputs(force.saved, u)
+        return lambda v: kernels.fused_product(self._read, inputs, v)
+
+    def pull_sums(self, like: Params) -> Params:
+        """What kernels add up of the pulls."""
+        first = next(iter(like.values()))
+        return self.kernels.pull_sums(len(first), len(first[0]), first) if self.kernels else super().pull_sums(like)
+
+    def add_back(self, states: Tensor, a: Float[Tensor, "i c b n"], summed: Tensor, sums: Params) -> None:
+        """Go back through one state, in two launches."""
+        if self.kernels:
+            self.kernels.fused_back(self._read, states[0], a, summed, sums)
+        else:
+            super().add_back(states, a, summed, sums)
+
+    def pulled(self, summed: Float[Tensor, "i c b n"], sums: Params) -> Params:
+        """The sum of the pulls, from what kernels added up."""
+        return self.kernels.pulled(self._read, summed, sums) if self.kernels else super().pulled(summed, sums)
 
 
 class Plain(Stack):

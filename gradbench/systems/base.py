@@ -326,7 +326,8 @@ class KernelInputs(NamedTuple):
 class FusedSteps(ABC):
     """A system with kernels for its steps on a GPU, for float32 stacks: one launch a step, one more for the correction.
 
-    The plain path stays, and tests compare the kernels with the plain path in float64.
+    A step of a reverse sweep takes two launches. The plain path stays, and tests compare the kernels with the plain
+    path in float64.
     """
 
     @property
@@ -358,6 +359,35 @@ class FusedSteps(ABC):
         self, read: KernelInputs, s: Float[Tensor, "i m c b n"], start: Float[Tensor, "i c b n"], inputs: Tensor
     ) -> Tensor:
         """2 A (s - s*) with A at s* = `start`, as the argument `bent` of `fused_step`."""
+
+    @abstractmethod
+    def product_inputs(self, saved: Saved, u: Float[Tensor, "i c b n"]) -> dict[str, Tensor]:
+        """What a product with J_G reads of the activations at a state, and of u = s + eps F(s) there."""
+
+    @abstractmethod
+    def fused_product(
+        self, read: KernelInputs, inputs: dict[str, Tensor], v: Float[Tensor, "i c b n"]
+    ) -> Float[Tensor, "i c b n"]:
+        """J_G v = Pi'(u) (v + eps J v) at the state of `inputs`."""
+
+    @abstractmethod
+    def pull_sums(self, rows: int, cells: int, like: Tensor) -> Params:
+        """Zeros (rows, cells, ...) for what `fused_back` adds up of the pulls, of the dtype and device of `like`."""
+
+    @abstractmethod
+    def fused_back(
+        self,
+        read: KernelInputs,
+        s: Float[Tensor, "c b n"],
+        a: Float[Tensor, "i c b n"],
+        summed: Float[Tensor, "i c b n"],
+        sums: Params,
+    ) -> None:
+        """One step of a reverse sweep, in place: a <- p + eps J^T p with p = Pi'(u)^T a, summed += p, and the pulls."""
+
+    @abstractmethod
+    def pulled(self, read: KernelInputs, summed: Float[Tensor, "i c b n"], sums: Params) -> Params:
+        """The sum of the pulls d<p, F>/dtheta, from the sum of p and from `sums`."""
 
 
 BACK, DIRECT = "back.", "direct."  # prefixes of what stands in theta beside the parameters, see LayeredWeights

@@ -55,14 +55,14 @@ class AbstractCet(ClosedForms, AbstractFusedTokens):
     ) -> Params:
         z, y = self._parts(a)
         credits, _ = self._credits(context, saved, z, y, knobs)
-        return self._pull(theta, x, saved, z, y, credits, knobs)
+        return self._pull(x, saved, z, y, credits, knobs)
 
     def backward(
         self, theta: Params, x: Data, context: Params, saved: Saved, a: Float[Tensor, "*r b n"], knobs: Knobs
     ) -> tuple[Tensor, Params]:
         z, y = self._parts(a)
         credits, decoded = self._credits(context, saved, z, y, knobs)
-        grads = self._pull(theta, x, saved, z, y, credits, knobs)
+        grads = self._pull(x, saved, z, y, credits, knobs)
         return self._vjp(context, z, y, credits, decoded, knobs), grads
 
     def _credits(
@@ -79,9 +79,7 @@ class AbstractCet(ClosedForms, AbstractFusedTokens):
         """J^T a, from the credits of the features."""
         return join(self._damped(z, credits @ context["back_out"], knobs), self._image(decoded) - y)
 
-    def _pull(
-        self, theta: Params, x: Data, saved: Saved, z: Tensor, y: Tensor, credits: Tensor, knobs: Knobs
-    ) -> Params:
+    def _pull(self, x: Data, saved: Saved, z: Tensor, y: Tensor, credits: Tensor, knobs: Knobs) -> Params:
         """d<a, F>/dtheta, from the credits of the features.
 
         F holds f(z R^T) W. The gradient of R is the outer product of the tokens of the state with the credits of
@@ -90,13 +88,6 @@ class AbstractCet(ClosedForms, AbstractFusedTokens):
         flat = (patches(saved["y"], self.patch), saved["memory"], patches(visible(x), self.patch))
         features = as_one_row(flat, self._attended(saved, knobs.sigma))
         reading = self._cut(outer(saved["z"], credits), self.pixels, self.mem)
-        writing = self._cut(outer(z, features), self.pixels, self.mem, self.pixels)
-        token, kernel = z.sum(-3), theta["Wenc"].shape  # the gradient of a bias is a sum of tokens
-        return self._head_grads(reading[2:], writing[3:]) | {
-            "Wenc": writing[2].unflatten(-1, kernel[1:]),
-            "benc": token.sum(-2),
-            "bpos": token,
-            "Wdec": (reading[0] + writing[0]).unflatten(-1, kernel[1:]),
-            "bdec": y.sum((-4, -2, -1)),
-            "Wmem": 2 * (reading[1] + writing[1]),
-        }
+        decoding, memory, encoding, *writing = self._cut(outer(z, features), self.pixels, self.mem, self.pixels)
+        pixel = y.sum((-4, -2, -1))
+        return self._grads(z.sum(-3), pixel, encoding, reading, (decoding, memory, *writing))

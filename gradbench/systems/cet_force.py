@@ -97,3 +97,27 @@ class AbstractCetForce(AbstractAttention):
 
     def _image(self, p: Float[Tensor, "*b N P"]) -> Float[Tensor, "*b ch img img"]:
         return image(p, self.ch, self.side, self.patch)
+
+    def _grads(
+        self,
+        token: Float[Tensor, "*r N D"],
+        pixel: Float[Tensor, "*r ch"],
+        encoding: Float[Tensor, "*r D P"],
+        reading: Sequence[Float[Tensor, "*r D _"]],
+        writing: Sequence[Float[Tensor, "*r D _"]],
+    ) -> Params:
+        """Gradients of the parameters, from sums of a credit and from outer products with tokens.
+
+        `token` is the sum over examples, `pixel` that over examples and places. `encoding` is the product of the credit
+        with the visible patches. `reading` are the products of the state with credits of the features, and `writing`
+        those of the credit with the features: of pixels, of memories, and of each kind of head.
+        """
+        kernel = self.shapes["Wenc"]
+        return self._head_grads(reading[2:], writing[2:]) | {
+            "Wenc": encoding.unflatten(-1, kernel[1:]),
+            "benc": token.sum(-2),
+            "bpos": token,
+            "Wdec": (reading[0] + writing[0]).unflatten(-1, kernel[1:]),
+            "bdec": pixel,
+            "Wmem": 2 * (reading[1] + writing[1]),
+        }

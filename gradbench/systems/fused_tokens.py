@@ -5,12 +5,17 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from gradbench.systems.attention import outer
 from gradbench.systems.base import AbstractDrivenSystem, FusedSteps, KernelInputs, Params, Saved
 from gradbench.systems.cet_force import AbstractCetForce
+from gradbench.systems.cet_options import visible
+from gradbench.systems.tokens import patches
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
+
+    from gradbench.systems.kernels.parts import Kind
 
 
 class AbstractFusedTokens(FusedSteps, AbstractCetForce):
@@ -22,19 +27,22 @@ class AbstractFusedTokens(FusedSteps, AbstractCetForce):
         return fits and self.pixels <= 64 and self.mem % 64 == 0
 
     def packed(self, theta: Params) -> Params:
-        """Matrices with rows of whole multiples of 64 numbers, each (c, ...)."""
+        """The matrices of the force: those to features (c, features, D), those to tokens (c, D, features).
+
+        What a product adds up over lies in a run: so the tensor cores read it. Zeros fill the features of the pixels.
+        """
         import torch
 
         decoder = torch.nn.functional.pad(theta["Wdec"].flatten(2), (0, 64 - self.pixels))
         reading, writing = torch.func.vmap(self._head_weights)(theta)
         memories = theta["Wmem"]
         packed = {
-            "ahead_in": torch.cat([decoder, memories, *(W.mT for W in reading)], -1),
-            "ahead_out": torch.cat([decoder.mT, 2 * memories.mT, *writing], -2),
+            "ahead_in": torch.cat([decoder.mT, memories.mT, *reading], -2),
+            "ahead_out": torch.cat([decoder, 2 * memories, *(W.mT for W in writing)], -1),
         }
         if isinstance(self, AbstractDrivenSystem):
-            packed["skew_in"] = torch.cat([W.mT for W in (*reading, *writing)], -1)
-            packed["skew_out"] = torch.cat([*writing, *(-W for W in reading)], -2)
+            packed["skew_in"] = torch.cat([*reading, *writing], -2)
+            packed["skew_out"] = torch.cat([*(W.mT for W in writing), *(-W.mT for W in reading)], -1)
         return packed
 
     def correction_inputs(self, saved: Saved) -> Float[Tensor, "i c 4 b H N h"] | None:
@@ -50,13 +58,56 @@ class AbstractFusedTokens(FusedSteps, AbstractCetForce):
     ) -> Tensor:
         from gradbench.systems.kernels import tokens
 
-        kind = tokens.Kind(self.patch, self.well, self._scale, self.projects)
-        return tokens.step(read, kind, s, eps, nudge, bent)
+        return tokens.step(read, self._kind, s, eps, nudge, bent)
 
     def fused_bent(self, read: KernelInputs, s: Tensor, start: Tensor, inputs: Tensor) -> Tensor:
         from gradbench.systems.kernels import tokens
 
         return tokens.bent(read, self._scale, s, start, inputs)
+
+    def product_inputs(self, saved: Saved, u: Tensor) -> dict[str, Tensor]:
+        """q, k, v and P at a state, stacked, the memories there, and the tokens of u."""
+        import torch
+
+        by_row = {name: value.movedim(0, 1) for name, value in saved.items()}
+        attention = [by_row[name] for name in ("q", "k", "v", "P") if name in by_row]
+        tokens = self.split(u)["z"].contiguous()
+        return {"attention": torch.stack(attention, 2), "memory": by_row["memory"].contiguous(), "u": tokens}
+
+    def fused_product(self, read: KernelInputs, inputs: dict[str, Tensor], v: Tensor) -> Tensor:
+        from gradbench.systems.kernels import tokens
+
+        return tokens.product(read, self._kind, v, **inputs)
+
+    def pull_sums(self, rows: int, cells: int, like: Tensor) -> Params:
+        """z^T credits of the features, and p^T features: both (rows of T1, c, D, features)."""
+        reading, writing = (3, 1) if isinstance(self, AbstractDrivenSystem) else (2, 2)  # kinds of head
+        widths = {"reading": 64 + self.mem + 64 * reading, "writing": 64 + self.mem + 64 * writing}
+        return {name: like.new_zeros((rows, cells, self.D, width)) for name, width in widths.items()}
+
+    def fused_back(self, read: KernelInputs, s: Tensor, a: Tensor, summed: Tensor, sums: Params) -> None:
+        from gradbench.systems.kernels import tokens_back
+
+        tokens_back.back(read, self._kind, s, a, summed, **sums)
+
+    def pulled(self, read: KernelInputs, summed: Tensor, sums: Params) -> Params:
+        part = self.split(summed)
+        seen = patches(visible(read.x), self.patch)
+        reading, writing = (self._cut(v, 64, self.mem) for v in (sums["reading"], sums["writing"]))
+        of_patch = slice(0, self.pixels)
+        return self._grads(
+            part["z"].sum(-3),
+            part["y"].sum((-4, -2, -1)),
+            outer(part["z"], seen),
+            (reading[0][..., of_patch], *reading[1:]),
+            (writing[0][..., of_patch], *writing[1:]),
+        )
+
+    @property
+    def _kind(self) -> Kind:
+        from gradbench.systems.kernels.parts import Kind
+
+        return Kind(self.patch, self.well, self._scale, self.projects)
 
     @property
     def _scale(self) -> float:

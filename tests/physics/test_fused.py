@@ -23,6 +23,7 @@ from gradbench.systems.cet_driven import AbstractDrivenCet
 from gradbench.vocabulary.coordinates import Knobs
 
 pytest.importorskip("triton")
+BACK = ("back inside of NaN", "guards of back", "back beside NaN")
 TESTS = Path(__file__).parents[1]
 
 
@@ -41,6 +42,24 @@ def test_a_step_by_a_kernel_is_as_exact_as_one_without(system: str, told: dict[s
     assert seen["free"] < 1.5 * seen["free plainly"]
     assert seen["nudged"] < 1.5 * seen["nudged plainly"]
     assert seen["one example"] < 2e-7
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_a_product_by_a_kernel_is_as_exact_as_one_without(system: str, told: dict[str, dict[str, Any]]) -> None:
+    seen = told[system]
+    assert seen["product"] < max(1e-7, 1.5 * seen["product plainly"])
+    assert seen["product of more rows"] < 2e-7
+    assert seen["product inside of NaN"]
+    assert seen["product beside NaN"]
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_a_way_back_by_kernels_is_as_exact_as_one_without(system: str, told: dict[str, dict[str, Any]]) -> None:
+    seen = told[system]
+    assert set(seen["back"]) == {"a", "summed", *stack(system).theta}
+    for name, error in seen["back"].items():
+        assert error < max(2e-7, 1.5 * seen["back plainly"][name]), name
+    assert {name: seen[name] for name in BACK} == dict.fromkeys(BACK, True)
 
 
 @pytest.mark.parametrize("system", SYSTEMS)

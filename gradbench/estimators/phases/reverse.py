@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from gradbench.dynamics.field import Field, Step
     from gradbench.dynamics.trajectory import Trajectory
+    from gradbench.systems.base import Params
 
 
 @final
@@ -30,10 +31,16 @@ class ReversePhase(AbstractPhase):
     """
 
     def run(self, free: Trajectory, depths: tuple[int, ...], betas: Float[Tensor, "j *c"]) -> Iterator[Snapshot]:
-        carried, truncated = _sweep(free, depths)
+        sums = free.field.pull_sums(free.cost_grads)
+        carried, truncated = _sweep(free, depths, sums)
+
+        def of(depth: int | None, summed: Tensor, *read: Tensor) -> Snapshot:
+            pulled = free.field.pulled(summed, dict(zip(sums, read, strict=True)))
+            return of_sums(free, depth, [summed, *(pulled[name] for name in free.cost_grads)])
+
         for depth in depths:
-            yield of_sums(free, depth, truncated[depth])
-        whole = of_sums(free, None, carried[1:])
+            yield of(depth, *truncated[depth])
+        whole = of(None, *carried[1:])
         yield _through_start(free, whole, carried[0]) if isinstance(free.field.system, AbstractForwardSystem) else whole
 
     def trained(self, free: Trajectory, depth: int | None) -> Trajectory:
@@ -47,22 +54,22 @@ class ReversePhase(AbstractPhase):
         return Count(vjp=max(1, T1) if depth is None else depth)
 
 
-def _sweep(free: Trajectory, depths: tuple[int, ...]) -> tuple[list[Tensor], dict[int, list[Tensor]]]:
+def _sweep(free: Trajectory, depths: tuple[int, ...], sums: Params) -> tuple[list[Tensor], dict[int, list[Tensor]]]:
     """Go back from the largest T1 to the start.
 
-    What is carried back, one row for every T1: a, the sum of p, and the sums of its pulls, by parameter. And the same
-    sums, without a, after the first steps back of every depth.
+    What is carried back, one row for every T1: a, the sum of p, and `sums`, where its pulls are added up. And the same
+    without a, after the first steps back of every depth.
     """
     import torch
 
-    a, names = free.cost_slope.clone(), list(free.cost_grads)
-    carried = [a, torch.zeros_like(a), *(torch.zeros_like(free.cost_grads[name]) for name in names)]
+    a = free.cost_slope.clone()
+    carried = [a, torch.zeros_like(a), *sums.values()]
     truncated = {depth: [v.clone() for v in carried[1:]] for depth in depths}
     reads: dict[int, list[tuple[int, int]]] = {}  # time -> depths that end there, each with the row of its T1
     for depth in depths:
         for i, T1 in enumerate(free.T1s):
             reads.setdefault(max(T1 - depth, 0), []).append((depth, i))
-    back = _step_back(free.field, names)
+    back = _step_back(free.field, tuple(sums))
     stops = {0, *free.T1s, *reads}  # times at which a row joins, or sums are read
     rows, step, first = carried, None, 0  # rows from `first` on belong to the T1 that the sweep has reached
     for start, states in free.backwards():
@@ -88,11 +95,8 @@ def _step_back(field: Field, names: Sequence[str]) -> Step:
     """From a behind some states, the sum of p and the sums of its pulls to the same before these states, in place."""
 
     def back(states: Tensor, a: Tensor, summed: Tensor, *totals: Tensor) -> tuple[Tensor, ...]:
-        before, moved, pulled = field.back(states, a)
-        summed += moved
-        for name, total in zip(names, totals, strict=True):
-            total += pulled[name]
-        return a.copy_(before), summed, *totals
+        field.add_back(states, a, summed, dict(zip(names, totals, strict=True)))
+        return a, summed, *totals
 
     return back
 

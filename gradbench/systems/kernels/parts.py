@@ -1,0 +1,140 @@
+"""What the kernels of the transformers share: products, heads, attention, and where numbers of a state lie.
+
+A program takes four examples of 16 tokens: 64 tokens of 64 numbers, in 4 heads of 16. A product takes three passes of
+TF32 for one of float32 (`tf32x3`), whose noise is that of float32. Where the number of examples is no multiple of four,
+the missing ones are masked, and so are numbers beyond the pixels of a patch.
+
+Letters: N = 16 tokens, D = 64 numbers of a token, H = 4 heads of h = 16, M memories, AREA pixels of a patch; q, k, v
+and the weights P of attention.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+
+TOKENS, WIDTH, EXAMPLES = 16, 64, 4  # of an example, of a token, of a program
+WARPS = 8  # of most programs
+FEW = 4  # of the others, which need fewer registers or spill less with so many, measured on an H100
+launching = threading.Lock()  # packs of two threads may compile the same kernel
+
+
+class Kind(NamedTuple):
+    """Constants of a step that differ between systems."""
+
+    patch: int
+    well: float  # w, the weight of |z|^2 in the energy
+    scale: float  # of q k^T
+    projects: bool
+
+
+@triton.jit
+def dot(a, b):
+    """A product, or one of every example and head."""
+    return tl.dot(a, b, input_precision="tf32x3")
+
+
+@triton.jit
+def heads(f):
+    """(64, 64) -> (example and head, token, h)."""
+    return tl.reshape(tl.permute(tl.reshape(f, (4, 16, 4, 16)), (0, 2, 1, 3)), (16, 16, 16))
+
+
+@triton.jit
+def merge(f):
+    """Undo `heads`."""
+    return tl.reshape(tl.permute(tl.reshape(f, (4, 4, 16, 16)), (0, 2, 1, 3)), (64, 64))
+
+
+@triton.jit
+def turned(f):
+    """The transpose for every example and head."""
+    return tl.permute(f, (0, 2, 1))
+
+
+@triton.jit
+def softmax(scores):
+    """Over the last axis."""
+    raised = tl.exp(scores - tl.max(scores, 2)[:, :, None])
+    return raised / tl.sum(raised, 2)[:, :, None]
+
+
+@triton.jit
+def to_features(matrix, first):
+    """The (64, 64) matrix from tokens to 64 features; `matrix` has a row for every feature."""
+    i = tl.arange(0, 64)
+    return tl.load(matrix + (first + i)[None, :] * 64 + i[:, None])
+
+
+@triton.jit
+def to_tokens(matrix, first, width: tl.constexpr):
+    """The (64, 64) matrix from 64 features to tokens; `matrix` has a row of `width` features for each number."""
+    i = tl.arange(0, 64)
+    return tl.load(matrix + first + i[None, :] * width + i[:, None])
+
+
+@triton.jit
+def token_places(i, length):
+    """Where the tokens of four examples lie that are `length` numbers apart."""
+    return (i // 16 * length + i % 16 * 64)[:, None] + tl.arange(0, 64)[None, :]
+
+
+@triton.jit
+def pixel_places(i, length, IMG: tl.constexpr, PATCH: tl.constexpr):
+    """Where the pixels of the patches of these tokens lie, from the first pixel of the first example on."""
+    token, j = i % 16, tl.arange(0, 64)
+    corner = i // 16 * length + token // (IMG // PATCH) * PATCH * IMG + token % (IMG // PATCH) * PATCH
+    within = j // (PATCH * PATCH) * IMG * IMG + j % (PATCH * PATCH) // PATCH * IMG + j % PATCH
+    return corner[:, None] + within[None, :]
+
+
+@triton.jit
+def seen(i, left, AREA: tl.constexpr):
+    """Which numbers of these tokens are pixels of examples that are there; `left` examples are."""
+    return (i // 16 < left)[:, None] & (tl.arange(0, 64) < AREA)[None, :]
+
+
+@triton.jit
+def by_head(first, left):
+    """One of q, k, v and P of four examples, (example and head, 16, 16)."""
+    i = tl.arange(0, 16)
+    place = i[:, None, None] * 256 + i[None, :, None] * 16 + i[None, None, :]
+    return tl.load(first + place, mask=(i < left * 4)[:, None, None], other=0.0)
+
+
+@triton.jit
+def attention_of(z, ahead_in, scale, M: tl.constexpr, ENERGY: tl.constexpr):
+    """q, k, v and P of the tokens z; k stands in for the v that a gradient has not."""
+    q = heads(dot(z, to_features(ahead_in, 64 + M)))
+    k = heads(dot(z, to_features(ahead_in, 128 + M)))
+    v = k if ENERGY else heads(dot(z, to_features(ahead_in, 192 + M)))
+    return q, k, v, softmax(scale * dot(q, turned(k)))
+
+
+@triton.jit
+def force_of_others(
+    z, y, ahead_in, ahead_out, scale, strength, OUT: tl.constexpr, M: tl.constexpr, ENERGY: tl.constexpr
+):  # fmt: skip
+    """The force on tokens from pixels, memories and attention, without the input and the terms in z itself."""
+    back = dot(y, to_tokens(ahead_out, 0, OUT))
+    for chunk in tl.static_range(0, M, 64):
+        memory = tl.maximum(dot(z, to_features(ahead_in, 64 + chunk)), 0.0)
+        back += dot(memory, to_tokens(ahead_out, 64 + chunk, OUT))
+    q, _, v, P = attention_of(z, ahead_in, scale, M, ENERGY)
+    back += strength * dot(merge(dot(P, v)), to_tokens(ahead_out, 64 + M, OUT))
+    if ENERGY:
+        back += strength * dot(merge(dot(turned(P), q)), to_tokens(ahead_out, 128 + M, OUT))
+    return back
+
+
+@triton.jit
+def project_product(u, p):
+    """Pi'(u) p of the tokens u, with Pi the division by the deviation: the map is its own transpose."""
+    u -= (tl.sum(u, 1) / 64)[:, None]
+    std = tl.sqrt_rn(tl.sum(u * u, 1) / 64)
+    p -= (tl.sum(p, 1) / 64)[:, None]
+    p -= u * tl.div_rn(tl.sum(u * p, 1) / 64, std * (std + 1e-5))[:, None]
+    return tl.div_rn(p, (std + 1e-5)[:, None])
