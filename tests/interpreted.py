@@ -14,8 +14,10 @@ from torch import Tensor
 
 from gradbench.dynamics.recordings import parted, with_tensors
 from gradbench.dynamics.stack import Fused, Stack
+from gradbench.dynamics.trajectory import relax
 from gradbench.engine.draws import build
 from gradbench.engine.precision import isolated
+from gradbench.estimators.phases.reverse import ReversePhase
 from gradbench.planning.plans import plan
 from gradbench.planning.suites import parse
 from gradbench.systems.base import Params
@@ -69,7 +71,8 @@ def plain(field: Any, start: Tensor, states: Tensor, nudge: Tensor) -> Tensor:
 
 def swept(field: Any, states: Tensor, a: Tensor, like: Params) -> dict[str, Tensor]:
     """What a reverse sweep through these states carries: the credit, the sum of p, and the pulls by parameter."""
-    a, summed, sums = a.clone(), torch.zeros_like(a), field.pull_sums(like)
+    a = a.clone(memory_format=torch.contiguous_format)
+    summed, sums = torch.zeros_like(a), field.pull_sums(like)
     for s in reversed(states):
         field.add_back(s[None], a, summed, sums)
     return {"a": a, "summed": summed} | field.pulled(summed, sums)
@@ -128,13 +131,25 @@ def seen(system: str) -> dict[str, Any]:
     structure, tensors = parted(theirs)
     told["same structure"] = parted(step)[0] == structure
     told["serves again"] = torch.equal(with_tensors(step, tensors)(others[1]), theirs(others[1]))
-    told |= seen_product(field, start) | seen_back(field, start)
+    told |= seen_product(field, start) | seen_back(field, start) | {"phase": reverse_phase(field)}
     alone = stack(system, cells=1, batch=1)
     start, states, nudge = moved(alone)
     step = alone.nudged_step(start, nudge, alone.step_size, asymmetric=True)
     assert step is not None
     told["one example"] = apart(step(states), plain(alone.wide, start.double(), states.double(), nudge.double()))
     return told
+
+
+def reverse_phase(field: Fused) -> float:
+    """The largest error of a gradient of `ReversePhase`, over two T1 and a depth, against float64."""
+    free = relax(field, (2, 4))
+    by_kernels, expected = (ReversePhase().run(of, (3,), free.ends.new_zeros(0)) for of in (free, free.wide))
+    errors = []
+    for found, wanted in zip(by_kernels, expected, strict=True):
+        assert found.gradient is not None
+        assert wanted.gradient is not None
+        errors += [apart(found.gradient[name], g) for name, g in wanted.gradient.items()]
+    return max(errors)
 
 
 def seen_product(field: Fused, s: Tensor) -> dict[str, Any]:

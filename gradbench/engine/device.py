@@ -1,9 +1,12 @@
-"""The device to run on, and its model."""
+"""The device to run on, its model, and what makes kernels for it."""
 
 from __future__ import annotations
 
+import importlib.metadata
+import os
 import platform
 import re
+import shutil
 from functools import cache
 from pathlib import Path
 
@@ -45,3 +48,13 @@ def _cpu(kernel: Path) -> str:
     told = kernel.read_text("utf-8") if kernel.exists() else ""
     model = re.search(r"^model name\s*: (.+)$", told, re.MULTILINE)
     return model[1].strip() if model else platform.processor() or platform.machine()
+
+
+def triton_version() -> str | None:
+    """The version of triton, which makes kernels; None where there is none, or no compiler of C, which it needs."""
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        return None
+    try:
+        return importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import platform
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -68,22 +67,16 @@ def versions_here(device: str) -> Versions:
     import numpy
     import torch
 
+    from gradbench.engine.device import triton_version
+
     cuda = device.startswith("cuda")
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda if cuda else None,
-        "triton": _triton() if cuda else None,
+        "triton": triton_version() if cuda else None,
         "numpy": numpy.__version__,
     }
-
-
-def _triton() -> str | None:
-    """The version of triton, which makes the kernels of compiled programs; None where there is none."""
-    try:
-        return importlib.metadata.version("triton")
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 @cache

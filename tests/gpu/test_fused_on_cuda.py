@@ -7,11 +7,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from interpreted import SIZES, SYSTEMS, apart, moved, plain, stack
+from interpreted import SIZES, SYSTEMS, apart, moved, plain, stack, swept
 from torch import Tensor
 
 import gradbench as gb
-from gradbench.dynamics.stack import Fused
+from gradbench.dynamics.stack import Fused, Stack
 from gradbench.engine.precision import isolated
 
 NOISE = {1e-2: 3e-6, 1e-3: 3e-5}  # of (s_- - s_+) / 2 beta against float64, by beta, without a projection
@@ -70,6 +70,44 @@ def test_credit_at_the_usual_settings_is_as_exact_as_the_field_expects(system: s
             s = field.step(s)
         for beta, noise in NOISE.items():
             assert credits(field, s[None], beta)[0] < noise
+
+
+def along(field: Fused, steps: int) -> Tensor:
+    """So many states of a free relaxation, with a leading axis of time."""
+    states = [field.init_state()]
+    for _ in range(steps - 1):
+        states.append(field.step(states[-1]))
+    return torch.stack(states)
+
+
+@pytest.mark.parametrize("batch", [5, 64])
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_a_reverse_sweep_has_the_noise_of_float32(system: str, batch: int) -> None:
+    with isolated(), torch.no_grad():
+        field = stack(system, cells=3, batch=batch, device="cuda")
+        states = along(field, 30)
+        ends = torch.stack([states[-1], 0.9 * states[-1]])
+        a, like = field.cost_slope(ends), field.cost_grads(ends)
+        exact = swept(field.wide, states.double(), a.double(), field.wide.cost_grads(ends.double()))
+        by_kernels, plainly = swept(field, states, a, like), swept(super(Fused, field), states, a, like)
+        for name, expected in exact.items():
+            # twice the error without kernels, or some units of round-off: a sum of few numbers may have none
+            assert apart(by_kernels[name], expected) < max(1e-6, 2 * apart(plainly[name], expected)), name
+        again = swept(field, states, a, like)
+        assert all(torch.equal(again[name], by_kernels[name]) for name in exact)
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_products_with_the_step_map_have_the_noise_of_float32(system: str) -> None:
+    with isolated(), torch.no_grad():
+        field = stack(system, cells=3, batch=18, device="cuda")
+        s = along(field, 40)[-2:]
+        v = torch.randn_like(s)
+        plain_field = Stack(field.system, field.theta, field.x, field.knobs)
+        by_kernel, plainly = (f.step_at(s).jvp(v) for f in (field, plain_field))
+        exact = field.wide.step_at(s.double()).jvp(v.double())
+        assert apart(by_kernel, exact) < 2 * apart(plainly, exact)
+        assert torch.equal(field.step_at(s).jvp(v), by_kernel)
 
 
 GRID = {

@@ -20,6 +20,7 @@ from gradbench.engine.precision import isolated
 from gradbench.planning.plans import Plan
 
 TURNS = 5
+ENGINES = ["batched", "fused"] if DEVICE == "cuda" else ["eager"]
 NUMBERS = [32, 64] if DEVICE == "cuda" else [1]  # the script needs 0.3 GB a problem
 
 
@@ -29,8 +30,8 @@ def by_script(planned: Plan) -> None:
     Expert(stack.theta, stack.x, knobs, 7).cosines(100, 15, 0.02).cpu()
 
 
-def by_gradbench(planned: Plan) -> None:
-    packs.measure_pack(planned.problems, DEVICE, planned.thresholds, packs.resolved("auto", DEVICE))
+def by_gradbench(planned: Plan, engine: str) -> None:
+    packs.measure_pack(planned.problems, DEVICE, planned.thresholds, engine)
 
 
 def turns(functions: list[Callable[[], None]]) -> list[float]:
@@ -49,12 +50,13 @@ def turns(functions: list[Callable[[], None]]) -> list[float]:
 
 @pytest.mark.benchmark(group="depth")
 @pytest.mark.parametrize("number", NUMBERS)
-def test_one_depth(number: int, ledger: Ledger, benchmark: BenchmarkFixture) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_one_depth(number: int, engine: str, ledger: Ledger, benchmark: BenchmarkFixture) -> None:
     planned = depth(number)
     with isolated():
-        script, measured = turns([lambda: by_script(planned), lambda: by_gradbench(planned)])
-    ledger.ratios[f"depth {number}"] = script / measured
-    ledger.notes[f"one depth, {number} problems"] = (
+        script, measured = turns([lambda: by_script(planned), lambda: by_gradbench(planned, engine)])
+    ledger.ratios[f"depth {number}, {engine}"] = script / measured
+    ledger.notes[f"one depth, {number} problems, {engine}"] = (
         f"{1e3 * measured / number:.2f} ms a problem with certificates and causes, {1e3 * script / number:.2f} ms by "
         f"the script, {measured / script:.2f} x"
     )

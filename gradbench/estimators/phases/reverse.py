@@ -62,7 +62,7 @@ def _sweep(free: Trajectory, depths: tuple[int, ...], sums: Params) -> tuple[lis
     """
     import torch
 
-    a = free.cost_slope.clone()
+    a = free.cost_slope.clone(memory_format=torch.contiguous_format)  # kernels take no other
     carried = [a, torch.zeros_like(a), *sums.values()]
     truncated = {depth: [v.clone() for v in carried[1:]] for depth in depths}
     reads: dict[int, list[tuple[int, int]]] = {}  # time -> depths that end there, each with the row of its T1

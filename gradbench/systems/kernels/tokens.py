@@ -44,12 +44,12 @@ if TYPE_CHECKING:
     from gradbench.systems.base import KernelInputs
 
 
-@triton.jit(do_not_specialize=["zero"])
+@triton.jit(do_not_specialize=["zero", "projects", "nudged", "bends"])
 def _step_kernel(
     s, out, ahead_in, ahead_out, clamped, bias, mask, target, nudge, bent, sigma, damp, eps,
-    cells, columns, b, zero, well, scale,
+    cells, columns, b, zero, projects, nudged, bends, well, scale,
     AREA: tl.constexpr, CH: tl.constexpr, IMG: tl.constexpr, PATCH: tl.constexpr, M: tl.constexpr,
-    ENERGY: tl.constexpr, PROJECT: tl.constexpr, NUDGE: tl.constexpr, BENT: tl.constexpr,
+    ENERGY: tl.constexpr,
 ):  # fmt: skip
     """out = Pi(s + eps (F(s) - nudge mask (y - x) - bent))."""
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
@@ -74,11 +74,11 @@ def _step_kernel(
     # the large terms are added behind the products, whose sums on tensor cores are cut off
     back += tl.load(clamped + token_places(i, 16 * 64), mask=(i // 16 < left)[:, None], other=0.0)
     back -= (2 * well + tl.load(damp + c)) * z
-    if BENT:
+    if bends != 0:
         bent += (row * b + part * 4) * 16 * 64
         back -= tl.load(bent + token_places(i, 16 * 64), mask=(i // 16 < left)[:, None], other=0.0)
     z += length * back
-    if PROJECT:
+    if projects != 0:
         z -= (tl.sum(z, 1) / 64)[:, None]
         # rounded to nearest: the quick division and root lean to one side, and this side adds up over the steps
         z = tl.div_rn(z, (tl.sqrt_rn(tl.sum(z * z, 1) / 64) + 1e-5)[:, None])
@@ -87,7 +87,7 @@ def _step_kernel(
     y = tl.load(s + 16 * 64 + pixel_places(i, LENGTH, IMG, PATCH), mask=there, other=0.0)
     colour = tl.arange(0, 64) // (PATCH * PATCH)
     pull = decoded + tl.load(bias + c * CH + colour, mask=tl.arange(0, 64) < AREA, other=0.0)[None, :] - y
-    if NUDGE:
+    if nudged != 0:
         mask += (c * b + part * 4) * PIXELS
         target += (c * b + part * 4) * PIXELS
         place = pixel_places(i, PIXELS, IMG, PATCH)
@@ -134,11 +134,10 @@ def _bent_kernel(s, start, attention, skew_in, skew_out, out, sigma, cells, colu
     tl.store(out + token_places(i, 16 * 64), tl.load(sigma + c) * bent, mask=(i // 16 < left)[:, None])
 
 
-@triton.jit(do_not_specialize=["zero"])
+@triton.jit(do_not_specialize=["zero", "projects"])
 def _product_kernel(
-    v, out, attention, memory, u, ahead_in, ahead_out, sigma, damp, eps, cells, b, zero, well, scale,
-    AREA: tl.constexpr, CH: tl.constexpr, IMG: tl.constexpr, PATCH: tl.constexpr, M: tl.constexpr,
-    ENERGY: tl.constexpr, PROJECT: tl.constexpr,
+    v, out, attention, memory, u, ahead_in, ahead_out, sigma, damp, eps, cells, b, zero, projects, well, scale,
+    AREA: tl.constexpr, CH: tl.constexpr, IMG: tl.constexpr, PATCH: tl.constexpr, M: tl.constexpr, ENERGY: tl.constexpr,
 ):  # fmt: skip
     """out = Pi'(u) (v + eps J v), J at a state, from the q, k, v, P and the memories there."""
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
@@ -181,7 +180,7 @@ def _product_kernel(
     decoded = dot(z, to_features(ahead_in, 0))
     length = tl.load(eps + c)
     z += length * (back - (2 * well + tl.load(damp + c)) * z)
-    if PROJECT:
+    if projects != 0:
         z = project_product(
             tl.load(u + (row * b + part * 4) * 16 * 64 + token_places(i, 16 * 64), mask=there, other=0.0), z
         )
@@ -210,10 +209,10 @@ def step(
             s, out, packed["ahead_in"], packed["ahead_out"], context["input"].contiguous(), theta["bdec"].contiguous(),
             x["mask"].contiguous(), x["x"].contiguous(), unread if nudge is None else nudge.contiguous(),
             unread if bent is None else bent, knobs.sigma.contiguous(), knobs.damp.contiguous(), eps.contiguous(),
-            cells, 1 if nudge is None else len(nudge), b, 0, kind.well, kind.scale,
+            cells, 1 if nudge is None else len(nudge), b, 0,
+            int(kind.projects), int(nudge is not None), int(bent is not None), kind.well, kind.scale,
             AREA=channels * kind.patch**2, CH=channels, IMG=img, PATCH=kind.patch, M=theta["Wmem"].shape[-1],
-            ENERGY="WV" not in theta, PROJECT=kind.projects, NUDGE=nudge is not None, BENT=bent is not None,
-            num_warps=WARPS, num_stages=1,
+            ENERGY="WV" not in theta, num_warps=WARPS, num_stages=1,
         )  # fmt: skip
     return out
 
@@ -253,8 +252,8 @@ def product(
         _product_kernel[v.numel() // (b * length), triton.cdiv(b, EXAMPLES)](
             v, out, attention, memory, u, packed["ahead_in"], packed["ahead_out"],
             knobs.sigma.contiguous(), knobs.damp.contiguous(), knobs.eps.contiguous(),
-            cells, b, 0, kind.well, kind.scale,
+            cells, b, 0, int(kind.projects), kind.well, kind.scale,
             AREA=channels * kind.patch**2, CH=channels, IMG=img, PATCH=kind.patch, M=theta["Wmem"].shape[-1],
-            ENERGY="WV" not in theta, PROJECT=kind.projects, num_warps=WARPS, num_stages=1,
+            ENERGY="WV" not in theta, num_warps=WARPS, num_stages=1,
         )  # fmt: skip
     return out

@@ -86,10 +86,10 @@ def _project_back_kernel(
     tl.store(moved + token_places(i, 16 * 64), project_product(u, p), mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["projects"])
 def _heads_back_kernel(
-    s, p, tokens, moved, credits, features, ahead_in, skew_in, sigma, cells, b, length, scale,
-    M: tl.constexpr, ENERGY: tl.constexpr, PROJECT: tl.constexpr,
+    s, p, tokens, moved, credits, features, ahead_in, skew_in, sigma, cells, b, length, projects, scale,
+    M: tl.constexpr, ENERGY: tl.constexpr,
 ):  # fmt: skip
     """Credits and features of the heads; and the tokens of s and of p without what else is in a state."""
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
@@ -107,7 +107,7 @@ def _heads_back_kernel(
     once = (i // 16 < tl.where(row < cells, left, 0))[:, None]  # all rows of T1 have the same features
     z = tl.load(s + (c * b + part * 4) * length + token_places(i, length), mask=there, other=0.0)
     tl.store(tokens + token_places(i, 16 * 64), z, mask=once)
-    if PROJECT:
+    if projects != 0:
         p = tl.load(moved + token_places(i, 16 * 64), mask=there, other=0.0)
     else:
         p = tl.load(p + (row * b + part * 4) * length + token_places(i, length), mask=there, other=0.0)
@@ -197,7 +197,12 @@ def back(
     reading: Float[Tensor, "i c D K"],
     writing: Float[Tensor, "i c D L"],
 ) -> None:
-    """Take a through the step at s, and add to the sum of p and to the two sums of pulls: all in place, contiguous."""
+    """Take a through the step at s, and add to the sum of p and to the two sums of pulls: all in place.
+
+    Raises ValueError where one of these is not contiguous.
+    """
+    if not all(v.is_contiguous() for v in (a, summed, reading, writing)):
+        raise ValueError("a kernel writes into a contiguous credit and into contiguous sums")
     packed, theta, x, context, knobs = read
     rows, cells, b, length = a.shape
     energy, s = "WV" not in theta, s.contiguous()
@@ -217,7 +222,7 @@ def back(
             )  # fmt: skip
         _heads_back_kernel[programs](
             s, a, tokens, moved, credits, features, packed["ahead_in"], skew_in, sigma,
-            cells, b, length, kind.scale, PROJECT=kind.projects, num_warps=WARPS if energy else FEW, **common,
+            cells, b, length, int(kind.projects), kind.scale, num_warps=WARPS if energy else FEW, **common,
         )  # fmt: skip
         _others_back_kernel[programs](
             s, a, summed, moved, credits, features, packed["ahead_in"], packed["ahead_out"], skew_out, damp, eps,
