@@ -21,7 +21,7 @@ from gradbench.vocabulary.coordinates import Knobs
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-    from gradbench.systems.base import AbstractSystem, Params, Saved
+    from gradbench.systems.base import Params, Saved
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,14 +94,9 @@ class Fused(Stack):
     def kernels(self) -> FusedSteps | None:
         """The system, where its kernels apply: to float32, to its sizes, and to the force that the package gave it."""
         system = self.system
-        if not (isinstance(system, FusedSteps) and self.serves(system)):
+        if not (isinstance(system, FusedSteps) and origins.is_of_package(type(system))):
             return None
-        return system if self.knobs.eps.dtype is torch.float32 else None
-
-    @staticmethod
-    def serves(system: AbstractSystem) -> bool:
-        """Whether kernels apply to a system of float32: to its sizes, and to the force that the package gave it."""
-        return isinstance(system, FusedSteps) and system.fused and origins.is_of_package(type(system))
+        return system if system.fused and self.knobs.eps.dtype is torch.float32 else None
 
     @cached_property
     def packed(self) -> Params:

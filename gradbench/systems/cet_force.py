@@ -112,12 +112,12 @@ class AbstractCetForce(AbstractAttention):
         with the visible patches. `reading` are the products of the state with credits of the features, and `writing`
         those of the credit with the features: of pixels, of memories, and of each kind of head.
         """
-        kernel = self.shapes["Wenc"]
+        kernel = (self.ch, self.patch, self.patch)
         return self._head_grads(reading[2:], writing[2:]) | {
-            "Wenc": encoding.unflatten(-1, kernel[1:]),
+            "Wenc": encoding.unflatten(-1, kernel),
             "benc": token.sum(-2),
             "bpos": token,
-            "Wdec": (reading[0] + writing[0]).unflatten(-1, kernel[1:]),
+            "Wdec": (reading[0] + writing[0]).unflatten(-1, kernel),
             "bdec": pixel,
             "Wmem": 2 * (reading[1] + writing[1]),
         }

@@ -88,7 +88,7 @@ def _project_back_kernel(
 
 @triton.jit(do_not_specialize=["projects"])
 def _heads_back_kernel(
-    s, p, tokens, moved, credits, features, ahead_in, skew_in, sigma, cells, b, length, projects, scale,
+    s, a, tokens, moved, credits, features, ahead_in, skew_in, sigma, cells, b, length, projects, scale,
     M: tl.constexpr, ENERGY: tl.constexpr,
 ):  # fmt: skip
     """Credits and features of the heads; and the tokens of s and of p without what else is in a state."""
@@ -110,7 +110,7 @@ def _heads_back_kernel(
     if projects != 0:
         p = tl.load(moved + token_places(i, 16 * 64), mask=there, other=0.0)
     else:
-        p = tl.load(p + (row * b + part * 4) * length + token_places(i, length), mask=there, other=0.0)
+        p = tl.load(a + (row * b + part * 4) * length + token_places(i, length), mask=there, other=0.0)
         tl.store(moved + token_places(i, 16 * 64), p, mask=there)
     q, k, v, P = attention_of(z, ahead_in, scale, M, ENERGY)
     strength = tl.load(sigma + c)

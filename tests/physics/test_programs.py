@@ -1,0 +1,84 @@
+"""Programs for a GPU, made without one: loops that are compiled can be traced, and kernels compile."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from interpreted import SYSTEMS, stack
+from torch import Tensor
+
+from gradbench.dynamics.field import Step
+from gradbench.dynamics.stack import Stack
+from gradbench.engine.precision import isolated
+
+HOPPER = ("cuda", 90, 32)
+SIZES = {"AREA": 49, "CH": 1, "IMG": 28, "PATCH": 7, "M": 128}
+NUMBERS = {"well": "fp32", "scale": "fp32"} | dict.fromkeys(
+    ("cells", "columns", "b", "length", "zero", "projects", "nudged", "bends"), "i32"
+)
+# as they are launched: the file of a kernel, its name, whether it depends on the attention and on sizes, and its warps
+KERNELS = {
+    "step": ("tokens", "_step_kernel", ["ENERGY", *SIZES], (8, 8)),
+    "correction": ("tokens", "_bent_kernel", [], (8,)),
+    "product": ("tokens", "_product_kernel", ["ENERGY", *SIZES], (8, 8)),
+    "projection back": ("tokens_back", "_project_back_kernel", ["ENERGY", *SIZES], (8, 8)),
+    "heads back": ("tokens_back", "_heads_back_kernel", ["ENERGY", "M"], (4, 8)),
+    "others back": ("tokens_back", "_others_back_kernel", ["ENERGY", *SIZES], (4, 4)),
+}
+PROGRAMS = [(name, energy) for name, (*_, warps) in KERNELS.items() for energy in range(len(warps))]
+
+
+@pytest.mark.parametrize(("name", "energy"), PROGRAMS)
+def test_a_kernel_compiles_for_an_h100(name: str, energy: int) -> None:
+    triton = pytest.importorskip("triton")
+    from triton.backends.compiler import GPUTarget
+
+    from gradbench.systems.kernels import tokens, tokens_back
+
+    file, kernel, wanted, warps = KERNELS[name]
+    function = getattr({"tokens": tokens, "tokens_back": tokens_back}[file], kernel)
+    constants = {key: bool(energy) if key == "ENERGY" else SIZES[key] for key in wanted}
+    kinds = {n: "constexpr" if n in constants else NUMBERS.get(n, "*fp32") for n in function.arg_names}
+    places = {(function.arg_names.index(key),): value for key, value in constants.items()}
+    source = triton.compiler.ASTSource(function, kinds, constexprs=places)
+    made = triton.compile(source, target=GPUTarget(*HOPPER), options={"num_warps": warps[energy], "num_stages": 1})
+    assert made.metadata.shared <= 227 * 1024  # bytes that a block of an H100 may have
+    assert "wgmma" in made.asm["ptx"]  # float32 products in three passes of TF32, by its tensor cores
+    assert "f32.tf32.tf32" in made.asm["ptx"]
+    assert "atom." not in made.asm["ptx"]
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_every_loop_can_be_traced(system: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gradbench.diagnostics.certificate import certify
+    from gradbench.dynamics.trajectory import relax
+    from gradbench.estimators.phases.adjoint import AdjointPhase
+    from gradbench.estimators.phases.nudged import NudgedPhase
+    from gradbench.estimators.phases.reverse import ReversePhase
+    from gradbench.vocabulary.status import Thresholds
+
+    traced: list[str] = []
+
+    def repeated(self: Stack, function: Step, *examples: Tensor, few: bool = False) -> Step:
+        if not few:
+            function(*(v.clone() for v in examples))  # constants are cached outside of a program, as `Captured` does it
+            torch.compile(function, fullgraph=True, dynamic=False, backend="eager")(*(v.clone() for v in examples))
+            traced.append(function.__qualname__)
+        return function
+
+    monkeypatch.setattr(Stack, "repeated", repeated)
+    like: Any = stack(system)
+    with isolated():
+        free = relax(Stack(like.system, like.theta, like.x, like.knobs, seeds=(0, 0)), (2,))
+        beta, none = free.ends.new_full((1, 2), 0.02), free.ends.new_zeros(0)
+        for phase, betas in (
+            (ReversePhase(), none),
+            (AdjointPhase(), none),
+            (NudgedPhase((1, -1), asymmetric=True), beta),
+            (NudgedPhase((1, -1), clip="batch", asymmetric=True), beta),
+        ):
+            list(phase.run(free, (1,), betas))
+        certify(free, Thresholds(), (0, 0))
+    assert len(traced) == 6, traced
