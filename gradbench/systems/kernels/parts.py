@@ -38,6 +38,15 @@ def dot(a, b):
 
 
 @triton.jit
+def summand(a, b, one):
+    """A product that is added to others in float32. `one` is 1, which the compiler must not know.
+
+    Else the tensor cores would go on with the sum of the others, and they cut off every sum a little, all to one side.
+    """
+    return one * dot(a, b)
+
+
+@triton.jit
 def heads(f):
     """(64, 64) -> (example and head, token, h)."""
     return tl.reshape(tl.permute(tl.reshape(f, (4, 16, 4, 16)), (0, 2, 1, 3)), (16, 16, 16))
@@ -116,13 +125,13 @@ def attention_of(z, ahead_in, scale, M: tl.constexpr, ENERGY: tl.constexpr):
 
 @triton.jit
 def force_of_others(
-    z, y, ahead_in, ahead_out, scale, strength, OUT: tl.constexpr, M: tl.constexpr, ENERGY: tl.constexpr
+    z, y, ahead_in, ahead_out, scale, strength, one, OUT: tl.constexpr, M: tl.constexpr, ENERGY: tl.constexpr
 ):  # fmt: skip
     """The force on tokens from pixels, memories and attention, without the input and the terms in z itself."""
     back = dot(y, to_tokens(ahead_out, 0, OUT))
     for chunk in tl.static_range(0, M, 64):
         memory = tl.maximum(dot(z, to_features(ahead_in, 64 + chunk)), 0.0)
-        back += dot(memory, to_tokens(ahead_out, 64 + chunk, OUT))
+        back += summand(memory, to_tokens(ahead_out, 64 + chunk, OUT), one)
     q, _, v, P = attention_of(z, ahead_in, scale, M, ENERGY)
     back += strength * dot(merge(dot(P, v)), to_tokens(ahead_out, 64 + M, OUT))
     if ENERGY:

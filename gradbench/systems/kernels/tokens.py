@@ -31,6 +31,7 @@ from gradbench.systems.kernels.parts import (
     pixel_places,
     project_product,
     seen,
+    summand,
     to_features,
     to_tokens,
     token_places,
@@ -67,7 +68,7 @@ def _step_kernel(
     left = b - part * 4  # examples from the first one of this program on
     z = tl.load(s + token_places(i, LENGTH), mask=(i // 16 < left)[:, None], other=0.0)
     y = tl.load(s + 16 * 64 + pixel_places(i, LENGTH, IMG, PATCH), mask=seen(i, left, AREA), other=0.0)
-    back = force_of_others(z, y, ahead_in, ahead_out, scale, tl.load(sigma + c), OUT, M, ENERGY)
+    back = force_of_others(z, y, ahead_in, ahead_out, scale, tl.load(sigma + c), 1.0 + zero, OUT, M, ENERGY)
     i = tl.arange(0, 64) + zero
     length = tl.load(eps + c)
     decoded = dot(z, to_features(ahead_in, 0))
@@ -124,11 +125,12 @@ def _bent_kernel(s, start, attention, skew_in, skew_out, out, sigma, cells, colu
     dv = heads(dot(moved, to_features(skew_in, 128)))
     bent = dot(merge(dot(dS, v) + dot(P, dv)), to_tokens(skew_out, 0, 256))
     a = heads(dot(moved, to_features(skew_in, 192)))
-    bent += dot(merge(dot(turned(P), a)), to_tokens(skew_out, 192, 256))
+    bent += summand(merge(dot(turned(P), a)), to_tokens(skew_out, 192, 256), 1.0 + zero)
     dP = P * dot(a, turned(v))
     dP = scale * (dP - P * tl.sum(dP, 2)[:, :, None])
-    bent += dot(merge(dot(dP, k)), to_tokens(skew_out, 64, 256))
-    bent += dot(merge(dot(turned(dP), by_head(attention + zero, left))), to_tokens(skew_out, 128, 256))
+    bent += summand(merge(dot(dP, k)), to_tokens(skew_out, 64, 256), 1.0 + zero)
+    moved = merge(dot(turned(dP), by_head(attention + zero, left)))
+    bent += summand(moved, to_tokens(skew_out, 128, 256), 1.0 + zero)
     i = tl.arange(0, 64) + zero
     out += (row * b + part * 4) * 16 * 64
     tl.store(out + token_places(i, 16 * 64), tl.load(sigma + c) * bent, mask=(i // 16 < left)[:, None])

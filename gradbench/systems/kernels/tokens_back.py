@@ -60,9 +60,9 @@ def _rows(first, i, width):
     return (i * width + first)[:, None] + tl.arange(0, 64)[None, :]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["zero"])
 def _project_back_kernel(
-    s, a, moved, ahead_in, ahead_out, clamped, sigma, damp, eps, cells, b, well, scale,
+    s, a, moved, ahead_in, ahead_out, clamped, sigma, damp, eps, cells, b, zero, well, scale,
     AREA: tl.constexpr, CH: tl.constexpr, IMG: tl.constexpr, PATCH: tl.constexpr, M: tl.constexpr, ENERGY: tl.constexpr,
 ):  # fmt: skip
     """moved = the tokens of Pi'(u)^T a at u = s + eps F(s)."""
@@ -78,7 +78,7 @@ def _project_back_kernel(
     there = (i // 16 < left)[:, None]
     z = tl.load(s + token_places(i, LENGTH), mask=there, other=0.0)
     y = tl.load(s + 16 * 64 + pixel_places(i, LENGTH, IMG, PATCH), mask=seen(i, left, AREA), other=0.0)
-    u = force_of_others(z, y, ahead_in, ahead_out, scale, tl.load(sigma + c), OUT, M, ENERGY)
+    u = force_of_others(z, y, ahead_in, ahead_out, scale, tl.load(sigma + c), 1.0 + zero, OUT, M, ENERGY)
     u += tl.load(clamped + (c * b + part * 4) * 16 * 64 + token_places(i, 16 * 64), mask=there, other=0.0)
     u = z + tl.load(eps + c) * (u - (2 * well + tl.load(damp + c)) * z)
     p = tl.load(a + (row * b + part * 4) * LENGTH + token_places(i, LENGTH), mask=there, other=0.0)
@@ -218,7 +218,7 @@ def back(
         if kind.projects:
             _project_back_kernel[programs](
                 s, a, moved, packed["ahead_in"], packed["ahead_out"], context["input"].contiguous(), sigma, damp, eps,
-                cells, b, kind.well, kind.scale, num_warps=WARPS, **sizes, **common,
+                cells, b, 0, kind.well, kind.scale, num_warps=WARPS, **sizes, **common,
             )  # fmt: skip
         _heads_back_kernel[programs](
             s, a, tokens, moved, credits, features, packed["ahead_in"], skew_in, sigma,
