@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradbench.dynamics.field import Step
 from gradbench.dynamics.recordings import parted, with_tensors
 from gradbench.dynamics.stack import Fused, Stack
 from gradbench.dynamics.trajectory import relax
 from gradbench.engine.draws import build
 from gradbench.engine.precision import isolated
-from gradbench.estimators.phases.reverse import ReversePhase
+from gradbench.estimators.phases.reverse import ReversePhase, step_back
 from gradbench.planning.plans import plan
 from gradbench.planning.suites import parse
 from gradbench.systems.base import Params
@@ -131,6 +132,7 @@ def seen(system: str) -> dict[str, Any]:
     structure, tensors = parted(theirs)
     told["same structure"] = parted(step)[0] == structure
     told["serves again"] = torch.equal(with_tensors(step, tensors)(others[1]), theirs(others[1]))
+    told |= serving_again(field, other, start)
     told |= seen_product(field, start) | seen_back(field, start) | {"phase": reverse_phase(field)}
     alone = stack(system, cells=1, batch=1)
     start, states, nudge = moved(alone)
@@ -150,6 +152,23 @@ def reverse_phase(field: Fused) -> float:
         assert wanted.gradient is not None
         errors += [apart(found.gradient[name], g) for name, g in wanted.gradient.items()]
     return max(errors)
+
+
+def serving_again(field: Fused, other: Fused, s: Tensor) -> dict[str, bool]:
+    """Whether products and steps back of one stack, with the tensors of another one, are those of the other one."""
+    like, v = field.cost_grads(s), s.contiguous()
+    names = tuple(field.pull_sums(like))
+
+    def back(step: Step) -> tuple[Tensor, ...]:
+        return step(v[:1], v.clone(), torch.zeros_like(v), *field.pull_sums(like).values())
+
+    (product, sweep), (their_product, their_sweep) = ((f.step_at(s).jvp, step_back(f, names)) for f in (field, other))
+    made, swept_so = with_tensors(product, parted(their_product)[1]), with_tensors(sweep, parted(their_sweep)[1])
+    return {
+        "product serves again": torch.equal(made(v), their_product(v)),
+        "back serves again": all(map(torch.equal, back(swept_so), back(their_sweep))),
+        "stacks differ": not torch.equal(product(v), their_product(v)),
+    }
 
 
 def seen_product(field: Fused, s: Tensor) -> dict[str, Any]:

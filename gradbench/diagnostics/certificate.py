@@ -98,7 +98,7 @@ def certify(free: Trajectory, thresholds: Thresholds, seeds: Sequence[int]) -> l
     scale = torch.where(norms[0] > 0, norms[0], norms[:2][-1])
     ratio = torch.where(scale > 0, norms / scale, norms)
     escape = torch.stack([ratio[: T1 + 1].nan_to_num(nan=math.inf).amax(0) for T1 in free.T1s])
-    with torch.no_grad():  # by the plain step: a kernel is no judge
+    with torch.no_grad():  # by the plain step: no kernel judges how settled its state is
         force = free.field.force(free.ends)
         moved = free.field.project(torch.addcmul(free.ends, free.field.step_size, force)) - free.ends
     by_sample = moved.double().norm(dim=-1) / free.ends.double().norm(dim=-1)

@@ -144,7 +144,7 @@ class Fused(Stack):
         return self.kernels.pull_sums(len(first), len(first[0]), first) if self.kernels else super().pull_sums(like)
 
     def add_back(self, states: Tensor, a: Float[Tensor, "i c b n"], summed: Tensor, sums: Params) -> None:
-        """Go back through one state, in two launches."""
+        """Go back through one state by kernels."""
         if self.kernels:
             self.kernels.fused_back(self._read, states[0], a, summed, sums)
         else:

@@ -324,10 +324,9 @@ class KernelInputs(NamedTuple):
 
 
 class FusedSteps(ABC):
-    """A system with kernels for its steps on a GPU, for float32 stacks: one launch a step, one more for the correction.
+    """A system with kernels for its steps on a GPU, for float32 stacks.
 
-    A step of a reverse sweep takes two launches. The plain path stays, and tests compare the kernels with the plain
-    path in float64.
+    The plain path stays, and tests compare the kernels with the plain path in float64.
     """
 
     @property

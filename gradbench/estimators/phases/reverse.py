@@ -69,7 +69,7 @@ def _sweep(free: Trajectory, depths: tuple[int, ...], sums: Params) -> tuple[lis
     for depth in depths:
         for i, T1 in enumerate(free.T1s):
             reads.setdefault(max(T1 - depth, 0), []).append((depth, i))
-    back = _step_back(free.field, tuple(sums))
+    back = step_back(free.field, tuple(sums))
     stops = {0, *free.T1s, *reads}  # times at which a row joins, or sums are read
     rows, step, first = carried, None, 0  # rows from `first` on belong to the T1 that the sweep has reached
     for start, states in free.backwards():
@@ -91,7 +91,7 @@ def _sweep(free: Trajectory, depths: tuple[int, ...], sums: Params) -> tuple[lis
     return carried, truncated
 
 
-def _step_back(field: Field, names: Sequence[str]) -> Step:
+def step_back(field: Field, names: Sequence[str]) -> Step:
     """From a behind some states, the sum of p and the sums of its pulls to the same before these states, in place."""
 
     def back(states: Tensor, a: Tensor, summed: Tensor, *totals: Tensor) -> tuple[Tensor, ...]:

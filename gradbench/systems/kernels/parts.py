@@ -38,15 +38,6 @@ def dot(a, b):
 
 
 @triton.jit
-def summand(a, b, one):
-    """A product that is added to others in float32. `one` is 1, which the compiler must not know.
-
-    Else the tensor cores would go on with the sum of the others, and they cut off every sum a little, all to one side.
-    """
-    return one * dot(a, b)
-
-
-@triton.jit
 def heads(f):
     """(64, 64) -> (example and head, token, h)."""
     return tl.reshape(tl.permute(tl.reshape(f, (4, 16, 4, 16)), (0, 2, 1, 3)), (16, 16, 16))
@@ -92,18 +83,49 @@ def token_places(i, length):
 
 
 @triton.jit
-def pixel_places(i, length, IMG: tl.constexpr, PATCH: tl.constexpr):
-    """Where the pixels of the patches of these tokens lie, from the first pixel of the first example on."""
-    token, j = i % 16, tl.arange(0, 64)
+def pixel_places(i, j, length, IMG: tl.constexpr, PATCH: tl.constexpr):
+    """Where the pixels j of the patches of these tokens lie, from the first pixel of the first example on."""
+    token = i % 16
     corner = i // 16 * length + token // (IMG // PATCH) * PATCH * IMG + token % (IMG // PATCH) * PATCH
     within = j // (PATCH * PATCH) * IMG * IMG + j % (PATCH * PATCH) // PATCH * IMG + j % PATCH
     return corner[:, None] + within[None, :]
 
 
 @triton.jit
-def seen(i, left, AREA: tl.constexpr):
-    """Which numbers of these tokens are pixels of examples that are there; `left` examples are."""
-    return (i // 16 < left)[:, None] & (tl.arange(0, 64) < AREA)[None, :]
+def seen(i, j, left, AREA: tl.constexpr):
+    """Which of the numbers j of these tokens are pixels of examples that are there; `left` examples are."""
+    return (i // 16 < left)[:, None] & (j < AREA)[None, :]
+
+
+@triton.jit
+def from_pixels(
+    s, i, left, ahead_out, LENGTH: tl.constexpr, OUT: tl.constexpr, AREA: tl.constexpr, IMG: tl.constexpr,
+    PATCH: tl.constexpr,
+):  # fmt: skip
+    """The force on tokens from the pixels of a state, in two products of half of the pixels.
+
+    Tensor cores cut off their sums, all to one side, and so less where a sum is shorter. Errors of pixels and of tokens
+    reach each other in every step, and a projection keeps them.
+    """
+    total = tl.zeros((64, 64), tl.float32)
+    for first in tl.static_range(0, 64, 32):
+        j, n = first + tl.arange(0, 32), tl.arange(0, 64)
+        places = 16 * 64 + pixel_places(i, j, LENGTH, IMG, PATCH)
+        y = tl.load(s + places, mask=seen(i, j, left, AREA), other=0.0)
+        total += dot(y, tl.load(ahead_out + n[None, :] * OUT + j[:, None]))
+    return total
+
+
+@triton.jit
+def decoded_from(s, i, left, ahead_in, LENGTH: tl.constexpr):
+    """The pixels that the tokens of a state decode to, in two products of half of the numbers of a token."""
+    total = tl.zeros((64, 64), tl.float32)
+    for first in tl.static_range(0, 64, 32):
+        j, n = first + tl.arange(0, 32), tl.arange(0, 64)
+        places = (i // 16 * LENGTH + i % 16 * 64)[:, None] + j[None, :]
+        z = tl.load(s + places, mask=(i // 16 < left)[:, None], other=0.0)
+        total += dot(z, tl.load(ahead_in + n[None, :] * 64 + j[:, None]))
+    return total
 
 
 @triton.jit
@@ -124,14 +146,13 @@ def attention_of(z, ahead_in, scale, M: tl.constexpr, ENERGY: tl.constexpr):
 
 
 @triton.jit
-def force_of_others(
-    z, y, ahead_in, ahead_out, scale, strength, one, OUT: tl.constexpr, M: tl.constexpr, ENERGY: tl.constexpr
+def with_others(
+    back, z, ahead_in, ahead_out, scale, strength, OUT: tl.constexpr, M: tl.constexpr, ENERGY: tl.constexpr
 ):  # fmt: skip
-    """The force on tokens from pixels, memories and attention, without the input and the terms in z itself."""
-    back = dot(y, to_tokens(ahead_out, 0, OUT))
+    """The force on tokens `back` with that of memories and attention."""
     for chunk in tl.static_range(0, M, 64):
         memory = tl.maximum(dot(z, to_features(ahead_in, 64 + chunk)), 0.0)
-        back += summand(memory, to_tokens(ahead_out, 64 + chunk, OUT), one)
+        back += dot(memory, to_tokens(ahead_out, 64 + chunk, OUT))
     q, _, v, P = attention_of(z, ahead_in, scale, M, ENERGY)
     back += strength * dot(merge(dot(P, v)), to_tokens(ahead_out, 64 + M, OUT))
     if ENERGY:

@@ -1,7 +1,8 @@
 """Steps of the transformers as Triton kernels that keep intermediate results on chip.
 
 A free step is one launch, and so is a nudged step; the correction of AEP, 2 A (s - s*), is a launch before it, here
-called *bent*. Nothing is added up with atomic operations, so that two runs give equal bits.
+called *bent*. A product J_G v with the Jacobian of a step is one launch, too. Nothing is added up with atomic
+operations, so that two runs give equal bits.
 
 Letters: s (row, cell, example, number), with rows of T1 (i) and of nudges (m), cells c, examples b; the others as in
 `parts`. `zero` is 0. It is added where an index is computed a second time: otherwise the compiler would keep the
@@ -23,19 +24,20 @@ from gradbench.systems.kernels.parts import (
     WIDTH,
     Kind,
     by_head,
+    decoded_from,
     dot,
-    force_of_others,
+    from_pixels,
     heads,
     launching,
     merge,
     pixel_places,
     project_product,
     seen,
-    summand,
     to_features,
     to_tokens,
     token_places,
     turned,
+    with_others,
 )
 
 if TYPE_CHECKING:
@@ -67,12 +69,11 @@ def _step_kernel(
     i = tl.arange(0, 64)
     left = b - part * 4  # examples from the first one of this program on
     z = tl.load(s + token_places(i, LENGTH), mask=(i // 16 < left)[:, None], other=0.0)
-    y = tl.load(s + 16 * 64 + pixel_places(i, LENGTH, IMG, PATCH), mask=seen(i, left, AREA), other=0.0)
-    back = force_of_others(z, y, ahead_in, ahead_out, scale, tl.load(sigma + c), 1.0 + zero, OUT, M, ENERGY)
+    back = from_pixels(s, i, left, ahead_out, LENGTH, OUT, AREA, IMG, PATCH)
+    back = with_others(back, z, ahead_in, ahead_out, scale, tl.load(sigma + c), OUT, M, ENERGY)
     i = tl.arange(0, 64) + zero
     length = tl.load(eps + c)
-    decoded = dot(z, to_features(ahead_in, 0))
-    # the large terms are added behind the products, whose sums on tensor cores are cut off
+    decoded = decoded_from(s, i, left, ahead_in, LENGTH)
     back += tl.load(clamped + token_places(i, 16 * 64), mask=(i // 16 < left)[:, None], other=0.0)
     back -= (2 * well + tl.load(damp + c)) * z
     if bends != 0:
@@ -84,18 +85,18 @@ def _step_kernel(
         # rounded to nearest: the quick division and root lean to one side, and this side adds up over the steps
         z = tl.div_rn(z, (tl.sqrt_rn(tl.sum(z * z, 1) / 64) + 1e-5)[:, None])
     tl.store(out + token_places(i, LENGTH), z, mask=(i // 16 < left)[:, None])
-    there = seen(i, left, AREA)
-    y = tl.load(s + 16 * 64 + pixel_places(i, LENGTH, IMG, PATCH), mask=there, other=0.0)
-    colour = tl.arange(0, 64) // (PATCH * PATCH)
-    pull = decoded + tl.load(bias + c * CH + colour, mask=tl.arange(0, 64) < AREA, other=0.0)[None, :] - y
+    j = tl.arange(0, 64)
+    there = seen(i, j, left, AREA)
+    y = tl.load(s + 16 * 64 + pixel_places(i, j, LENGTH, IMG, PATCH), mask=there, other=0.0)
+    pull = decoded + tl.load(bias + c * CH + j // (PATCH * PATCH), mask=j < AREA, other=0.0)[None, :] - y
     if nudged != 0:
         mask += (c * b + part * 4) * PIXELS
         target += (c * b + part * 4) * PIXELS
-        place = pixel_places(i, PIXELS, IMG, PATCH)
+        place = pixel_places(i, j, PIXELS, IMG, PATCH)
         hidden = tl.load(mask + place, mask=there, other=0.0)
         beta = tl.load(nudge + row % (columns * cells))
         pull -= beta * hidden * (y - tl.load(target + place, mask=there, other=0.0))
-    tl.store(out + 16 * 64 + pixel_places(i, LENGTH, IMG, PATCH), y + length * pull, mask=there)
+    tl.store(out + 16 * 64 + pixel_places(i, j, LENGTH, IMG, PATCH), y + length * pull, mask=there)
 
 
 @triton.jit(do_not_specialize=["zero"])
@@ -125,12 +126,12 @@ def _bent_kernel(s, start, attention, skew_in, skew_out, out, sigma, cells, colu
     dv = heads(dot(moved, to_features(skew_in, 128)))
     bent = dot(merge(dot(dS, v) + dot(P, dv)), to_tokens(skew_out, 0, 256))
     a = heads(dot(moved, to_features(skew_in, 192)))
-    bent += summand(merge(dot(turned(P), a)), to_tokens(skew_out, 192, 256), 1.0 + zero)
+    bent += dot(merge(dot(turned(P), a)), to_tokens(skew_out, 192, 256))
     dP = P * dot(a, turned(v))
     dP = scale * (dP - P * tl.sum(dP, 2)[:, :, None])
-    bent += summand(merge(dot(dP, k)), to_tokens(skew_out, 64, 256), 1.0 + zero)
+    bent += dot(merge(dot(dP, k)), to_tokens(skew_out, 64, 256))
     moved = merge(dot(turned(dP), by_head(attention + zero, left)))
-    bent += summand(moved, to_tokens(skew_out, 128, 256), 1.0 + zero)
+    bent += dot(moved, to_tokens(skew_out, 128, 256))
     i = tl.arange(0, 64) + zero
     out += (row * b + part * 4) * 16 * 64
     tl.store(out + token_places(i, 16 * 64), tl.load(sigma + c) * bent, mask=(i // 16 < left)[:, None])
@@ -153,11 +154,11 @@ def _product_kernel(
     out += (row * b + part * 4) * LENGTH
     memory += (row * b + part * 4) * 16 * M
     attention += (row * (LAST + 1) * b + part * 4) * 4 * 256
-    i = tl.arange(0, 64)
+    i, j = tl.arange(0, 64), tl.arange(0, 64)
     left = b - part * 4
     there = (i // 16 < left)[:, None]
     z = tl.load(v + token_places(i, LENGTH), mask=there, other=0.0)
-    y = tl.load(v + 16 * 64 + pixel_places(i, LENGTH, IMG, PATCH), mask=seen(i, left, AREA), other=0.0)
+    y = tl.load(v + 16 * 64 + pixel_places(i, j, LENGTH, IMG, PATCH), mask=seen(i, j, left, AREA), other=0.0)
     back = dot(y, to_tokens(ahead_out, 0, OUT))
     for chunk in tl.static_range(0, M, 64):
         opened = tl.load(memory + (i * M + chunk)[:, None] + tl.arange(0, 64)[None, :], mask=there, other=0.0) > 0
@@ -187,9 +188,9 @@ def _product_kernel(
             tl.load(u + (row * b + part * 4) * 16 * 64 + token_places(i, 16 * 64), mask=there, other=0.0), z
         )
     tl.store(out + token_places(i, LENGTH), z, mask=there)
-    there = seen(i, left, AREA)
-    y = tl.load(v + 16 * 64 + pixel_places(i, LENGTH, IMG, PATCH), mask=there, other=0.0)
-    tl.store(out + 16 * 64 + pixel_places(i, LENGTH, IMG, PATCH), y + length * (decoded - y), mask=there)
+    there = seen(i, j, left, AREA)
+    y = tl.load(v + 16 * 64 + pixel_places(i, j, LENGTH, IMG, PATCH), mask=there, other=0.0)
+    tl.store(out + 16 * 64 + pixel_places(i, j, LENGTH, IMG, PATCH), y + length * (decoded - y), mask=there)
 
 
 def step(

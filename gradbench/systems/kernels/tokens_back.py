@@ -6,7 +6,7 @@ A credit goes through a step, a <- p + eps J^T p with p = Pi'(u)^T a, in two lau
 2. the credits of the features of the heads;
 3. the credits of the other features, and J^T p from the credits of all.
 
-They write out what the gradient of the weights reads, so that two products of a library add up the pulls:
+They write out what the gradient of the weights reads, so that two products of a library for every T1 add up the pulls:
 
     reading += z^T credits,   writing += p^T features        (z and p: the tokens of the state and of p)
 
@@ -14,7 +14,8 @@ One launch for all of this needs more registers than there are. It took 17 us a 
 
 Letters: s (cell, example, number) is a state; a and the sum of p are (row of T1, cell, example, number). The features
 of a token are the pixels of its patch, its memories and those of the heads; a row of them has a whole multiple of 64
-numbers. The other letters are as in `parts`. A kernel writes a and the sum where it read them, behind a barrier.
+numbers. The other letters are as in `parts`. The last kernel writes a and the sum of p in place. The threads of a
+program write numbers that others of them read, so there is a barrier between the two.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from gradbench.systems.kernels.parts import (
     Kind,
     attention_of,
     dot,
-    force_of_others,
+    from_pixels,
     heads,
     launching,
     merge,
@@ -45,6 +46,7 @@ from gradbench.systems.kernels.parts import (
     to_tokens,
     token_places,
     turned,
+    with_others,
 )
 
 if TYPE_CHECKING:
@@ -60,9 +62,9 @@ def _rows(first, i, width):
     return (i * width + first)[:, None] + tl.arange(0, 64)[None, :]
 
 
-@triton.jit(do_not_specialize=["zero"])
+@triton.jit
 def _project_back_kernel(
-    s, a, moved, ahead_in, ahead_out, clamped, sigma, damp, eps, cells, b, zero, well, scale,
+    s, a, moved, ahead_in, ahead_out, clamped, sigma, damp, eps, cells, b, well, scale,
     AREA: tl.constexpr, CH: tl.constexpr, IMG: tl.constexpr, PATCH: tl.constexpr, M: tl.constexpr, ENERGY: tl.constexpr,
 ):  # fmt: skip
     """moved = the tokens of Pi'(u)^T a at u = s + eps F(s)."""
@@ -77,8 +79,8 @@ def _project_back_kernel(
     left = b - part * 4  # examples from the first one of this program on
     there = (i // 16 < left)[:, None]
     z = tl.load(s + token_places(i, LENGTH), mask=there, other=0.0)
-    y = tl.load(s + 16 * 64 + pixel_places(i, LENGTH, IMG, PATCH), mask=seen(i, left, AREA), other=0.0)
-    u = force_of_others(z, y, ahead_in, ahead_out, scale, tl.load(sigma + c), 1.0 + zero, OUT, M, ENERGY)
+    u = from_pixels(s, i, left, ahead_out, LENGTH, OUT, AREA, IMG, PATCH)
+    u = with_others(u, z, ahead_in, ahead_out, scale, tl.load(sigma + c), OUT, M, ENERGY)
     u += tl.load(clamped + (c * b + part * 4) * 16 * 64 + token_places(i, 16 * 64), mask=there, other=0.0)
     u = z + tl.load(eps + c) * (u - (2 * well + tl.load(damp + c)) * z)
     p = tl.load(a + (row * b + part * 4) * LENGTH + token_places(i, LENGTH), mask=there, other=0.0)
@@ -152,7 +154,7 @@ def _others_back_kernel(
     summed += (row * b + part * 4) * LENGTH
     credits += (row * b + part * 4) * 16 * IN
     features += (c * b + part * 4) * 16 * OUT
-    i = tl.arange(0, 64)
+    i, j = tl.arange(0, 64), tl.arange(0, 64)
     left = b - part * 4
     there = (i // 16 < left)[:, None]
     once = (i // 16 < tl.where(row < cells, left, 0))[:, None]
@@ -171,21 +173,21 @@ def _others_back_kernel(
             back += dot(credit, to_tokens(ahead_out, kind, OUT))
         else:
             back -= dot(credit, to_tokens(skew_out + c * 256 * 64, kind - M, 256))
-    shown = seen(i, left, AREA)
-    y = tl.load(s + 16 * 64 + pixel_places(i, LENGTH, IMG, PATCH), mask=shown, other=0.0)
+    shown = seen(i, j, left, AREA)
+    y = tl.load(s + 16 * 64 + pixel_places(i, j, LENGTH, IMG, PATCH), mask=shown, other=0.0)
     tl.store(features + _rows(0, i, OUT), y, mask=once)
-    y = tl.load(a + 16 * 64 + pixel_places(i, LENGTH, IMG, PATCH), mask=shown, other=0.0)
+    y = tl.load(a + 16 * 64 + pixel_places(i, j, LENGTH, IMG, PATCH), mask=shown, other=0.0)
     tl.store(credits + _rows(0, i, IN), y, mask=there)
     back += dot(y, to_tokens(ahead_out, 0, OUT))
     decoded = dot(p, to_features(ahead_in, 0))
     length, turning = tl.load(eps + c), 2 * well + tl.load(damp + c)
     total = tl.load(summed + token_places(i, LENGTH), mask=there, other=0.0) + p
-    pixels = tl.load(summed + 16 * 64 + pixel_places(i, LENGTH, IMG, PATCH), mask=shown, other=0.0) + y
+    pixels = tl.load(summed + 16 * 64 + pixel_places(i, j, LENGTH, IMG, PATCH), mask=shown, other=0.0) + y
     tl.debug_barrier()
     tl.store(summed + token_places(i, LENGTH), total, mask=there)
-    tl.store(summed + 16 * 64 + pixel_places(i, LENGTH, IMG, PATCH), pixels, mask=shown)
+    tl.store(summed + 16 * 64 + pixel_places(i, j, LENGTH, IMG, PATCH), pixels, mask=shown)
     tl.store(a + token_places(i, LENGTH), p + length * (back - turning * p), mask=there)
-    tl.store(a + 16 * 64 + pixel_places(i, LENGTH, IMG, PATCH), y + length * (decoded - y), mask=shown)
+    tl.store(a + 16 * 64 + pixel_places(i, j, LENGTH, IMG, PATCH), y + length * (decoded - y), mask=shown)
 
 
 def back(
@@ -218,7 +220,7 @@ def back(
         if kind.projects:
             _project_back_kernel[programs](
                 s, a, moved, packed["ahead_in"], packed["ahead_out"], context["input"].contiguous(), sigma, damp, eps,
-                cells, b, 0, kind.well, kind.scale, num_warps=WARPS, **sizes, **common,
+                cells, b, kind.well, kind.scale, num_warps=WARPS, **sizes, **common,
             )  # fmt: skip
         _heads_back_kernel[programs](
             s, a, tokens, moved, credits, features, packed["ahead_in"], skew_in, sigma,
