@@ -38,6 +38,7 @@ def test_a_kernel_compiles_for_an_h100(name: str, energy: int) -> None:
     from triton.backends.compiler import GPUTarget
 
     from gradbench.systems.kernels import tokens, tokens_back
+    from gradbench.systems.kernels.parts import OPTIONS
 
     file, kernel, wanted, warps = KERNELS[name]
     function = getattr({"tokens": tokens, "tokens_back": tokens_back}[file], kernel)
@@ -50,7 +51,7 @@ def test_a_kernel_compiles_for_an_h100(name: str, energy: int) -> None:
     aligned = [n for n, kind in kinds.items() if kind == "*fp32" or (n in ("cells", "b", "length") and not alone)]
     attributes = {(function.arg_names.index(n),): ALIGNED for n in aligned}
     source = triton.compiler.ASTSource(function, kinds, constexprs=places, attrs=attributes)
-    made = triton.compile(source, target=GPUTarget(*HOPPER), options={"num_warps": warps[energy], "num_stages": 1})
+    made = triton.compile(source, target=GPUTarget(*HOPPER), options={"num_warps": warps[energy], **OPTIONS})
     assert made.metadata.shared <= 227 * 1024  # bytes that a block of an H100 may have
     assert "wgmma" in made.asm["ptx"]  # float32 products in three passes of TF32, by its tensor cores
     assert "f32.tf32.tf32" in made.asm["ptx"]

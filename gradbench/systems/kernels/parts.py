@@ -19,6 +19,7 @@ import triton.language as tl
 TOKENS, WIDTH, EXAMPLES = 16, 64, 4  # of an example, of a token, of a program
 WARPS = 8  # of most programs
 FEW = 4  # of the others, which need fewer registers or spill less with so many, measured on an H100
+OPTIONS = {"num_stages": 1, "enable_fp_fusion": True}  # of every kernel: a version of Triton may have other defaults
 launching = threading.Lock()  # packs of two threads may compile the same kernel
 
 

@@ -19,6 +19,7 @@ import triton.language as tl
 
 from gradbench.systems.kernels.parts import (
     EXAMPLES,
+    OPTIONS,
     TOKENS,
     WARPS,
     WIDTH,
@@ -215,7 +216,7 @@ def step(
             cells, 1 if nudge is None else len(nudge), b, 0,
             int(kind.projects), int(nudge is not None), int(bent is not None), kind.well, kind.scale,
             AREA=channels * kind.patch**2, CH=channels, IMG=img, PATCH=kind.patch, M=theta["Wmem"].shape[-1],
-            ENERGY="WV" not in theta, num_warps=WARPS, num_stages=1,
+            ENERGY="WV" not in theta, num_warps=WARPS, **OPTIONS,
         )  # fmt: skip
     return out
 
@@ -233,7 +234,7 @@ def bent(
     with launching, torch.cuda.device_of(s):
         _bent_kernel[i * m * cells, triton.cdiv(b, EXAMPLES)](
             s.contiguous(), start.contiguous(), attention, packed["skew_in"], packed["skew_out"], out,
-            read.knobs.sigma.contiguous(), cells, m, b, length, 0, scale, num_warps=WARPS, num_stages=1,
+            read.knobs.sigma.contiguous(), cells, m, b, length, 0, scale, num_warps=WARPS, **OPTIONS,
         )  # fmt: skip
     return out
 
@@ -257,6 +258,6 @@ def product(
             knobs.sigma.contiguous(), knobs.damp.contiguous(), knobs.eps.contiguous(),
             cells, b, 0, int(kind.projects), kind.well, kind.scale,
             AREA=channels * kind.patch**2, CH=channels, IMG=img, PATCH=kind.patch, M=theta["Wmem"].shape[-1],
-            ENERGY="WV" not in theta, num_warps=WARPS, num_stages=1,
+            ENERGY="WV" not in theta, num_warps=WARPS, **OPTIONS,
         )  # fmt: skip
     return out

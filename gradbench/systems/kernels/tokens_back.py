@@ -29,6 +29,7 @@ import triton.language as tl
 from gradbench.systems.kernels.parts import (
     EXAMPLES,
     FEW,
+    OPTIONS,
     TOKENS,
     WARPS,
     WIDTH,
@@ -214,7 +215,7 @@ def back(
     sigma, damp, eps = (v.contiguous() for v in (knobs.sigma, knobs.damp, knobs.eps))
     channels, img = x["x"].shape[-3], x["x"].shape[-1]
     sizes = {"AREA": channels * kind.patch**2, "CH": channels, "IMG": img, "PATCH": kind.patch}
-    common = {"M": theta["Wmem"].shape[-1], "ENERGY": energy, "num_stages": 1}
+    common = {"M": theta["Wmem"].shape[-1], "ENERGY": energy, **OPTIONS}
     programs = rows * cells, triton.cdiv(b, EXAMPLES)
     with launching, torch.cuda.device_of(a):
         if kind.projects:
