@@ -74,8 +74,12 @@ class Stack(Field):
         return {name: value.movedim(rows, 0) for name, value in super().activate(s).items()}
 
     def repeated(self, function: Step, *examples: Tensor, few: bool = False) -> Step:
-        """On CUDA a recorded graph, since launches, not arithmetic, are what a step of a stack costs."""
-        return recorded(function, *examples, compiled=self.compiled, few=few) if examples[0].is_cuda else function
+        """On CUDA a recorded graph, since launches, not arithmetic, are what a step of a stack costs.
+
+        Only loops of systems with closed forms are compiled first: torch.compile traces no backward pass of others.
+        """
+        compiled = self.compiled and self.closed is not None
+        return recorded(function, *examples, compiled=compiled, few=few) if examples[0].is_cuda else function
 
     def frozen(self, at: Callable[[Tensor], Linear], s: Tensor) -> Callable[[], Linear]:
         """On CUDA autograd linearises anew in every call: a graph cannot hold a backward pass of another stream."""

@@ -75,7 +75,7 @@ class AbstractHopfield(ClosedForms, AbstractHopfieldOptions):
             up, down = knobs.sigma * (u[k].mT @ r[k - 1]), knobs.sigma * (r[k].mT @ u[k - 1])
             tied = self.feedback == "W"
             grads |= {f"W{k + 1}": up + down} if tied else {f"W{k + 1}": up, f"{self.feedback}{k + 1}": down}
-        return {name: grads[name] for name in self.shapes}
+        return {name: grads[name] for name in theta if name in grads}
 
     def _rho(self, s: Tensor) -> Tensor:
         return s.tanh() if self.activation == "tanh" else s.sigmoid()

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
-from interpreted import SYSTEMS, stack
+from live import LIVE, SYSTEMS
 from torch import Tensor
 
 from gradbench.dynamics.field import Step
 from gradbench.dynamics.stack import Stack
+from gradbench.engine.draws import build
 from gradbench.engine.precision import isolated
+from gradbench.engine.solving import solve
+from gradbench.planning import registry
+from gradbench.planning.plans import plan
+from gradbench.planning.suites import parse
+from gradbench.systems.base import ClosedForms
+from gradbench.vocabulary.status import Thresholds
 
 HOPPER = ("cuda", 90, 32)
 SIZES = {"AREA": 49, "CH": 1, "IMG": 28, "PATCH": 7, "M": 128}
@@ -33,7 +38,7 @@ ALIGNED = [["tt.divisibility", 16]]  # what a launch says of a pointer, and of a
 
 @pytest.mark.parametrize(("name", "energy"), PROGRAMS)
 def test_a_kernel_compiles_for_an_h100(name: str, energy: int) -> None:
-    """For 32 cells of 64 examples, and where it has no attention to tell apart for one cell of one example."""
+    """As it is launched for 32 cells of 64 examples; the correction as it is for one cell of one example."""
     triton = pytest.importorskip("triton")
     from triton.backends.compiler import GPUTarget
 
@@ -58,35 +63,26 @@ def test_a_kernel_compiles_for_an_h100(name: str, energy: int) -> None:
     assert "atom." not in made.asm["ptx"]
 
 
-@pytest.mark.parametrize("system", SYSTEMS)
-def test_every_loop_can_be_traced(system: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gradbench.diagnostics.certificate import certify
-    from gradbench.dynamics.trajectory import relax
-    from gradbench.estimators.phases.adjoint import AdjointPhase
-    from gradbench.estimators.phases.nudged import NudgedPhase
-    from gradbench.estimators.phases.reverse import ReversePhase
-    from gradbench.vocabulary.status import Thresholds
+TRACED = [name for name in SYSTEMS if issubclass(kind := registry.known_systems()[name], ClosedForms) and kind.lifted]
 
-    traced: list[str] = []
+
+@pytest.mark.parametrize("system", TRACED)
+def test_every_loop_of_closed_forms_can_be_traced(system: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a run with the usual rules, as the engine `compiled` traces them."""
+    traced: set[str] = set()
 
     def repeated(self: Stack, function: Step, *examples: Tensor, few: bool = False) -> Step:
         if not few:
             function(*(v.clone() for v in examples))  # constants are cached outside of a program, as `Captured` does it
             torch.compile(function, fullgraph=True, dynamic=False, backend="eager")(*(v.clone() for v in examples))
-            traced.append(function.__qualname__)
+            traced.add(function.__qualname__)
         return function
 
     monkeypatch.setattr(Stack, "repeated", repeated)
-    like: Any = stack(system)
+    grid = {"system": {"name": system, **LIVE.get(system, {})}, "estimator": ["bptt", "aep", "adjoint"], "seed": [0, 1]}
+    grid |= {"damp": grid["system"].pop("damp", 1.0), "T1": 3, "T2": 2, "beta": 0.02, "batch": 2}
+    problems = plan(parse({"name": "t", "about": "", "grid": [grid]}, "t")).problems
     with isolated():
-        free = relax(Stack(like.system, like.theta, like.x, like.knobs, seeds=(0, 0)), (2,))
-        beta, none = free.ends.new_full((1, 2), 0.02), free.ends.new_zeros(0)
-        for phase, betas in (
-            (ReversePhase(), none),
-            (AdjointPhase(), none),
-            (NudgedPhase((1, -1), asymmetric=True), beta),
-            (NudgedPhase((1, -1), clip="batch", asymmetric=True), beta),
-        ):
-            list(phase.run(free, (1,), betas))
-        certify(free, Thresholds(), (0, 0))
-    assert len(traced) == 6, traced
+        solve(problems, Stack.of([build(problem, "cpu") for problem in problems]), Thresholds())
+    places = {name.split(".")[0] for name in traced}
+    assert places == {"relax", "step_back", "_linear", "AdjointPhase", "NudgedPhase"}
