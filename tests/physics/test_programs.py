@@ -74,6 +74,7 @@ def test_every_loop_of_closed_forms_can_be_traced(system: str, monkeypatch: pyte
     def repeated(self: Stack, function: Step, *examples: Tensor, few: bool = False) -> Step:
         if not few:
             function(*(v.clone() for v in examples))  # constants are cached outside of a program, as `Captured` does it
+            torch._dynamo.reset()  # a source line is compiled for a few systems only, unless `Captured` allows more
             torch.compile(function, fullgraph=True, dynamic=False, backend="eager")(*(v.clone() for v in examples))
             traced.add(function.__qualname__)
         return function
