@@ -11,10 +11,13 @@ and the weights P of attention.
 from __future__ import annotations
 
 import threading
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import triton
 import triton.language as tl
+
+if TYPE_CHECKING:
+    from gradbench.systems.base import KernelInputs
 
 TOKENS, WIDTH, EXAMPLES = 16, 64, 4  # of an example, of a token, of a program
 WARPS = 8  # of most programs
@@ -30,6 +33,16 @@ class Kind(NamedTuple):
     well: float  # w, the weight of |z|^2 in the energy
     scale: float  # of q k^T
     projects: bool
+
+    def sizes(self, read: KernelInputs) -> dict[str, Any]:
+        """The sizes of pixels that a kernel is compiled for."""
+        channels, img = read.x["x"].shape[-3], read.x["x"].shape[-1]
+        return {"AREA": channels * self.patch**2, "CH": channels, "IMG": img, "PATCH": self.patch}
+
+
+def compiled_for(read: KernelInputs) -> dict[str, Any]:
+    """What every kernel of the whole force is compiled for: its memories, its attention, and the options."""
+    return {"M": read.theta["Wmem"].shape[-1], "ENERGY": "WV" not in read.theta, **OPTIONS}
 
 
 @triton.jit
@@ -81,6 +94,12 @@ def to_tokens(matrix, first, width: tl.constexpr):
 def token_places(i, length):
     """Where the tokens of four examples lie that are `length` numbers apart."""
     return (i // 16 * length + i % 16 * 64)[:, None] + tl.arange(0, 64)[None, :]
+
+
+@triton.jit
+def feature_places(first, i, width):
+    """Where 64 features of these tokens lie in rows of `width` features, from the feature `first` on."""
+    return (i * width + first)[:, None] + tl.arange(0, 64)[None, :]
 
 
 @triton.jit

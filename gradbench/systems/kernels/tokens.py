@@ -25,8 +25,10 @@ from gradbench.systems.kernels.parts import (
     WIDTH,
     Kind,
     by_head,
+    compiled_for,
     decoded_from,
     dot,
+    feature_places,
     from_pixels,
     heads,
     launching,
@@ -162,7 +164,7 @@ def _product_kernel(
     y = tl.load(v + 16 * 64 + pixel_places(i, j, LENGTH, IMG, PATCH), mask=seen(i, j, left, AREA), other=0.0)
     back = dot(y, to_tokens(ahead_out, 0, OUT))
     for chunk in tl.static_range(0, M, 64):
-        opened = tl.load(memory + (i * M + chunk)[:, None] + tl.arange(0, 64)[None, :], mask=there, other=0.0) > 0
+        opened = tl.load(memory + feature_places(chunk, i, M), mask=there, other=0.0) > 0
         moved = tl.where(opened, dot(z, to_features(ahead_in, 64 + chunk)), 0.0)
         back += dot(moved, to_tokens(ahead_out, 64 + chunk, OUT))
     k, P = by_head(attention + b * 1024, left), by_head(attention + LAST * b * 1024, left)
@@ -206,7 +208,6 @@ def step(
     packed, theta, x, context, knobs = read
     cells, b, length = s.shape[-3:]
     s, out = s.contiguous(), torch.empty_like(s, memory_format=torch.contiguous_format)
-    channels, img = x["x"].shape[-3], x["x"].shape[-1]
     unread = theta["bdec"]
     with launching, torch.cuda.device_of(s):
         _step_kernel[s.numel() // (b * length), triton.cdiv(b, EXAMPLES)](
@@ -215,8 +216,7 @@ def step(
             unread if bent is None else bent, knobs.sigma.contiguous(), knobs.damp.contiguous(), eps.contiguous(),
             cells, 1 if nudge is None else len(nudge), b, 0,
             int(kind.projects), int(nudge is not None), int(bent is not None), kind.well, kind.scale,
-            AREA=channels * kind.patch**2, CH=channels, IMG=img, PATCH=kind.patch, M=theta["Wmem"].shape[-1],
-            ENERGY="WV" not in theta, num_warps=WARPS, **OPTIONS,
+            num_warps=WARPS, **kind.sizes(read), **compiled_for(read),
         )  # fmt: skip
     return out
 
@@ -248,16 +248,14 @@ def product(
     u: Float[Tensor, "i c b N D"],
 ) -> Float[Tensor, "i c b n"]:
     """Pi'(u) (v + eps J v), from q, k, v (none of a gradient), P and the memories at a state."""
-    packed, theta, x, _, knobs = read
+    packed, knobs = read.packed, read.knobs
     cells, b, length = v.shape[-3:]
     v, out = v.contiguous(), torch.empty_like(v, memory_format=torch.contiguous_format)
-    channels, img = x["x"].shape[-3], x["x"].shape[-1]
     with launching, torch.cuda.device_of(v):
         _product_kernel[v.numel() // (b * length), triton.cdiv(b, EXAMPLES)](
             v, out, attention, memory, u, packed["ahead_in"], packed["ahead_out"],
             knobs.sigma.contiguous(), knobs.damp.contiguous(), knobs.eps.contiguous(),
             cells, b, 0, int(kind.projects), kind.well, kind.scale,
-            AREA=channels * kind.patch**2, CH=channels, IMG=img, PATCH=kind.patch, M=theta["Wmem"].shape[-1],
-            ENERGY="WV" not in theta, num_warps=WARPS, **OPTIONS,
+            num_warps=WARPS, **kind.sizes(read), **compiled_for(read),
         )  # fmt: skip
     return out

@@ -29,13 +29,14 @@ import triton.language as tl
 from gradbench.systems.kernels.parts import (
     EXAMPLES,
     FEW,
-    OPTIONS,
     TOKENS,
     WARPS,
     WIDTH,
     Kind,
     attention_of,
+    compiled_for,
     dot,
+    feature_places,
     from_pixels,
     heads,
     launching,
@@ -55,12 +56,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from gradbench.systems.base import KernelInputs
-
-
-@triton.jit
-def _rows(first, i, width):
-    """Where 64 numbers of these tokens lie in rows of `width` numbers, from the number `first` on."""
-    return (i * width + first)[:, None] + tl.arange(0, 64)[None, :]
 
 
 @triton.jit
@@ -118,23 +113,23 @@ def _heads_back_kernel(
     q, k, v, P = attention_of(z, ahead_in, scale, M, ENERGY)
     strength = tl.load(sigma + c)
     if ENERGY:
-        tl.store(features + _rows(64 + M, i, OUT), strength * merge(dot(P, k)), mask=once)
-        tl.store(features + _rows(128 + M, i, OUT), strength * merge(dot(turned(P), q)), mask=once)
+        tl.store(features + feature_places(64 + M, i, OUT), strength * merge(dot(P, k)), mask=once)
+        tl.store(features + feature_places(128 + M, i, OUT), strength * merge(dot(turned(P), q)), mask=once)
         dq = heads(dot(p, to_features(ahead_in, 64 + M)))
         dk = heads(dot(p, to_features(ahead_in, 128 + M)))
         dP = P * (scale * (dot(dq, turned(k)) + dot(q, turned(dk))))
         dP -= P * tl.sum(dP, 2)[:, :, None]
-        tl.store(credits + _rows(64 + M, i, IN), strength * merge(dot(dP, k) + dot(P, dk)), mask=there)
+        tl.store(credits + feature_places(64 + M, i, IN), strength * merge(dot(dP, k) + dot(P, dk)), mask=there)
         credit = strength * merge(dot(turned(dP), q) + dot(turned(P), dq))
-        tl.store(credits + _rows(128 + M, i, IN), credit, mask=there)
+        tl.store(credits + feature_places(128 + M, i, IN), credit, mask=there)
     else:
-        tl.store(features + _rows(64 + M, i, OUT), strength * merge(dot(P, v)), mask=once)
+        tl.store(features + feature_places(64 + M, i, OUT), strength * merge(dot(P, v)), mask=once)
         o = heads(dot(p, to_features(skew_in + c * 64 * 256, 192)))
-        tl.store(credits + _rows(192 + M, i, IN), strength * merge(dot(turned(P), o)), mask=there)
+        tl.store(credits + feature_places(192 + M, i, IN), strength * merge(dot(turned(P), o)), mask=there)
         dP = P * dot(o, turned(v))
         dP = scale * (dP - P * tl.sum(dP, 2)[:, :, None])
-        tl.store(credits + _rows(64 + M, i, IN), strength * merge(dot(dP, k)), mask=there)
-        tl.store(credits + _rows(128 + M, i, IN), strength * merge(dot(turned(dP), q)), mask=there)
+        tl.store(credits + feature_places(64 + M, i, IN), strength * merge(dot(dP, k)), mask=there)
+        tl.store(credits + feature_places(128 + M, i, IN), strength * merge(dot(turned(dP), q)), mask=there)
 
 
 @triton.jit
@@ -164,21 +159,21 @@ def _others_back_kernel(
     back = tl.zeros((64, 64), tl.float32)
     for chunk in tl.static_range(0, M, 64):
         memory = tl.maximum(dot(z, to_features(ahead_in, 64 + chunk)), 0.0)
-        tl.store(features + _rows(64 + chunk, i, OUT), memory, mask=once)
+        tl.store(features + feature_places(64 + chunk, i, OUT), memory, mask=once)
         credit = tl.where(memory > 0, dot(p, to_features(ahead_in, 64 + chunk)), 0.0)
-        tl.store(credits + _rows(64 + chunk, i, IN), credit, mask=there)
+        tl.store(credits + feature_places(64 + chunk, i, IN), credit, mask=there)
         back += dot(credit, to_tokens(ahead_out, 64 + chunk, OUT))
     for kind in tl.static_range(64 + M, IN, 64):
-        credit = tl.load(credits + _rows(kind, i, IN), mask=there, other=0.0)
+        credit = tl.load(credits + feature_places(kind, i, IN), mask=there, other=0.0)
         if ENERGY:
             back += dot(credit, to_tokens(ahead_out, kind, OUT))
         else:
             back -= dot(credit, to_tokens(skew_out + c * 256 * 64, kind - M, 256))
     shown = seen(i, j, left, AREA)
     y = tl.load(s + 16 * 64 + pixel_places(i, j, LENGTH, IMG, PATCH), mask=shown, other=0.0)
-    tl.store(features + _rows(0, i, OUT), y, mask=once)
+    tl.store(features + feature_places(0, i, OUT), y, mask=once)
     y = tl.load(a + 16 * 64 + pixel_places(i, j, LENGTH, IMG, PATCH), mask=shown, other=0.0)
-    tl.store(credits + _rows(0, i, IN), y, mask=there)
+    tl.store(credits + feature_places(0, i, IN), y, mask=there)
     back += dot(y, to_tokens(ahead_out, 0, OUT))
     decoded = dot(p, to_features(ahead_in, 0))
     length, turning = tl.load(eps + c), 2 * well + tl.load(damp + c)
@@ -206,16 +201,14 @@ def back(
     """
     if not all(v.is_contiguous() for v in (a, summed, reading, writing)):
         raise ValueError("a kernel writes into a contiguous credit and into contiguous sums")
-    packed, theta, x, context, knobs = read
+    packed, context, knobs = read.packed, read.context, read.knobs
     rows, cells, b, length = a.shape
-    energy, s = "WV" not in theta, s.contiguous()
+    sizes, common = kind.sizes(read), compiled_for(read)
+    energy, s = common["ENERGY"], s.contiguous()
     skew_in, skew_out = (packed["ahead_in"],) * 2 if energy else (packed["skew_in"], packed["skew_out"])
     tokens, features = (a.new_empty((cells, b * TOKENS, n)) for n in (WIDTH, writing.shape[-1]))
     moved, credits = (a.new_empty((rows, cells, b * TOKENS, n)) for n in (WIDTH, reading.shape[-1]))
     sigma, damp, eps = (v.contiguous() for v in (knobs.sigma, knobs.damp, knobs.eps))
-    channels, img = x["x"].shape[-3], x["x"].shape[-1]
-    sizes = {"AREA": channels * kind.patch**2, "CH": channels, "IMG": img, "PATCH": kind.patch}
-    common = {"M": theta["Wmem"].shape[-1], "ENERGY": energy, **OPTIONS}
     programs = rows * cells, triton.cdiv(b, EXAMPLES)
     with launching, torch.cuda.device_of(a):
         if kind.projects:
