@@ -23,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from gradbench.diagnostics.dissection import State, opaque
@@ -36,7 +37,7 @@ from gradbench.vocabulary.cause import Cause
 from gradbench.vocabulary.status import Status
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, Int
+    from jaxtyping import Bool, Float, Float64, Int
     from torch import Tensor
 
     from gradbench.diagnostics.metrics import Comparison
@@ -192,8 +193,8 @@ class Budgets:
             estimate = {n: g[i, j, c] if self._stacked else g[i, j] for n, g in a.estimate.items()}
             beta = float((a.betas[j, c] if self._stacked else a.betas[j]).double()) if len(a.betas) else None
             steps = self._dissected_steps(a, beta, (row, c), estimate)
-            squares = {n: [float(step[n].double().square().sum()) for step in steps.values()] for n in estimate}
-            budgets[cell] = self._budget(comparison, squares, tuple(steps))
+            squares = [[float(step[n].double().square().sum()) for step in steps.values()] for n in estimate]
+            (budgets[cell],) = self._told([comparison], list(estimate), np.array([squares]), tuple(steps))
         return budgets
 
     def _dissected_steps(self, a: Asked, beta: float | None, place: tuple[int, int], estimate: Params) -> Steps:
@@ -325,25 +326,36 @@ class Budgets:
         return budgets
 
     def _budgets(self, a: Asked, steps: Steps) -> dict[Cell, Budget]:
-        names, stacked = list(a.estimate), self._stacked
+        names, stacked, causes = list(a.estimate), self._stacked, tuple(steps)
         parts = torch.broadcast_tensors(*(_squares(step, names, self._lead) for step in steps.values()))
         squares = torch.stack(parts, -1).expand(-1, len(a.betas) or 1, *[-1] * (parts[0].ndim - 1))
-        values = (squares if stacked else squares[:, :, None]).tolist()
-        return {
-            cell: self._budget(comparison, dict(zip(names, values[i][j][c], strict=True)), tuple(steps))
-            for cell, ((i, j, c), comparison) in a.wanted.items()
-        }
+        values = (squares if stacked else squares[:, :, None]).cpu().numpy()
+        values = values[tuple(zip(*(place for place, _ in a.wanted.values()), strict=True))]  # (cell, parameter, cause)
+        compared = [comparison for _, comparison in a.wanted.values()]
+        return dict(zip(a.wanted, self._told(compared, names, values, causes), strict=True))
 
-    def _budget(
-        self, comparison: Comparison, squares: Mapping[str, Sequence[float]], causes: Sequence[Cause]
-    ) -> Budget:
-        norms = {n: p.reference_norm for n, p in comparison.params.items() if not p.no_reference}
-        rows = {"": [sum(column) for column in zip(*squares.values(), strict=True)]} | {n: squares[n] for n in norms}
-        norms = {"": comparison.whole.reference_norm} | norms
-        sizes = {
-            n: dict(zip(causes, (math.sqrt(v) / norms[n] if math.isfinite(v) else math.inf for v in row), strict=True))
-            for n, row in rows.items()
-        }
+    def _told(
+        self,
+        compared: Sequence[Comparison],
+        names: Sequence[str],
+        squares: Float64[np.ndarray, "k P causes"],
+        causes: Sequence[Cause],
+    ) -> list[Budget]:
+        """The budgets of k cells, from the squares of their steps by parameter."""
+        whole = squares.cumsum(1)[:, -1:]  # one after the other: numpy adds up in another order
+        squares = np.concatenate([whole, squares], 1)
+        norms = np.array([[r.reference_norm for r in (c.whole, *(c.params[n] for n in names))] for c in compared])
+        with np.errstate(all="ignore"):  # parameters without a reference are left out below
+            sizes = np.where(np.isfinite(squares), np.sqrt(squares) / norms[..., None], math.inf).tolist()
+        return [
+            self._budget(comparison, dict(zip(("", *names), rows, strict=True)), causes)
+            for comparison, rows in zip(compared, sizes, strict=True)
+        ]
+
+    def _budget(self, comparison: Comparison, rows: Mapping[str, Sequence[float]], causes: Sequence[Cause]) -> Budget:
+        """The budget of a cell from the sizes of its steps: for the whole gradient, and for every live parameter."""
+        live = (n for n, p in comparison.params.items() if not p.no_reference)
+        sizes = {n: dict(zip(causes, rows[n], strict=True)) for n in ("", *live)}
         of = wanting(comparison, self.faithful) or ""
         cause = _largest(sizes[of])
         if cause in (Cause.READOUT, Cause.RULE, Cause.UNKNOWN):

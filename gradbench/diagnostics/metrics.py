@@ -156,12 +156,14 @@ def comparisons(sums: Float64[np.ndarray, "k P 6"], names: Sequence[str], live: 
     )
     rows, reasons = _readings(every, floor)
     subjects = [REFERENCE, *(f"{REFERENCE} of {n}" for n in names)]
+    texts = np.array([[text.format(subject) for subject in subjects] for text in _REASONS], object)
+    told = texts[reasons, np.arange(len(subjects))]
+    # all comparisons of all estimates from columns: there may be hundreds of thousands
+    columns = (*np.moveaxis(rows, -1, 0).reshape(5, -1).tolist(), told.ravel().tolist())
+    flat = list(map(Similarity, *columns))
     compared = []
-    for values, codes in zip(rows.tolist(), reasons.tolist(), strict=True):
-        first, *by_param = (
-            Similarity._make((*row, _REASONS[code].format(subject)))
-            for row, code, subject in zip(values, codes, subjects, strict=True)
-        )
+    for start in range(0, len(flat), len(subjects)):
+        first, *by_param = flat[start : start + len(subjects)]
         compared.append(Comparison(first, dict(zip(names, by_param, strict=True))))
     return compared
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradbench.diagnostics.certificate import Deep
 from gradbench.diagnostics.credit import SUMMARY, blocks
-from gradbench.diagnostics.metrics import UNDEFINED, Comparison
+from gradbench.diagnostics.metrics import UNDEFINED, Comparison, Similarity
 from gradbench.estimators.base import Count
 from gradbench.estimators.reference import IMPLICIT
 from gradbench.planning.problems import cell_count
@@ -72,18 +72,18 @@ class Outcome:
         row |= {"n_force": count.force, "n_jvp": count.jvp, "n_vjp": count.vjp} if not count.partial else {}
         row |= {"seconds": self.seconds, "peak_memory": self.peak_memory}
         row |= {name: value for name, value in vars(self.certificate).items() if name not in _INTERNAL}
-        row |= self._apart() | {f.name: getattr(self.certificate.deep, f.name, None) for f in fields(Deep)}
+        row |= self._apart() | {name: getattr(self.certificate.deep, name, None) for name in _DEEP}
         row |= {name: self.evidence.get(name) for name in (*_NUDGED, *SUMMARY)}
         row |= self._of_draws()
         row["rho_T2"] = _power(self.certificate.rho, self.cell.T2) if self.cell.T2 is not None else None
         c = self.comparison
         whole = c.whole if c else UNDEFINED
-        row |= {name: value for name, value in whole._asdict().items() if name != "reason"}
+        row |= dict(zip(_READINGS, whole[:-1], strict=True))
         for name in ("cosine_mean", "cosine_min", "cosine_attn"):
             row[name] = getattr(c, name) if c else math.nan
         row["worst"] = c.worst if c else ""
         row |= {name: getattr(c, name) if c else None for name in ("params_live", "params_zero", "params_undefined")}
-        row["params"] = [{"param": name, **p._asdict()} for name, p in c.params.items()] if c else []
+        row["params"] = [dict(zip(_OF_PARAM, (name, *p), strict=True)) for name, p in c.params.items()] if c else []
         row["blocks"] = blocks(self.evidence)
         row["cause"] = str(self.budget.cause) if self.budget else None
         row["cause_of"] = self.budget.of if self.budget else None
@@ -134,6 +134,9 @@ def _power(rho: float, T2: int) -> float:
         return math.inf
 
 
+_DEEP = tuple(field.name for field in fields(Deep))
+_READINGS = Similarity._fields[:-1]  # without the reason
+_OF_PARAM = ("param", *Similarity._fields)
 _NUDGED = ("nudge_residual", "clip_share", "drift", "curvature", "noise_floor")
 COUNTED = ("n_force", "n_jvp", "n_vjp")
 # evidence that has columns of its own, or none; what else a rule returns is a further column

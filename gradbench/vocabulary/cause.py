@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from functools import cache
 
 NEGLIGIBLE = 1e-2  # of the reference: an error below it has no cause. A cosine of 0.99995
 
@@ -60,6 +61,7 @@ _PROSE = {
 }
 
 
+@cache
 def column(cause: Cause) -> str:
     """Its name in the table `budget`."""
     return str(cause).replace(" ", "_")
