@@ -21,7 +21,7 @@ from gradbench.vocabulary.coordinates import Knobs
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-    from gradbench.systems.base import Params, Saved
+    from gradbench.systems.base import AbstractSystem, Params, Saved
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +91,9 @@ class Stack(Field):
         return self.knobs.eps[:, None, None]
 
 
+_compiled: set[tuple[AbstractSystem, torch.device]] = set()  # whose kernels `Fused` has compiled
+
+
 class Fused(Stack):
     """A stack with kernels of its system for its steps, free, nudged and back, and for J_G v (`FusedSteps`)."""
 
@@ -110,6 +113,27 @@ class Fused(Stack):
     @property
     def _read(self) -> KernelInputs:
         return KernelInputs(self.packed, self.theta, self.x, self.context, self.knobs)
+
+    @torch.no_grad()
+    def compile_kernels(self) -> None:
+        """Compile the kernels that the stack may launch side by side, once for a system: each takes seconds."""
+        key = self.system, self.knobs.eps.device
+        if self.kernels is None or key in _compiled:
+            return
+        from gradbench.systems.kernels.parts import compiling
+
+        start = self.init_state()[None]
+        nudge, like = self.knobs.eps[None], self.cost_grads(start)
+        with compiling():
+            self.step(start)
+            for asymmetric in (False, True):
+                ahead = self.nudged_step(start, nudge, self.step_size, asymmetric=asymmetric)
+                assert ahead is not None
+                ahead(start[:, None])
+            self.step_at(start).jvp(start)
+            sums = self.pull_sums(like)
+            self.add_back(start, torch.zeros_like(start), torch.zeros_like(start), sums)
+        _compiled.add(key)
 
     def step(self, s: Float[Tensor, "*r c b n"]) -> Float[Tensor, "*r c b n"]:
         """G(s) in one launch."""

@@ -69,6 +69,8 @@ def measure_pack(
     fields = [build(problem, device, draw=drawn if alone else drawn_before) for problem in problems]
     stack = Fused if engine == "fused" else Stack
     field = fields[0] if alone else stack.of(fields, compiled=engine == "compiled")
+    if isinstance(field, Fused) and device.startswith("cuda"):
+        field.compile_kernels()
     try:
         with lent():
             return solve(problems, field, thresholds, states_at_once(problems, device, budget), deep=deep, meter=meter)

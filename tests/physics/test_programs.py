@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from live import LIVE, SYSTEMS
@@ -20,47 +22,73 @@ from gradbench.vocabulary.status import Thresholds
 
 HOPPER = ("cuda", 90, 32)
 SIZES = {"AREA": 49, "CH": 1, "IMG": 28, "PATCH": 7, "M": 128}
-NUMBERS = {"well": "fp32", "scale": "fp32"} | dict.fromkeys(
-    ("cells", "columns", "b", "length", "zero", "projects", "nudged", "bends"), "i32"
-)
-# as they are launched: the file of a kernel, its name, whether it depends on the attention and on sizes, and its warps
-KERNELS = {
-    "step": ("tokens", "_step_kernel", ["ENERGY", *SIZES], (8, 8)),
-    "correction": ("tokens", "_bent_kernel", [], (8,)),
-    "product": ("tokens", "_product_kernel", ["ENERGY", *SIZES], (8, 8)),
-    "projection back": ("tokens_back", "_project_back_kernel", ["ENERGY", *SIZES], (8, 8)),
-    "heads back": ("tokens_back", "_heads_back_kernel", ["ENERGY", "M"], (4, 8)),
-    "others back": ("tokens_back", "_others_back_kernel", ["ENERGY", *SIZES], (4, 4)),
+NUMBERS = {"well": "fp32", "scale": "fp32"} | dict.fromkeys(("cells", "columns", "b", "length", "zero"), "i32")
+ENERGY, FORCE = {"ENERGY": True}, {"ENERGY": False}
+STILL, PROJECTS = {"PROJECTS": False}, {"PROJECTS": True}
+FREE, NUDGED = {"NUDGED": False, "BENDS": False}, {"NUDGED": True, "BENDS": False}
+# as they are launched: the file of a kernel, its name, what it is compiled for, and its warps
+PROGRAMS = {
+    "free step": ("tokens", "_step_kernel", SIZES | FORCE | STILL | FREE, 4),
+    "free step of an energy with a projection": ("tokens", "_step_kernel", SIZES | ENERGY | PROJECTS | FREE, 4),
+    "nudged step of an energy": ("tokens", "_step_kernel", SIZES | ENERGY | STILL | NUDGED, 4),
+    "nudged step": ("tokens", "_step_kernel", SIZES | FORCE | PROJECTS | NUDGED | {"BENDS": True}, 4),
+    "correction": ("tokens", "_bent_kernel", {}, 8),
+    "product": ("tokens", "_product_kernel", SIZES | FORCE | STILL, 4),
+    "product of an energy": ("tokens", "_product_kernel", SIZES | ENERGY | PROJECTS, 4),
+    "projection back": ("tokens_back", "_project_back_kernel", SIZES | FORCE, 4),
+    "projection of an energy back": ("tokens_back", "_project_back_kernel", SIZES | ENERGY, 4),
+    "heads back": ("tokens_back", "_heads_back_kernel", {"M": 128} | FORCE | STILL, 4),
+    "heads of an energy back": ("tokens_back", "_heads_back_kernel", {"M": 128} | ENERGY | PROJECTS, 8),
+    "others back": ("tokens_back", "_others_back_kernel", SIZES | FORCE, 4),
+    "others of an energy back": ("tokens_back", "_others_back_kernel", SIZES | ENERGY, 4),
 }
-PROGRAMS = [(name, energy) for name, (*_, warps) in KERNELS.items() for energy in range(len(warps))]
 ALIGNED = [["tt.divisibility", 16]]  # what a launch says of a pointer, and of a number that 16 divides
 
 
-@pytest.mark.parametrize(("name", "energy"), PROGRAMS)
-def test_a_kernel_compiles_for_an_h100(name: str, energy: int) -> None:
-    """As it is launched for 32 cells of 64 examples; the correction as it is for one cell of one example."""
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_kernel_compiles_for_an_h100(name: str) -> None:
     triton = pytest.importorskip("triton")
     from triton.backends.compiler import GPUTarget
 
     from gradbench.systems.kernels import tokens, tokens_back
     from gradbench.systems.kernels.parts import OPTIONS
 
-    file, kernel, wanted, warps = KERNELS[name]
+    file, kernel, constants, warps = PROGRAMS[name]
     function = getattr({"tokens": tokens, "tokens_back": tokens_back}[file], kernel)
-    constants = {key: bool(energy) if key == "ENERGY" else SIZES[key] for key in wanted}
     kinds = {n: "constexpr" if n in constants else NUMBERS.get(n, "*fp32") for n in function.arg_names}
-    if alone := name == "correction":  # a launch makes a constant of a number that is 1
-        constants |= dict.fromkeys(("cells", "columns", "b"), 1)
-    kinds |= dict.fromkeys(constants, "constexpr")
     places = {(function.arg_names.index(key),): value for key, value in constants.items()}
-    aligned = [n for n, kind in kinds.items() if kind == "*fp32" or (n in ("cells", "b", "length") and not alone)]
+    aligned = [n for n, kind in kinds.items() if kind == "*fp32" or n == "length"]
     attributes = {(function.arg_names.index(n),): ALIGNED for n in aligned}
     source = triton.compiler.ASTSource(function, kinds, constexprs=places, attrs=attributes)
-    made = triton.compile(source, target=GPUTarget(*HOPPER), options={"num_warps": warps[energy], **OPTIONS})
+    made = triton.compile(source, target=GPUTarget(*HOPPER), options={"num_warps": warps, **OPTIONS})
     assert made.metadata.shared <= 227 * 1024  # bytes that a block of an H100 may have
     assert "wgmma" in made.asm["ptx"]  # float32 products in three passes of TF32, by its tensor cores
     assert "f32.tf32.tf32" in made.asm["ptx"]
     assert "atom." not in made.asm["ptx"]
+
+
+class Noted:
+    """A kernel that notes what is done with it."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+
+    def warmup(self, *arguments: object, grid: tuple[int, int], warps: int) -> None:
+        self.done.append(f"compiled for {grid}, {warps}")
+
+    def __getitem__(self, grid: tuple[int, int]) -> Callable[..., None]:
+        return lambda *arguments, warps: self.done.append(f"launched on {grid}, {warps}")
+
+
+def test_a_kernel_is_compiled_ahead_and_not_launched() -> None:
+    pytest.importorskip("triton")
+    from gradbench.systems.kernels.parts import compiling, launch
+
+    kernel, where = Noted(), torch.zeros(1)
+    with compiling():
+        launch(kernel, (3, 2), where, warps=4)
+    launch(kernel, (3, 2), where, warps=4)
+    assert kernel.done == ["compiled for (3, 2), 4", "launched on (3, 2), 4"]
 
 
 TRACED = [name for name in SYSTEMS if issubclass(kind := registry.known_systems()[name], ClosedForms) and kind.lifted]

@@ -10,9 +10,15 @@ and the weights P of attention.
 
 from __future__ import annotations
 
+import os
 import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 import triton
 import triton.language as tl
 
@@ -23,7 +29,9 @@ TOKENS, WIDTH, EXAMPLES = 16, 64, 4  # of an example, of a token, of a program
 WARPS = 8  # of most programs
 FEW = 4  # of the others, which need fewer registers or spill less with so many, measured on an H100
 OPTIONS = {"num_stages": 1, "enable_fp_fusion": True}  # of every kernel: a version of Triton may have other defaults
-launching = threading.Lock()  # packs of two threads may compile the same kernel
+MANY = ["cells", "columns", "b", "zero"]  # numbers that differ between packs: no kernel is compiled for their values
+_launching = threading.Lock()  # packs of two threads may compile the same kernel
+_compiling: ContextVar[bool] = ContextVar("compiling", default=False)
 
 
 class Kind(NamedTuple):
@@ -38,6 +46,26 @@ class Kind(NamedTuple):
         """The sizes of pixels that a kernel is compiled for."""
         channels, img = read.x["x"].shape[-3], read.x["x"].shape[-1]
         return {"AREA": channels * self.patch**2, "CH": channels, "IMG": img, "PATCH": self.patch}
+
+
+def launch(kernel: Any, grid: tuple[int, int], *arguments: Any, **options: Any) -> None:
+    """Launch a kernel on the device of its first argument, a tensor. Inside of `compiling` it is only compiled."""
+    with _launching, torch.cuda.device_of(arguments[0]):
+        if _compiling.get():
+            kernel.warmup(*arguments, grid=grid, **options)
+        else:
+            kernel[grid](*arguments, **options)
+
+
+@contextmanager
+def compiling() -> Iterator[None]:
+    """Kernels that this thread would launch inside are compiled side by side, and are ready after the block."""
+    before = _compiling.set(True)
+    try:
+        with ThreadPoolExecutor(os.cpu_count()) as workers, triton.AsyncCompileMode(workers):
+            yield
+    finally:
+        _compiling.reset(before)
 
 
 def compiled_for(read: KernelInputs) -> dict[str, Any]:
@@ -173,7 +201,10 @@ def with_others(
     for chunk in tl.static_range(0, M, 64):
         memory = tl.maximum(dot(z, to_features(ahead_in, 64 + chunk)), 0.0)
         back += dot(memory, to_tokens(ahead_out, 64 + chunk, OUT))
-    q, _, v, P = attention_of(z, ahead_in, scale, M, ENERGY)
+    q = heads(dot(z, to_features(ahead_in, 64 + M)))
+    k = heads(dot(z, to_features(ahead_in, 128 + M)))
+    P = softmax(scale * dot(q, turned(k)))
+    v = k if ENERGY else heads(dot(z, to_features(ahead_in, 192 + M)))
     back += strength * dot(merge(dot(P, v)), to_tokens(ahead_out, 64 + M, OUT))
     if ENERGY:
         back += strength * dot(merge(dot(turned(P), q)), to_tokens(ahead_out, 128 + M, OUT))

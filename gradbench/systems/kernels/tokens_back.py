@@ -22,28 +22,28 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
 import triton
 import triton.language as tl
 
 from gradbench.systems.kernels.parts import (
     EXAMPLES,
     FEW,
+    MANY,
     TOKENS,
     WARPS,
     WIDTH,
     Kind,
-    attention_of,
     compiled_for,
     dot,
     feature_places,
     from_pixels,
     heads,
-    launching,
+    launch,
     merge,
     pixel_places,
     project_product,
     seen,
+    softmax,
     to_features,
     to_tokens,
     token_places,
@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from gradbench.systems.base import KernelInputs
 
 
-@triton.jit
+@triton.jit(do_not_specialize=MANY)
 def _project_back_kernel(
     s, a, moved, ahead_in, ahead_out, clamped, sigma, damp, eps, cells, b, well, scale,
     AREA: tl.constexpr, CH: tl.constexpr, IMG: tl.constexpr, PATCH: tl.constexpr, M: tl.constexpr, ENERGY: tl.constexpr,
@@ -84,10 +84,10 @@ def _project_back_kernel(
     tl.store(moved + token_places(i, 16 * 64), project_product(u, p), mask=there)
 
 
-@triton.jit(do_not_specialize=["projects"])
+@triton.jit(do_not_specialize=MANY)
 def _heads_back_kernel(
-    s, a, tokens, moved, credits, features, ahead_in, skew_in, sigma, cells, b, length, projects, scale,
-    M: tl.constexpr, ENERGY: tl.constexpr,
+    s, a, tokens, moved, credits, features, ahead_in, skew_in, sigma, cells, b, length, zero, scale,
+    M: tl.constexpr, ENERGY: tl.constexpr, PROJECTS: tl.constexpr,
 ):  # fmt: skip
     """Credits and features of the heads; and the tokens of s and of p without what else is in a state."""
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
@@ -105,24 +105,29 @@ def _heads_back_kernel(
     once = (i // 16 < tl.where(row < cells, left, 0))[:, None]  # all rows of T1 have the same features
     z = tl.load(s + (c * b + part * 4) * length + token_places(i, length), mask=there, other=0.0)
     tl.store(tokens + token_places(i, 16 * 64), z, mask=once)
-    if projects != 0:
+    if PROJECTS:
         p = tl.load(moved + token_places(i, 16 * 64), mask=there, other=0.0)
     else:
         p = tl.load(a + (row * b + part * 4) * length + token_places(i, length), mask=there, other=0.0)
         tl.store(moved + token_places(i, 16 * 64), p, mask=there)
-    q, k, v, P = attention_of(z, ahead_in, scale, M, ENERGY)
     strength = tl.load(sigma + c)
+    q = heads(dot(z, to_features(ahead_in, 64 + M)))
+    k = heads(dot(z, to_features(ahead_in, 128 + M)))
+    P = softmax(scale * dot(q, turned(k)))
     if ENERGY:
         tl.store(features + feature_places(64 + M, i, OUT), strength * merge(dot(P, k)), mask=once)
         tl.store(features + feature_places(128 + M, i, OUT), strength * merge(dot(turned(P), q)), mask=once)
-        dq = heads(dot(p, to_features(ahead_in, 64 + M)))
-        dk = heads(dot(p, to_features(ahead_in, 128 + M)))
-        dP = P * (scale * (dot(dq, turned(k)) + dot(q, turned(dk))))
+        dP = dot(heads(dot(p, to_features(ahead_in, 64 + M))), turned(k))
+        dP += dot(q, turned(heads(dot(p, to_features(ahead_in, 128 + M)))))
+        dP = P * (scale * dP)
         dP -= P * tl.sum(dP, 2)[:, :, None]
-        tl.store(credits + feature_places(64 + M, i, IN), strength * merge(dot(dP, k) + dot(P, dk)), mask=there)
-        credit = strength * merge(dot(turned(dP), q) + dot(turned(P), dq))
-        tl.store(credits + feature_places(128 + M, i, IN), credit, mask=there)
+        of_q, of_k = dot(dP, k), dot(turned(dP), q)
+        of_q += dot(P, heads(dot(p, to_features(ahead_in + zero, 128 + M))))
+        tl.store(credits + feature_places(64 + M, i, IN), strength * merge(of_q), mask=there)
+        of_k += dot(turned(P), heads(dot(p, to_features(ahead_in + zero, 64 + M))))
+        tl.store(credits + feature_places(128 + M, i, IN), strength * merge(of_k), mask=there)
     else:
+        v = heads(dot(z, to_features(ahead_in, 192 + M)))
         tl.store(features + feature_places(64 + M, i, OUT), strength * merge(dot(P, v)), mask=once)
         o = heads(dot(p, to_features(skew_in + c * 64 * 256, 192)))
         tl.store(credits + feature_places(192 + M, i, IN), strength * merge(dot(turned(P), o)), mask=there)
@@ -132,9 +137,9 @@ def _heads_back_kernel(
         tl.store(credits + feature_places(128 + M, i, IN), strength * merge(dot(turned(dP), q)), mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=MANY)
 def _others_back_kernel(
-    s, a, summed, moved, credits, features, ahead_in, ahead_out, skew_out, damp, eps, cells, b, well,
+    s, a, summed, moved, credits, features, ahead_in, ahead_out, skew_out, damp, eps, cells, b, zero, well,
     AREA: tl.constexpr, CH: tl.constexpr, IMG: tl.constexpr, PATCH: tl.constexpr, M: tl.constexpr, ENERGY: tl.constexpr,
 ):  # fmt: skip
     """Credits and features of memories and pixels, a <- p + eps J^T p, and summed += p."""
@@ -154,12 +159,25 @@ def _others_back_kernel(
     left = b - part * 4
     there = (i // 16 < left)[:, None]
     once = (i // 16 < tl.where(row < cells, left, 0))[:, None]
-    p = tl.load(moved + (row * b + part * 4) * 16 * 64 + token_places(i, 16 * 64), mask=there, other=0.0)
+    shown = seen(i, j, left, AREA)
+    y = tl.load(s + 16 * 64 + pixel_places(i, j, LENGTH, IMG, PATCH), mask=shown, other=0.0)
+    tl.store(features + feature_places(0, i, OUT), y, mask=once)
+    y = tl.load(a + 16 * 64 + pixel_places(i, j, LENGTH, IMG, PATCH), mask=shown, other=0.0)
+    tl.store(credits + feature_places(0, i, IN), y, mask=there)
+    pixels = tl.load(summed + 16 * 64 + pixel_places(i, j, LENGTH, IMG, PATCH), mask=shown, other=0.0) + y
+    tl.debug_barrier()
+    tl.store(summed + 16 * 64 + pixel_places(i, j, LENGTH, IMG, PATCH), pixels, mask=shown)
+    back = dot(y, to_tokens(ahead_out, 0, OUT))
+    length = tl.load(eps + c)
+    moved += (row * b + part * 4) * 16 * 64
+    p = tl.load(moved + token_places(i, 16 * 64), mask=there, other=0.0)
+    y += length * (dot(p, to_features(ahead_in, 0)) - y)
+    tl.store(a + 16 * 64 + pixel_places(i, j, LENGTH, IMG, PATCH), y, mask=shown)
     z = tl.load(s + token_places(i, LENGTH), mask=there, other=0.0)
-    back = tl.zeros((64, 64), tl.float32)
     for chunk in tl.static_range(0, M, 64):
         memory = tl.maximum(dot(z, to_features(ahead_in, 64 + chunk)), 0.0)
         tl.store(features + feature_places(64 + chunk, i, OUT), memory, mask=once)
+        p = tl.load(moved + (chunk + 1) * zero + token_places(i, 16 * 64), mask=there, other=0.0)
         credit = tl.where(memory > 0, dot(p, to_features(ahead_in, 64 + chunk)), 0.0)
         tl.store(credits + feature_places(64 + chunk, i, IN), credit, mask=there)
         back += dot(credit, to_tokens(ahead_out, 64 + chunk, OUT))
@@ -169,21 +187,14 @@ def _others_back_kernel(
             back += dot(credit, to_tokens(ahead_out, kind, OUT))
         else:
             back -= dot(credit, to_tokens(skew_out + c * 256 * 64, kind - M, 256))
-    shown = seen(i, j, left, AREA)
-    y = tl.load(s + 16 * 64 + pixel_places(i, j, LENGTH, IMG, PATCH), mask=shown, other=0.0)
-    tl.store(features + feature_places(0, i, OUT), y, mask=once)
-    y = tl.load(a + 16 * 64 + pixel_places(i, j, LENGTH, IMG, PATCH), mask=shown, other=0.0)
-    tl.store(credits + feature_places(0, i, IN), y, mask=there)
-    back += dot(y, to_tokens(ahead_out, 0, OUT))
-    decoded = dot(p, to_features(ahead_in, 0))
-    length, turning = tl.load(eps + c), 2 * well + tl.load(damp + c)
+    i += zero
+    there = (i // 16 < left)[:, None]
+    p = tl.load(moved + token_places(i, 16 * 64), mask=there, other=0.0)
     total = tl.load(summed + token_places(i, LENGTH), mask=there, other=0.0) + p
-    pixels = tl.load(summed + 16 * 64 + pixel_places(i, j, LENGTH, IMG, PATCH), mask=shown, other=0.0) + y
+    p += length * (back - (2 * well + tl.load(damp + c)) * p)
     tl.debug_barrier()
     tl.store(summed + token_places(i, LENGTH), total, mask=there)
-    tl.store(summed + 16 * 64 + pixel_places(i, j, LENGTH, IMG, PATCH), pixels, mask=shown)
-    tl.store(a + token_places(i, LENGTH), p + length * (back - turning * p), mask=there)
-    tl.store(a + 16 * 64 + pixel_places(i, j, LENGTH, IMG, PATCH), y + length * (decoded - y), mask=shown)
+    tl.store(a + token_places(i, LENGTH), p, mask=there)
 
 
 def back(
@@ -210,20 +221,23 @@ def back(
     moved, credits = (a.new_empty((rows, cells, b * TOKENS, n)) for n in (WIDTH, reading.shape[-1]))
     sigma, damp, eps = (v.contiguous() for v in (knobs.sigma, knobs.damp, knobs.eps))
     programs = rows * cells, triton.cdiv(b, EXAMPLES)
-    with launching, torch.cuda.device_of(a):
-        if kind.projects:
-            _project_back_kernel[programs](
-                s, a, moved, packed["ahead_in"], packed["ahead_out"], context["input"].contiguous(), sigma, damp, eps,
-                cells, b, kind.well, kind.scale, num_warps=WARPS, **sizes, **common,
-            )  # fmt: skip
-        _heads_back_kernel[programs](
-            s, a, tokens, moved, credits, features, packed["ahead_in"], skew_in, sigma,
-            cells, b, length, int(kind.projects), kind.scale, num_warps=WARPS if energy else FEW, **common,
+    if kind.projects:
+        launch(
+            _project_back_kernel, programs,
+            s, a, moved, packed["ahead_in"], packed["ahead_out"], context["input"].contiguous(), sigma, damp, eps,
+            cells, b, kind.well, kind.scale, num_warps=FEW, **sizes, **common,
         )  # fmt: skip
-        _others_back_kernel[programs](
-            s, a, summed, moved, credits, features, packed["ahead_in"], packed["ahead_out"], skew_out, damp, eps,
-            cells, b, kind.well, num_warps=FEW, **sizes, **common,
-        )  # fmt: skip
+    launch(
+        _heads_back_kernel, programs,
+        s, a, tokens, moved, credits, features, packed["ahead_in"], skew_in, sigma,
+        cells, b, length, 0, kind.scale, PROJECTS=kind.projects,
+        num_warps=WARPS if energy else FEW, **common,
+    )  # fmt: skip
+    launch(
+        _others_back_kernel, programs,
+        s, a, summed, moved, credits, features, packed["ahead_in"], packed["ahead_out"], skew_out, damp, eps,
+        cells, b, 0, kind.well, num_warps=FEW, **sizes, **common,
+    )  # fmt: skip
     for row in range(rows):
         reading[row].baddbmm_(tokens.mT, credits[row])
         writing[row].baddbmm_(moved[row].mT, features)
