@@ -47,7 +47,8 @@ def standing(planned: Plan, out: Path, device: str, engine: str = "auto") -> Sta
     from gradbench.engine.packs import resolved
 
     device = devices.resolve(device)
-    env = describe_environment(planned.key, device, planned.parts, engine=resolved(engine, device))
+    engine = resolved(engine, device, planned.problems)
+    env = describe_environment(planned.key, device, planned.parts, engine=engine)
     if (run := runs.matching(folder, env["identity"])) is not None:
         wanted = {problem.key: problem.cells for problem in planned.problems}
         records = [record for _, record in judged(run, wanted, planned.thresholds)]

@@ -166,7 +166,7 @@ def _setup(
     from gradbench.engine import packs
 
     device = devices.resolve(device)
-    engine, budget = packs.resolved(engine, device), packs.available(device, memory)
+    engine, budget = packs.resolved(engine, device, planned.problems), packs.available(device, memory)
     setup = Setup(device=device, engine=engine, budget=budget, certify=certify, alone=profile, timeout=limits.timeout)
     if profile and limits.timeout is not None:
         raise UserError("profile: it sees this process alone, and a timeout needs others; leave one of them out")
@@ -191,7 +191,7 @@ def _setup_there(
     data = data_sets(planned.parts)
     facts = there.agreed(device, memory, data)
     device = facts["device"]
-    engine = packs.resolved(engine, device, facts["versions"]["triton"] is not None)
+    engine = packs.resolved(engine, device, planned.problems, facts["versions"]["triton"] is not None)
     setup = Setup(device=device, engine=engine, budget=facts["budget"], certify=certify, timeout=limits.timeout)
     bound = None if device.startswith("cuda") or not there.local else processes.memory(len(there.workers()))
     content = packed_for_cluster(setup, planned, bound)

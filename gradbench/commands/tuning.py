@@ -184,7 +184,7 @@ def _outcomes(grid: Mapping[str, Any], device: str, watch: CellWatch) -> list[Ou
     outcomes: list[Outcome] = []
     progress = CellProgress.of(planned.problems)
     watch(progress)
-    setup = Setup(device=device, engine=resolved("auto", device), budget=available(device))
+    setup = Setup(device=device, engine=resolved("auto", device, planned.problems), budget=available(device))
     with refused_where_too_large(*planned.problems):
         for problem, measurements in measured(planned.problems, planned.thresholds, setup, progress.meters):
             outcomes += measurements

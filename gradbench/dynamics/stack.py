@@ -101,9 +101,14 @@ class Fused(Stack):
     def kernels(self) -> FusedSteps | None:
         """The system, where its kernels apply: to float32, to its sizes, and to the force that the package gave it."""
         system = self.system
-        if not (isinstance(system, FusedSteps) and origins.is_of_package(type(system))):
+        if not (isinstance(system, FusedSteps) and self.serves(system)):
             return None
-        return system if system.fused and self.knobs.eps.dtype is torch.float32 else None
+        return system if self.knobs.eps.dtype is torch.float32 else None
+
+    @staticmethod
+    def serves(system: AbstractSystem) -> bool:
+        """Whether kernels apply to a system of float32: to its sizes, and to the force that the package gave it."""
+        return isinstance(system, FusedSteps) and system.fused and origins.is_of_package(type(system))
 
     @cached_property
     def packed(self) -> Params:

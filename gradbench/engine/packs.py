@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 from typing import TYPE_CHECKING
@@ -33,6 +33,7 @@ DRAWN = DrawMemory(2**28)  # parameters and data of stacks, which are the same i
 LANES = 2  # packs in flight on a GPU: one computes while another is waited for, judged or begun
 TURNS = 4  # packs that a thread of a cluster gets at least, so that the threads end at about the same time
 WORTH = 32  # problems of a stack; one of fewer takes hardly less time
+COMPILED = 100_000  # evaluations: batched they take a second, and the kernels of a system 10 s to compile
 # memory that a recorded force with its transposed product takes, in states: measured 30 on cet_real, 20 on the toys
 RECORDED = 32
 
@@ -80,21 +81,37 @@ def measure_pack(
         raise
 
 
-def resolved(engine: object, device: str, triton: bool | None = None) -> str:
-    """The engine that `auto` stands for: batched on CUDA, eager on a CPU, where a problem already fills a core.
+def resolved(engine: object, device: str, problems: Iterable[Problem] = (), triton: bool | None = None) -> str:
+    """The engine that `auto` stands for: eager on a CPU, where a problem already fills a core, else fused or batched.
 
-    `triton` is whether kernels can be made where packs are measured; None: they are measured here. Raises UserError for
-    an engine that is not known, or that the device does not have.
+    It is fused where kernels serve so many evaluations of the `problems` that it pays to compile them, once on a
+    machine. `triton` is whether kernels can be made where packs are measured; None: they are measured here. Raises
+    UserError for an engine that is not known, or that the device does not have.
     """
     if engine not in ENGINES:
         raise UserError(f"engine = {engine!r} is not known{near_miss(engine, ENGINES)}")
     cuda = device.startswith("cuda")
     if engine in ("compiled", "fused") and not cuda:
         raise UserError(f"engine = {engine!r} needs a CUDA device; use auto, eager or batched")
-    if engine == "fused" and not (triton_version() is not None if triton is None else triton):
+    if triton is None:
+        triton = triton_version() is not None
+    if engine == "fused" and not triton:
         needs = "triton, which comes with torch for CUDA, and a compiler of C"
         raise UserError(f"engine = 'fused' needs {needs}; use auto, eager or batched")
-    return str(engine) if engine != "auto" else "batched" if cuda else "eager"
+    if engine != "auto":
+        return str(engine)
+    return "eager" if not cuda else "fused" if triton and _kernels_pay(problems) else "batched"
+
+
+def _kernels_pay(problems: Iterable[Problem]) -> bool:
+    """Whether kernels serve at least `COMPILED` evaluations."""
+    left = COMPILED
+    for problem in problems:
+        if problem.point.dtype == "float32" and Fused.serves(problem.system):
+            left -= problem.cost.work
+            if left <= 0:
+                return True
+    return False
 
 
 def states_at_once(problems: Sequence[Problem], device: str, budget: int | None = None) -> int:

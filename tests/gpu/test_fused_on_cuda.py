@@ -15,6 +15,7 @@ from gradbench.dynamics.stack import Fused, Stack
 from gradbench.engine.precision import isolated
 
 NOISE = {1e-2: 3e-6, 1e-3: 3e-5}  # of (s_- - s_+) / 2 beta against float64, by beta, without a projection
+ROUND_OFF = 1e-6  # of a product with weights, relative to the sum of its sizes
 UNBIASED = dict.fromkeys(("bpos_std", "bdec_std", "benc_std"), 0.0)
 
 
@@ -80,6 +81,13 @@ def along(field: Fused, steps: int) -> Tensor:
     return torch.stack(states)
 
 
+def smooth(field: Fused, states: Tensor) -> Tensor:
+    """In which examples (c, b) round-off opens or closes no memory: a credit jumps where one does."""
+    z, W = field.system.split(states)["z"].double(), field.theta["Wmem"].double()[:, None]
+    open_or_closed = (z @ W).abs() >= ROUND_OFF * (z.abs() @ W.abs())
+    return open_or_closed.flatten(-2).all(-1).all(0)
+
+
 @pytest.mark.parametrize("batch", [5, 64])
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_a_reverse_sweep_has_the_noise_of_float32(system: str, batch: int) -> None:
@@ -87,7 +95,7 @@ def test_a_reverse_sweep_has_the_noise_of_float32(system: str, batch: int) -> No
         field = stack(system, cells=3, batch=batch, device="cuda")
         states = along(field, 30)
         ends = torch.stack([states[-1], 0.9 * states[-1]])
-        a, like = field.cost_slope(ends), field.cost_grads(ends)
+        a, like = field.cost_slope(ends) * smooth(field, states)[..., None], field.cost_grads(ends)
         exact = swept(field.wide, states.double(), a.double(), field.wide.cost_grads(ends.double()))
         by_kernels, plainly = swept(field, states, a, like), swept(super(Fused, field), states, a, like)
         for name, expected in exact.items():

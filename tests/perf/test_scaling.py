@@ -49,7 +49,7 @@ def sized(T1: int = 100, N: int = 16, D: int = 64, b: int = BATCH, problems: int
 
 
 def measured(planned: Plan) -> list[Outcome]:
-    cut = packs.cut_into_packs(planned.problems, DEVICE, engine := packs.resolved("auto", DEVICE))
+    cut = packs.cut_into_packs(planned.problems, DEVICE, engine := packs.resolved("auto", DEVICE, planned.problems))
     return [o for pack in cut for o in packs.measure_pack(pack, DEVICE, planned.thresholds, engine)]
 
 

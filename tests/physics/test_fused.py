@@ -18,6 +18,8 @@ from torch import Tensor
 from gradbench.dynamics.stack import Fused
 from gradbench.engine import packs
 from gradbench.errors import UserError
+from gradbench.planning.plans import plan
+from gradbench.planning.suites import parse
 from gradbench.systems.base import Data, Params
 from gradbench.systems.cet_driven import AbstractDrivenCet
 from gradbench.vocabulary.coordinates import Knobs
@@ -105,7 +107,26 @@ def test_the_engine_of_kernels_needs_a_gpu_and_triton(monkeypatch: pytest.Monkey
     for there in (None, False):
         with pytest.raises(UserError, match="needs triton"):
             packs.resolved("fused", "cuda", triton=there)
-    assert packs.resolved("auto", "cuda", triton=True) == "batched"
+    assert packs.resolved("auto", "cuda", triton=True) == "batched"  # there is nothing that kernels serve
+
+
+def engine_of(seeds: int, *, triton: bool = True, **more: Any) -> str:
+    """What `auto` stands for with so many problems of cet_real, which have 715 evaluations each."""
+    grid = {"system": {"name": "cet_real"} | more.pop("options", {}), "estimator": ["bptt", "aep"], "T1": 100, "T2": 15}
+    grid |= {"beta": 0.02, "seed": list(range(seeds)), **more}
+    planned = plan(parse({"name": "x", "about": "", "grid": [grid]}, "x"))
+    assert sum(problem.cost.work for problem in planned.problems) == 715 * seeds
+    return packs.resolved("auto", "cuda", planned.problems, triton)
+
+
+@pytest.mark.fast
+def test_kernels_are_chosen_where_they_serve_enough_evaluations() -> None:
+    enough = -(-packs.COMPILED // 715)
+    assert engine_of(enough) == "fused"
+    assert engine_of(enough - 1) == "batched"
+    assert engine_of(enough, triton=False) == "batched"
+    assert engine_of(enough, dtype="float64") == "batched"
+    assert engine_of(enough, options={"D": 32, "dh": 8}) == "batched"
 
 
 @pytest.mark.fast
