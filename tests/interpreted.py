@@ -27,6 +27,7 @@ SIZES = {"cet": {"img": 28, "ch": 1, "patch": 7, "D": 64, "dh": 16, "mem": 128}}
 SYSTEMS = ("cet_real", "cet_energy", "cet_projected", "cet")
 GUARD, MARK = 4096, 123.0
 BETA = 0.02
+ROUND_OFF = 1e-6  # of a product with weights, relative to the sum of its sizes
 
 
 def stack(
@@ -81,6 +82,35 @@ def swept(field: Any, states: Tensor, a: Tensor, like: Params) -> dict[str, Tens
 
 def apart(a: Tensor, b: Tensor) -> float:
     return ((a.double() - b).norm() / b.norm()).item()
+
+
+def credits(field: Fused, start: Tensor, beta: float) -> tuple[float, float]:
+    """Errors of (s_- - s_+) / 2 beta after 15 nudged steps against float64: by kernels, and without them."""
+    nudge = torch.tensor([beta, -beta]).to(start)[:, None].repeat(1, start.shape[-3])
+    step = field.nudged_step(start, nudge, field.step_size, asymmetric=True)
+    assert step is not None
+    by_kernels = plainly = start[:, None].repeat_interleave(2, 1)
+    exact = by_kernels.double()
+    for _ in range(15):
+        by_kernels, plainly = step(by_kernels), plain(field, start, plainly, nudge)
+        exact = plain(field.wide, start.double(), exact, nudge.double())
+    credit, without, expected = ((v[:, 1] - v[:, 0]).double() / (2 * beta) for v in (by_kernels, plainly, exact))
+    return apart(credit, expected), apart(without, expected)
+
+
+def along(field: Fused, steps: int) -> Tensor:
+    """So many states of a free relaxation, with a leading axis of time."""
+    states = [field.init_state()]
+    for _ in range(steps - 1):
+        states.append(field.step(states[-1]))
+    return torch.stack(states)
+
+
+def smooth(field: Fused, states: Tensor) -> Tensor:
+    """In which examples (c, b) round-off opens or closes no memory: a credit jumps where one does."""
+    z, W = field.system.split(states)["z"].double(), field.theta["Wmem"].double()[:, None]
+    open_or_closed = (z @ W).abs() >= ROUND_OFF * (z.abs() @ W.abs())
+    return open_or_closed.flatten(-2).all(-1).all(0)
 
 
 def inside_guards(s: Tensor, guard: float) -> tuple[Tensor, Tensor]:

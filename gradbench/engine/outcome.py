@@ -114,7 +114,8 @@ class Outcome:
         rows = []
         for name, sizes in self.budget.sizes.items():
             error = (self.comparison.params[name] if name else self.comparison.whole).rel_error
-            rows.append({"param": name, "rel_error": error} | dict(zip(map(column, sizes), sizes.values(), strict=True)))
+            steps = zip(map(column, sizes), sizes.values(), strict=True)
+            rows.append({"param": name, "rel_error": error} | dict(steps))
         return rows
 
 

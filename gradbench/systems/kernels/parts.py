@@ -29,8 +29,8 @@ TOKENS, WIDTH, EXAMPLES = 16, 64, 4  # of an example, of a token, of a program
 WARPS = 8  # of most programs
 FEW = 4  # of the others, which need fewer registers or spill less with so many, measured on an H100
 OPTIONS = {"num_stages": 1, "enable_fp_fusion": True}  # of every kernel: a version of Triton may have other defaults
-INTERPRETED = triton.knobs.runtime.interpret  # on a CPU, where nothing is cut off
-CUT_OFF: tl.constexpr = tl.constexpr(0.0 if INTERPRETED else 2.0**-23 / 6)
+LOST = 2.0**-23 / 6  # see `dot`
+CUT_OFF: tl.constexpr = tl.constexpr(0.0 if triton.knobs.runtime.interpret else LOST)  # an interpreter cuts nothing off
 MANY = ["cells", "columns", "b", "zero"]  # numbers that differ between packs: no kernel is compiled for their values
 _launching = threading.Lock()  # packs of two threads may compile the same kernel
 _compiling: ContextVar[bool] = ContextVar("compiling", default=False)
@@ -80,7 +80,7 @@ def dot(a, b):
     """A product, or one of every example and head, and on top what tensor cores cut off of it on average.
 
     They add up eight products at a time and cut the sum off, towards zero. A sum of 8 n products loses (n + 1) / 6 of
-    2^-23 of itself, whatever the numbers are: `tests/perf/tensor_cores.py` emulates it.
+    2^-23 of itself, whatever the numbers are: `tests/emulated.py` measures it.
     """
     product = tl.dot(a, b, input_precision="tf32x3")
     return product + product * ((a.shape[-1] // 8 + 1) * CUT_OFF)
