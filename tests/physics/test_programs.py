@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import ContextVar
 
 import pytest
 import torch
@@ -82,13 +83,44 @@ class Noted:
 
 def test_a_kernel_is_compiled_ahead_and_not_launched() -> None:
     pytest.importorskip("triton")
-    from gradbench.systems.kernels.parts import compiling, launch
+    from gradbench.systems.kernels.parts import compile_side_by_side, launch
 
     kernel, where = Noted(), torch.zeros(1)
-    with compiling():
+
+    def launches() -> None:
         launch(kernel, (3, 2), where, warps=4)
-    launch(kernel, (3, 2), where, warps=4)
+
+    compile_side_by_side(launches)
+    launches()
     assert kernel.done == ["compiled for (3, 2), 4", "launched on (3, 2), 4"]
+
+
+class Stuck:
+    """The mode of Triton 3.6 after a kernel that did not compile: it stays active in its context."""
+
+    active: ContextVar[bool] = ContextVar("active", default=False)
+
+    def __init__(self, workers: object) -> None:
+        pass
+
+    def __enter__(self) -> None:
+        assert not self.active.get(), "Another AsyncCompileMode is already active"
+        self.active.set(True)
+
+    def __exit__(self, *raised: object) -> None:
+        pass
+
+
+def test_kernels_that_do_not_compile_leave_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pytest.importorskip("triton"), "AsyncCompileMode", Stuck)
+    from gradbench.systems.kernels.parts import compile_side_by_side
+
+    def wrong() -> None:
+        raise ValueError("does not compile")
+
+    for _ in range(2):
+        with pytest.raises(ValueError, match="does not compile"):
+            compile_side_by_side(wrong)
 
 
 TRACED = [name for name in SYSTEMS if issubclass(kind := registry.known_systems()[name], ClosedForms) and kind.lifted]

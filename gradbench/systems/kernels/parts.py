@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -51,7 +50,7 @@ class Kind(NamedTuple):
 
 
 def launch(kernel: Any, grid: tuple[int, int], *arguments: Any, **options: Any) -> None:
-    """Launch a kernel on the device of its first argument, a tensor. Inside of `compiling` it is only compiled."""
+    """Launch a kernel on the device of its first argument, a tensor; inside of `compile_side_by_side` compile it."""
     with _launching, torch.cuda.device_of(arguments[0]):
         if _compiling.get():
             kernel.warmup(*arguments, grid=grid, **options)
@@ -59,15 +58,15 @@ def launch(kernel: Any, grid: tuple[int, int], *arguments: Any, **options: Any) 
             kernel[grid](*arguments, **options)
 
 
-@contextmanager
-def compiling() -> Iterator[None]:
-    """Kernels that this thread would launch inside are compiled side by side, and are ready after the block."""
-    before = _compiling.set(True)
-    try:
+def compile_side_by_side(launches: Callable[[], object]) -> None:
+    """Compile the kernels that `launches` would launch, on all cores. Raises what Triton raises."""
+
+    def noted() -> None:
+        _compiling.set(True)
         with ThreadPoolExecutor(os.cpu_count()) as workers, triton.AsyncCompileMode(workers):
-            yield
-    finally:
-        _compiling.reset(before)
+            launches()
+
+    copy_context().run(noted)  # where a kernel does not compile, Triton 3.6 stays in its mode
 
 
 def compiled_for(read: KernelInputs) -> dict[str, Any]:
