@@ -71,7 +71,8 @@ def run(
     A suite is given by path, by the name of a shipped one, or as it is. `overrides` replaces keys of every grid of a
     file, by value: numbers, words, lists, ranges, arrays with one axis. `engine` is auto, eager (a problem at a time),
     batched, compiled (batched, and compiled first; CUDA only) or fused (batched, and steps are kernels of their system
-    where it has some; CUDA only). `memory` is what packs may take, as "80%" or "24GiB". `certify` adds a deep
+    where it has some; CUDA only); auto is eager on a CPU, and on CUDA batched, or fused for large plans of systems with
+    kernels. `memory` is what packs may take, as "80%" or "24GiB". `certify` adds a deep
     certificate to every cell. `profile` writes where the time went.
 
     Systems and rules from outside of the package are measured by worker processes: one that crashes, or fills the
@@ -191,7 +192,8 @@ def _setup_there(
     data = data_sets(planned.parts)
     facts = there.agreed(device, memory, data)
     device = facts["device"]
-    engine = packs.resolved(engine, device, planned.problems, facts["versions"]["triton"] is not None)
+    # auto takes no kernels there: which GPUs the workers have decides whether these were measured
+    engine = packs.resolved(engine, device, (), facts["versions"]["triton"] is not None)
     setup = Setup(device=device, engine=engine, budget=facts["budget"], certify=certify, timeout=limits.timeout)
     bound = None if device.startswith("cuda") or not there.local else processes.memory(len(there.workers()))
     content = packed_for_cluster(setup, planned, bound)

@@ -342,10 +342,10 @@ class Budgets:
         causes: Sequence[Cause],
     ) -> list[Budget]:
         """The budgets of k cells, from the squares of their steps by parameter."""
-        whole = squares.cumsum(1)[:, -1:]  # one after the other: numpy adds up in another order
-        squares = np.concatenate([whole, squares], 1)
         norms = np.array([[r.reference_norm for r in (c.whole, *(c.params[n] for n in names))] for c in compared])
         with np.errstate(all="ignore"):  # parameters without a reference are left out below
+            whole = squares.cumsum(1)[:, -1:]  # one after the other: numpy adds up in another order
+            squares = np.concatenate([whole, squares], 1)
             sizes = np.where(np.isfinite(squares), np.sqrt(squares) / norms[..., None], math.inf).tolist()
         return [
             self._budget(comparison, dict(zip(("", *names), rows, strict=True)), causes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -92,6 +93,7 @@ class Stack(Field):
 
 
 _compiled: set[tuple[AbstractSystem, torch.device]] = set()  # whose kernels `Fused` has compiled
+_compiling: dict[object, threading.Lock] = {}  # by system and device: two packs of one system compile its kernels once
 
 
 class Fused(Stack):
@@ -122,8 +124,13 @@ class Fused(Stack):
     @torch.no_grad()
     def compile_kernels(self) -> None:
         """Compile the kernels that the stack may launch side by side, once for a system: each takes seconds."""
-        key = self.system, self.knobs.eps.device
-        if self.kernels is None or key in _compiled:
+        if self.kernels is not None:
+            key = self.system, self.knobs.eps.device
+            with _compiling.setdefault(key, threading.Lock()):
+                self._compile_kernels(key)
+
+    def _compile_kernels(self, key: tuple[AbstractSystem, torch.device]) -> None:
+        if key in _compiled:
             return
         from gradbench.systems.kernels.parts import compile_side_by_side
 

@@ -14,6 +14,8 @@ import torch
 
 from gradbench.errors import UserError, near_miss
 
+MEASURED = 9  # compute capability of an H100 and an H200
+
 
 def resolve(device: object) -> str:
     """The name that torch knows; `auto` is CUDA where there is a CUDA device. Raises UserError for an absent device."""
@@ -48,6 +50,19 @@ def _cpu(kernel: Path) -> str:
     told = kernel.read_text("utf-8") if kernel.exists() else ""
     model = re.search(r"^model name\s*: (.+)$", told, re.MULTILINE)
     return model[1].strip() if model else platform.processor() or platform.machine()
+
+
+def makes_kernels(device: str) -> bool:
+    """Whether Triton makes the kernels of this CUDA device, and they are those that were measured: of capability 9."""
+    if triton_version() is None or torch.cuda.get_device_capability(device)[0] != MEASURED:
+        return False
+    try:
+        from triton.runtime import driver
+
+        driver.active.get_current_target()  # the first use compiles some C
+    except Exception:  # what a compiler says has no common type
+        return False
+    return True
 
 
 def triton_version() -> str | None:

@@ -14,7 +14,7 @@ from gradbench.data.draw_memory import DrawMemory
 from gradbench.dynamics.capture import unused
 from gradbench.dynamics.recordings import forget, lent
 from gradbench.dynamics.stack import Fused, Stack
-from gradbench.engine.device import triton_version
+from gradbench.engine.device import makes_kernels, triton_version
 from gradbench.engine.draws import build, draw, moved
 from gradbench.engine.solving import solve
 from gradbench.errors import UserError, near_miss
@@ -33,7 +33,7 @@ DRAWN = DrawMemory(2**28)  # parameters and data of stacks, which are the same i
 LANES = 2  # packs in flight on a GPU: one computes while another is waited for, judged or begun
 TURNS = 4  # packs that a thread of a cluster gets at least, so that the threads end at about the same time
 WORTH = 32  # problems of a stack; one of fewer takes hardly less time
-COMPILED = 100_000  # evaluations: batched they take a second, and the kernels of a system 10 s to compile
+COMPILED = 300_000  # evaluations: kernels save a second of them, and those of a system take 10 s to compile, once
 # memory that a recorded force with its transposed product takes, in states: measured 30 on cet_real, 20 on the toys
 RECORDED = 32
 
@@ -70,9 +70,9 @@ def measure_pack(
     fields = [build(problem, device, draw=drawn if alone else drawn_before) for problem in problems]
     stack = Fused if engine == "fused" else Stack
     field = fields[0] if alone else stack.of(fields, compiled=engine == "compiled")
-    if isinstance(field, Fused) and device.startswith("cuda"):
-        field.compile_kernels()
     try:
+        if isinstance(field, Fused) and device.startswith("cuda"):
+            field.compile_kernels()
         with lent():
             return solve(problems, field, thresholds, states_at_once(problems, device, budget), deep=deep, meter=meter)
     except torch.OutOfMemoryError:
@@ -81,26 +81,33 @@ def measure_pack(
         raise
 
 
-def resolved(engine: object, device: str, problems: Iterable[Problem] = (), triton: bool | None = None) -> str:
+def compile_kernels(problem: Problem, device: str, engine: str) -> None:
+    """Compile the kernels of the system of a problem, where the engine has some: the first time it takes seconds."""
+    if engine == "fused" and isinstance(stack := Fused.of([build(problem, device)]), Fused):
+        stack.compile_kernels()
+
+
+def resolved(engine: object, device: str, problems: Iterable[Problem], triton: bool | None = None) -> str:
     """The engine that `auto` stands for: eager on a CPU, where a problem already fills a core, else fused or batched.
 
     It is fused where kernels serve so many evaluations of the `problems` that it pays to compile them, once on a
-    machine. `triton` is whether kernels can be made where packs are measured; None: they are measured here. Raises
-    UserError for an engine that is not known, or that the device does not have.
+    machine, and where these are the kernels that were measured. `triton` is whether kernels can be made where packs are
+    measured; None: they are measured here. Raises UserError for an engine that is not known, or that the device does
+    not have.
     """
     if engine not in ENGINES:
         raise UserError(f"engine = {engine!r} is not known{near_miss(engine, ENGINES)}")
     cuda = device.startswith("cuda")
     if engine in ("compiled", "fused") and not cuda:
         raise UserError(f"engine = {engine!r} needs a CUDA device; use auto, eager or batched")
-    if triton is None:
-        triton = triton_version() is not None
-    if engine == "fused" and not triton:
+    if engine == "fused" and not (triton_version() is not None if triton is None else triton):
         needs = "triton, which comes with torch for CUDA, and a compiler of C"
         raise UserError(f"engine = 'fused' needs {needs}; use auto, eager or batched")
     if engine != "auto":
         return str(engine)
-    return "eager" if not cuda else "fused" if triton and _kernels_pay(problems) else "batched"
+    if not cuda:
+        return "eager"
+    return "fused" if _kernels_pay(problems) and (makes_kernels(device) if triton is None else triton) else "batched"
 
 
 def _kernels_pay(problems: Iterable[Problem]) -> bool:

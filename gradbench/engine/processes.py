@@ -146,6 +146,8 @@ class WorkerProcess:
         `meter` follows how far the pack is. Once it is no longer `wanted`, the worker is ended. Raises PackFailedError,
         WorkerLostError or WorkerLateError.
         """
+        if seconds is not None:  # kernels are compiled before the clock runs
+            self._ask(pickle.dumps(("compile", pack[0].cells)), wanted=wanted)
         answer = self._ask(pickle.dumps(("measure", [p.cells for p in pack], budget)), seconds, meter, wanted)
         rows: list[list[Row]] = answer
         return rows

@@ -140,6 +140,11 @@ class _Worker:
         with packs.refused_where_too_large(problem):
             build(problem, "cpu")
 
+    def compile(self, cells: tuple[Cell, ...]) -> None:
+        """Compile the kernels of the system of a problem, where the engine has some."""
+        assert self.session is not None
+        packs.compile_kernels(Problem(cells), self.session.device, self.session.engine)
+
     def measure(self, pack: list[tuple[Cell, ...]], budget: int) -> list[list[Row]]:
         """The rows of every problem of a pack, which may take `budget` bytes."""
         session, problems = self.session, [Problem(cells) for cells in pack]

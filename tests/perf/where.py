@@ -117,10 +117,12 @@ def told(title: str, pack: Sequence[Problem], planned: Plan, engine: str) -> tup
     measure()
     gc.collect()
     gc.freeze()  # as a run does it: a collection of all objects takes 0.1 s
-    start = perf_counter()
-    measure()
-    warm = perf_counter() - start
-    gc.unfreeze()
+    try:
+        start = perf_counter()
+        measure()
+        warm = perf_counter() - start
+    finally:
+        gc.unfreeze()
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
         measure()
     with tempfile.TemporaryDirectory() as folder:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar, final
 
 import pytest
@@ -17,6 +19,7 @@ from torch import Tensor
 
 from gradbench.dynamics.stack import Fused
 from gradbench.engine import packs
+from gradbench.engine.device import makes_kernels
 from gradbench.errors import UserError
 from gradbench.planning.plans import plan
 from gradbench.planning.suites import parse
@@ -96,18 +99,37 @@ def test_other_sizes_and_numbers_take_the_path_without_kernels() -> None:
 @pytest.mark.fast
 def test_the_engine_of_kernels_needs_a_gpu_and_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="engine = 'fused' needs a CUDA device"):
-        packs.resolved("fused", "cpu")
-    assert packs.resolved("fused", "cuda") == "fused"
+        packs.resolved("fused", "cpu", ())
+    assert packs.resolved("fused", "cuda", ()) == "fused"
     for found in ("gcc", "clang"):
         monkeypatch.setattr("shutil.which", lambda name, found=found: name if name == found else None)
-        assert packs.resolved("fused", "cuda") == "fused"
+        assert packs.resolved("fused", "cuda", ()) == "fused"
     monkeypatch.setattr("shutil.which", lambda name: None)
     monkeypatch.delenv("CC", raising=False)
-    assert packs.resolved("fused", "cuda", triton=True) == "fused"  # the workers of a cluster have it
+    assert packs.resolved("fused", "cuda", (), triton=True) == "fused"  # the workers of a cluster have it
     for there in (None, False):
         with pytest.raises(UserError, match="needs triton"):
-            packs.resolved("fused", "cuda", triton=there)
-    assert packs.resolved("auto", "cuda", triton=True) == "batched"  # there is nothing that kernels serve
+            packs.resolved("fused", "cuda", (), triton=there)
+    assert packs.resolved("auto", "cuda", (), triton=True) == "batched"  # there is nothing that kernels serve
+
+
+@pytest.mark.fast
+def test_auto_takes_kernels_where_they_were_measured_and_can_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr("gradbench.engine.device.triton_version", lambda: "3.6.0")
+    driver = importlib.import_module("triton.runtime.driver").driver
+    working = SimpleNamespace(get_current_target=lambda: "cuda")
+    monkeypatch.setattr(type(driver), "active", property(lambda self: working))
+    assert makes_kernels("cuda")
+
+    def without_headers() -> None:
+        raise RuntimeError("Python.h: no such file")
+
+    working.get_current_target = without_headers
+    assert not makes_kernels("cuda")
+    working.get_current_target = lambda: "cuda"
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (8, 0))
+    assert not makes_kernels("cuda")
 
 
 def engine_of(seeds: int, *, triton: bool = True, **more: Any) -> str:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
+from typing import Any
 
 import pytest
 import torch
+from interpreted import SYSTEMS as FUSED
+from interpreted import stack as fused
 from live import LIVE, SYSTEMS
 from torch import Tensor
 
@@ -66,6 +70,40 @@ def test_a_kernel_compiles_for_an_h100(name: str) -> None:
     assert "wgmma" in made.asm["ptx"]  # float32 products in three passes of TF32, by its tensor cores
     assert "f32.tf32.tf32" in made.asm["ptx"]
     assert "atom." not in made.asm["ptx"]
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
+    """The names of the kernels that are compiled ahead, with what they are compiled for, and nothing is compiled."""
+    pytest.importorskip("triton")
+    from gradbench.systems.kernels import parts, tokens, tokens_back
+
+    seen: list[tuple[str, dict[str, Any]]] = []
+    for file in (tokens, tokens_back):
+        monkeypatch.setattr(file, "launch", lambda kernel, *_, **options: seen.append((kernel.__name__, options)))
+    monkeypatch.setattr(parts, "compile_side_by_side", lambda launches: launches())
+    monkeypatch.setattr("gradbench.dynamics.stack._compiled", set())
+    return seen
+
+
+def test_programs_are_those_that_are_launched(launched: list[tuple[str, dict[str, Any]]]) -> None:
+    from gradbench.systems.kernels.parts import OPTIONS
+
+    for system in FUSED:
+        fused(system).compile_kernels()
+    for _, kernel, constants, warps in PROGRAMS.values():
+        assert (kernel, {**constants, **OPTIONS, "num_warps": warps}) in launched
+
+
+def test_two_packs_of_a_system_compile_its_kernels_once(launched: list[tuple[str, dict[str, Any]]]) -> None:
+    field = fused("cet_real")
+    field.compile_kernels()
+    once = len(launched)
+    launched.clear()
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(2) as threads:
+        patch.setattr("gradbench.dynamics.stack._compiled", set())
+        list(threads.map(lambda _: field.compile_kernels(), range(4)))
+    assert len(launched) == once
 
 
 class Noted:

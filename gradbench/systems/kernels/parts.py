@@ -1,8 +1,8 @@
 """What the kernels of the transformers share: products, heads, attention, and where numbers of a state lie.
 
 A program takes four examples of 16 tokens: 64 tokens of 64 numbers, in 4 heads of 16. A product takes three passes of
-TF32 for one of float32 (`tf32x3`), whose noise is that of float32. Where the number of examples is no multiple of four,
-the missing ones are masked, and so are numbers beyond the pixels of a patch.
+TF32 for one of float32 (`tf32x3`), whose noise is nearly that of float32. Where the number of examples is no multiple
+of four, the missing ones are masked, and so are numbers beyond the pixels of a patch.
 
 Letters: N = 16 tokens, D = 64 numbers of a token, H = 4 heads of h = 16, M memories, AREA pixels of a patch; q, k, v
 and the weights P of attention.
@@ -25,11 +25,13 @@ if TYPE_CHECKING:
     from gradbench.systems.base import KernelInputs
 
 TOKENS, WIDTH, EXAMPLES = 16, 64, 4  # of an example, of a token, of a program
-WARPS = 8  # of most programs
-FEW = 4  # of the others, which need fewer registers or spill less with so many, measured on an H100
+FEW = 4  # warps of most programs: two of these share a multiprocessor
+WARPS = 8  # of those that would spill too many registers with 4, measured on an H100
 OPTIONS = {"num_stages": 1, "enable_fp_fusion": True}  # of every kernel: a version of Triton may have other defaults
 LOST = 2.0**-23 / 6  # see `dot`
-CUT_OFF: tl.constexpr = tl.constexpr(0.0 if triton.knobs.runtime.interpret else LOST)  # an interpreter cuts nothing off
+# what was measured of other tensor cores is nothing, and an interpreter cuts nothing off
+CUTS = not triton.knobs.runtime.interpret and torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
+CUT_OFF: tl.constexpr = tl.constexpr(LOST if CUTS else 0.0)
 MANY = ["cells", "columns", "b", "zero"]  # numbers that differ between packs: no kernel is compiled for their values
 _launching = threading.Lock()  # packs of two threads may compile the same kernel
 _compiling: ContextVar[bool] = ContextVar("compiling", default=False)
@@ -79,7 +81,7 @@ def dot(a, b):
     """A product, or one of every example and head, and on top what tensor cores cut off of it on average.
 
     They add up eight products at a time and cut the sum off, towards zero. A sum of 8 n products loses (n + 1) / 6 of
-    2^-23 of itself, whatever the numbers are: `tests/emulated.py` measures it.
+    2^-23 of itself, whatever the numbers are: `tests/emulated.py` emulates it.
     """
     product = tl.dot(a, b, input_precision="tf32x3")
     return product + product * ((a.shape[-1] // 8 + 1) * CUT_OFF)
@@ -188,15 +190,6 @@ def by_head(first, left):
     i = tl.arange(0, 16)
     place = i[:, None, None] * 256 + i[None, :, None] * 16 + i[None, None, :]
     return tl.load(first + place, mask=(i < left * 4)[:, None, None], other=0.0)
-
-
-@triton.jit
-def attention_of(z, ahead_in, scale, M: tl.constexpr, ENERGY: tl.constexpr):
-    """q, k, v and P of the tokens z; k stands in for the v that a gradient has not."""
-    q = heads(dot(z, to_features(ahead_in, 64 + M)))
-    k = heads(dot(z, to_features(ahead_in, 128 + M)))
-    v = k if ENERGY else heads(dot(z, to_features(ahead_in, 192 + M)))
-    return q, k, v, softmax(scale * dot(q, turned(k)))
 
 
 @triton.jit

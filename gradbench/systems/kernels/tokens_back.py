@@ -15,7 +15,7 @@ One launch for all of this needs more registers than there are. It took 17 us a 
 Letters: s (cell, example, number) is a state; a and the sum of p are (row of T1, cell, example, number). The features
 of a token are the pixels of its patch, its memories and those of the heads; a row of them has a whole multiple of 64
 numbers. The other letters are as in `parts`. The last kernel writes a and the sum of p in place. The threads of a
-program write numbers that others of them read, so there is a barrier between the two.
+program write numbers that others of them read, so there is a barrier between reading and writing.
 """
 
 from __future__ import annotations
