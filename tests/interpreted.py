@@ -7,6 +7,10 @@ kernels cannot compile any.
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +32,16 @@ SYSTEMS = ("cet_real", "cet_energy", "cet_projected", "cet")
 GUARD, MARK = 4096, 123.0
 BETA = 0.02
 ROUND_OFF = 1e-6  # of a product with weights, relative to the sum of its sizes
+
+
+def printed_by(file: str) -> dict[str, Any]:
+    """What a file of this folder prints as JSON, in a process that interprets kernels."""
+    here = Path(__file__).parent
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(here)}
+    command = [sys.executable, str(here / file)]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+    told: dict[str, Any] = json.loads(printed)
+    return told
 
 
 def stack(

@@ -71,9 +71,9 @@ def run(
     A suite is given by path, by the name of a shipped one, or as it is. `overrides` replaces keys of every grid of a
     file, by value: numbers, words, lists, ranges, arrays with one axis. `engine` is auto, eager (a problem at a time),
     batched, compiled (batched, and compiled first; CUDA only) or fused (batched, and steps are kernels of their system
-    where it has some; CUDA only); auto is eager on a CPU, and on CUDA batched, or fused for large plans of systems with
-    kernels. `memory` is what packs may take, as "80%" or "24GiB". `certify` adds a deep
-    certificate to every cell. `profile` writes where the time went.
+    where it has some; CUDA only). `auto` is eager on a CPU and batched on CUDA, or fused there for large plans of
+    systems with kernels. `memory` is what packs may take, as "80%" or "24GiB". `certify` adds a deep certificate to
+    every cell. `profile` writes where the time went.
 
     Systems and rules from outside of the package are measured by worker processes: one that crashes, or fills the
     memory, costs the cells of its problem, which say `error` or `oom`. So are all where `timeout` is given: the seconds

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -103,12 +103,10 @@ class Fused(Stack):
     def kernels(self) -> FusedSteps | None:
         """The system, where its kernels apply: to float32, to its sizes, and to the force that the package gave it."""
         system = self.system
-        if not (isinstance(system, FusedSteps) and self.serves(system)):
-            return None
-        return system if self.knobs.eps.dtype is torch.float32 else None
+        return system if self.serves(system) and self.knobs.eps.dtype is torch.float32 else None
 
     @staticmethod
-    def serves(system: AbstractSystem) -> bool:
+    def serves(system: AbstractSystem) -> TypeGuard[FusedSteps]:
         """Whether kernels apply to a system of float32: to its sizes, and to the force that the package gave it."""
         return isinstance(system, FusedSteps) and system.fused and origins.is_of_package(type(system))
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
@@ -112,13 +113,8 @@ def resolved(engine: object, device: str, problems: Iterable[Problem], triton: b
 
 def _kernels_pay(problems: Iterable[Problem]) -> bool:
     """Whether kernels serve at least `COMPILED` evaluations."""
-    left = COMPILED
-    for problem in problems:
-        if problem.point.dtype == "float32" and Fused.serves(problem.system):
-            left -= problem.cost.work
-            if left <= 0:
-                return True
-    return False
+    served = (p.cost.work for p in problems if p.point.dtype == "float32" and Fused.serves(p.system))
+    return any(total >= COMPILED for total in accumulate(served))
 
 
 def states_at_once(problems: Sequence[Problem], device: str, budget: int | None = None) -> int:

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
-import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +10,7 @@ from typing import Any, ClassVar, final
 
 import pytest
 import torch
-from interpreted import SYSTEMS, stack
+from interpreted import SYSTEMS, printed_by, stack
 from torch import Tensor
 
 from gradbench.dynamics.stack import Fused
@@ -35,10 +31,7 @@ TESTS = Path(__file__).parents[1]
 @pytest.fixture(scope="module")
 def told() -> dict[str, dict[str, Any]]:
     """What was seen of every system, in a process that interprets kernels."""
-    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(TESTS)}
-    command = [sys.executable, str(TESTS / "interpreted.py")]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
-    return json.loads(printed)
+    return printed_by("interpreted.py")
 
 
 @pytest.mark.parametrize("system", SYSTEMS)

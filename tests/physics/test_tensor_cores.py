@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
-from interpreted import SYSTEMS
+from interpreted import SYSTEMS, printed_by
 
 pytest.importorskip("triton")
-TESTS = Path(__file__).parents[1]
 FREE = {"cet_projected": 2, "cet": 4}  # times the error of plain float32; 1.5 elsewhere
 
 
 @pytest.fixture(scope="module")
 def emulated() -> dict[str, Any]:
-    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(TESTS)}
-    command = [sys.executable, str(TESTS / "emulated.py")]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
-    told: dict[str, Any] = json.loads(printed)
-    return told
+    return printed_by("emulated.py")
 
 
 def test_what_a_product_loses_depends_on_its_length_alone(emulated: dict[str, Any]) -> None:

@@ -6,6 +6,9 @@ of four, the missing ones are masked, and so are numbers beyond the pixels of a 
 
 Letters: N = 16 tokens, D = 64 numbers of a token, H = 4 heads of h = 16, M memories, AREA pixels of a patch; q, k, v
 and the weights P of attention.
+
+`zero` is 0. It is added where something is loaded, or an index computed, a second time: otherwise the compiler would
+keep the first one in registers, and those are short. An index of a state takes as many of them as a state.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ FEW = 4  # warps of most programs: two of these share a multiprocessor
 WARPS = 8  # of those that would spill too many registers with 4, measured on an H100
 OPTIONS = {"num_stages": 1, "enable_fp_fusion": True}  # of every kernel: a version of Triton may have other defaults
 LOST = 2.0**-23 / 6  # see `dot`
-# what was measured of other tensor cores is nothing, and an interpreter cuts nothing off
+# other tensor cores were not measured, and an interpreter cuts nothing off
 CUTS = not triton.knobs.runtime.interpret and torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
 CUT_OFF: tl.constexpr = tl.constexpr(LOST if CUTS else 0.0)
 MANY = ["cells", "columns", "b", "zero"]  # numbers that differ between packs: no kernel is compiled for their values

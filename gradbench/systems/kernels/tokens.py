@@ -5,8 +5,7 @@ called *bent*. A product J_G v with the Jacobian of a step is one launch, too. N
 operations, so that two runs give equal bits.
 
 Letters: s (row, cell, example, number), with rows of T1 (i) and of nudges (m), cells c, examples b; the others as in
-`parts`. `zero` is 0. It is added where an index is computed a second time: otherwise the compiler would keep the
-first one, and an index of a state takes as many registers as a state.
+`parts`.
 """
 
 from __future__ import annotations
@@ -186,7 +185,7 @@ def _product_kernel(
         moved += dot(P, heads(dot(z, to_features(ahead_in, 192 + M))))
         back = dot(merge(moved), to_tokens(ahead_out, 64 + M, OUT))
     back *= tl.load(sigma + c)
-    if not ENERGY:
+    if not ENERGY:  # the tokens wait in no register; the kernel of an energy spills more registers with this
         z = tl.load(v + zero + token_places(i, LENGTH), mask=there, other=0.0)
     for chunk in tl.static_range(0, M, 64):
         moved = dot(z, to_features(ahead_in, 64 + chunk))
