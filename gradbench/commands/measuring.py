@@ -5,11 +5,13 @@ Packs are measured by threads of this process, or by worker processes where some
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING, cast
 
 from gradbench.commands.executing import Answer, Job, Lanes, Results, execute
@@ -179,10 +181,8 @@ def _outcomes(
     thresholds: Thresholds, setup: Setup, pack: Sequence[Problem], budget: int, meter: Meter
 ) -> list[Results]:
     """The outcomes of every problem of a pack, measured by this thread."""
-    by_problem: dict[str, list[Outcome]] = {problem.key: [] for problem in pack}
-    for outcome in packs.measure_pack(pack, setup.device, thresholds, setup.engine, budget, setup.certify, meter):
-        by_problem[outcome.problem].append(outcome)
-    return list(by_problem.values())
+    outcomes = packs.measure_pack(pack, setup.device, thresholds, setup.engine, budget, setup.certify, meter)
+    return [list(of_problem) for _, of_problem in itertools.groupby(outcomes, attrgetter("problem"))]
 
 
 def _rows(setup: Setup, pack: Sequence[Problem], budget: int, meter: Meter) -> Sequence[Results]:

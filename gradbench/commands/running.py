@@ -294,7 +294,12 @@ def _statuses(results: list[Outcome] | list[Row]) -> list[str]:
 
 
 def _store(target: Run, problem: Problem, results: list[Outcome] | list[Row]) -> None:
-    target.keep(problem.key, [row if isinstance(row, dict) else row.row() for row in results])
+    from gradbench.engine.outcome import record_of
+
+    if isinstance(results[0], dict):
+        target.keep(problem.key, results)
+    else:
+        target.store(problem.key, record_of(results))
 
 
 @contextmanager

@@ -18,6 +18,7 @@ its cause.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,6 +28,7 @@ import numpy as np
 import torch
 
 from gradbench.diagnostics.dissection import State, opaque
+from gradbench.diagnostics.metrics import Comparisons
 from gradbench.diagnostics.neumann import adjoints
 from gradbench.dynamics.trajectory import chosen
 from gradbench.errors import RuleFaultError
@@ -61,8 +63,14 @@ class Budget:
 
     cause: Cause
     of: str  # the parameter whose error has this cause; empty: the whole gradient
+    causes: tuple[Cause, ...]  # of the steps
     # |step| / |reference| by cause: of the whole ("") and every live parameter; a status as cause has that of `of`
-    sizes: dict[str, dict[Cause, float]]
+    rows: Mapping[str, Sequence[float]]
+
+    @property
+    def sizes(self) -> dict[str, dict[Cause, float]]:
+        """The rows with their causes."""
+        return {name: dict(zip(self.causes, row, strict=True)) for name, row in self.rows.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,9 +193,9 @@ class Budgets:
         for cell, ((i, j, c), comparison) in a.wanted.items():
             if cell in a.by_chance:
                 sizes = {"": comparison.whole} | {n: p for n, p in comparison.params.items() if not p.no_reference}
-                of = wanting(comparison, self.faithful) or ""
-                chance = {n: {Cause.VARIANCE: similarity.rel_error} for n, similarity in sizes.items()}
-                budgets[cell] = Budget(Cause.VARIANCE, of, chance)
+                of = comparison.wanting(self.faithful) or ""
+                chance = {n: (similarity.rel_error,) for n, similarity in sizes.items()}
+                budgets[cell] = Budget(Cause.VARIANCE, of, (Cause.VARIANCE,), chance)
                 continue
             (row,) = self.free.rows([a.free.T1s[i]])
             estimate = {n: g[i, j, c] if self._stacked else g[i, j] for n, g in a.estimate.items()}
@@ -339,28 +347,25 @@ class Budgets:
         compared: Sequence[Comparison],
         names: Sequence[str],
         squares: Float64[np.ndarray, "k P causes"],
-        causes: Sequence[Cause],
+        causes: tuple[Cause, ...],
     ) -> list[Budget]:
         """The budgets of k cells, from the squares of their steps by parameter."""
-        norms = np.array([[r.reference_norm for r in (c.whole, *(c.params[n] for n in names))] for c in compared])
+        among = Comparisons.of(compared)
+        in_order = [names.index(name) for name in among.names]  # rows come as those of the comparison do
         with np.errstate(all="ignore"):  # parameters without a reference are left out below
             whole = squares.cumsum(1)[:, -1:]  # one after the other: numpy adds up in another order
-            squares = np.concatenate([whole, squares], 1)
-            sizes = np.where(np.isfinite(squares), np.sqrt(squares) / norms[..., None], math.inf).tolist()
-        return [
-            self._budget(comparison, dict(zip(("", *names), rows, strict=True)), causes)
-            for comparison, rows in zip(compared, sizes, strict=True)
-        ]
-
-    def _budget(self, comparison: Comparison, rows: Mapping[str, Sequence[float]], causes: Sequence[Cause]) -> Budget:
-        """The budget of a cell from the sizes of its steps: for the whole gradient, and for every live parameter."""
-        live = (n for n, p in comparison.params.items() if not p.no_reference)
-        sizes = {n: dict(zip(causes, rows[n], strict=True)) for n in ("", *live)}
-        of = wanting(comparison, self.faithful) or ""
-        cause = _largest(sizes[of])
-        if cause in (Cause.READOUT, Cause.RULE, Cause.UNKNOWN):
-            cause = _multiple(comparison) or cause
-        return Budget(cause, of, sizes)
+            squares = np.concatenate([whole, squares[:, in_order]], 1)
+            sizes = np.sqrt(squares) / among.numbers[..., 4, None]
+        sizes = np.where(np.isfinite(squares), sizes, math.inf).tolist()
+        budgets = []
+        for comparison, rows, counted in zip(compared, sizes, among.live.tolist(), strict=True):
+            named = dict(itertools.compress(zip(("", *among.names), rows, strict=True), (True, *counted)))
+            of = comparison.wanting(self.faithful) or ""
+            cause = _largest(dict(zip(causes, named[of], strict=True)))
+            if cause in (Cause.READOUT, Cause.RULE, Cause.UNKNOWN):
+                cause = _multiple(comparison) or cause
+            budgets.append(Budget(cause, of, causes, named))
+        return budgets
 
 
 def _largest(sizes: Mapping[Cause, float]) -> Cause:
@@ -397,27 +402,11 @@ def asks(status: Status, of: str | None) -> bool:
 def blamed(status: Status, comparison: Comparison, of: str | None) -> Budget | None:
     """The budget of a cell whose status is the cause of its error; `of` is what wants a cause. None elsewhere."""
     if status is Status.UNSTABLE and comparison.whole.overflowed:
-        return Budget(Cause.NO_FIXED_POINT, "", {"": {Cause.NO_FIXED_POINT: math.inf}})
+        return Budget(Cause.NO_FIXED_POINT, "", (Cause.NO_FIXED_POINT,), {"": (math.inf,)})
     if of is None or status not in _BLAMED:
         return None
     error = (comparison.params[of] if of else comparison.whole).rel_error
-    return Budget(_BLAMED[status], of, {of: {_BLAMED[status]: error}})
-
-
-def wanting(comparison: Comparison, faithful: float) -> str | None:
-    """What wants a cause: "" for the whole gradient, else the worst parameter or the one with the largest error.
-
-    None where no error is above `faithful`, or there is nothing to compare with.
-    """
-    if comparison.whole.no_reference:
-        return None
-    if not comparison.whole.rel_error <= faithful:
-        return ""
-    errors = {n: p.rel_error for n, p in comparison.params.items() if not p.no_reference}
-    if errors.get(comparison.worst, 0.0) > faithful:
-        return comparison.worst
-    largest = max(errors, key=errors.__getitem__, default=None)
-    return largest if largest is not None and not errors[largest] <= faithful else None
+    return Budget(_BLAMED[status], of, (_BLAMED[status],), {of: (error,)})
 
 
 def _rows(gradient: Params, rows: Sequence[int]) -> Params:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from gradbench.vocabulary.notation import ATTENTION
 from gradbench.vocabulary.reason import NOT_FINITE, REFERENCE, ZERO
 
 if TYPE_CHECKING:
-    from jaxtyping import Float64
+    from jaxtyping import Bool, Float64, Int, Shaped
     from torch import Tensor
 
     from gradbench.systems.base import Params
@@ -47,61 +48,176 @@ class Similarity(NamedTuple):
         return self.reason.startswith(REFERENCE)
 
 
-UNDEFINED = Similarity(math.nan, math.nan, math.nan, math.nan, math.nan)
+@dataclass(frozen=True, eq=False)
+class Comparisons(Sequence["Comparison"]):
+    """Estimates compared with their references, in columns: there may be a hundred thousand of them.
 
+    `numbers` are those of `Similarity`, of the whole gradient first and then by parameter; `codes` are the places of
+    their reasons in `_REASONS`.
+    """
 
-@dataclass(frozen=True)
-class Comparison:
-    """An estimate compared with its reference."""
+    names: tuple[str, ...]  # of the parameters
+    numbers: Float64[np.ndarray, "k 1+P 5"]
+    codes: Int[np.ndarray, "k 1+P"]
 
-    whole: Similarity
-    params: dict[str, Similarity] = field(default_factory=dict)
+    @classmethod
+    def of(cls, compared: Sequence[Comparison]) -> Comparisons:
+        """The columns of comparisons of the same parameters, wherever they are from."""
+        numbers, codes = (np.stack([getattr(c.among, n)[c.place] for c in compared]) for n in ("numbers", "codes"))
+        return cls(compared[0].among.names, numbers, codes)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @overload
+    def __getitem__(self, place: int) -> Comparison: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Comparison]: ...
+    def __getitem__(self, place: int | slice) -> Comparison | Sequence[Comparison]:
+        places = range(len(self))[place]
+        return Comparison(self, places) if isinstance(places, int) else [Comparison(self, i) for i in places]
 
     @cached_property
+    def wholes(self) -> list[Similarity]:
+        """The readings of the whole gradients."""
+        reasons = self.reasons[:, 0]
+        return list(map(Similarity, *self.numbers[:, 0].T.tolist(), reasons.tolist()))
+
+    @cached_property
+    def reasons(self) -> Shaped[np.ndarray, "k 1+P"]:
+        """Why cosines are undefined, or 0 by convention, in words."""
+        subjects = [REFERENCE, *(f"{REFERENCE} of {n}" for n in self.names)]
+        told = np.array([[text.format(subject) for subject in subjects] for text in _REASONS], object)
+        return np.asarray(told[self.codes, np.arange(len(subjects))])
+
+    @cached_property
+    def live(self) -> Bool[np.ndarray, "k P"]:
+        """Which parameters have a reference above the floor of liveness."""
+        return self.codes[:, 1:] < _NO_REFERENCE
+
+    @cached_property
+    def params_live(self) -> Int[np.ndarray, "k"]:
+        """How many parameters have a reference above the floor of liveness."""
+        return self.live.sum(1)
+
+    @cached_property
+    def params_zero(self) -> Int[np.ndarray, "k"]:
+        """How many live parameters have an estimate of exactly zero."""
+        return (self.codes[:, 1:] == _ZERO).sum(1)
+
+    @cached_property
+    def params_undefined(self) -> Int[np.ndarray, "k"]:
+        """How many parameters have no cosine."""
+        return (self.codes[:, 1:] > _ZERO).sum(1)
+
+    @cached_property
+    def cosine_mean(self) -> list[float]:
+        """Mean over the live parameters; NaN where the estimate of one is not finite, as the next two."""
+        return self._means(range(len(self.names)))
+
+    @cached_property
+    def cosine_attn(self) -> list[float]:
+        """Mean over those of WQ, WK, WV, WO that are present and live."""
+        return self._means([i for i, name in enumerate(self.names) if name in ATTENTION])
+
+    @cached_property
+    def cosine_min(self) -> list[float]:
+        """Smallest over the live parameters."""
+        cosines = self.numbers[:, 1:, 0]
+        return [math.nan if worst < 0 else row[worst] for row, worst in zip(cosines.tolist(), self._worst, strict=True)]
+
+    @cached_property
+    def worst(self) -> list[str]:
+        """Name of the parameter with the smallest cosine, or of the first whose estimate is not finite."""
+        return [self.names[worst] if worst >= 0 else "" for worst in self._worst]
+
+    @cached_property
+    def _worst(self) -> list[int]:
+        """The place of the parameter with the smallest cosine; -1 where none is live."""
+        cosines = self.numbers[:, 1:, 0]
+        ranked = np.where(self.live, np.where(np.isnan(cosines), -math.inf, cosines), math.inf)
+        return list(np.where(self.live.any(1), ranked.argmin(1), -1).tolist()) if self.names else [-1] * len(self)
+
+    def _means(self, places: Sequence[int]) -> list[float]:
+        """The mean cosine over those of some parameters that are live. One by one: numpy adds up in another order."""
+        cosines, live = self.numbers[:, 1:, 0][:, places].tolist(), self.live[:, places].tolist()
+        return [_mean(list(itertools.compress(*row))) for row in zip(cosines, live, strict=True)]
+
+    def wanting(self, faithful: float) -> list[str | None]:
+        """What wants a cause: "" for the whole gradient, else the worst parameter or the one with the largest error.
+
+        None where no error is above `faithful`, or there is nothing to compare with.
+        """
+        if faithful not in self._wanting:
+            self._wanting[faithful] = self._wanting_above(faithful)
+        return self._wanting[faithful]
+
+    @cached_property
+    def _wanting(self) -> dict[float, list[str | None]]:
+        return {}
+
+    def _wanting_above(self, faithful: float) -> list[str | None]:
+        wanted = np.full(len(self), None, object)
+        errors = np.where(self.live, self.numbers[:, 1:, 2], -math.inf)
+        if self.names:
+            every, worst, largest = np.arange(len(self)), np.array(self._worst), errors.argmax(1)
+            names = np.array(self.names, object)
+            some = self.live.any(1)
+            for place, above in (
+                (largest, ~(errors[every, largest] <= faithful)),
+                (worst, errors[every, worst] > faithful),
+            ):
+                wanted = np.where(some & above, names[place], wanted)
+        wanted[~(self.numbers[:, 0, 2] <= faithful)] = ""
+        wanted[self.codes[:, 0] >= _NO_REFERENCE] = None
+        return list(wanted.tolist())
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Comparison:
+    """An estimate compared with its reference: one of many, in whose columns it is read."""
+
+    among: Comparisons
+    place: int
+
+    def __repr__(self) -> str:
+        return f"Comparison(whole={self.whole!r}, params={self.params!r})"
+
+    @property
+    def whole(self) -> Similarity:
+        """The readings of the whole gradient."""
+        return self.among.wholes[self.place]
+
+    @cached_property
+    def params(self) -> dict[str, Similarity]:
+        """The readings by parameter."""
+        numbers, reasons = self.among.numbers[self.place, 1:].tolist(), self.among.reasons[self.place, 1:].tolist()
+        rows = zip(self.among.names, numbers, reasons, strict=True)
+        return {name: Similarity._make((*of_param, reason)) for name, of_param, reason in rows}
+
+    @property
     def defined(self) -> dict[str, float]:
         """Cosines of the parameters that have one; of a live parameter whose estimate is zero it is 0."""
         return {n: p.cosine for n, p in self.params.items() if p.defined}
 
     @property
-    def params_live(self) -> int:
-        """How many parameters have a reference above the floor of liveness."""
-        return sum(not p.no_reference for p in self.params.values())
-
-    @property
-    def params_zero(self) -> int:
-        """How many live parameters have an estimate of exactly zero."""
-        return sum(p.reason == ZERO for p in self.params.values())
-
-    @property
-    def params_undefined(self) -> int:
-        """How many parameters have no cosine."""
-        return len(self.params) - len(self.defined)
-
-    @cached_property
     def counted(self) -> dict[str, float]:
         """Cosines of the live parameters: NaN where the estimate is not finite, which makes every summary NaN."""
         return {n: p.cosine for n, p in self.params.items() if p.defined or p.reason == NOT_FINITE}
 
     @property
-    def cosine_mean(self) -> float:
-        """Mean over the live parameters."""
-        return _mean(list(self.counted.values()))
-
-    @property
     def cosine_min(self) -> float:
         """Smallest over the live parameters."""
-        return self.counted[self.worst] if self.worst else math.nan
+        return self.among.cosine_min[self.place]
 
     @property
-    def cosine_attn(self) -> float:
-        """Mean over those of WQ, WK, WV, WO that are present and live."""
-        return _mean([c for n, c in self.counted.items() if n in ATTENTION])
-
-    @cached_property
     def worst(self) -> str:
         """Name of the parameter with the smallest cosine, or of the first whose estimate is not finite."""
-        ranked = {n: -math.inf if math.isnan(cosine) else cosine for n, cosine in self.counted.items()}
-        return min(ranked, key=ranked.__getitem__, default="")
+        return self.among.worst[self.place]
+
+    def wanting(self, faithful: float) -> str | None:
+        """What wants a cause, as `Comparisons.wanting` says it of all."""
+        return self.among.wanting(faithful)[self.place]
 
 
 def _mean(values: list[float]) -> float:
@@ -147,25 +263,14 @@ class Reference:
         return torch.stack([part.sum(-1) for part in entries.split(self._sizes, -1)], -1).double()
 
 
-def comparisons(sums: Float64[np.ndarray, "k P 6"], names: Sequence[str], live: float) -> list[Comparison]:
+def comparisons(sums: Float64[np.ndarray, "k P 6"], names: Sequence[str], live: float) -> Comparisons:
     """The readings of k estimates, from their tallies by parameter."""
     whole = sums.sum(1, keepdims=True)
     every = np.concatenate([whole, sums], 1)
     floor = np.concatenate(
         [np.zeros_like(whole[..., 2]), np.broadcast_to(live * np.sqrt(whole[..., 2]), sums.shape[:2])], 1
     )
-    rows, reasons = _readings(every, floor)
-    subjects = [REFERENCE, *(f"{REFERENCE} of {n}" for n in names)]
-    texts = np.array([[text.format(subject) for subject in subjects] for text in _REASONS], object)
-    told = texts[reasons, np.arange(len(subjects))]
-    # all comparisons of all estimates from columns: there may be hundreds of thousands
-    columns = (*np.moveaxis(rows, -1, 0).reshape(5, -1).tolist(), told.ravel().tolist())
-    flat = list(map(Similarity, *columns))
-    compared = []
-    for start in range(0, len(flat), len(subjects)):
-        first, *by_param = flat[start : start + len(subjects)]
-        compared.append(Comparison(first, dict(zip(names, by_param, strict=True))))
-    return compared
+    return Comparisons(tuple(names), *_readings(every, floor))
 
 
 # why a cosine is undefined: of those that hold, the last counts
@@ -177,6 +282,7 @@ _REASONS = (
     "{} is zero",
     "{} is not finite",
 )
+_ZERO, _NO_REFERENCE = 1, 3  # the place of ZERO, and the first place of those that lie in the reference
 
 
 def _readings(

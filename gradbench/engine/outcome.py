@@ -1,30 +1,48 @@
-"""The outcome of a cell: its status, its evidence and its comparison, as one flat row."""
+"""The outcome of a cell: its status, its evidence and its comparison; and the record of many cells, in columns."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cache
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-from gradbench.diagnostics.certificate import Deep
+import numpy as np
+import pyarrow as pa
+
+from gradbench.diagnostics.certificate import Certificate, Deep
 from gradbench.diagnostics.credit import SUMMARY, blocks
-from gradbench.diagnostics.metrics import UNDEFINED, Comparison, Similarity
+from gradbench.diagnostics.metrics import Comparison, Comparisons, Similarity
+from gradbench.engine.references import Apart
 from gradbench.estimators.base import Count
 from gradbench.estimators.reference import IMPLICIT
+from gradbench.planning.cells import identities
 from gradbench.planning.problems import cell_count
 from gradbench.tables.placeholders import extra, unmeasured
-from gradbench.vocabulary.cause import column
+from gradbench.tables.schema import BUDGET, CELLS, NESTED, RECORD
+from gradbench.vocabulary.cause import CAUSES, Cause, column
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from jaxtyping import Bool
 
     from gradbench.diagnostics.budget import Budget
-    from gradbench.diagnostics.certificate import Certificate
     from gradbench.diagnostics.judgement import Judgement
-    from gradbench.engine.references import Apart
     from gradbench.planning.cells import Cell
     from gradbench.systems.base import Params
     from gradbench.vocabulary.status import Status
+
+_CERTIFIED = tuple(field.name for field in fields(Certificate) if field.name in CELLS.names)
+_DEEP = tuple(field.name for field in fields(Deep))
+_NUDGED = ("nudge_residual", "clip_share", "drift", "curvature", "noise_floor")
+_COUNTS = ("params_live", "params_zero", "params_undefined")
+_READINGS = Similarity._fields[:-1]  # without the reason
+COUNTED = ("n_force", "n_jvp", "n_vjp")
+# evidence that has columns of its own, or none; what else a rule returns is a further column
+EVIDENCE = frozenset({*_NUDGED, *SUMMARY, *COUNTED, "nudge_norm", "draws", "draw_spread"})
+_PLACES: dict[Cause, int] = {cause: i for i, cause in enumerate(CAUSES)}
+_ERROR = _READINGS.index("rel_error")
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,59 +82,71 @@ class Outcome:
         return replace(planned, partial=False) + Count(force, jvp, vjp)
 
     def row(self) -> dict[str, Any]:
-        """The cell as a record of tables.schema."""
-        if self.status.incomplete:
-            return unmeasured(self.cell, self.status, self.reason, self.problem)
-        row = self.cell.identity | {"problem": self.problem, "status": str(self.status), "reason": self.reason}
-        count = self.count
-        row |= {"n_force": count.force, "n_jvp": count.jvp, "n_vjp": count.vjp} if not count.partial else {}
-        row |= {"seconds": self.seconds, "peak_memory": self.peak_memory}
-        row |= {name: value for name, value in vars(self.certificate).items() if name not in _INTERNAL}
-        row |= self._apart() | {name: getattr(self.certificate.deep, name, None) for name in _DEEP}
-        row |= {name: self.evidence.get(name) for name in (*_NUDGED, *SUMMARY)}
-        row |= self._of_draws()
-        row["rho_T2"] = _power(self.certificate.rho, self.cell.T2) if self.cell.T2 is not None else None
-        c = self.comparison
-        whole = c.whole if c else UNDEFINED
-        row |= dict(zip(_READINGS, whole[:-1], strict=True))
-        for name in ("cosine_mean", "cosine_min", "cosine_attn"):
-            row[name] = getattr(c, name) if c else math.nan
-        row["worst"] = c.worst if c else ""
-        row |= {name: getattr(c, name) if c else None for name in ("params_live", "params_zero", "params_undefined")}
-        row["params"] = [dict(zip(_OF_PARAM, (name, *p), strict=True)) for name, p in c.params.items()] if c else []
-        row["blocks"] = blocks(self.evidence)
-        row["cause"] = str(self.budget.cause) if self.budget else None
-        row["cause_of"] = self.budget.of if self.budget else None
-        row["budget"] = self._budget()
-        more = {n: v for n, v in self.evidence.items() if n not in EVIDENCE and "/" not in n}
-        row["extra"] = extra(self.cell.knobs | more)
-        return row
+        """The cell as a row of a record; nested rows are without the fields that do not apply to them."""
+        (row,) = record_of([self]).to_pylist()
+        nested = {name: [{k: v for k, v in r.items() if v is not None} for r in row[name]] for name in NESTED}
+        return row | nested
 
-    def _apart(self) -> dict[str, float | None]:
-        """How far the references are apart; of the implicit one where the cell or a deep certificate asks for it."""
-        columns: dict[str, float | None] = self.apart._asdict()
-        if self.cell.reference == IMPLICIT or self.certificate.deep is not None:
-            return columns
-        return columns | dict.fromkeys(("reference_gap", "implicit_open"))
 
-    def _of_draws(self) -> dict[str, float | int | None]:
-        """What several draws of a rule leave open; null for a rule that has one estimate alone."""
-        draws = self.evidence.get("draws")
-        if draws is None or not math.isfinite(draws):
-            return {"draws": None, "variance": None, "bias_se": None}
-        error = standard_error(self.evidence, self.comparison)
-        return {"draws": int(draws), "variance": error**2 * draws, "bias_se": error}
+def record_of(outcomes: Sequence[Outcome]) -> pa.Table:
+    """The cells of a record, a row for each, as tables.schema declares it."""
+    measured = [outcome for outcome in outcomes if not outcome.status.incomplete]
+    if len(measured) == len(outcomes):
+        return _measured(outcomes)
+    others = [outcome for outcome in outcomes if outcome.status.incomplete]
+    rows = [unmeasured(o.cell, o.status, o.reason, o.problem) for o in others]
+    table = pa.concat_tables([_measured(measured), pa.Table.from_pylist(rows, schema=RECORD)]).combine_chunks()
+    places = {outcome.cell: i for i, outcome in enumerate((*measured, *others))}
+    return table.take(pa.array([places[outcome.cell] for outcome in outcomes]))
 
-    def _budget(self) -> list[dict[str, Any]]:
-        """A row for the whole gradient and one for every live parameter."""
-        if self.budget is None or self.comparison is None:
-            return []
-        rows = []
-        for name, sizes in self.budget.sizes.items():
-            error = (self.comparison.params[name] if name else self.comparison.whole).rel_error
-            steps = zip(map(column, sizes), sizes.values(), strict=True)
-            rows.append({"param": name, "rel_error": error} | dict(steps))
-        return rows
+
+def _measured(outcomes: Sequence[Outcome]) -> pa.Table:
+    """The rows of cells that were measured."""
+    cells, certificates = [o.cell for o in outcomes], [o.certificate for o in outcomes]
+    evidence, counts = [o.evidence for o in outcomes], [o.count for o in outcomes]
+    columns: dict[str, Any] = identities(cells)
+    columns["problem"] = [o.problem for o in outcomes]
+    columns["status"] = [str(o.status) for o in outcomes]
+    columns["reason"] = [o.reason for o in outcomes]
+    for name, count in zip(COUNTED, zip(*map(attrgetter("force", "jvp", "vjp"), counts), strict=True), strict=True):
+        columns[name] = [None if c.partial else n for c, n in zip(counts, count, strict=True)]
+    columns["seconds"] = [o.seconds for o in outcomes]
+    columns["peak_memory"] = [o.peak_memory for o in outcomes]
+    columns |= {name: list(map(attrgetter(name), certificates)) for name in _CERTIFIED}
+    columns |= {name: [getattr(c.deep, name, None) for c in certificates] for name in _DEEP}
+    columns |= dict(zip(Apart._fields, zip(*map(_apart, outcomes), strict=True), strict=True))
+    columns |= {name: [e.get(name) for e in evidence] for name in (*_NUDGED, *SUMMARY)}
+    draws = zip(*map(_of_draws, evidence, (o.comparison for o in outcomes)), strict=True)
+    columns |= dict(zip(("draws", "variance", "bias_se"), draws, strict=True))
+    T2s = zip(certificates, cells, strict=True)
+    columns["rho_T2"] = [None if cell.T2 is None else _power(c.rho, cell.T2) for c, cell in T2s]
+    columns |= _of_comparisons(outcomes)
+    columns["blocks"] = list(map(blocks, evidence))
+    columns["cause"] = [str(o.budget.cause) if o.budget else None for o in outcomes]
+    columns["cause_of"] = [o.budget.of if o.budget else None for o in outcomes]
+    columns["budget"] = _of_budgets(outcomes)
+    more = [{name: e[name] for name in _further(tuple(e))} for e in evidence]
+    columns["extra"] = [extra(cell.knobs | further) for cell, further in zip(cells, more, strict=True)]
+    arrays = [c if isinstance(c := columns[f.name], pa.Array) else pa.array(c, f.type) for f in RECORD]
+    return pa.table(arrays, RECORD)
+
+
+def _apart(outcome: Outcome) -> Apart:
+    """How far the references are apart; of the implicit one where the cell or a deep certificate asks for it."""
+    if outcome.cell.reference == IMPLICIT or outcome.certificate.deep is not None:
+        return outcome.apart
+    return Apart(outcome.apart.reference_open)
+
+
+def _of_draws(
+    evidence: Mapping[str, float], comparison: Comparison | None
+) -> tuple[int | None, float | None, float | None]:
+    """The columns draws, variance and bias_se; null for a rule that has one estimate alone."""
+    draws = evidence.get("draws")
+    if draws is None or not math.isfinite(draws):
+        return None, None, None
+    error = standard_error(evidence, comparison)
+    return int(draws), error**2 * draws, error
 
 
 def standard_error(evidence: Mapping[str, float], comparison: Comparison | None) -> float:
@@ -135,12 +165,61 @@ def _power(rho: float, T2: int) -> float:
         return math.inf
 
 
-_DEEP = tuple(field.name for field in fields(Deep))
-_READINGS = Similarity._fields[:-1]  # without the reason
-_OF_PARAM = ("param", *Similarity._fields)
-_NUDGED = ("nudge_residual", "clip_share", "drift", "curvature", "noise_floor")
-COUNTED = ("n_force", "n_jvp", "n_vjp")
-# evidence that has columns of its own, or none; what else a rule returns is a further column
-EVIDENCE = frozenset({*_NUDGED, *SUMMARY, *COUNTED, "nudge_norm", "draws", "draw_spread"})
-# fields of a certificate without a column: `deep` has a column a field, and the reason tells what decided the status
-_INTERNAL = ("scale", "shrink", "collapsed_share", "escape", "judgement", "deep")
+@cache
+def _further(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The evidence that becomes columns behind those of the schema."""
+    return tuple(name for name in names if name not in EVIDENCE and "/" not in name)
+
+
+def _of_comparisons(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """The columns that tell how close estimates are to their references."""
+    there = np.array([o.comparison is not None for o in outcomes])
+    empty: dict[str, Any] = dict.fromkeys((*_READINGS, "cosine_mean", "cosine_min", "cosine_attn"), math.nan)
+    empty |= {"worst": "", **dict.fromkeys(_COUNTS)}
+    if not there.any():
+        nothing = {name: [value] * len(outcomes) for name, value in empty.items()}
+        return {**nothing, "params": [[]] * len(outcomes)}
+    among = Comparisons.of([o.comparison for o in outcomes if o.comparison is not None])
+    columns = dict(zip(_READINGS, among.numbers[:, 0].T.tolist(), strict=True))
+    columns |= {name: getattr(among, name) for name in empty if name not in columns}
+    full = {name: _spread(values, there, empty[name]) for name, values in columns.items()}
+    names = pa.array(among.names * len(among), pa.string())
+    of_params = [names, *among.numbers[:, 1:].reshape(-1, len(_READINGS)).T, among.reasons[:, 1:].ravel()]
+    lengths = np.where(there, len(among.names), 0)
+    return {**full, "params": _nested("params", lengths, of_params)}
+
+
+def _spread(values: Iterable[Any], there: Bool[np.ndarray, "n"], empty: Any) -> list[Any]:
+    """A column with these values where they are `there`, and with `empty` elsewhere."""
+    left = iter(values if isinstance(values, list) else np.asarray(values).tolist())
+    return [next(left) if known else empty for known in there.tolist()]
+
+
+def _of_budgets(outcomes: Sequence[Outcome]) -> pa.Array:
+    """For every cell with a budget a row for the whole gradient, and one for every live parameter."""
+    told = [(o.budget, o.comparison) if o.comparison is not None else (None, None) for o in outcomes]
+    lengths = [0 if budget is None else len(budget.rows) for budget, _ in told]
+    sizes = np.zeros((sum(lengths), len(CAUSES)))
+    missing = np.ones(sizes.shape, bool)
+    params: list[str] = []
+    errors: list[float] = []
+    for budget, comparison in told:
+        if budget is None or comparison is None:
+            continue
+        rows = slice(len(params), len(params) + len(budget.rows))
+        columns = [_PLACES[cause] for cause in budget.causes]
+        sizes[rows, columns], missing[rows, columns] = list(budget.rows.values()), False
+        params += budget.rows
+        places = [1 + comparison.among.names.index(name) if name else 0 for name in budget.rows]
+        errors += comparison.among.numbers[comparison.place, places, _ERROR].tolist()
+    by_name = {column(cause): pa.array(sizes[:, i], mask=missing[:, i]) for cause, i in _PLACES.items()}
+    by_name |= {"param": pa.array(params, pa.string()), "rel_error": pa.array(errors, pa.float64())}
+    return _nested("budget", np.array(lengths), [by_name[name] for name in BUDGET])
+
+
+def _nested(name: str, lengths: np.ndarray, columns: Sequence[Any]) -> pa.Array:
+    """The rows that lie nested in the rows of a record, as many in each as `lengths` say."""
+    kind = RECORD.field(name).type
+    inner = [pa.array(values, field.type) for values, field in zip(columns, kind.value_type, strict=True)]
+    ends = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
+    return pa.ListArray.from_arrays(ends, pa.StructArray.from_arrays(inner, fields=list(kind.value_type)), type=kind)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+import torch
 from torch.profiler import record_function
 
 from gradbench.diagnostics.metrics import Comparison, Reference, comparisons
@@ -92,16 +95,33 @@ class Readings:
 
         `names` are the parameters; a cosine needs a reference norm above `floor` of the whole.
         """
-        resolved: dict[Cell, tuple[Comparison, dict[str, float]]] = {}
+        if not self.taken:
+            return {}
+        fetched = iter(_fetched([v for t in self.taken for v in (t.tally, *t.reading.evidence.values())]))
+        tallies, evidence = [], []
         for taken in self.taken:
-            evidence = taken.reading.evidence
             places = tuple(zip(*(place if self.stacked else place[:2] for _, place in taken.cells), strict=True))
-            compared = comparisons(taken.tally.cpu().numpy()[places], names, floor)
-            columns = zip(*(v.cpu().numpy()[places].tolist() for v in evidence.values()), strict=True)
-            rows = columns if evidence else [()] * len(taken.cells)
-            for (cell, _), comparison, row in zip(taken.cells, compared, rows, strict=True):
-                resolved[cell] = comparison, dict(zip(evidence, row, strict=True))
-        return resolved
+            tallies.append(next(fetched)[places])
+            columns = [next(fetched)[places].tolist() for _ in taken.reading.evidence]
+            rows = zip(*columns, strict=True) if columns else itertools.repeat((), len(taken.cells))
+            evidence += [dict(zip(taken.reading.evidence, row, strict=True)) for row in rows]
+        compared = comparisons(np.concatenate(tallies), names, floor)
+        cells = (cell for taken in self.taken for cell, _ in taken.cells)
+        return dict(zip(cells, zip(compared, evidence, strict=True), strict=True))
+
+
+def _fetched(tensors: Sequence[Tensor]) -> list[np.ndarray]:
+    """Tensors as arrays: a copy from the device for every dtype, since a copy waits for the device, however small."""
+    by_dtype: dict[torch.dtype, list[int]] = {}
+    for i, tensor in enumerate(tensors):
+        by_dtype.setdefault(tensor.dtype, []).append(i)
+    arrays: dict[int, np.ndarray] = {}
+    for places in by_dtype.values():
+        whole = torch.cat([tensors[i].reshape(-1) for i in places]).cpu().numpy()
+        ends = itertools.accumulate(tensors[i].numel() for i in places)
+        parts = np.split(whole, list(ends)[:-1])
+        arrays |= {i: part.reshape(tensors[i].shape) for i, part in zip(places, parts, strict=True)}
+    return [arrays[i] for i in range(len(tensors))]
 
 
 def _try_evidence(rule: AbstractEstimator, reading: Reading) -> None:

@@ -7,6 +7,7 @@ reads comes from the process that started it.
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 import pickle
 import resource
@@ -16,6 +17,7 @@ import threading
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +28,7 @@ from gradbench.engine import checkpoint, packs
 from gradbench.engine.draws import build
 from gradbench.engine.failures import Failed, failure_of
 from gradbench.engine.hosts import Facts, facts_here, room_digests, rooms_apart
+from gradbench.engine.outcome import record_of
 from gradbench.engine.precision import dedicate, isolated
 from gradbench.errors import UserError
 from gradbench.planning import registry
@@ -157,13 +160,12 @@ class _Worker:
                 outcomes = packs.measure_pack(
                     problems, session.device, session.thresholds, session.engine, budget, session.certify, meter
                 )
-                rows: dict[str, list[Row]] = {problem.key: [] for problem in problems}
-                for outcome in outcomes:
-                    rows[outcome.problem].append(outcome.row())
+                by_problem = itertools.groupby(outcomes, attrgetter("problem"))
+                rows = [record_of(list(of_problem)).to_pylist() for _, of_problem in by_problem]
         finally:
             done.set()
             telling.join()
-        return list(rows.values())
+        return rows
 
     def _tell(self, meter: Meter, done: threading.Event) -> None:
         """Send how far a pack is, until it is done."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch.profiler import record_function
 
-from gradbench.diagnostics.budget import Asked, Budget, Budgets, asks, blamed, wanting
+from gradbench.diagnostics.budget import Asked, Budget, Budgets, asks, blamed
 from gradbench.diagnostics.certificate import certify
 from gradbench.diagnostics.deep import deepen
 from gradbench.diagnostics.dissection import STANDARD_ERRORS
@@ -191,7 +191,7 @@ def _causes(
             comparison, judged = measured[cell].comparison, measured[cell].judgement
             if comparison is None:
                 continue
-            of = wanting(comparison, thresholds.faithful)
+            of = comparison.wanting(thresholds.faithful)
             if budget := blamed(judged.status, comparison, of):
                 budgets[cell] = budget
             elif asks(judged.status, of):

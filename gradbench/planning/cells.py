@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +33,9 @@ _COUNTED = sorted((c for c in COORDINATES.values() if c.type is not str and not 
 _NAMED = [c for c in COORDINATES.values() if c not in _COUNTED]
 _NUMBERS: attrgetter[Any] = attrgetter(*(c.attribute for c in _COUNTED))
 _WORDS: attrgetter[Any] = attrgetter(*NAMES, *(c.attribute for c in _NAMED))
+# all values of a cell, and the columns of the tables in which they stand
+_COLUMNS = (*NAMES, *COORDINATES)
+_VALUES: attrgetter[Any] = attrgetter(*NAMES, *(c.attribute for c in COORDINATES.values()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,11 +60,21 @@ class Cell(Point):
         text = _around(_WORDS(self)) % tuple(map(_json, _NUMBERS(self)))  # as `key_at`, in a quarter of the time
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(_VALUES(self))  # once, since a pack looks up its cells again and again
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process is sent, in which equal texts have another hash."""
+        return {name: value for name, value in vars(self).items() if name != "_hash"}
+
     @property
     def coordinates(self) -> dict[str, Value]:
         """All that tells cells apart: system, estimator, options and coordinates, under the names of the tables."""
-        named = {name: getattr(self, name) for name in NAMES}
-        return named | {name: getattr(self, c.attribute) for name, c in COORDINATES.items()}
+        return dict(zip(_COLUMNS, _VALUES(self), strict=True))
 
     @property
     def labels(self) -> dict[str, str]:
@@ -90,8 +104,8 @@ class Cell(Point):
 
 def identities(cells: Sequence[Cell]) -> dict[str, list[Any]]:
     """The columns that say which cells the rows of a table are of, as `identity` says it of one."""
-    named = [*((name, name) for name in NAMES), *((name, c.attribute) for name, c in COORDINATES.items())]
-    columns: dict[str, list[Any]] = {name: list(map(attrgetter(attribute), cells)) for name, attribute in named}
+    values = zip(*map(_VALUES, cells), strict=True) if cells else itertools.repeat(())
+    columns: dict[str, list[Any]] = {name: list(column) for name, column in zip(_COLUMNS, values, strict=False)}
     columns["cell"] = [cell.key for cell in cells]
     for kind in _KINDS:
         pairs = zip(columns[kind], columns[f"{kind}_options"], strict=True)

@@ -137,9 +137,9 @@ class Problem:
     @property
     def free_cost(self) -> Count:
         """Evaluations of the free phase on one batch of examples; a forward pass is one."""
-        return _free_count(self.point, max(self.T1s))
+        return _free_count(self.point.system, self.point.system_options, self.point.solver, max(self.T1s))
 
-    @property
+    @cached_property
     def cost(self) -> Count:
         """Evaluations on one batch of examples, with everything shared."""
         return sum((p.cost for p in (self.reverse, *self.passes)), self.free_cost)
@@ -178,7 +178,12 @@ def rule_of(name: str, options: str) -> AbstractEstimator:
 
 def phase_of(cell: Cell) -> AbstractPhase:
     """The second phase that a cell reads."""
-    return rule_of(cell.estimator, cell.estimator_options).phase
+    return _phase(cell.estimator, cell.estimator_options)
+
+
+@registry.remembered
+def _phase(name: str, options: str) -> AbstractPhase:
+    return rule_of(name, options).phase
 
 
 def cell_count(cell: Cell) -> Count:
@@ -186,12 +191,20 @@ def cell_count(cell: Cell) -> Count:
 
     A forward pass in place of a free phase counts as one force, since it evaluates every layer once.
     """
-    return _free_count(cell, cell.steps) + phase_of(cell).count(cell.steps, cell.T2)
+    rule = cell.estimator, cell.estimator_options
+    return _count(cell.system, cell.system_options, cell.solver, *rule, cell.steps, cell.T2)
 
 
-def _free_count(cell: Cell, T1: int) -> Count:
-    layout = system_of(cell.system, cell.system_options).layout
-    products = Solver(cell.solver).products(sum(map(math.prod, layout.values())))
+@registry.remembered
+def _count(
+    system: str, system_options: str, solver: str, rule: str, rule_options: str, T1: int, T2: int | None
+) -> Count:
+    """The count of one cell, which is that of many."""
+    return _free_count(system, system_options, solver, T1) + _phase(rule, rule_options).count(T1, T2)
+
+
+def _free_count(system: str, options: str, solver: str, T1: int) -> Count:
+    products = Solver(solver).products(sum(map(math.prod, system_of(system, options).layout.values())))
     return Count(force=max(1, T1), jvp=products * T1)
 
 
