@@ -1,4 +1,4 @@
-"""Kernels of the transformers with products as tensor cores take them: `TRITON_INTERPRET=1 python tests/emulated.py`.
+"""Kernels with products as tensor cores take them: `TRITON_INTERPRET=1 python tests/emulated.py`.
 
 The interpreter of Triton runs the kernels on a CPU, with one change. A product takes three passes of TF32, the small
 ones first, as Triton's `tf32x3`, and is added up as an H100 does it: 8 products at a time, with the sum cut off to

@@ -1,4 +1,4 @@
-"""Kernels of the transformers in the interpreter of Triton, on a CPU: `TRITON_INTERPRET=1 python tests/interpreted.py`.
+"""Kernels of the systems in the interpreter of Triton, on a CPU: `TRITON_INTERPRET=1 python tests/interpreted.py`.
 
 Prints what was seen as JSON, by system. `tests/physics/test_fused.py` runs this file, since a process that interprets
 kernels cannot compile any.
@@ -25,10 +25,18 @@ from gradbench.engine.precision import isolated
 from gradbench.estimators.phases.reverse import ReversePhase, step_back
 from gradbench.planning.plans import plan
 from gradbench.planning.suites import parse
-from gradbench.systems.base import Params
+from gradbench.systems.base import AbstractEnergySystem, Params
 
 SIZES = {"cet": {"img": 28, "ch": 1, "patch": 7, "D": 64, "dh": 16, "mem": 128}}
-SYSTEMS = ("cet_real", "cet_energy", "cet_projected", "cet")
+TRANSFORMERS = ("cet_real", "cet_energy", "cet_projected", "cet")
+TOYS = ("toy_cons", "toy_noncons")
+SYSTEMS = (*TRANSFORMERS, *TOYS)
+ENERGIES = ("cet_energy", "cet")  # systems with a kernel for their energy
+# spreads of biases and inputs, which would be 0
+SPREADS = {
+    **{name: {"bpos_std": 0.3, "bdec_std": 0.2, "benc_std": 0.1} for name in TRANSFORMERS},
+    **{name: {"bias_std": 0.3, "drive_std": 1.0} for name in TOYS},
+}
 GUARD, MARK = 4096, 123.0
 BETA = 0.02
 ROUND_OFF = 1e-6  # of a product with weights, relative to the sum of its sizes
@@ -55,7 +63,7 @@ def stack(
     **more: Any,
 ) -> Fused:
     """Cells that differ in the scale of attention and in their numbers, with biases that are not 0."""
-    options = {"name": system, "bpos_std": 0.3, "bdec_std": 0.2, "benc_std": 0.1, **SIZES.get(system, {}), **more}
+    options = {"name": system, **SPREADS[system], **SIZES.get(system, {}), **more}
     s = [0.2 + 0.9 * c / cells for c in range(cells)]
     grid = {"system": options, "estimator": "aep", "s": s, "damp": 0.7, "eps": eps, "batch": batch, "T1": 20, "T2": 5}
     planned = plan(parse({"name": "x", "about": "", "grid": [grid | {"seed": seed}]}, "x"))
@@ -122,6 +130,8 @@ def along(field: Fused, steps: int) -> Tensor:
 
 def smooth(field: Fused, states: Tensor) -> Tensor:
     """In which examples (c, b) round-off opens or closes no memory: a credit jumps where one does."""
+    if "Wmem" not in field.theta:
+        return torch.ones(states.shape[1:-1], dtype=torch.bool, device=states.device)
     z, W = field.system.split(states)["z"].double(), field.theta["Wmem"].double()[:, None]
     open_or_closed = (z @ W).abs() >= ROUND_OFF * (z.abs() @ W.abs())
     return open_or_closed.flatten(-2).all(-1).all(0)
@@ -178,6 +188,7 @@ def seen(system: str) -> dict[str, Any]:
     told["serves again"] = torch.equal(with_tensors(step, tensors)(others[1]), theirs(others[1]))
     told |= serving_again(field, other, start)
     told |= seen_product(field, start) | seen_back(field, start) | {"phase": reverse_phase(field)}
+    told |= seen_energy(field, states) if isinstance(field.system, AbstractEnergySystem) else {}
     alone = stack(system, cells=1, batch=1)
     start, states, nudge = moved(alone)
     step = alone.nudged_step(start, nudge, alone.step_size, asymmetric=True)
@@ -212,6 +223,18 @@ def serving_again(field: Fused, other: Fused, s: Tensor) -> dict[str, bool]:
         "product serves again": torch.equal(made(v), their_product(v)),
         "back serves again": all(map(torch.equal, back(swept_so), back(their_sweep))),
         "stacks differ": not torch.equal(product(v), their_product(v)),
+    }
+
+
+def seen_energy(field: Fused, s: Tensor) -> dict[str, Any]:
+    exact, by_kernel = field.wide.energy(s.double()), field.energy(s)
+    worse = s.clone()
+    worse[..., 1, :, :] = float("nan")
+    return {
+        "energy": apart(by_kernel, exact),
+        "energy plainly": apart(super(Fused, field).energy(s), exact),
+        "energy inside of NaN": torch.equal(field.energy(inside_guards(s, float("nan"))[0]), by_kernel),
+        "energy beside NaN": torch.equal(field.energy(worse)[..., 0, :], by_kernel[..., 0, :]),
     }
 
 

@@ -16,7 +16,7 @@ from gradbench.dynamics.capture import agreeing
 from gradbench.dynamics.field import Closed, Field, Result, Step
 from gradbench.dynamics.linear import Linear
 from gradbench.dynamics.recordings import recorded
-from gradbench.systems.base import FusedSteps, KernelInputs
+from gradbench.systems.base import AbstractEnergySystem, FusedSteps, KernelInputs
 from gradbench.vocabulary.coordinates import Knobs
 
 if TYPE_CHECKING:
@@ -137,6 +137,8 @@ class Fused(Stack):
 
         def launches() -> None:
             self.step(start)
+            if isinstance(self.system, AbstractEnergySystem):
+                self.energy(start)
             for asymmetric in (False, True):
                 ahead = self.nudged_step(start, nudge, self.step_size, asymmetric=asymmetric)
                 assert ahead is not None
@@ -151,6 +153,11 @@ class Fused(Stack):
         """G(s) in one launch."""
         kernels = self.kernels
         return kernels.fused_step(self._read, s, self.knobs.eps) if kernels else super().step(s)
+
+    def energy(self, s: Float[Tensor, "*r c b n"]) -> Float[Tensor, "*r c b"]:
+        """E of every example, in one launch where there is a kernel for it."""
+        by_kernel = self.kernels.fused_energy(self._read, s) if self.kernels else None
+        return super().energy(s) if by_kernel is None else by_kernel
 
     def nudged_step(
         self, start: Float[Tensor, "i c b n"], nudge: Float[Tensor, "m c"], eps: Tensor, *, asymmetric: bool

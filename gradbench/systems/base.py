@@ -353,6 +353,10 @@ class FusedSteps(ABC):
     ) -> Float[Tensor, "*r c b n"]:
         """Pi(s + eps (F(s) - nudge dC/ds - bent)). With a nudge the rows of s are (T1, nudge)."""
 
+    def fused_energy(self, read: KernelInputs, s: Float[Tensor, "*r c b n"]) -> Float[Tensor, "*r c b"] | None:
+        """E of every example; None where there is no kernel for it."""
+        return None
+
     @abstractmethod
     def fused_bent(
         self, read: KernelInputs, s: Float[Tensor, "i m c b n"], start: Float[Tensor, "i c b n"], inputs: Tensor

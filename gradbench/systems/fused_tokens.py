@@ -60,6 +60,11 @@ class AbstractFusedTokens(FusedSteps, AbstractCetForce):
 
         return tokens.step(read, self._kind, s, eps, nudge, bent)
 
+    def fused_energy(self, read: KernelInputs, s: Tensor) -> Tensor | None:
+        from gradbench.systems.kernels import tokens
+
+        return None if isinstance(self, AbstractDrivenSystem) else tokens.energy(read, self._kind, s)
+
     def fused_bent(self, read: KernelInputs, s: Tensor, start: Tensor, inputs: Tensor) -> Tensor:
         from gradbench.systems.kernels import tokens
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, final
 
 from gradbench.systems.attention import outer
 from gradbench.systems.base import AbstractEnergySystem, ClosedForms, Data, Params, Saved
-from gradbench.systems.toy import AbstractToy
+from gradbench.systems.fused_toys import AbstractFusedTanh
 from gradbench.vocabulary.coordinates import Knobs
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @final
 @dataclass(frozen=True)
-class ToyCons(AbstractToy, ClosedForms, AbstractEnergySystem):
+class ToyCons(AbstractFusedTanh, ClosedForms, AbstractEnergySystem):
     """Conservative toy: the control on which naive and asymmetric EP must agree.
 
     F = -z + b + sigma tanh(z S) S^T - c z,   E = 1/2 (1 + c) |z|^2 - <b, z> - sigma sum log cosh(z S)

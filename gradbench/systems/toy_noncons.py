@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, final
 from gradbench.errors import UserError
 from gradbench.systems.attention import attend, attend_jvp, attend_saved, attend_vjp, heads, merge, outer
 from gradbench.systems.base import AbstractDrivenSystem, ClosedForms, Data, Params, Saved
-from gradbench.systems.toy import AbstractToy
+from gradbench.systems.fused_toys import AbstractFusedAttention
 from gradbench.vocabulary.coordinates import Knobs
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @final
 @dataclass(frozen=True)
-class ToyNoncons(AbstractToy, ClosedForms, AbstractDrivenSystem):
+class ToyNoncons(AbstractFusedAttention, ClosedForms, AbstractDrivenSystem):
     """Non-conservative toy: attention with a free value matrix, a force that has no energy.
 
     F = -z + b + sigma attn(z) WO - c z,   attn = softmax(q k^T / sqrt(h)) v in H heads

@@ -1,4 +1,4 @@
-"""Kernels of the transformers on CUDA: their noise, equal bits, and runs that say the same with them as without."""
+"""Kernels on CUDA: their noise, equal bits, and runs that say the same with them as without."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from interpreted import SIZES, SYSTEMS, along, apart, credits, moved, plain, smooth, stack, swept
+from interpreted import SIZES, SYSTEMS, TOYS, TRANSFORMERS, along, apart, credits, moved, plain, smooth, stack, swept
 
 import gradbench as gb
 from gradbench.dynamics.stack import Fused, Stack
@@ -90,9 +90,9 @@ def test_products_with_the_step_map_have_the_noise_of_float32(system: str) -> No
 
 def programs() -> list[dict[Any, Any]]:
     """The programs of every kernel that this process has."""
-    from gradbench.systems.kernels import tokens, tokens_back
+    from gradbench.systems.kernels import tokens, tokens_back, toys
 
-    kernels = [v for file in (tokens, tokens_back) for n, v in vars(file).items() if n.endswith("_kernel")]
+    kernels = [v for file in (tokens, tokens_back, toys) for n, v in vars(file).items() if n.endswith("_kernel")]
     return [kernel.device_caches[0][0] for kernel in kernels]
 
 
@@ -118,7 +118,10 @@ def test_all_kernels_are_compiled_ahead(system: str, monkeypatch: pytest.MonkeyP
 
 
 GRID = {
-    "system": [{"name": name, "bpos_std": 0.3, **SIZES.get(name, {})} for name in SYSTEMS],
+    "system": [
+        *({"name": name, "bpos_std": 0.3, **SIZES.get(name, {})} for name in TRANSFORMERS),
+        *({"name": name, "drive_std": 1.0} for name in TOYS),
+    ],
     "estimator": [
         "bptt",
         "adjoint",

@@ -1,4 +1,4 @@
-"""Kernels of the transformers against their derivatives in float64, interpreted on a CPU."""
+"""Kernels against their derivatives in float64, interpreted on a CPU."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, ClassVar, final
 
 import pytest
 import torch
-from interpreted import SYSTEMS, printed_by, stack
+from interpreted import ENERGIES, SYSTEMS, printed_by, stack
 from torch import Tensor
 
 from gradbench.dynamics.stack import Fused
@@ -59,6 +59,14 @@ def test_a_way_back_by_kernels_is_as_exact_as_one_without(system: str, told: dic
         assert error < max(2e-7, 1.5 * seen["back plainly"][name]), name
     assert {name: seen[name] for name in BACK} == dict.fromkeys(BACK, True)
     assert seen["phase"] < 1e-6
+
+
+@pytest.mark.parametrize("system", ENERGIES)
+def test_an_energy_by_a_kernel_is_as_exact_as_one_without(system: str, told: dict[str, dict[str, Any]]) -> None:
+    seen = told[system]
+    assert seen["energy"] < max(1e-7, 1.5 * seen["energy plainly"])
+    assert seen["energy inside of NaN"]
+    assert seen["energy beside NaN"]
 
 
 @pytest.mark.parametrize("system", SYSTEMS)

@@ -27,7 +27,8 @@ from gradbench.vocabulary.status import Thresholds
 
 HOPPER = ("cuda", 90, 32)
 SIZES = {"AREA": 49, "CH": 1, "IMG": 28, "PATCH": 7, "M": 128}
-NUMBERS = {"well": "fp32", "scale": "fp32"} | dict.fromkeys(("cells", "columns", "b", "length", "zero"), "i32")
+INTEGERS = ("cells", "columns", "b", "length", "zero", "wide", "of_cell")
+NUMBERS = {"well": "fp32", "scale": "fp32"} | dict.fromkeys(INTEGERS, "i32")
 ENERGY, FORCE = {"ENERGY": True}, {"ENERGY": False}
 STILL, PROJECTS = {"PROJECTS": False}, {"PROJECTS": True}
 FREE, NUDGED = {"NUDGED": False, "BENDS": False}, {"NUDGED": True, "BENDS": False}
@@ -37,6 +38,7 @@ PROGRAMS = {
     "free step of an energy with a projection": ("tokens", "_step_kernel", SIZES | ENERGY | PROJECTS | FREE, 4),
     "nudged step of an energy": ("tokens", "_step_kernel", SIZES | ENERGY | STILL | NUDGED, 4),
     "nudged step": ("tokens", "_step_kernel", SIZES | FORCE | PROJECTS | NUDGED | {"BENDS": True}, 4),
+    "energy": ("tokens", "_energy_kernel", SIZES | ENERGY, 4),
     "correction": ("tokens", "_bent_kernel", {}, 8),
     "product": ("tokens", "_product_kernel", SIZES | FORCE | STILL, 4),
     "product of an energy": ("tokens", "_product_kernel", SIZES | ENERGY | PROJECTS, 4),
@@ -46,6 +48,15 @@ PROGRAMS = {
     "heads of an energy back": ("tokens_back", "_heads_back_kernel", {"M": 128} | ENERGY | PROJECTS, 8),
     "others back": ("tokens_back", "_others_back_kernel", SIZES | FORCE, 4),
     "others of an energy back": ("tokens_back", "_others_back_kernel", SIZES | ENERGY, 4),
+    "free step of a toy": ("toys", "_step_kernel", FORCE | FREE, 4),
+    "free step of a toy with an energy": ("toys", "_step_kernel", ENERGY | FREE, 4),
+    "nudged step of a toy": ("toys", "_step_kernel", FORCE | NUDGED | {"BENDS": True}, 4),
+    "nudged step of a toy with an energy": ("toys", "_step_kernel", ENERGY | NUDGED, 4),
+    "correction of a toy": ("toys", "_bent_kernel", {}, 4),
+    "product of a toy": ("toys", "_product_kernel", FORCE, 4),
+    "product of a toy with an energy": ("toys", "_product_kernel", ENERGY, 4),
+    "a toy back": ("toys", "_back_kernel", FORCE, 4),
+    "a toy with an energy back": ("toys", "_back_kernel", ENERGY, 4),
 }
 ALIGNED = [["tt.divisibility", 16]]  # what a launch says of a pointer, and of a number that 16 divides
 
@@ -55,11 +66,11 @@ def test_a_kernel_compiles_for_an_h100(name: str) -> None:
     triton = pytest.importorskip("triton")
     from triton.backends.compiler import GPUTarget
 
-    from gradbench.systems.kernels import tokens, tokens_back
+    from gradbench.systems.kernels import tokens, tokens_back, toys
     from gradbench.systems.kernels.parts import OPTIONS
 
     file, kernel, constants, warps = PROGRAMS[name]
-    function = getattr({"tokens": tokens, "tokens_back": tokens_back}[file], kernel)
+    function = getattr({"tokens": tokens, "tokens_back": tokens_back, "toys": toys}[file], kernel)
     kinds = {n: "constexpr" if n in constants else NUMBERS.get(n, "*fp32") for n in function.arg_names}
     places = {(function.arg_names.index(key),): value for key, value in constants.items()}
     aligned = [n for n, kind in kinds.items() if kind == "*fp32" or n == "length"]
@@ -76,10 +87,10 @@ def test_a_kernel_compiles_for_an_h100(name: str) -> None:
 def launched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
     """The names of the kernels that are compiled ahead, with what they are compiled for, and nothing is compiled."""
     pytest.importorskip("triton")
-    from gradbench.systems.kernels import parts, tokens, tokens_back
+    from gradbench.systems.kernels import parts, tokens, tokens_back, toys
 
     seen: list[tuple[str, dict[str, Any]]] = []
-    for file in (tokens, tokens_back):
+    for file in (tokens, tokens_back, toys):
         monkeypatch.setattr(file, "launch", lambda kernel, *_, **options: seen.append((kernel.__name__, options)))
     monkeypatch.setattr(parts, "compile_side_by_side", lambda launches: launches())
     monkeypatch.setattr("gradbench.dynamics.stack._compiled", set())

@@ -145,6 +145,41 @@ def _bent_kernel(s, start, attention, skew_in, skew_out, out, sigma, cells, colu
 
 
 @triton.jit(do_not_specialize=MANY)
+def _energy_kernel(
+    s, out, ahead_in, ahead_out, clamped, bias, sigma, damp, cells, b, well, scale,
+    AREA: tl.constexpr, CH: tl.constexpr, IMG: tl.constexpr, PATCH: tl.constexpr, M: tl.constexpr, ENERGY: tl.constexpr,
+):  # fmt: skip
+    """out = E of every example."""
+    row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    c = row % cells
+    OUT: tl.constexpr = 64 + M + 128
+    LENGTH: tl.constexpr = 16 * 64 + CH * IMG * IMG
+    ahead_in += c * 64 * OUT
+    ahead_out += c * OUT * 64
+    s += (row * b + part * 4) * LENGTH
+    i, j, left = tl.arange(0, 64), tl.arange(0, 64), b - part * 4
+    there, shown = (i // 16 < left)[:, None], seen(i, j, left, AREA)
+    y = tl.load(s + 16 * 64 + pixel_places(i, j, LENGTH, IMG, PATCH), mask=shown, other=0.0)
+    shift = tl.load(bias + c * CH + j // (PATCH * PATCH), mask=j < AREA, other=0.0)
+    total = tl.sum((0.5 * y - shift[None, :]) * y, 1)
+    moved = dot(y, to_tokens(ahead_out, 0, OUT))
+    moved += tl.load(clamped + (c * b + part * 4) * 16 * 64 + token_places(i, 16 * 64), mask=there, other=0.0)
+    z = tl.load(s + token_places(i, LENGTH), mask=there, other=0.0)
+    total += tl.sum(((well + 0.5 * tl.load(damp + c)) * z - moved) * z, 1)
+    for chunk in tl.static_range(0, M, 64):
+        memory = tl.maximum(dot(z, to_features(ahead_in, 64 + chunk)), 0.0)
+        total -= tl.sum(memory * memory, 1)
+    q = heads(dot(z, to_features(ahead_in, 64 + M)))
+    scores = scale * dot(q, turned(heads(dot(z, to_features(ahead_in, 128 + M)))))
+    most = tl.max(scores, 2)
+    attended = tl.sum(most + tl.log(tl.sum(tl.exp(scores - most[:, :, None]), 2)), 1)
+    energy = tl.sum(tl.reshape(total, (4, 16)), 1)
+    energy -= tl.load(sigma + c) / scale * tl.sum(tl.reshape(attended, (4, 4)), 1)
+    e = tl.arange(0, 4)
+    tl.store(out + row * b + part * 4 + e, energy, mask=e < left)
+
+
+@triton.jit(do_not_specialize=MANY)
 def _product_kernel(
     v, out, attention, memory, u, ahead_in, ahead_out, sigma, damp, eps, cells, b, zero, well, scale,
     AREA: tl.constexpr, CH: tl.constexpr, IMG: tl.constexpr, PATCH: tl.constexpr, M: tl.constexpr,
@@ -226,6 +261,20 @@ def step(
         cells, 1 if nudge is None else len(nudge), b, 0, kind.well, kind.scale,
         PROJECTS=kind.projects, NUDGED=nudge is not None, BENDS=bent is not None,
         num_warps=FEW, **kind.sizes(read), **compiled_for(read),
+    )  # fmt: skip
+    return out
+
+
+def energy(read: KernelInputs, kind: Kind, s: Float[Tensor, "*r c b n"]) -> Float[Tensor, "*r c b"]:
+    """E of every example, of a system whose attention is a gradient."""
+    packed, knobs = read.packed, read.knobs
+    cells, b, length = s.shape[-3:]
+    s, out = s.contiguous(), s.new_empty(s.shape[:-1])
+    launch(
+        _energy_kernel, (s.numel() // (b * length), triton.cdiv(b, EXAMPLES)),
+        s, out, packed["ahead_in"], packed["ahead_out"], read.context["input"].contiguous(),
+        read.theta["bdec"].contiguous(), knobs.sigma.contiguous(), knobs.damp.contiguous(),
+        cells, b, kind.well, kind.scale, num_warps=FEW, **kind.sizes(read), **compiled_for(read),
     )  # fmt: skip
     return out
 
