@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 import warm
@@ -493,11 +494,11 @@ def test_where_the_disk_is_slow_a_bounded_number_of_problems_waits_for_it(
     write_suite: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backlog: int
 ) -> None:
     begun, stored = [], []
-    keep, measure = Run.keep, packs.measure_pack
+    store, measure = Run.store, packs.measure_pack
 
-    def slowly(self: Run, problem: str, rows: Any) -> None:
+    def slowly(self: Run, problem: str, table: pa.Table) -> None:
         time.sleep(0.1)
-        keep(self, problem, rows)
+        store(self, problem, table)
         stored.append(problem)
 
     def measured(pack: Any, *more: Any) -> Any:
@@ -505,7 +506,7 @@ def test_where_the_disk_is_slow_a_bounded_number_of_problems_waits_for_it(
         return measure(pack, *more)
 
     monkeypatch.setattr(running, "BACKLOG", backlog)
-    monkeypatch.setattr(Run, "keep", slowly)
+    monkeypatch.setattr(Run, "store", slowly)
     monkeypatch.setattr(packs, "measure_pack", measured)
     run = gradbench.run(str(write_suite()), out=tmp_path, device="cpu", engine="eager")
     assert len(stored) == len(begun) == run.cells["problem"].nunique() == 6

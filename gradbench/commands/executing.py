@@ -12,7 +12,9 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import pyarrow as pa
 
 from gradbench.dynamics.meter import Meter
 from gradbench.engine.failures import Failed
@@ -24,8 +26,9 @@ if TYPE_CHECKING:
     from gradbench.planning.problems import Problem
 
 Row = dict[str, Any]  # of the table `cells`
-Results = list["Outcome"] | list[Row]  # of a problem: outcomes where they were measured here, rows where elsewhere
-Answer = Sequence[Results] | Failed  # of a pack: the results of every problem, or why there are none
+# of a problem: outcomes or the table of its record where they were measured here, rows where elsewhere
+Results: TypeAlias = "list[Outcome] | pa.Table | list[Row]"
+Answer: TypeAlias = Sequence[Results] | Failed  # of a pack: the results of every problem, or why there are none
 WARM = 0.5  # of the longest pack that waits: so long is a pack for which a lane is chosen that knows its shape
 LOSSES = 3  # hosts or workers of a cluster that a pack may lose, of which it may be innocent
 TIMES = {1: "once", 2: "twice", LOSSES: "three times"}

@@ -21,6 +21,7 @@ from gradbench.dynamics.meter import Meter
 from gradbench.engine import checkpoint, packs, processes
 from gradbench.engine.failures import failure_of
 from gradbench.engine.hosts import room_digests
+from gradbench.engine.outcome import record_of
 from gradbench.engine.serving import Session
 from gradbench.engine.workers import OneThread, Threads
 from gradbench.errors import UserError
@@ -140,11 +141,11 @@ def measured_or_failed(
     over: Callable[[], bool] = lambda: False,
     told: Callable[[Results], object] = lambda results: None,
 ) -> Iterator[tuple[Problem, Results]]:
-    """Every problem with the outcomes of its cells, or with rows that say why it has none.
+    """Every problem with its record, or with the rows of its cells: measured by a process, or why they are not.
 
     A UserError is raised, unless it is the fault of one system. For `meters`, `over` and `told` see `execute`.
     """
-    attempt: Attempt = partial(_outcomes, thresholds, setup) if setup.crew is None else partial(_rows, setup)
+    attempt: Attempt = partial(_tables, thresholds, setup) if setup.crew is None else partial(_rows, setup)
     return _by_pack(partial(_results_or_failure, attempt), problems, setup, meters, over, told)
 
 
@@ -183,6 +184,14 @@ def _outcomes(
     """The outcomes of every problem of a pack, measured by this thread."""
     outcomes = packs.measure_pack(pack, setup.device, thresholds, setup.engine, budget, setup.certify, meter)
     return [list(of_problem) for _, of_problem in itertools.groupby(outcomes, attrgetter("problem"))]
+
+
+def _tables(thresholds: Thresholds, setup: Setup, pack: Sequence[Problem], budget: int, meter: Meter) -> list[Results]:
+    """The record of every problem of a pack, measured by this thread: parts of one table, which is made at once."""
+    outcomes = packs.measure_pack(pack, setup.device, thresholds, setup.engine, budget, setup.certify, meter)
+    table = record_of(outcomes)
+    sizes = [len(list(of_problem)) for _, of_problem in itertools.groupby(outcomes, attrgetter("problem"))]
+    return [table.slice(end - size, size) for size, end in zip(sizes, itertools.accumulate(sizes), strict=True)]
 
 
 def _rows(setup: Setup, pack: Sequence[Problem], budget: int, meter: Meter) -> Sequence[Results]:

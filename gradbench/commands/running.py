@@ -16,6 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+
 from gradbench.commands.claiming import refuse_hopeless
 from gradbench.commands.environment import data_sets, describe_environment, warn_of_undigested
 from gradbench.commands.limits import Limits
@@ -40,10 +42,9 @@ BACKLOG = 64  # problems whose rows wait for the disk; where more come, measurin
 
 if TYPE_CHECKING:
     from gradbench.commands.clusters import Cluster
-    from gradbench.commands.executing import Row
+    from gradbench.commands.executing import Results
     from gradbench.commands.measuring import Setup
     from gradbench.engine.hosts import Facts
-    from gradbench.engine.outcome import Outcome
 
 
 def run(
@@ -289,17 +290,17 @@ def _measure(
             record.result()
 
 
-def _statuses(results: list[Outcome] | list[Row]) -> list[str]:
-    return [row["status"] if isinstance(row, dict) else str(row.status) for row in results]
+def _statuses(results: Results) -> list[str]:
+    if isinstance(results, pa.Table):
+        return list(results["status"].to_pylist())
+    return [row["status"] for row in results if isinstance(row, dict)]
 
 
-def _store(target: Run, problem: Problem, results: list[Outcome] | list[Row]) -> None:
-    from gradbench.engine.outcome import record_of
-
-    if isinstance(results[0], dict):
-        target.keep(problem.key, results)
+def _store(target: Run, problem: Problem, results: Results) -> None:
+    if isinstance(results, pa.Table):
+        target.store(problem.key, results)
     else:
-        target.store(problem.key, record_of(results))
+        target.keep(problem.key, [row for row in results if isinstance(row, dict)])
 
 
 @contextmanager

@@ -41,7 +41,11 @@ SETTLED = Judgement(Status.SETTLED)
 
 def first(*judgements: Judgement) -> Judgement:
     """The judgement whose status comes first in the order of precedence; of equal ones the last."""
-    return min(reversed(judgements), key=lambda judgement: judgement.status.rank)
+    chosen = judgements[-1]
+    for judgement in reversed(judgements[:-1]):
+        if judgement.status.rank < chosen.status.rank:
+            chosen = judgement
+    return chosen
 
 
 def bounded(escape: Numbers, at: Thresholds) -> Numbers:
@@ -121,5 +125,7 @@ def of_second_phase(largest: float, scale: float, at: Thresholds) -> Judgement:
 
 def of_comparison(comparison: Comparison) -> Judgement:
     """Judge whether the reference can be compared with. A settled cell keeps the reason why its cosine is undefined."""
-    undefined = comparison.whole.no_reference
-    return Judgement(Status.UNDEFINED if undefined else Status.SETTLED, comparison.whole.reason)
+    whole = comparison.whole
+    if not whole.reason:
+        return SETTLED
+    return Judgement(Status.UNDEFINED if whole.no_reference else Status.SETTLED, whole.reason)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from gradbench.dynamics.field import FEW
+
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
@@ -28,7 +30,7 @@ def adjoints(free: Trajectory, terms: int, eps: Tensor | None = None) -> Iterato
     with torch.no_grad():
         u = s + eps * field.force(s)
     linear, a = field.frozen(field.at, s), torch.zeros_like(s)
-    step = field.repeated(lambda a: (field.project_vjp(u, a + eps * (linear().vjp(a) + g)),), a, few=True)
+    step = field.repeated(lambda a: (field.project_vjp(u, a + eps * (linear().vjp(a) + g)),), a, few=terms <= FEW)
     yield a
     for _ in range(terms):
         (a,) = step(a)

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 
 TOGETHER = 8  # steps in one backward pass: of a small system 5 to 10 take about a third of the time of single ones
+FEW = 12  # calls that take about as long as to record a function that serves once
 Step = Callable[..., tuple[Tensor, ...]]
 Result = TypeVar("Result")
 
@@ -161,7 +162,7 @@ class Field:
         return self
 
     def repeated(self, function: Step, *examples: Tensor, few: bool = False) -> Step:
-        """`function`, made ready for many calls on tensors of these shapes; with `few`, for some ten of them.
+        """`function`, made ready for many calls on tensors of these shapes; with `few`, for at most `FEW` of them.
 
         The result of a call may be overwritten by the next call, and may be an argument of the next call. `function`
         may write into its arguments; whether the tensors of the caller then change is left open.

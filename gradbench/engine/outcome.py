@@ -197,21 +197,28 @@ def _spread(values: Iterable[Any], there: Bool[np.ndarray, "n"], empty: Any) -> 
 
 def _of_budgets(outcomes: Sequence[Outcome]) -> pa.Array:
     """For every cell with a budget a row for the whole gradient, and one for every live parameter."""
-    told = [(o.budget, o.comparison) if o.comparison is not None else (None, None) for o in outcomes]
-    lengths = [0 if budget is None else len(budget.rows) for budget, _ in told]
-    sizes = np.zeros((sum(lengths), len(CAUSES)))
+    told = [(o.budget, o.comparison) if o.budget is not None and o.comparison is not None else None for o in outcomes]
+    known = [pair for pair in told if pair is not None]
+    lengths = [0 if pair is None else len(pair[0].rows) for pair in told]
+    params = [name for budget, _ in known for name in budget.rows]
+    errors = np.zeros(0)
+    if known:
+        among = Comparisons.of([comparison for _, comparison in known])
+        places = {name: i for i, name in enumerate(("", *among.names))}
+        owner = np.repeat(np.arange(len(known)), [len(budget.rows) for budget, _ in known])
+        errors = among.numbers[owner, [places[name] for name in params], _ERROR]
+    by_causes: dict[tuple[Cause, ...], tuple[list[int], list[Sequence[float]]]] = {}  # the rows with these causes
+    start = 0
+    for budget, _ in known:
+        rows, values = by_causes.setdefault(budget.causes, ([], []))
+        rows += range(start, start + len(budget.rows))
+        values += budget.rows.values()
+        start += len(budget.rows)
+    sizes = np.zeros((len(params), len(CAUSES)))
     missing = np.ones(sizes.shape, bool)
-    params: list[str] = []
-    errors: list[float] = []
-    for budget, comparison in told:
-        if budget is None or comparison is None:
-            continue
-        rows = slice(len(params), len(params) + len(budget.rows))
-        columns = [_PLACES[cause] for cause in budget.causes]
-        sizes[rows, columns], missing[rows, columns] = list(budget.rows.values()), False
-        params += budget.rows
-        places = [1 + comparison.among.names.index(name) if name else 0 for name in budget.rows]
-        errors += comparison.among.numbers[comparison.place, places, _ERROR].tolist()
+    for causes, (rows, values) in by_causes.items():
+        there = np.ix_(rows, [_PLACES[cause] for cause in causes])
+        sizes[there], missing[there] = values, False
     by_name = {column(cause): pa.array(sizes[:, i], mask=missing[:, i]) for cause, i in _PLACES.items()}
     by_name |= {"param": pa.array(params, pa.string()), "rel_error": pa.array(errors, pa.float64())}
     return _nested("budget", np.array(lengths), [by_name[name] for name in BUDGET])

@@ -21,6 +21,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 import torch
 
 from gradbench.dynamics.meter import Meter
@@ -68,6 +69,8 @@ def serve(pipe: int, lifeline: int, device: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to workers, too; their owner ends them
     fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)  # SIGIO, which ends it
+    # the usual allocator of Arrow reserves a GiB at first use, which would count among the bytes that `bound` allows
+    pa.set_memory_pool(pa.system_memory_pool())
     with suppress(OSError):  # where memory is short, the kernel ends this process first
         Path("/proc/self/oom_score_adj").write_text("1000")
     dedicate()

@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
+import pyarrow as pa
+
 SUBREAPER = 36  # of prctl: orphans become children of this process, so that it sees them
 PATIENCE = 5.0  # seconds that a worker may live after its coordinator
 T = TypeVar("T")
@@ -114,10 +116,10 @@ def _told_of_records() -> None:
 
     running.BACKLOG = BACKLOG
 
-    keep, measure = Run.keep, packs.measure_pack
+    store, measure = Run.store, packs.measure_pack
 
-    def stored(self: Run, problem: str, rows: object) -> None:
-        keep(self, problem, rows)  # type: ignore[arg-type]
+    def stored(self: Run, problem: str, table: pa.Table) -> None:
+        store(self, problem, table)
         tell(f"stored {problem}")
 
     def begun(pack: Sequence[object], *rest: object) -> object:
@@ -125,7 +127,7 @@ def _told_of_records() -> None:
             tell(f"begun {problem.key}")  # type: ignore[attr-defined]
         return measure(pack, *rest)  # type: ignore[arg-type]
 
-    Run.keep = stored  # type: ignore[method-assign]
+    Run.store = stored  # type: ignore[method-assign]
     packs.measure_pack = begun  # type: ignore[assignment]
 
 

@@ -9,12 +9,14 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import hypothesis
+import pyarrow as pa
+import pyarrow.compute as pc
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
@@ -59,15 +61,16 @@ CHECKS = 3  # while a run goes on
 def edited(code: float) -> None:
     """Make the code of this process another one: a number in it, and the digest of its source."""
     from gradbench.commands import environment
-    from gradbench.engine.outcome import Outcome
+    from gradbench.engine import outcome
 
-    rooms, row = environment.room_digests(), Outcome.row
+    rooms, record_of = environment.room_digests(), outcome.record_of
 
-    def changed(self: Outcome) -> dict[str, object]:
-        values = row(self)
-        return {**values, "state_norm": code * values["state_norm"]}
+    def changed(outcomes: Sequence[outcome.Outcome]) -> pa.Table:
+        table = record_of(outcomes)
+        place = table.schema.get_field_index("state_norm")
+        return table.set_column(place, table.schema.field(place), pc.multiply(table["state_norm"], code))
 
-    Outcome.row = changed  # type: ignore[method-assign]
+    outcome.record_of = changed
     environment.room_digests = lambda: {**rooms, "engine": f"{code}"}
 
 

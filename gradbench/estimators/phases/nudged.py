@@ -180,6 +180,8 @@ class NudgedPhase(AbstractPhase):
         """
         import torch
 
+        from gradbench.dynamics.field import FEW
+
         if drifting:
             yield from self._linearised_along(free, depths)
             return
@@ -192,7 +194,7 @@ class NudgedPhase(AbstractPhase):
             Ka = frozen().vjp(a) if transposed else frozen().jvp(a)
             return (field.project_jvp(u, a + eps * (Ka + g)),)
 
-        step = field.repeated(ahead, a, few=True)
+        step = field.repeated(ahead, a, few=max(depths) <= FEW)
         for depth in range(1, max(depths) + 1):
             (a,) = step(a)
             if depth in depths:
