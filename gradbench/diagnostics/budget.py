@@ -405,8 +405,7 @@ def blamed(status: Status, comparison: Comparison, of: str | None) -> Budget | N
         return Budget(Cause.NO_FIXED_POINT, "", (Cause.NO_FIXED_POINT,), {"": (math.inf,)})
     if of is None or status not in _BLAMED:
         return None
-    error = (comparison.params[of] if of else comparison.whole).rel_error
-    return Budget(_BLAMED[status], of, (_BLAMED[status],), {of: (error,)})
+    return Budget(_BLAMED[status], of, (_BLAMED[status],), {of: (comparison.rel_error(of),)})
 
 
 def _rows(gradient: Params, rows: Sequence[int]) -> Params:

@@ -195,6 +195,11 @@ class Comparison:
         rows = zip(self.among.names, numbers, reasons, strict=True)
         return {name: Similarity._make((*of_param, reason)) for name, of_param, reason in rows}
 
+    def rel_error(self, name: str) -> float:
+        """|estimate - reference| / |reference| of a parameter; of the whole gradient where the name is empty."""
+        place = 1 + self.among.names.index(name) if name else 0
+        return float(self.among.numbers[self.place, place, 2])
+
     @property
     def defined(self) -> dict[str, float]:
         """Cosines of the parameters that have one; of a live parameter whose estimate is zero it is 0."""
