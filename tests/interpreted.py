@@ -217,9 +217,13 @@ def serving_again(field: Fused, other: Fused, s: Tensor) -> dict[str, bool]:
     def back(step: Step) -> tuple[Tensor, ...]:
         return step(v[:1], v.clone(), torch.zeros_like(v), *field.pull_sums(like).values())
 
-    (product, sweep), (their_product, their_sweep) = ((f.step_at(s).jvp, step_back(f, names)) for f in (field, other))
+    (product, sweep), (their_product, their_sweep) = (
+        (f.step_at(s).product, step_back(f, names)) for f in (field, other)
+    )
     made, swept_so = with_tensors(product, parted(their_product)[1]), with_tensors(sweep, parted(their_sweep)[1])
+    whole = parted(field.step_at(s).jvp)[1]
     return {
+        "product reads less": sum(t.nbytes for t in parted(product)[1]) < sum(t.nbytes for t in whole),
         "product serves again": torch.equal(made(v), their_product(v)),
         "back serves again": all(map(torch.equal, back(swept_so), back(their_sweep))),
         "stacks differ": not torch.equal(product(v), their_product(v)),

@@ -84,6 +84,11 @@ class StepMap(Linear):
             return self._by_kernel(v)
         return self._field.project_jvp(self._u, torch.addcmul(v, self._field.step_size, self._force.jvp(v)))
 
+    @property
+    def product(self) -> Callable[[Float[Tensor, "*r b n"]], Float[Tensor, "*r b n"]]:
+        """v -> J_G v for v of the shape of the state: the kernel alone, where there is one."""
+        return self._by_kernel or self.jvp
+
     def vjp(self, a: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
         """J_G^T a."""
         p = self._field.project_vjp(self._u, a)
@@ -169,7 +174,7 @@ class Field:
         """
         return function
 
-    def frozen(self, at: Callable[[Tensor], Linear], s: Tensor) -> Callable[[], Linear]:
+    def frozen(self, at: Callable[[Tensor], Result], s: Tensor) -> Callable[[], Result]:
         """The linearisation `at` a state that stays the same, for use inside of a function given to `repeated`."""
         linear = at(s)
         return lambda: linear

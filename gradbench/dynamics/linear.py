@@ -44,6 +44,11 @@ class Linear:
             return torch.zeros_like(v)
         return grad(pulled, a, v.expand_as(pulled), retain_graph=True)[0]
 
+    @property
+    def product(self) -> Callable[[Float[Tensor, "*r b n"]], Float[Tensor, "*r b n"]]:
+        """v -> J v for v of the shape of the state. It may read less than the whole map does."""
+        return self.jvp
+
     def antisym(self, v: Float[Tensor, "*r b n"]) -> Float[Tensor, "*r b n"]:
         """A v = 1/2 (J v - J^T v)."""
         return 0.5 * (self.jvp(v) - self.vjp(v))

@@ -82,7 +82,7 @@ class Stack(Field):
         compiled = self.compiled and self.closed is not None
         return recorded(function, *examples, compiled=compiled, few=few) if examples[0].is_cuda else function
 
-    def frozen(self, at: Callable[[Tensor], Linear], s: Tensor) -> Callable[[], Linear]:
+    def frozen(self, at: Callable[[Tensor], Result], s: Tensor) -> Callable[[], Result]:
         """On CUDA autograd linearises anew in every call: a graph cannot hold a backward pass of another stream."""
         return (lambda: at(s)) if s.is_cuda and not self.closed else super().frozen(at, s)
 
@@ -272,7 +272,7 @@ class Tried(Field):
         self.loops.append(step is not None)
         return step or function
 
-    def frozen(self, at: Callable[[Tensor], Linear], s: Tensor) -> Callable[[], Linear]:
+    def frozen(self, at: Callable[[Tensor], Result], s: Tensor) -> Callable[[], Result]:
         """Anew in every call where loops are recorded: a graph cannot hold a backward pass of another stream."""
         return (lambda: at(s)) if s.is_cuda and self.loops[:1] == [True] else Field.frozen(self, at, s)
 
