@@ -189,6 +189,10 @@ def seen(system: str) -> dict[str, Any]:
     told |= serving_again(field, other, start)
     told |= seen_product(field, start) | seen_back(field, start) | {"phase": reverse_phase(field)}
     told |= seen_energy(field, states) if isinstance(field.system, AbstractEnergySystem) else {}
+    if system in TOYS:  # more examples than a program takes, and the same input for all of them
+        undriven = stack(system, batch=9, drive_std=0.0)
+        s = undriven.init_state()
+        told["undriven"] = apart(undriven.step(s), undriven.wide.step(s.double()))
     alone = stack(system, cells=1, batch=1)
     start, states, nudge = moved(alone)
     step = alone.nudged_step(start, nudge, alone.step_size, asymmetric=True)

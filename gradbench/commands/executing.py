@@ -60,7 +60,7 @@ def execute(
     over: Callable[[], object] = lambda: False,
     told: Callable[[Results], object] = lambda results: None,
 ) -> Iterator[tuple[Problem, Results]]:
-    """Every problem with the outcomes of its cells, or with rows that say why it has none, as packs are done.
+    """Every problem with its results, or with rows that say why it has none, as packs are done.
 
     `meters` gets one for every pack when it begins. `told` is called with the results of a problem as soon as they are
     there. No pack begins once `over` says so; of one that began, the halves are measured. What `lanes` raise is raised.

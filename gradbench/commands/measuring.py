@@ -5,13 +5,11 @@ Packs are measured by threads of this process, or by worker processes where some
 
 from __future__ import annotations
 
-import itertools
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from operator import attrgetter
 from typing import TYPE_CHECKING, cast
 
 from gradbench.commands.executing import Answer, Job, Lanes, Results, execute
@@ -21,7 +19,7 @@ from gradbench.dynamics.meter import Meter
 from gradbench.engine import checkpoint, packs, processes
 from gradbench.engine.failures import failure_of
 from gradbench.engine.hosts import room_digests
-from gradbench.engine.outcome import record_of
+from gradbench.engine.outcome import by_problem, records_of
 from gradbench.engine.serving import Session
 from gradbench.engine.workers import OneThread, Threads
 from gradbench.errors import UserError
@@ -141,7 +139,7 @@ def measured_or_failed(
     over: Callable[[], bool] = lambda: False,
     told: Callable[[Results], object] = lambda results: None,
 ) -> Iterator[tuple[Problem, Results]]:
-    """Every problem with its record, or with the rows of its cells: measured by a process, or why they are not.
+    """Every problem with its results: a table where threads measured it, else rows, which may say why there is nothing.
 
     A UserError is raised, unless it is the fault of one system. For `meters`, `over` and `told` see `execute`.
     """
@@ -183,15 +181,12 @@ def _outcomes(
 ) -> list[Results]:
     """The outcomes of every problem of a pack, measured by this thread."""
     outcomes = packs.measure_pack(pack, setup.device, thresholds, setup.engine, budget, setup.certify, meter)
-    return [list(of_problem) for _, of_problem in itertools.groupby(outcomes, attrgetter("problem"))]
+    return list(by_problem(outcomes))
 
 
 def _tables(thresholds: Thresholds, setup: Setup, pack: Sequence[Problem], budget: int, meter: Meter) -> list[Results]:
-    """The record of every problem of a pack, measured by this thread: parts of one table, which is made at once."""
-    outcomes = packs.measure_pack(pack, setup.device, thresholds, setup.engine, budget, setup.certify, meter)
-    table = record_of(outcomes)
-    sizes = [len(list(of_problem)) for _, of_problem in itertools.groupby(outcomes, attrgetter("problem"))]
-    return [table.slice(end - size, size) for size, end in zip(sizes, itertools.accumulate(sizes), strict=True)]
+    """The record of every problem of a pack, measured by this thread."""
+    return records_of(packs.measure_pack(pack, setup.device, thresholds, setup.engine, budget, setup.certify, meter))
 
 
 def _rows(setup: Setup, pack: Sequence[Problem], budget: int, meter: Meter) -> Sequence[Results]:

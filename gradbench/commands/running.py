@@ -14,7 +14,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
 
@@ -42,7 +42,7 @@ BACKLOG = 64  # problems whose rows wait for the disk; where more come, measurin
 
 if TYPE_CHECKING:
     from gradbench.commands.clusters import Cluster
-    from gradbench.commands.executing import Results
+    from gradbench.commands.executing import Results, Row
     from gradbench.commands.measuring import Setup
     from gradbench.engine.hosts import Facts
 
@@ -293,14 +293,14 @@ def _measure(
 def _statuses(results: Results) -> list[str]:
     if isinstance(results, pa.Table):
         return list(results["status"].to_pylist())
-    return [row["status"] for row in results if isinstance(row, dict)]
+    return [row["status"] for row in cast("list[Row]", results)]
 
 
 def _store(target: Run, problem: Problem, results: Results) -> None:
     if isinstance(results, pa.Table):
         target.store(problem.key, results)
     else:
-        target.keep(problem.key, [row for row in results if isinstance(row, dict)])
+        target.keep(problem.key, cast("list[Row]", results))
 
 
 @contextmanager

@@ -64,12 +64,13 @@ class Budget:
     cause: Cause
     of: str  # the parameter whose error has this cause; empty: the whole gradient
     causes: tuple[Cause, ...]  # of the steps
-    # |step| / |reference| by cause: of the whole ("") and every live parameter; a status as cause has that of `of`
+    # |step| / |reference| in the order of `causes`, of the whole gradient ("") and of every live parameter; where a
+    # status is the cause, of what has it alone
     rows: Mapping[str, Sequence[float]]
 
     @property
     def sizes(self) -> dict[str, dict[Cause, float]]:
-        """The rows with their causes."""
+        """The rows by parameter and cause."""
         return {name: dict(zip(self.causes, row, strict=True)) for name, row in self.rows.items()}
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple, overload
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -49,7 +49,7 @@ class Similarity(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Comparisons(Sequence["Comparison"]):
+class Comparisons:
     """Estimates compared with their references, in columns: there may be a hundred thousand of them.
 
     `numbers` are those of `Similarity`, of the whole gradient first and then by parameter; `codes` are the places of
@@ -69,13 +69,8 @@ class Comparisons(Sequence["Comparison"]):
     def __len__(self) -> int:
         return len(self.numbers)
 
-    @overload
-    def __getitem__(self, place: int) -> Comparison: ...
-    @overload
-    def __getitem__(self, place: slice) -> Sequence[Comparison]: ...
-    def __getitem__(self, place: int | slice) -> Comparison | Sequence[Comparison]:
-        places = range(len(self))[place]
-        return Comparison(self, places) if isinstance(places, int) else [Comparison(self, i) for i in places]
+    def __iter__(self) -> Iterator[Comparison]:
+        return (Comparison(self, place) for place in range(len(self)))
 
     @cached_property
     def wholes(self) -> list[Similarity]:
@@ -92,7 +87,7 @@ class Comparisons(Sequence["Comparison"]):
 
     @cached_property
     def live(self) -> Bool[np.ndarray, "k P"]:
-        """Which parameters have a reference above the floor of liveness."""
+        """Which parameters have a reference above the floor of liveness, whatever their estimate is."""
         return self.codes[:, 1:] < _NO_REFERENCE
 
     @cached_property

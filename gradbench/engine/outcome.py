@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -88,16 +89,28 @@ class Outcome:
         return row | nested
 
 
+def by_problem(outcomes: Iterable[Outcome]) -> list[list[Outcome]]:
+    """The outcomes of each problem of a pack, which come one problem after the other."""
+    return [list(of_problem) for _, of_problem in itertools.groupby(outcomes, attrgetter("problem"))]
+
+
+def records_of(outcomes: Sequence[Outcome]) -> list[pa.Table]:
+    """The record of each problem of a pack: parts of one table, which is made at once."""
+    table, sizes = record_of(outcomes), list(map(len, by_problem(outcomes)))
+    return [table.slice(end - size, size) for size, end in zip(sizes, itertools.accumulate(sizes), strict=True)]
+
+
 def record_of(outcomes: Sequence[Outcome]) -> pa.Table:
     """The cells of a record, a row for each, as tables.schema declares it."""
     measured = [outcome for outcome in outcomes if not outcome.status.incomplete]
-    if len(measured) == len(outcomes):
+    if measured and len(measured) == len(outcomes):
         return _measured(outcomes)
     others = [outcome for outcome in outcomes if outcome.status.incomplete]
     rows = [unmeasured(o.cell, o.status, o.reason, o.problem) for o in others]
-    table = pa.concat_tables([_measured(measured), pa.Table.from_pylist(rows, schema=RECORD)]).combine_chunks()
-    places = {outcome.cell: i for i, outcome in enumerate((*measured, *others))}
-    return table.take(pa.array([places[outcome.cell] for outcome in outcomes]))
+    tables = [pa.Table.from_pylist(rows, schema=RECORD), *([_measured(measured)] if measured else [])]
+    table = pa.concat_tables(tables).combine_chunks()
+    places = {outcome.cell: i for i, outcome in enumerate((*others, *measured))}
+    return table.take(pa.array([places[outcome.cell] for outcome in outcomes], pa.int64()))
 
 
 def _measured(outcomes: Sequence[Outcome]) -> pa.Table:

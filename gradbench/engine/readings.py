@@ -112,11 +112,11 @@ class Readings:
 
 def _fetched(tensors: Sequence[Tensor]) -> list[np.ndarray]:
     """Tensors as arrays: a copy from the device for every dtype, since a copy waits for the device, however small."""
-    by_dtype: dict[torch.dtype, list[int]] = {}
+    alike: dict[object, list[int]] = {}  # places by dtype, and by device: a rule may return evidence on a CPU
     for i, tensor in enumerate(tensors):
-        by_dtype.setdefault(tensor.dtype, []).append(i)
+        alike.setdefault((tensor.dtype, tensor.device), []).append(i)
     arrays: dict[int, np.ndarray] = {}
-    for places in by_dtype.values():
+    for places in alike.values():
         whole = torch.cat([tensors[i].reshape(-1) for i in places]).cpu().numpy()
         ends = itertools.accumulate(tensors[i].numel() for i in places)
         parts = np.split(whole, list(ends)[:-1])

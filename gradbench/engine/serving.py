@@ -7,7 +7,6 @@ reads comes from the process that started it.
 from __future__ import annotations
 
 import fcntl
-import itertools
 import os
 import pickle
 import resource
@@ -17,7 +16,6 @@ import threading
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
-from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +27,7 @@ from gradbench.engine import checkpoint, packs
 from gradbench.engine.draws import build
 from gradbench.engine.failures import Failed, failure_of
 from gradbench.engine.hosts import Facts, facts_here, room_digests, rooms_apart
-from gradbench.engine.outcome import record_of
+from gradbench.engine.outcome import records_of
 from gradbench.engine.precision import dedicate, isolated
 from gradbench.errors import UserError
 from gradbench.planning import registry
@@ -163,8 +161,7 @@ class _Worker:
                 outcomes = packs.measure_pack(
                     problems, session.device, session.thresholds, session.engine, budget, session.certify, meter
                 )
-                by_problem = itertools.groupby(outcomes, attrgetter("problem"))
-                rows = [record_of(list(of_problem)).to_pylist() for _, of_problem in by_problem]
+                rows = [table.to_pylist() for table in records_of(outcomes)]
         finally:
             done.set()
             telling.join()

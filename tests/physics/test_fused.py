@@ -40,6 +40,7 @@ def test_a_step_by_a_kernel_is_as_exact_as_one_without(system: str, told: dict[s
     assert seen["free"] < 1.5 * seen["free plainly"]
     assert seen["nudged"] < 1.5 * seen["nudged plainly"]
     assert seen["one example"] < 2e-7
+    assert seen.get("undriven", 0.0) < 2e-7
 
 
 @pytest.mark.parametrize("system", SYSTEMS)

@@ -1,4 +1,4 @@
-"""What kernels share, launches and products; and of the transformers heads, attention, and where numbers lie.
+"""What kernels share: launches, products, heads; and of the transformers attention and where numbers of a state lie.
 
 A program of the transformers takes four examples of 16 tokens: 64 tokens of 64 numbers, in 4 heads of 16. A product
 takes three passes of TF32 for one of float32 (`tf32x3`), whose noise is nearly that of float32. Where the number of
@@ -99,7 +99,7 @@ def half_dot(a, b):
 
 @triton.jit
 def heads(f):
-    """(64, 64) -> (example and head, token, h)."""
+    """(64, 64) -> (group of 16 tokens and head, token, number of the head)."""
     return tl.reshape(tl.permute(tl.reshape(f, (4, 16, 4, 16)), (0, 2, 1, 3)), (16, 16, 16))
 
 

@@ -1,9 +1,11 @@
 """Steps of the toys as Triton kernels, and the way back through them.
 
 A program takes eight examples of 8 tokens: 64 tokens of 32 numbers. A product of tensor cores adds up at least 16
-numbers, so two examples attend together, as 16 tokens whose weights from one example to the other are 0, and zeros fill
-a head of 8 numbers up to 16. What the kernels call features are queries, keys and values of 4 heads of 16 numbers, or
-the 32 numbers t = tanh(z S) of the conservative toy.
+numbers, so two examples attend together, as 16 tokens whose weights from one example to the other are 0, and zeros
+fill a head of 8 numbers up to 16. What is not finite in one of the two reaches the other, since 0 times infinity is
+NaN: the gradients of the cell, which are sums over examples, are then no numbers in any case. What the kernels call
+features are queries, keys and values of 4 heads of 16 numbers, or the 32 numbers t = tanh(z S) of the conservative
+toy.
 
 Letters: s (row, cell, example, number), with rows of T1 (i) and of nudges (m), cells c, examples b; q, k, v and the
 weights P of attention.
@@ -207,7 +209,10 @@ def _back_kernel(
     s, a, summed, moved, credits, features, ahead_in, ahead_out, skew_in, skew_out, sigma, damp, eps,
     cells, b, zero, scale, ENERGY: tl.constexpr,
 ):  # fmt: skip
-    """a <- p + eps J^T p and summed += p with p = a; p, the credits of the features, and the features."""
+    """a <- p + eps J^T p and summed += p with p = a; p itself, the credits of the features, and the features.
+
+    Credits and features hold the scale of the coupling. Features are written by the programs of the first T1 alone.
+    """
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     c = row % cells
     IN: tl.constexpr = 32 if ENERGY else 192
