@@ -178,10 +178,10 @@ def _by_pack(
 
 def _outcomes(
     thresholds: Thresholds, setup: Setup, pack: Sequence[Problem], budget: int, meter: Meter
-) -> list[Results]:
+) -> Sequence[Results]:
     """The outcomes of every problem of a pack, measured by this thread."""
     outcomes = packs.measure_pack(pack, setup.device, thresholds, setup.engine, budget, setup.certify, meter)
-    return list(by_problem(outcomes))
+    return by_problem(outcomes)
 
 
 def _tables(thresholds: Thresholds, setup: Setup, pack: Sequence[Problem], budget: int, meter: Meter) -> list[Results]:

@@ -356,7 +356,7 @@ class Budgets:
         with np.errstate(all="ignore"):  # parameters without a reference are left out below
             whole = squares.cumsum(1)[:, -1:]  # one after the other: numpy adds up in another order
             squares = np.concatenate([whole, squares[:, in_order]], 1)
-            sizes = np.sqrt(squares) / among.numbers[..., 4, None]
+            sizes = np.sqrt(squares) / among.reference_norms[..., None]
         sizes = np.where(np.isfinite(squares), sizes, math.inf).tolist()
         budgets = []
         for comparison, rows, counted in zip(compared, sizes, among.live.tolist(), strict=True):

@@ -185,7 +185,8 @@ def _squares_at(linear: Callable[[], Linear], v: Tensor) -> tuple[Tensor, Tensor
 def _linear(free: Trajectory, thresholds: Thresholds, probes: Float[Tensor, "p *c b n"]) -> dict[str, Tensor]:
     field, ends = free.field, free.ends
     probes = probes[:, None].expand(-1, *ends.shape)
-    frozen = field.frozen(lambda s: field.step_at(s).product, ends)  # not the map: a recording copies what it reads
+    # the product alone: a recording copies what it reads, and the whole map reads more
+    frozen = field.frozen(lambda s: field.step_at(s).product, ends)
     product: Any = field.repeated(lambda v: unit(frozen()(v)), probes[-1])
     measured = {"rho": growth(product, probes[-1], thresholds.growth_steps)}
     # of a system that names no swirl, the column of the swirl would repeat that of the whole force

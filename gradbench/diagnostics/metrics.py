@@ -48,6 +48,9 @@ class Similarity(NamedTuple):
         return self.reason.startswith(REFERENCE)
 
 
+_COSINE, _REL_ERROR, _REFERENCE_NORM = map(Similarity._fields.index, ("cosine", "rel_error", "reference_norm"))
+
+
 @dataclass(frozen=True, eq=False)
 class Comparisons:
     """Estimates compared with their references, in columns: there may be a hundred thousand of them.
@@ -71,6 +74,21 @@ class Comparisons:
 
     def __iter__(self) -> Iterator[Comparison]:
         return (Comparison(self, place) for place in range(len(self)))
+
+    @property
+    def cosines(self) -> Float64[np.ndarray, "k P"]:
+        """Of the parameters."""
+        return self.numbers[:, 1:, _COSINE]
+
+    @property
+    def rel_errors(self) -> Float64[np.ndarray, "k 1+P"]:
+        """|estimate - reference| / |reference|, of the whole gradient first."""
+        return self.numbers[..., _REL_ERROR]
+
+    @property
+    def reference_norms(self) -> Float64[np.ndarray, "k 1+P"]:
+        """|reference|, of the whole gradient first."""
+        return self.numbers[..., _REFERENCE_NORM]
 
     @cached_property
     def wholes(self) -> list[Similarity]:
@@ -118,8 +136,8 @@ class Comparisons:
     @cached_property
     def cosine_min(self) -> list[float]:
         """Smallest over the live parameters."""
-        cosines = self.numbers[:, 1:, 0]
-        return [math.nan if worst < 0 else row[worst] for row, worst in zip(cosines.tolist(), self._worst, strict=True)]
+        rows = zip(self.cosines.tolist(), self._worst, strict=True)
+        return [math.nan if worst < 0 else row[worst] for row, worst in rows]
 
     @cached_property
     def worst(self) -> list[str]:
@@ -129,13 +147,12 @@ class Comparisons:
     @cached_property
     def _worst(self) -> list[int]:
         """The place of the parameter with the smallest cosine; -1 where none is live."""
-        cosines = self.numbers[:, 1:, 0]
-        ranked = np.where(self.live, np.where(np.isnan(cosines), -math.inf, cosines), math.inf)
+        ranked = np.where(self.live, np.where(np.isnan(self.cosines), -math.inf, self.cosines), math.inf)
         return list(np.where(self.live.any(1), ranked.argmin(1), -1).tolist()) if self.names else [-1] * len(self)
 
     def _means(self, places: Sequence[int]) -> list[float]:
         """The mean cosine over those of some parameters that are live. One by one: numpy adds up in another order."""
-        cosines, live = self.numbers[:, 1:, 0][:, places].tolist(), self.live[:, places].tolist()
+        cosines, live = self.cosines[:, places].tolist(), self.live[:, places].tolist()
         return [_mean(list(itertools.compress(*row))) for row in zip(cosines, live, strict=True)]
 
     def wanting(self, faithful: float) -> list[str | None]:
@@ -153,7 +170,7 @@ class Comparisons:
 
     def _wanting_above(self, faithful: float) -> list[str | None]:
         wanted = np.full(len(self), None, object)
-        errors = np.where(self.live, self.numbers[:, 1:, 2], -math.inf)
+        errors = np.where(self.live, self.rel_errors[:, 1:], -math.inf)
         if self.names:
             every, worst, largest = np.arange(len(self)), np.array(self._worst), errors.argmax(1)
             names = np.array(self.names, object)
@@ -163,7 +180,7 @@ class Comparisons:
                 (worst, errors[every, worst] > faithful),
             ):
                 wanted = np.where(some & above, names[place], wanted)
-        wanted[~(self.numbers[:, 0, 2] <= faithful)] = ""
+        wanted[~(self.rel_errors[:, 0] <= faithful)] = ""
         wanted[self.codes[:, 0] >= _NO_REFERENCE] = None
         return list(wanted.tolist())
 
@@ -193,7 +210,7 @@ class Comparison:
     def rel_error(self, name: str) -> float:
         """|estimate - reference| / |reference| of a parameter; of the whole gradient where the name is empty."""
         place = 1 + self.among.names.index(name) if name else 0
-        return float(self.among.numbers[self.place, place, 2])
+        return float(self.among.rel_errors[self.place, place])
 
     @property
     def defined(self) -> dict[str, float]:

@@ -191,8 +191,10 @@ class Fused(Stack):
         return self.kernels.pull_sums(len(first), len(first[0]), first) if self.kernels else super().pull_sums(like)
 
     def add_back(self, states: Tensor, a: Float[Tensor, "i c b n"], summed: Tensor, sums: Params) -> None:
-        """Go back through one state by kernels."""
+        """Go back through one state by kernels. Raises ValueError for a credit or a sum that they cannot write into."""
         if self.kernels:
+            if not all(v.is_contiguous() for v in (a, summed, *sums.values())):
+                raise ValueError("a kernel writes into a contiguous credit and into contiguous sums")
             self.kernels.fused_back(self._read, states[0], a, summed, sums)
         else:
             super().add_back(states, a, summed, sums)

@@ -43,7 +43,6 @@ COUNTED = ("n_force", "n_jvp", "n_vjp")
 # evidence that has columns of its own, or none; what else a rule returns is a further column
 EVIDENCE = frozenset({*_NUDGED, *SUMMARY, *COUNTED, "nudge_norm", "draws", "draw_spread"})
 _PLACES: dict[Cause, int] = {cause: i for i, cause in enumerate(CAUSES)}
-_ERROR = _READINGS.index("rel_error")
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,7 +218,7 @@ def _of_budgets(outcomes: Sequence[Outcome]) -> pa.Array:
         among = Comparisons.of([comparison for _, comparison in known])
         places = {name: i for i, name in enumerate(("", *among.names))}
         owner = np.repeat(np.arange(len(known)), [len(budget.rows) for budget, _ in known])
-        errors = among.numbers[owner, [places[name] for name in params], _ERROR]
+        errors = among.rel_errors[owner, [places[name] for name in params]]
     by_causes: dict[tuple[Cause, ...], tuple[list[int], list[Sequence[float]]]] = {}  # the rows with these causes
     start = 0
     for budget, _ in known:

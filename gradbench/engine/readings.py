@@ -111,7 +111,7 @@ class Readings:
 
 
 def _fetched(tensors: Sequence[Tensor]) -> list[np.ndarray]:
-    """Tensors as arrays: a copy from the device for every dtype, since a copy waits for the device, however small."""
+    """Tensors as arrays: one copy for every dtype and device, since a copy waits for its device, however small."""
     alike: dict[object, list[int]] = {}  # places by dtype, and by device: a rule may return evidence on a CPU
     for i, tensor in enumerate(tensors):
         alike.setdefault((tensor.dtype, tensor.device), []).append(i)

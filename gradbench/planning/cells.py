@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -104,8 +103,8 @@ class Cell(Point):
 
 def identities(cells: Sequence[Cell]) -> dict[str, list[Any]]:
     """The columns that say which cells the rows of a table are of, as `identity` says it of one."""
-    values = zip(*map(_VALUES, cells), strict=True) if cells else itertools.repeat(())
-    columns: dict[str, list[Any]] = {name: list(column) for name, column in zip(_COLUMNS, values, strict=False)}
+    named = [*((name, name) for name in NAMES), *((name, c.attribute) for name, c in COORDINATES.items())]
+    columns: dict[str, list[Any]] = {name: list(map(attrgetter(attribute), cells)) for name, attribute in named}
     columns["cell"] = [cell.key for cell in cells]
     for kind in _KINDS:
         pairs = zip(columns[kind], columns[f"{kind}_options"], strict=True)

@@ -25,6 +25,9 @@ import triton
 import triton.language as tl
 
 if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
     from gradbench.systems.base import KernelInputs
 
 TOKENS, WIDTH, EXAMPLES = 16, 64, 4  # of an example, of a token, of a program
@@ -77,6 +80,20 @@ def compile_side_by_side(launches: Callable[[], object]) -> None:
 def compiled_for(read: KernelInputs) -> dict[str, Any]:
     """What every kernel of the whole force is compiled for: its memories, its attention, and the options."""
     return {"M": read.theta["Wmem"].shape[-1], "ENERGY": "WV" not in read.theta, **OPTIONS}
+
+
+def add_pulls(
+    reading: Float[Tensor, "i c D K"],
+    writing: Float[Tensor, "i c D L"],
+    tokens: Float[Tensor, "c bN D"],
+    moved: Float[Tensor, "i c bN D"],
+    credits: Float[Tensor, "i c bN K"],
+    features: Float[Tensor, "c bN L"],
+) -> None:
+    """reading += z^T credits and writing += p^T features for every row of T1: z are the tokens, and p is `moved`."""
+    for read, written, p, credit in zip(reading, writing, moved, credits, strict=True):
+        read.baddbmm_(tokens.mT, credit)
+        written.baddbmm_(p.mT, features)
 
 
 @triton.jit

@@ -33,6 +33,7 @@ from gradbench.systems.kernels.parts import (
     WARPS,
     WIDTH,
     Kind,
+    add_pulls,
     compiled_for,
     dot,
     feature_places,
@@ -208,10 +209,8 @@ def back(
 ) -> None:
     """Take a through the step at s, and add to the sum of p and to the two sums of pulls: all in place.
 
-    Raises ValueError where one of these is not contiguous.
+    All of these are contiguous.
     """
-    if not all(v.is_contiguous() for v in (a, summed, reading, writing)):
-        raise ValueError("a kernel writes into a contiguous credit and into contiguous sums")
     packed, context, knobs = read.packed, read.context, read.knobs
     rows, cells, b, length = a.shape
     sizes, common = kind.sizes(read), compiled_for(read)
@@ -238,6 +237,4 @@ def back(
         s, a, summed, moved, credits, features, packed["ahead_in"], packed["ahead_out"], skew_out, damp, eps,
         cells, b, 0, kind.well, num_warps=FEW, **sizes, **common,
     )  # fmt: skip
-    for row in range(rows):
-        reading[row].baddbmm_(tokens.mT, credits[row])
-        writing[row].baddbmm_(moved[row].mT, features)
+    add_pulls(reading, writing, tokens, moved, credits, features)

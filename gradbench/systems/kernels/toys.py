@@ -19,7 +19,7 @@ import torch
 import triton
 import triton.language as tl
 
-from gradbench.systems.kernels.parts import FEW, MANY, OPTIONS, dot, half_dot, heads, launch, merge, turned
+from gradbench.systems.kernels.parts import FEW, MANY, OPTIONS, add_pulls, dot, half_dot, heads, launch, merge, turned
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -336,10 +336,8 @@ def back(
 ) -> None:
     """Take a through the step at s, and add to the sum of p and to the two sums of pulls: all in place.
 
-    Raises ValueError where one of these is not contiguous.
+    All of these are contiguous.
     """
-    if not all(v.is_contiguous() for v in (a, summed, reading, writing)):
-        raise ValueError("a kernel writes into a contiguous credit and into contiguous sums")
     packed, knobs, (rows, cells, b, _) = read.packed, read.knobs, a.shape
     energy, s = _energy(read), s.contiguous()
     skew_in, skew_out = (packed["ahead_in"],) * 2 if energy else (packed["skew_in"], packed["skew_out"])
@@ -351,10 +349,7 @@ def back(
         knobs.sigma.contiguous(), knobs.damp.contiguous(), knobs.eps.contiguous(), cells, b, 0, SCALE,
         ENERGY=energy, num_warps=FEW, **OPTIONS,
     )  # fmt: skip
-    tokens = s.view(cells, b * TOKENS, WIDTH)
-    for row in range(rows):
-        reading[row].baddbmm_(tokens.mT, credits[row])
-        writing[row].baddbmm_(moved[row].mT, features)
+    add_pulls(reading, writing, s.view(cells, b * TOKENS, WIDTH), moved, credits, features)
 
 
 def _energy(read: KernelInputs) -> bool:
