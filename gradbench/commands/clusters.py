@@ -339,6 +339,7 @@ def differing(facts: Facts, first: Facts, named: str) -> str:
             "processor": told["processor"],
             "cuda": told["versions"]["cuda"],
             "triton": told["versions"]["triton"],
+            "nvrtc": told["versions"]["nvrtc"],
             **{f"the images of {name}": told["data"].get(name) for name in first["data"]},
         }
         for told in (facts, first)

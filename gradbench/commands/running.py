@@ -194,7 +194,7 @@ def _setup_there(
     facts = there.agreed(device, memory, data)
     device = facts["device"]
     # auto takes no kernels there: which GPUs the workers have decides whether these were measured
-    engine = packs.resolved(engine, device, (), facts["versions"]["triton"] is not None)
+    engine = packs.resolved(engine, device, (), facts["versions"]["nvrtc"] is not None)
     setup = Setup(device=device, engine=engine, budget=facts["budget"], certify=certify, timeout=limits.timeout)
     bound = None if device.startswith("cuda") or not there.local else processes.memory(len(there.workers()))
     content = packed_for_cluster(setup, planned, bound)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +15,7 @@ from gradbench.dynamics.capture import agreeing
 from gradbench.dynamics.field import Closed, Field, Result, Step
 from gradbench.dynamics.linear import Linear
 from gradbench.dynamics.recordings import recorded
-from gradbench.systems.base import AbstractEnergySystem, FusedSteps, KernelInputs
+from gradbench.systems.base import FusedSteps, KernelInputs
 from gradbench.vocabulary.coordinates import Knobs
 
 if TYPE_CHECKING:
@@ -92,10 +91,6 @@ class Stack(Field):
         return self.knobs.eps[:, None, None]
 
 
-_compiled: set[tuple[AbstractSystem, torch.device]] = set()  # whose kernels `Fused` has compiled
-_compiling: dict[object, threading.Lock] = {}  # by system and device: two packs of one system compile its kernels once
-
-
 class Fused(Stack):
     """A stack with kernels of its system for its steps, free, nudged and back, and for J_G v (`FusedSteps`)."""
 
@@ -119,35 +114,12 @@ class Fused(Stack):
     def _read(self) -> KernelInputs:
         return KernelInputs(self.packed, self.theta, self.x, self.context, self.knobs)
 
-    @torch.no_grad()
     def compile_kernels(self) -> None:
-        """Compile the kernels that the stack may launch side by side, once for a system: each takes seconds."""
+        """Compile the kernels that the stack launches: seconds, where no process has stored them yet."""
         if self.kernels is not None:
-            key = self.system, self.knobs.eps.device
-            with _compiling.setdefault(key, threading.Lock()):
-                self._compile_kernels(key)
+            from gradbench.systems.kernels.programs import loaded
 
-    def _compile_kernels(self, key: tuple[AbstractSystem, torch.device]) -> None:
-        if key in _compiled:
-            return
-        from gradbench.systems.kernels.parts import compile_side_by_side
-
-        start = self.init_state()[None]
-        nudge, like = self.knobs.eps[None], self.cost_grads(start)
-
-        def launches() -> None:
-            self.step(start)
-            if isinstance(self.system, AbstractEnergySystem):
-                self.energy(start)
-            for asymmetric in (False, True):
-                ahead = self.nudged_step(start, nudge, self.step_size, asymmetric=asymmetric)
-                assert ahead is not None
-                ahead(start[:, None])
-            self.step_at(start).jvp(start)
-            self.add_back(start, torch.zeros_like(start), torch.zeros_like(start), self.pull_sums(like))
-
-        compile_side_by_side(launches)
-        _compiled.add(key)
+            loaded(self.kernels.program, self.knobs.eps.device)
 
     def step(self, s: Float[Tensor, "*r c b n"]) -> Float[Tensor, "*r c b n"]:
         """G(s) in one launch."""

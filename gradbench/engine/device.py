@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 import re
-import shutil
 from functools import cache
 from pathlib import Path
 
 import torch
 
 from gradbench.errors import UserError, near_miss
+from gradbench.systems.kernels.programs import nvrtc_version
 
 MEASURED = 9  # compute capability of an H100 and an H200
 
@@ -53,22 +52,12 @@ def _cpu(kernel: Path) -> str:
 
 
 def makes_kernels(device: str) -> bool:
-    """Whether Triton makes the kernels of this CUDA device, and they are those that were measured: of capability 9."""
-    if triton_version() is None or torch.cuda.get_device_capability(device)[0] != MEASURED:
-        return False
-    try:
-        from triton.runtime import driver
-
-        driver.active.get_current_target()  # the first use compiles some C
-    except Exception:  # what a compiler says has no common type
-        return False
-    return True
+    """Whether kernels can be compiled for this CUDA device, and are those that were measured: of capability 9."""
+    return nvrtc_version() is not None and torch.cuda.get_device_capability(device)[0] == MEASURED
 
 
 def triton_version() -> str | None:
-    """The version of triton, which makes kernels; None where there is none, or no compiler of C, which it needs."""
-    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
-        return None
+    """The version of triton, by which torch compiles; None where there is none."""
     try:
         return importlib.metadata.version("triton")
     except importlib.metadata.PackageNotFoundError:

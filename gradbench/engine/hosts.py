@@ -31,6 +31,7 @@ class Versions(TypedDict):
     torch: str
     cuda: str | None
     triton: str | None
+    nvrtc: str | None
     numpy: str
 
 
@@ -68,6 +69,7 @@ def versions_here(device: str) -> Versions:
     import torch
 
     from gradbench.engine.device import triton_version
+    from gradbench.systems.kernels.programs import nvrtc_version
 
     cuda = device.startswith("cuda")
     return {
@@ -75,6 +77,7 @@ def versions_here(device: str) -> Versions:
         "torch": torch.__version__,
         "cuda": torch.version.cuda if cuda else None,
         "triton": triton_version() if cuda else None,
+        "nvrtc": nvrtc_version() if cuda else None,
         "numpy": numpy.__version__,
     }
 
@@ -96,6 +99,6 @@ def rooms_apart(here: Mapping[str, str], there: Mapping[str, str]) -> list[str]:
 def _digest_of(room: str) -> str:
     content = hashlib.sha256()
     for path in sorted((PACKAGE / room).rglob("*")):
-        if path.suffix in (".py", ".npz"):
+        if path.suffix in (".py", ".npz", ".cu", ".cuh"):
             content.update(str(path.relative_to(PACKAGE)).encode() + b"\0" + path.read_bytes())
     return content.hexdigest()[:16]

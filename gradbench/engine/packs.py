@@ -15,10 +15,11 @@ from gradbench.data.draw_memory import DrawMemory
 from gradbench.dynamics.capture import unused
 from gradbench.dynamics.recordings import forget, lent
 from gradbench.dynamics.stack import Fused, Stack
-from gradbench.engine.device import makes_kernels, triton_version
+from gradbench.engine.device import makes_kernels
 from gradbench.engine.draws import build, draw, moved
 from gradbench.engine.solving import solve
 from gradbench.errors import UserError, near_miss
+from gradbench.systems.kernels.programs import nvrtc_version
 
 if TYPE_CHECKING:
     from gradbench.dynamics.meter import Meter
@@ -34,7 +35,7 @@ DRAWN = DrawMemory(2**28)  # parameters and data of stacks, which are the same i
 LANES = 2  # packs in flight on a GPU: one computes while another is waited for, judged or begun
 TURNS = 4  # packs that a thread of a cluster gets at least, so that the threads end at about the same time
 WORTH = 32  # problems of a stack; one of fewer takes hardly less time
-COMPILED = 300_000  # evaluations: kernels save a second of them, and those of a system take 10 s to compile, once
+COMPILED = 300_000  # evaluations: kernels save a second of them, and those of a system take seconds to compile, once
 # memory that a recorded force with its transposed product takes, in states: measured 30 on cet_real, 20 on the toys
 RECORDED = 32
 
@@ -88,27 +89,29 @@ def compile_kernels(problem: Problem, device: str, engine: str) -> None:
         stack.compile_kernels()
 
 
-def resolved(engine: object, device: str, problems: Iterable[Problem], triton: bool | None = None) -> str:
+def resolved(engine: object, device: str, problems: Iterable[Problem], compiler: bool | None = None) -> str:
     """The engine that `auto` stands for: eager on a CPU, where a problem already fills a core, else fused or batched.
 
     It is fused where kernels serve so many evaluations of the `problems` that it pays to compile them, once on a
-    machine, and where these are the kernels that were measured. `triton` is whether kernels can be made where packs are
-    measured; None: they are measured here. Raises UserError for an engine that is not known, or that the device does
-    not have.
+    machine, and where these are the kernels that were measured. `compiler` is whether kernels can be compiled where
+    packs are measured; None: they are measured here. Raises UserError for an engine that is not known, or that the
+    device does not have.
     """
     if engine not in ENGINES:
         raise UserError(f"engine = {engine!r} is not known{near_miss(engine, ENGINES)}")
     cuda = device.startswith("cuda")
     if engine in ("compiled", "fused") and not cuda:
         raise UserError(f"engine = {engine!r} needs a CUDA device; use auto, eager or batched")
-    if engine == "fused" and not (triton_version() is not None if triton is None else triton):
-        needs = "triton, which comes with torch for CUDA, and a compiler of C"
+    if engine == "fused" and not (nvrtc_version() is not None if compiler is None else compiler):
+        needs = "the packages cuda-bindings and nvidia-cuda-nvrtc, which come with torch for CUDA"
         raise UserError(f"engine = 'fused' needs {needs}; use auto, eager or batched")
     if engine != "auto":
         return str(engine)
     if not cuda:
         return "eager"
-    return "fused" if _kernels_pay(problems) and (makes_kernels(device) if triton is None else triton) else "batched"
+    return (
+        "fused" if _kernels_pay(problems) and (makes_kernels(device) if compiler is None else compiler) else "batched"
+    )
 
 
 def _kernels_pay(problems: Iterable[Problem]) -> bool:

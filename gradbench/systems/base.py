@@ -323,6 +323,14 @@ class KernelInputs(NamedTuple):
     knobs: Knobs
 
 
+class Program(NamedTuple):
+    """Kernels of a family, `tokens` or `toys`, and the constants that they are compiled for."""
+
+    family: str
+    kernels: tuple[str, ...]
+    constants: tuple[tuple[str, int], ...]
+
+
 class FusedSteps(ABC):
     """A system with kernels for its steps on a GPU, for float32 stacks.
 
@@ -333,6 +341,11 @@ class FusedSteps(ABC):
     @abstractmethod
     def fused(self) -> bool:
         """Whether the kernels take a system of these sizes."""
+
+    @property
+    @abstractmethod
+    def program(self) -> Program:
+        """The program of its kernels."""
 
     @abstractmethod
     def packed(self, theta: Params) -> Params:

@@ -1,4 +1,4 @@
-"""Steps of the transformers by Triton kernels, for the sizes that the kernels take."""
+"""Steps of the transformers by kernels, for the sizes that the kernels take."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from gradbench.systems.attention import outer
-from gradbench.systems.base import AbstractDrivenSystem, FusedSteps, KernelInputs, Params, Saved
+from gradbench.systems.base import AbstractDrivenSystem, FusedSteps, KernelInputs, Params, Program, Saved
 from gradbench.systems.cet_force import AbstractCetForce
 from gradbench.systems.cet_options import visible
 from gradbench.systems.tokens import patches
@@ -15,25 +15,27 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-    from gradbench.systems.kernels.parts import Kind
+    from gradbench.systems.kernels.tokens import Kind
 
 
 class AbstractFusedTokens(FusedSteps, AbstractCetForce):
-    """Kernels for 16 tokens of 64 numbers in 4 heads, patches of at most 64 pixels, and memories in multiples of 64."""
+    """Kernels for 16 tokens of up to 128 numbers in heads of 16, patches of up to 64 pixels, memories in sixteens."""
 
     @property
     def fused(self) -> bool:
-        fits = self.side**2 == 16 and self.D == 64 and self.heads == 4 and self.dh == 16
-        return fits and self.pixels <= 64 and self.mem % 64 == 0
+        fits = self.side == 4 and self.dh == 16 and self.D == self.heads * self.dh <= 128
+        return fits and self.pixels <= 64 and self.mem % 16 == 0
 
     def packed(self, theta: Params) -> Params:
         """The matrices of the force: those to features (c, features, D), those to tokens (c, D, features).
 
-        What a product adds up over lies in a run: so the tensor cores read it. Zeros fill the features of the pixels.
+        Each is in the order of `fragments`. Zeros fill the features of the pixels up.
         """
         import torch
 
-        decoder = torch.nn.functional.pad(theta["Wdec"].flatten(2), (0, 64 - self.pixels))
+        from gradbench.systems.kernels.programs import fragments
+
+        decoder = torch.nn.functional.pad(theta["Wdec"].flatten(2), (0, self._padded - self.pixels))
         reading, writing = torch.func.vmap(self._head_weights)(theta)
         memories = theta["Wmem"]
         packed = {
@@ -43,7 +45,7 @@ class AbstractFusedTokens(FusedSteps, AbstractCetForce):
         if isinstance(self, AbstractDrivenSystem):
             packed["skew_in"] = torch.cat([*reading, *writing], -2)
             packed["skew_out"] = torch.cat([*(W.mT for W in writing), *(-W.mT for W in reading)], -1)
-        return packed
+        return {name: fragments(W) for name, W in packed.items()}
 
     def correction_inputs(self, saved: Saved) -> Float[Tensor, "i c 4 b H N h"] | None:
         """q, k, v and P at s*, stacked."""
@@ -68,7 +70,7 @@ class AbstractFusedTokens(FusedSteps, AbstractCetForce):
     def fused_bent(self, read: KernelInputs, s: Tensor, start: Tensor, inputs: Tensor) -> Tensor:
         from gradbench.systems.kernels import tokens
 
-        return tokens.bent(read, self._scale, s, start, inputs)
+        return tokens.bent(read, self._kind, s, start, inputs)
 
     def product_inputs(self, saved: Saved, u: Tensor) -> dict[str, Tensor]:
         """q, k, v and P at a state, stacked, the memories there, and the tokens of u."""
@@ -87,18 +89,21 @@ class AbstractFusedTokens(FusedSteps, AbstractCetForce):
     def pull_sums(self, rows: int, cells: int, like: Tensor) -> Params:
         """z^T credits of the features, and p^T features: both (rows of T1, c, D, features)."""
         reading, writing = (3, 1) if isinstance(self, AbstractDrivenSystem) else (2, 2)  # kinds of head
-        widths = {"reading": 64 + self.mem + 64 * reading, "writing": 64 + self.mem + 64 * writing}
+        widths = {
+            "reading": self._padded + self.mem + self.D * reading,
+            "writing": self._padded + self.mem + self.D * writing,
+        }
         return {name: like.new_zeros((rows, cells, self.D, width)) for name, width in widths.items()}
 
     def fused_back(self, read: KernelInputs, s: Tensor, a: Tensor, summed: Tensor, sums: Params) -> None:
-        from gradbench.systems.kernels import tokens_back
+        from gradbench.systems.kernels import tokens
 
-        tokens_back.back(read, self._kind, s, a, summed, **sums)
+        tokens.back(read, self._kind, s, a, summed, **sums)
 
     def pulled(self, read: KernelInputs, summed: Tensor, sums: Params) -> Params:
         part = self.split(summed)
         seen = patches(visible(read.x), self.patch)
-        reading, writing = (self._cut(v, 64, self.mem) for v in (sums["reading"], sums["writing"]))
+        reading, writing = (self._cut(v, self._padded, self.mem) for v in (sums["reading"], sums["writing"]))
         of_patch = slice(0, self.pixels)
         return self._grads(
             part["z"].sum(-3),
@@ -109,10 +114,23 @@ class AbstractFusedTokens(FusedSteps, AbstractCetForce):
         )
 
     @property
-    def _kind(self) -> Kind:
-        from gradbench.systems.kernels.parts import Kind
+    def program(self) -> Program:
+        energy = not isinstance(self, AbstractDrivenSystem)
+        constants = {"D": self.D, "M": self.mem, "CH": self.ch, "PATCH": self.patch}
+        constants |= {"ENERGY": int(energy), "PROJECTS": int(self.projects)}
+        kernels = "step", "jacobian", "back", "energy" if energy else "bend"
+        return Program("tokens", kernels, tuple(constants.items()))
 
-        return Kind(self.patch, self.well, self._scale, self.projects)
+    @property
+    def _kind(self) -> Kind:
+        from gradbench.systems.kernels.tokens import Kind
+
+        return Kind(self.program, self.well, self._scale)
+
+    @property
+    def _padded(self) -> int:
+        """Features of the pixels, with the zeros that fill them up: lanes read weights of 16 features at a time."""
+        return -(-self.pixels // 16) * 16
 
     @property
     def _scale(self) -> float:

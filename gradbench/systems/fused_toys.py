@@ -1,11 +1,11 @@
-"""Steps of the toys by Triton kernels, for their usual sizes."""
+"""Steps of the toys by kernels, for their usual sizes."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from typing import TYPE_CHECKING
 
-from gradbench.systems.base import FusedSteps, KernelInputs, Params, Saved
+from gradbench.systems.base import AbstractDrivenSystem, FusedSteps, KernelInputs, Params, Program, Saved
 from gradbench.systems.toy import AbstractToy
 
 if TYPE_CHECKING:
@@ -19,22 +19,28 @@ class AbstractFusedToy(FusedSteps, AbstractToy):
     def fused(self) -> bool:
         return (self.N, self.D, self.out) == (8, 32, 16)
 
+    @property
+    def program(self) -> Program:
+        driven = isinstance(self, AbstractDrivenSystem)
+        kernels = "step", "jacobian", "back", *(["bend"] if driven else [])
+        return Program("toys", kernels, (("D", self.D), ("ENERGY", int(not driven))))
+
     def fused_step(
         self, read: KernelInputs, s: Tensor, eps: Tensor, nudge: Tensor | None = None, bent: Tensor | None = None
     ) -> Tensor:
         from gradbench.systems.kernels import toys
 
-        return toys.step(read, s, eps, nudge, bent)
+        return toys.step(read, self.program, s, eps, nudge, bent)
 
     def fused_bent(self, read: KernelInputs, s: Tensor, start: Tensor, inputs: Tensor) -> Tensor:
         from gradbench.systems.kernels import toys
 
-        return toys.bent(read, s, start, inputs)
+        return toys.bent(read, self.program, s, start, inputs)
 
     def fused_product(self, read: KernelInputs, inputs: dict[str, Tensor], v: Tensor) -> Tensor:
         from gradbench.systems.kernels import toys
 
-        return toys.product(read, v, **inputs)
+        return toys.product(read, self.program, v, **inputs)
 
     def pull_sums(self, rows: int, cells: int, like: Tensor) -> Params:
         """z^T credits of the features, and p^T features: both (rows of T1, c, D, features)."""
@@ -43,7 +49,7 @@ class AbstractFusedToy(FusedSteps, AbstractToy):
     def fused_back(self, read: KernelInputs, s: Tensor, a: Tensor, summed: Tensor, sums: Params) -> None:
         from gradbench.systems.kernels import toys
 
-        toys.back(read, s, a, summed, **sums)
+        toys.back(read, self.program, s, a, summed, **sums)
 
     def pulled(self, read: KernelInputs, summed: Tensor, sums: Params) -> Params:
         return self.weight_grads(sums) | {"b": self.split(summed)["z"].sum((-3, -2))}
@@ -59,7 +65,7 @@ class AbstractFusedToy(FusedSteps, AbstractToy):
 
 
 class AbstractFusedAttention(AbstractFusedToy):
-    """Kernels of the toy with attention: 4 heads of 8 numbers, which zeros fill up to 16."""
+    """Kernels of the toy with attention: 4 heads of 8 numbers."""
 
     heads: int
 
@@ -69,19 +75,20 @@ class AbstractFusedAttention(AbstractFusedToy):
 
     @property
     def widths(self) -> dict[str, int]:
-        return {"reading": 3 * 64, "writing": 64}
+        return {"reading": 3 * self.D, "writing": self.D}
 
     def packed(self, theta: Params) -> Params:
-        """The matrices to features (c, features, D) and to tokens (c, D, features)."""
+        """The matrices to features (c, features, D) and to tokens (c, D, features), in the order of `fragments`."""
         import torch
 
-        reading = [_filled(theta[w]) for w in ("WQ", "WK", "WV")]
-        writing = _filled(theta["WO"].mT)
+        from gradbench.systems.kernels.programs import fragments
+
+        reading, writing = [theta[w] for w in ("WQ", "WK", "WV")], theta["WO"].mT
         return {
-            "ahead_in": torch.cat(reading, -1).mT.contiguous(),
-            "ahead_out": writing.contiguous(),
-            "skew_in": torch.cat([*reading, writing], -1).mT.contiguous(),
-            "skew_out": torch.cat([writing, *(-W for W in reading)], -1),
+            "ahead_in": fragments(torch.cat(reading, -1).mT),
+            "ahead_out": fragments(writing),
+            "skew_in": fragments(torch.cat([*reading, writing], -1).mT),
+            "skew_out": fragments(torch.cat([writing, *(-W for W in reading)], -1)),
         }
 
     def correction_inputs(self, saved: Saved) -> Tensor | None:
@@ -96,9 +103,8 @@ class AbstractFusedAttention(AbstractFusedToy):
         return {"saved": inputs}
 
     def weight_grads(self, sums: Params) -> Params:
-        read = sums["reading"].unflatten(-1, (3, 4, 16))[..., :8].flatten(-2).unbind(-2)
-        written = sums["writing"].unflatten(-1, (4, 16))[..., :8].flatten(-2)
-        return {**dict(zip(("WQ", "WK", "WV"), read, strict=True)), "WO": written.mT}
+        read = sums["reading"].split(self.D, -1)
+        return {**dict(zip(("WQ", "WK", "WV"), read, strict=True)), "WO": sums["writing"].mT}
 
 
 class AbstractFusedTanh(AbstractFusedToy):
@@ -109,8 +115,10 @@ class AbstractFusedTanh(AbstractFusedToy):
         return {"reading": self.D, "writing": self.D}
 
     def packed(self, theta: Params) -> Params:
-        """S from features to tokens, and S^T from tokens to features."""
-        return {"ahead_in": theta["S"].mT.contiguous(), "ahead_out": theta["S"].contiguous()}
+        """S^T from tokens to features, and S from features to tokens, in the order of `fragments`."""
+        from gradbench.systems.kernels.programs import fragments
+
+        return {"ahead_in": fragments(theta["S"].mT), "ahead_out": fragments(theta["S"])}
 
     def correction_inputs(self, saved: Saved) -> Tensor | None:
         return None  # A = 0: the force is a gradient
@@ -120,10 +128,3 @@ class AbstractFusedTanh(AbstractFusedToy):
 
     def weight_grads(self, sums: Params) -> Params:
         return {"S": sums["reading"] + sums["writing"]}
-
-
-def _filled(W: Tensor) -> Tensor:
-    """(c, D, 4 heads of 8) -> (c, D, 4 heads of 16), with zeros."""
-    import torch
-
-    return torch.nn.functional.pad(W.unflatten(-1, (4, 8)), (0, 8)).flatten(-2)

@@ -1,37 +1,43 @@
-"""Kernels against their derivatives in float64, interpreted on a CPU."""
+"""Kernels on a CPU, against their derivatives in float64."""
 
 from __future__ import annotations
 
-import importlib
+import sys
 from dataclasses import dataclass
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, ClassVar, final
 
 import pytest
 import torch
-from interpreted import ENERGIES, SYSTEMS, printed_by, stack
+from hosted import hosted
+from kernel_checks import ENERGIES, SYSTEMS, TRANSFORMERS, apart, plain, seen, stack, swept
 from torch import Tensor
 
 from gradbench.dynamics.stack import Fused
 from gradbench.engine import packs
 from gradbench.engine.device import makes_kernels
+from gradbench.engine.precision import isolated
 from gradbench.errors import UserError
 from gradbench.planning.plans import plan
+from gradbench.planning.registry import known_systems
 from gradbench.planning.suites import parse
-from gradbench.systems.base import Data, Params
+from gradbench.systems.base import Data, FusedSteps, Params
 from gradbench.systems.cet_driven import AbstractDrivenCet
+from gradbench.systems.kernels.programs import nvrtc_version
 from gradbench.vocabulary.coordinates import Knobs
 
-pytest.importorskip("triton")
 BACK = ("back inside of NaN", "guards of back", "back beside NaN")
-TESTS = Path(__file__).parents[1]
+OTHER_SIZES = (
+    {"D": 32, "heads": 2, "mem": 16, "img": 28, "patch": 7, "ch": 1},
+    {"D": 128, "heads": 8, "mem": 32, "img": 32, "patch": 8, "ch": 1},
+    {"D": 16, "heads": 1, "mem": 48, "img": 16, "patch": 4, "ch": 3},
+)
 
 
 @pytest.fixture(scope="module")
 def told() -> dict[str, dict[str, Any]]:
-    """What was seen of every system, in a process that interprets kernels."""
-    return printed_by("interpreted.py")
+    """What is seen of every system."""
+    with hosted(), isolated(), torch.no_grad():
+        return {system: seen(system) for system in SYSTEMS}
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
@@ -86,10 +92,42 @@ def test_a_recording_of_a_kernel_serves_the_next_pack(system: str, told: dict[st
         assert told[system][name], name
 
 
+@pytest.mark.parametrize("sizes", OTHER_SIZES, ids=str)
+@pytest.mark.parametrize("system", TRANSFORMERS)
+def test_other_sizes_of_the_transformers_have_kernels_too(system: str, sizes: dict[str, int]) -> None:
+    with hosted(), isolated(), torch.no_grad():
+        spreads = {"bpos_std": 0.3, "bdec_std": 0.2, "benc_std": 0.1}
+        of = known_systems()[system](**spreads, **{"dh": 16, **sizes})
+        assert isinstance(of, FusedSteps)
+        rng = torch.Generator().manual_seed(0)
+        theta = {name: v[None].float() for name, v in of.init_params(rng).items()}
+        x = {name: torch.rand(1, *shape, generator=rng) for name, shape in of.data_shapes(3).items()}
+        field = Fused(of, theta, x, Knobs(*(torch.full((1,), v) for v in (0.8, 0.7, 0.1))))
+        assert field.kernels is not None
+        wide, plainly = field.wide, super(Fused, field)
+        s = field.init_state()[None]
+        assert apart(field.step(s), wide.step(s.double())) < 2 * apart(plainly.step(s), wide.step(s.double()))
+        nudge = torch.full((1, 1), 0.02)
+        step = field.nudged_step(s, nudge, field.step_size, asymmetric=True)
+        assert step is not None
+        moved = s[:, None] + 0.01 * torch.randn(s[:, None].shape, generator=rng)
+        assert apart(step(moved), plain(wide, s.double(), moved.double(), nudge.double())) < 2e-7
+        v = torch.randn(s.shape, generator=rng)
+        assert apart(field.step_at(s).jvp(v), wide.step_at(s.double()).jvp(v.double())) < 2e-7
+        exact = swept(wide, s.double(), v.double(), wide.cost_grads(s.double()))
+        found = swept(field, s, v, field.cost_grads(s))
+        assert max(apart(found[name], expected) for name, expected in exact.items()) < 1e-6
+
+
 @pytest.mark.fast
 def test_other_sizes_and_numbers_take_the_path_without_kernels() -> None:
     assert stack("cet_real").kernels is not None
-    for field in (stack("cet_real", D=32, dh=8), stack("cet_real", mem=100), stack("cet_real").wide):
+    for field in (
+        stack("cet_real", D=32, dh=8),
+        stack("cet_real", mem=100),
+        stack("cet_real", D=144, dh=16),
+        stack("cet_real").wide,
+    ):
         assert isinstance(field, Fused)
         assert field.kernels is None
         assert field.packed == {}
@@ -99,48 +137,46 @@ def test_other_sizes_and_numbers_take_the_path_without_kernels() -> None:
 
 
 @pytest.mark.fast
-def test_the_engine_of_kernels_needs_a_gpu_and_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_engine_of_kernels_needs_a_gpu_and_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="engine = 'fused' needs a CUDA device"):
         packs.resolved("fused", "cpu", ())
+    monkeypatch.setattr(packs, "nvrtc_version", lambda: "13.0")
     assert packs.resolved("fused", "cuda", ()) == "fused"
-    for found in ("gcc", "clang"):
-        monkeypatch.setattr("shutil.which", lambda name, found=found: name if name == found else None)
-        assert packs.resolved("fused", "cuda", ()) == "fused"
-    monkeypatch.setattr("shutil.which", lambda name: None)
-    monkeypatch.delenv("CC", raising=False)
-    assert packs.resolved("fused", "cuda", (), triton=True) == "fused"  # the workers of a cluster have it
+    monkeypatch.setattr(packs, "nvrtc_version", lambda: None)
+    assert packs.resolved("fused", "cuda", (), compiler=True) == "fused"  # the workers of a cluster have it
     for there in (None, False):
-        with pytest.raises(UserError, match="needs triton"):
-            packs.resolved("fused", "cuda", (), triton=there)
-    assert packs.resolved("auto", "cuda", (), triton=True) == "batched"  # there is nothing that kernels serve
+        with pytest.raises(UserError, match="needs the packages cuda-bindings and nvidia-cuda-nvrtc"):
+            packs.resolved("fused", "cuda", (), compiler=there)
+    assert packs.resolved("auto", "cuda", (), compiler=True) == "batched"  # there is nothing that kernels serve
 
 
 @pytest.mark.fast
 def test_auto_takes_kernels_where_they_were_measured_and_can_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr("gradbench.engine.device.triton_version", lambda: "3.6.0")
-    driver = importlib.import_module("triton.runtime.driver").driver
-    working = SimpleNamespace(get_current_target=lambda: "cuda")
-    monkeypatch.setattr(type(driver), "active", property(lambda self: working))
+    monkeypatch.setattr("gradbench.engine.device.nvrtc_version", lambda: "13.0")
     assert makes_kernels("cuda")
-
-    def without_headers() -> None:
-        raise RuntimeError("Python.h: no such file")
-
-    working.get_current_target = without_headers
+    monkeypatch.setattr("gradbench.engine.device.nvrtc_version", lambda: None)
     assert not makes_kernels("cuda")
-    working.get_current_target = lambda: "cuda"
+    monkeypatch.setattr("gradbench.engine.device.nvrtc_version", lambda: "13.0")
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (8, 0))
     assert not makes_kernels("cuda")
 
 
-def engine_of(seeds: int, *, triton: bool = True, **more: Any) -> str:
+@pytest.mark.fast
+def test_without_the_package_that_calls_the_compiler_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    nvrtc_version.cache_clear()
+    assert nvrtc_version() is None
+    nvrtc_version.cache_clear()
+
+
+def engine_of(seeds: int, *, compiler: bool = True, **more: Any) -> str:
     """What `auto` stands for with so many problems of cet_real, which have 715 evaluations each."""
     grid = {"system": {"name": "cet_real"} | more.pop("options", {}), "estimator": ["bptt", "aep"], "T1": 100, "T2": 15}
     grid |= {"beta": 0.02, "seed": list(range(seeds)), **more}
     planned = plan(parse({"name": "x", "about": "", "grid": [grid]}, "x"))
     assert sum(problem.cost.work for problem in planned.problems) == 715 * seeds
-    return packs.resolved("auto", "cuda", planned.problems, triton)
+    return packs.resolved("auto", "cuda", planned.problems, compiler)
 
 
 @pytest.mark.fast
@@ -148,7 +184,7 @@ def test_kernels_are_chosen_where_they_serve_enough_evaluations() -> None:
     enough = -(-packs.COMPILED // 715)
     assert engine_of(enough) == "fused"
     assert engine_of(enough - 1) == "batched"
-    assert engine_of(enough, triton=False) == "batched"
+    assert engine_of(enough, compiler=False) == "batched"
     assert engine_of(enough, dtype="float64") == "batched"
     assert engine_of(enough, options={"D": 32, "dh": 8}) == "batched"
 

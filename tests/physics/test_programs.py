@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextvars import ContextVar
+from pathlib import Path
+from time import sleep
 from typing import Any
 
 import pytest
 import torch
-from interpreted import SYSTEMS as FUSED
-from interpreted import stack as fused
+from kernel_checks import SYSTEMS as FUSED
+from kernel_checks import stack as fused
 from live import LIVE, SYSTEMS
 from torch import Tensor
 
@@ -22,154 +22,80 @@ from gradbench.engine.solving import solve
 from gradbench.planning import registry
 from gradbench.planning.plans import plan
 from gradbench.planning.suites import parse
-from gradbench.systems.base import ClosedForms
+from gradbench.systems.base import ClosedForms, Program
+from gradbench.systems.kernels import programs
 from gradbench.vocabulary.status import Thresholds
 
-HOPPER = ("cuda", 90, 32)
-SIZES = {"AREA": 49, "CH": 1, "IMG": 28, "PATCH": 7, "M": 128}
-INTEGERS = ("cells", "columns", "b", "length", "zero", "wide", "of_cell")
-NUMBERS = {"well": "fp32", "scale": "fp32"} | dict.fromkeys(INTEGERS, "i32")
-ENERGY, FORCE = {"ENERGY": True}, {"ENERGY": False}
-STILL, PROJECTS = {"PROJECTS": False}, {"PROJECTS": True}
-FREE, NUDGED = {"NUDGED": False, "BENDS": False}, {"NUDGED": True, "BENDS": False}
-# as they are launched: the file of a kernel, its name, what it is compiled for, and its warps
-PROGRAMS = {
-    "free step": ("tokens", "_step_kernel", SIZES | FORCE | STILL | FREE, 4),
-    "free step of an energy with a projection": ("tokens", "_step_kernel", SIZES | ENERGY | PROJECTS | FREE, 4),
-    "nudged step of an energy": ("tokens", "_step_kernel", SIZES | ENERGY | STILL | NUDGED, 4),
-    "nudged step": ("tokens", "_step_kernel", SIZES | FORCE | PROJECTS | NUDGED | {"BENDS": True}, 4),
-    "energy": ("tokens", "_energy_kernel", SIZES | ENERGY, 4),
-    "correction": ("tokens", "_bent_kernel", {}, 8),
-    "product": ("tokens", "_product_kernel", SIZES | FORCE | STILL, 4),
-    "product of an energy": ("tokens", "_product_kernel", SIZES | ENERGY | PROJECTS, 4),
-    "projection back": ("tokens_back", "_project_back_kernel", SIZES | FORCE, 4),
-    "projection of an energy back": ("tokens_back", "_project_back_kernel", SIZES | ENERGY, 4),
-    "heads back": ("tokens_back", "_heads_back_kernel", {"M": 128} | FORCE | STILL, 4),
-    "heads of an energy back": ("tokens_back", "_heads_back_kernel", {"M": 128} | ENERGY | PROJECTS, 8),
-    "others back": ("tokens_back", "_others_back_kernel", SIZES | FORCE, 4),
-    "others of an energy back": ("tokens_back", "_others_back_kernel", SIZES | ENERGY, 4),
-    "free step of a toy": ("toys", "_step_kernel", FORCE | FREE, 4),
-    "free step of a toy with an energy": ("toys", "_step_kernel", ENERGY | FREE, 4),
-    "nudged step of a toy": ("toys", "_step_kernel", FORCE | NUDGED | {"BENDS": True}, 4),
-    "nudged step of a toy with an energy": ("toys", "_step_kernel", ENERGY | NUDGED, 4),
-    "correction of a toy": ("toys", "_bent_kernel", {}, 4),
-    "product of a toy": ("toys", "_product_kernel", FORCE, 4),
-    "product of a toy with an energy": ("toys", "_product_kernel", ENERGY, 4),
-    "a toy back": ("toys", "_back_kernel", FORCE, 4),
-    "a toy with an energy back": ("toys", "_back_kernel", ENERGY, 4),
-}
-ALIGNED = [["tt.divisibility", 16]]  # what a launch says of a pointer, and of a number that 16 divides
+
+@pytest.mark.parametrize("system", FUSED)
+def test_every_kernel_compiles_for_an_h100_and_adds_nothing_up_by_atomic_operations(
+    system: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("cuda.bindings")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    kernels = fused(system).kernels
+    assert kernels is not None
+    made = programs.cubins(kernels.program, "sm_90")
+    assert all(content.startswith(b"\x7fELF") for content in made)
+    for kernel in kernels.program.kernels:
+        assert "atomic" not in programs.source(kernels.program, kernel)
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
-def test_a_kernel_compiles_for_an_h100(name: str) -> None:
-    triton = pytest.importorskip("triton")
-    from triton.backends.compiler import GPUTarget
-
-    from gradbench.systems.kernels import tokens, tokens_back, toys
-    from gradbench.systems.kernels.parts import OPTIONS
-
-    file, kernel, constants, warps = PROGRAMS[name]
-    function = getattr({"tokens": tokens, "tokens_back": tokens_back, "toys": toys}[file], kernel)
-    kinds = {n: "constexpr" if n in constants else NUMBERS.get(n, "*fp32") for n in function.arg_names}
-    places = {(function.arg_names.index(key),): value for key, value in constants.items()}
-    aligned = [n for n, kind in kinds.items() if kind == "*fp32" or n == "length"]
-    attributes = {(function.arg_names.index(n),): ALIGNED for n in aligned}
-    source = triton.compiler.ASTSource(function, kinds, constexprs=places, attrs=attributes)
-    made = triton.compile(source, target=GPUTarget(*HOPPER), options={"num_warps": warps, **OPTIONS})
-    assert made.metadata.shared <= 227 * 1024  # bytes that a block of an H100 may have
-    assert "wgmma" in made.asm["ptx"]  # float32 products in three passes of TF32, by its tensor cores
-    assert "f32.tf32.tf32" in made.asm["ptx"]
-    assert "atom." not in made.asm["ptx"]
+SMALL = Program("toys", ("jacobian",), (("D", 32), ("ENERGY", 1)))
 
 
-@pytest.fixture
-def launched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
-    """The names of the kernels that are compiled ahead, with what they are compiled for, and nothing is compiled."""
-    pytest.importorskip("triton")
-    from gradbench.systems.kernels import parts, tokens, tokens_back, toys
-
-    seen: list[tuple[str, dict[str, Any]]] = []
-    for file in (tokens, tokens_back, toys):
-        monkeypatch.setattr(file, "launch", lambda kernel, *_, **options: seen.append((kernel.__name__, options)))
-    monkeypatch.setattr(parts, "compile_side_by_side", lambda launches: launches())
-    monkeypatch.setattr("gradbench.dynamics.stack._compiled", set())
-    return seen
-
-
-def test_programs_are_those_that_are_launched(launched: list[tuple[str, dict[str, Any]]]) -> None:
-    from gradbench.systems.kernels.parts import OPTIONS
-
-    for system in FUSED:
-        fused(system).compile_kernels()
-    for _, kernel, constants, warps in PROGRAMS.values():
-        assert (kernel, {**constants, **OPTIONS, "num_warps": warps}) in launched
+def test_a_compiled_kernel_is_stored_and_read_where_it_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("cuda.bindings")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (first,) = programs.cubins(SMALL, "sm_90")
+    (path,) = (tmp_path / "gradbench" / "kernels").iterdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(programs, "compiled", lambda *_: pytest.fail("compiled again"))
+        assert programs.cubins(SMALL, "sm_90") == [first]
+    for harmed in (path.read_bytes()[:-1], b"", b"x" + path.read_bytes()[1:]):
+        path.write_bytes(harmed)
+        assert programs.cubins(SMALL, "sm_90") == [first]
+        assert path.read_bytes()[32:] == first
+    (other,) = programs.cubins(SMALL._replace(constants=(("D", 32), ("ENERGY", 0))), "sm_90")
+    assert other != first
 
 
-def test_two_packs_of_a_system_compile_its_kernels_once(launched: list[tuple[str, dict[str, Any]]]) -> None:
+def test_kernels_compile_where_nothing_can_be_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("cuda.bindings")
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert programs.cubins(SMALL, "sm_90")[0].startswith(b"\x7fELF")
+
+
+def test_what_does_not_compile_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("cuda.bindings")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(RuntimeError, match=r"toys_jacobian.cu does not compile: (.|\n)*ENERGY"):
+        programs.cubins(SMALL._replace(constants=(("D", 32),)), "sm_90")
+
+
+def test_two_packs_of_a_system_compile_its_kernels_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    loads: list[Program] = []
+
+    def load(program: Program, device: torch.device) -> dict[str, Any]:
+        loads.append(program)
+        sleep(0.05)
+        return {"step": object()}
+
+    monkeypatch.setattr(programs, "_load", load)
+    monkeypatch.setattr(programs, "_loaded", {})
     field = fused("cet_real")
-    field.compile_kernels()
-    once = len(launched)
-    launched.clear()
-    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(2) as threads:
-        patch.setattr("gradbench.dynamics.stack._compiled", set())
-        list(threads.map(lambda _: field.compile_kernels(), range(4)))
-    assert len(launched) == once
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda _: field.compile_kernels(), range(8)))
+    assert len(loads) == 1
 
 
-class Noted:
-    """A kernel that notes what is done with it."""
-
-    def __init__(self) -> None:
-        self.done: list[str] = []
-
-    def warmup(self, *arguments: object, grid: tuple[int, int], warps: int) -> None:
-        self.done.append(f"compiled for {grid}, {warps}")
-
-    def __getitem__(self, grid: tuple[int, int]) -> Callable[..., None]:
-        return lambda *arguments, warps: self.done.append(f"launched on {grid}, {warps}")
-
-
-def test_a_kernel_is_compiled_ahead_and_not_launched() -> None:
-    pytest.importorskip("triton")
-    from gradbench.systems.kernels.parts import compile_side_by_side, launch
-
-    kernel, where = Noted(), torch.zeros(1)
-
-    def launches() -> None:
-        launch(kernel, (3, 2), where, warps=4)
-
-    compile_side_by_side(launches)
-    launches()
-    assert kernel.done == ["compiled for (3, 2), 4", "launched on (3, 2), 4"]
-
-
-class Stuck:
-    """The mode of Triton 3.6 after a kernel that did not compile: it stays active in its context."""
-
-    active: ContextVar[bool] = ContextVar("active", default=False)
-
-    def __init__(self, workers: object) -> None:
-        pass
-
-    def __enter__(self) -> None:
-        assert not self.active.get(), "Another AsyncCompileMode is already active"
-        self.active.set(True)
-
-    def __exit__(self, *raised: object) -> None:
-        pass
-
-
-def test_kernels_that_do_not_compile_leave_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pytest.importorskip("triton"), "AsyncCompileMode", Stuck)
-    from gradbench.systems.kernels.parts import compile_side_by_side
-
-    def wrong() -> None:
-        raise ValueError("does not compile")
-
-    for _ in range(2):
-        with pytest.raises(ValueError, match="does not compile"):
-            compile_side_by_side(wrong)
+def test_a_kernel_takes_tensors_that_lie_in_a_run() -> None:
+    pytest.importorskip("cuda.bindings")
+    with pytest.raises(ValueError, match="jacobian takes tensors that lie in a run"):
+        programs.launch(SMALL, "jacobian", 1, torch.zeros(2, 3).mT)
 
 
 TRACED = [name for name in SYSTEMS if issubclass(kind := registry.known_systems()[name], ClosedForms) and kind.lifted]

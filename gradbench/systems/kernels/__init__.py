@@ -1,1 +1,1 @@
-"""Kernels of systems, in Triton. What imports a module of this folder needs torch and triton."""
+"""Kernels of systems, in CUDA. A module of this folder imports torch, and cuda.bindings where it compiles."""

@@ -1,16 +1,7 @@
-"""Kernels of the systems in the interpreter of Triton, on a CPU: `TRITON_INTERPRET=1 python tests/interpreted.py`.
-
-Prints what was seen as JSON, by system. `tests/physics/test_fused.py` runs this file, since a process that interprets
-kernels cannot compile any.
-"""
+"""What is seen of the kernels of a system, on a GPU or on a CPU (`hosted.py`): errors, guards, neighbours."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +12,6 @@ from gradbench.dynamics.recordings import parted, with_tensors
 from gradbench.dynamics.stack import Fused, Stack
 from gradbench.dynamics.trajectory import relax
 from gradbench.engine.draws import build
-from gradbench.engine.precision import isolated
 from gradbench.estimators.phases.reverse import ReversePhase, step_back
 from gradbench.planning.plans import plan
 from gradbench.planning.suites import parse
@@ -40,16 +30,6 @@ SPREADS = {
 GUARD, MARK = 4096, 123.0
 BETA = 0.02
 ROUND_OFF = 1e-6  # of a product with weights, relative to the sum of its sizes
-
-
-def printed_by(file: str) -> dict[str, Any]:
-    """What a file of this folder prints as JSON, in a process that interprets kernels."""
-    here = Path(__file__).parent
-    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(here)}
-    command = [sys.executable, str(here / file)]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
-    told: dict[str, Any] = json.loads(printed)
-    return told
 
 
 def stack(
@@ -189,7 +169,7 @@ def seen(system: str) -> dict[str, Any]:
     told |= serving_again(field, other, start)
     told |= seen_product(field, start) | seen_back(field, start) | {"phase": reverse_phase(field)}
     told |= seen_energy(field, states) if isinstance(field.system, AbstractEnergySystem) else {}
-    if system in TOYS:  # more examples than a program takes, and the same input for all of them
+    if system in TOYS:  # the same input for all examples
         undriven = stack(system, batch=9, drive_std=0.0)
         s = undriven.init_state()
         told["undriven"] = apart(undriven.step(s), undriven.wide.step(s.double()))
@@ -280,8 +260,8 @@ def seen_back(field: Fused, start: Tensor) -> dict[str, Any]:
 
     usual = Tensor.new_empty
 
-    def new_empty(v: Tensor, shape: Any, **more: Any) -> Tensor:  # the interpreter makes tensors, too
-        return usual(v, shape, **more) if more else guarded(torch.zeros(shape).to(v))
+    def new_empty(v: Tensor, shape: Any) -> Tensor:
+        return guarded(torch.zeros(shape).to(v))
 
     Tensor.new_empty = new_empty  # type: ignore[method-assign]
     inner, summed = guarded(a), guarded(torch.zeros_like(a))
@@ -299,8 +279,3 @@ def seen_back(field: Fused, start: Tensor) -> dict[str, Any]:
     harmed = swept(field, worse, wild, like)
     told["back beside NaN"] = all(torch.equal(harmed[name][0, 0], back[name][0, 0]) for name in back)
     return told
-
-
-if __name__ == "__main__":
-    with isolated(), torch.no_grad():
-        print(json.dumps({system: seen(system) for system in SYSTEMS}))

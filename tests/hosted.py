@@ -1,0 +1,61 @@
+"""Kernels on a CPU: their sources, compiled by g++ with another `warp.cuh`, which takes one lane after the other."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import pytest
+from torch import Tensor
+
+from gradbench.systems.base import Program
+from gradbench.systems.kernels.programs import passed, source
+
+WARP = Path(__file__).parent / "kernels" / "warp.cuh"
+COMPILER = ["g++", "-O2", "-march=native", "-std=c++17", "-shared", "-fPIC", "-w", "-x", "c++", "-"]
+
+
+@contextmanager
+def hosted(*, cuts: bool = False) -> Iterator[None]:
+    """Launches run on the CPU meanwhile. `cuts`: products lose what tensor cores of an H100 cut off."""
+
+    def launch(program: Program, kernel: str, items: int, *arguments: Tensor | float | None) -> None:
+        launched(program, kernel, arguments, cuts=cuts)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("tokens", "toys"):
+            patch.setattr(f"gradbench.systems.kernels.{module}.launch", launch)
+        yield
+
+
+def launched(program: Program, kernel: str, arguments: Sequence[Tensor | float | None], *, cuts: bool) -> None:
+    """Run a kernel for all of its items."""
+    library = built(program, kernel)
+    ctypes.c_int.in_dll(library, "cuts").value = cuts
+    assert all(argument.is_contiguous() for argument in arguments if isinstance(argument, Tensor))
+    values, types = passed(arguments)
+    getattr(library, kernel)(*(kind(value) for value, kind in zip(values, types, strict=True)))
+
+
+@cache
+def built(program: Program, kernel: str) -> ctypes.CDLL:
+    """A kernel for this CPU, compiled once on a machine. Skips the test where there is no g++."""
+    if not shutil.which("g++"):
+        pytest.skip("kernels run on a CPU where there is g++")
+    constants = [f"-D{name}={value}" for name, value in program.constants]
+    text = source(program, kernel, WARP)
+    key = hashlib.sha256(repr((COMPILER, constants, text)).encode()).hexdigest()[:16]
+    path = Path(tempfile.gettempdir()) / f"gradbench-kernels-{os.getuid()}-{key}.so"
+    if not path.exists():
+        made = path.with_suffix(f".{os.getpid()}")
+        subprocess.run([*COMPILER, *constants, "-o", str(made)], input=text, text=True, check=True)
+        made.replace(path)
+    return ctypes.CDLL(str(path))
