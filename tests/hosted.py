@@ -7,7 +7,6 @@ import hashlib
 import os
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -28,6 +27,8 @@ def hosted(*, cuts: bool = False) -> Iterator[None]:
     """Launches run on the CPU meanwhile. `cuts`: products lose what tensor cores of an H100 cut off."""
 
     def launch(program: Program, kernel: str, items: int, *arguments: Tensor | float | None) -> None:
+        assert kernel in program.kernels
+        assert items > 0
         launched(program, kernel, arguments, cuts=cuts)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -40,8 +41,7 @@ def launched(program: Program, kernel: str, arguments: Sequence[Tensor | float |
     """Run a kernel for all of its items."""
     library = built(program, kernel)
     ctypes.c_int.in_dll(library, "cuts").value = cuts
-    assert all(argument.is_contiguous() for argument in arguments if isinstance(argument, Tensor))
-    values, types = passed(arguments)
+    values, types = passed(kernel, arguments)
     getattr(library, kernel)(*(kind(value) for value, kind in zip(values, types, strict=True)))
 
 
@@ -53,7 +53,9 @@ def built(program: Program, kernel: str) -> ctypes.CDLL:
     constants = [f"-D{name}={value}" for name, value in program.constants]
     text = source(program, kernel, WARP)
     key = hashlib.sha256(repr((COMPILER, constants, text)).encode()).hexdigest()[:16]
-    path = Path(tempfile.gettempdir()) / f"gradbench-kernels-{os.getuid()}-{key}.so"
+    folder = Path.home() / ".cache" / "gradbench" / "tests"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{key}.so"
     if not path.exists():
         made = path.with_suffix(f".{os.getpid()}")
         subprocess.run([*COMPILER, *constants, "-o", str(made)], input=text, text=True, check=True)

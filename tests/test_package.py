@@ -83,6 +83,9 @@ def test_a_wheel_holds_suites_trainings_baselines_and_licences(wheel: Path) -> N
     ends = [name.partition(".dist-info/")[2] for name in names]
     assert {"licenses/LICENSE", "licenses/gradbench/data/LICENSE.fashion-mnist"} <= set(ends)
     assert {"gradbench/py.typed", "gradbench/data/fashion_mnist_sample.npz"} <= set(names)
+    kernels = {str(path) for path in Path("gradbench/systems/kernels").glob("*.cu*")}
+    assert "gradbench/systems/kernels/tokens_step.cu" in kernels
+    assert kernels <= set(names)
     assert not [name for name in names if name.startswith(("tests/", "docs/", "suites/", "results/"))]
 
 

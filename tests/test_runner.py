@@ -235,6 +235,7 @@ def test_the_source_digest_covers_what_decides_a_number_and_nothing_else(monkeyp
     hosts.room_digests.__wrapped__()  # a process asks once
     assert {"cet.py", "toy.py", "ep.py", "aep.py", "reverse.py", "solving.py", "field.py", "metrics.py"} <= set(read)
     assert {"streams.py", "plans.py", "status.py", "fashion_mnist_sample.npz"} <= set(read)
+    assert {"warp.cuh", "tokens_step.cu"} <= set(read)
     assert not {"cli.py", "measuring.py", "running.py", "progress.py", "store.py", "look.py"} & set(read)
 
 

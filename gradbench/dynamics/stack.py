@@ -115,7 +115,7 @@ class Fused(Stack):
         return KernelInputs(self.packed, self.theta, self.x, self.context, self.knobs)
 
     def compile_kernels(self) -> None:
-        """Compile the kernels that the stack launches: seconds, where no process has stored them yet."""
+        """Compile the kernels that the stack launches. This takes seconds, unless a process has stored them before."""
         if self.kernels is not None:
             from gradbench.systems.kernels.programs import loaded
 

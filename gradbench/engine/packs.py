@@ -35,6 +35,7 @@ DRAWN = DrawMemory(2**28)  # parameters and data of stacks, which are the same i
 LANES = 2  # packs in flight on a GPU: one computes while another is waited for, judged or begun
 TURNS = 4  # packs that a thread of a cluster gets at least, so that the threads end at about the same time
 WORTH = 32  # problems of a stack; one of fewer takes hardly less time
+TENSOR_CORES = (8, 0)  # compute capability from which on they multiply in TF32
 COMPILED = 300_000  # evaluations: kernels save a second of them, and those of a system take seconds to compile, once
 # memory that a recorded force with its transposed product takes, in states: measured 30 on cet_real, 20 on the toys
 RECORDED = 32
@@ -105,6 +106,8 @@ def resolved(engine: object, device: str, problems: Iterable[Problem], compiler:
     if engine == "fused" and not (nvrtc_version() is not None if compiler is None else compiler):
         needs = "the packages cuda-bindings and nvidia-cuda-nvrtc, which come with torch for CUDA"
         raise UserError(f"engine = 'fused' needs {needs}; use auto, eager or batched")
+    if engine == "fused" and compiler is None and torch.cuda.get_device_capability(device) < TENSOR_CORES:
+        raise UserError("engine = 'fused' needs a GPU of compute capability 8.0 or later; use auto, eager or batched")
     if engine != "auto":
         return str(engine)
     if not cuda:

@@ -125,7 +125,7 @@ class AbstractFusedTokens(FusedSteps, AbstractCetForce):
     def _kind(self) -> Kind:
         from gradbench.systems.kernels.tokens import Kind
 
-        return Kind(self.program, self.well, self._scale)
+        return Kind(self.program, float(self.well), float(self._scale))
 
     @property
     def _padded(self) -> int:

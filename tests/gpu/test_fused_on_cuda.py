@@ -11,6 +11,7 @@ from kernel_checks import SIZES, SYSTEMS, TOYS, TRANSFORMERS, along, apart, cred
 
 import gradbench as gb
 from gradbench.dynamics.stack import Fused, Stack
+from gradbench.engine.checkpoint import load_params
 from gradbench.engine.precision import isolated
 from gradbench.systems.base import AbstractEnergySystem
 from gradbench.systems.kernels import programs
@@ -42,6 +43,31 @@ def test_credit_and_the_free_state_have_the_noise_of_float32(system: str) -> Non
         exact = s.double()
         for _ in range(100):
             s, exact, plainly = field.step(s), field.wide.step(exact), super(Fused, field).step(plainly)
+        assert apart(s, exact) < 2 * apart(plainly, exact)
+        for beta in NOISE:
+            by_kernels, without = credits(field, s[None], beta)
+            assert by_kernels < 2 * without
+
+
+@pytest.mark.parametrize("system", TRANSFORMERS)
+def test_trained_weights_have_the_noise_of_float32_too(system: str, tmp_path: Path) -> None:
+    options = {"name": system, **SIZES.get(system, {}), "bpos_std": 0.3}
+    training = {"system": options, "estimator": "bptt", "T1": 60, "eps": 0.1, "batch": 16, "steps": 60, "seeds": [0]}
+    training |= {"log_every": 60, "optimiser": {"lr": 2e-3}}
+    done = gb.train(training, out=tmp_path, device="cuda")
+    theta = load_params(done.checkpoint, 0)
+    with isolated(), torch.no_grad():
+        field = stack(system, cells=3, batch=64, device="cuda")
+        moved_by = [apart(p, field.theta[name][0].cpu()) for name, p in theta.items() if name.startswith("W")]
+        assert min(moved_by) > 1e-3
+        mine = {name: p.to(field.knobs.eps).expand_as(field.theta[name]) for name, p in theta.items()}
+        field = Fused(field.system, mine, field.x, field.knobs)
+        s = plainly = field.init_state()
+        exact = s.double()
+        for _ in range(100):
+            s, exact, plainly = field.step(s), field.wide.step(exact), super(Fused, field).step(plainly)
+        once = field.wide.step(s.double())
+        assert apart(field.step(s), once) < 1.5 * apart(super(Fused, field).step(s), once)
         assert apart(s, exact) < 2 * apart(plainly, exact)
         for beta in NOISE:
             by_kernels, without = credits(field, s[None], beta)

@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from gradbench.plots import look
 
 PHASES = {"free": "o", "reverse": "s", "reverse + pull": "D", "nudged ep": "^", "correction": "v", "nudged aep": "P"}
-ENGINES = {"eager": "#999999", "batched": "#0072B2", "compiled": "#D55E00"}
+ENGINES = {"eager": "#999999", "batched": "#0072B2", "compiled": "#D55E00", "fused": "#009E73"}
 
 
 @look.themed
@@ -22,7 +22,7 @@ def roofline(stored: dict[str, Any]) -> Figure:
     """Rate of products against the products that the plain operations do for each byte they move.
 
     Right of the ridge a phase could reach the rate of products, left of it that of copies. The intensity is
-    that of the eager operations; what a compiled step fuses moves less and may pass the slanted roof.
+    that of the eager operations; what a compiled step or a kernel fuses moves less and may pass the slanted roof.
     """
     peak, stream = stored["ceilings"]["tflops"], stored["ceilings"]["tbytes"]
     figure = Figure(figsize=(look.WIDTH * 0.75, 4.2), layout="constrained")

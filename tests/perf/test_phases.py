@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gradbench.dynamics.capture import Captured
 from gradbench.dynamics.field import Field
-from gradbench.dynamics.stack import Stack
+from gradbench.dynamics.stack import Fused, Stack
 from gradbench.engine.draws import build
 from gradbench.engine.precision import isolated
 from gradbench.planning.plans import plan
@@ -26,7 +26,7 @@ from gradbench.planning.suites import parse
 
 # the usual sizes of cet_real; on a CPU fewer, which says as much about it
 CELLS, BATCH = (32, 64) if DEVICE == "cuda" else (4, 16)
-ENGINES = ["eager", "batched", *(["compiled"] if DEVICE == "cuda" else [])]
+ENGINES = ["eager", "batched", *(["compiled", "fused"] if DEVICE == "cuda" else [])]
 STEPS = 10  # of one timing
 
 Phase = Callable[[Field, torch.Tensor, torch.Tensor], Callable[..., tuple[torch.Tensor, ...]]]
@@ -75,6 +75,39 @@ def nudged_asymmetric(field: Field, s: torch.Tensor, a: torch.Tensor) -> Callabl
         return field.project(s + field.step_size * push), a
 
     return step
+
+
+def by_kernels(
+    phase: str, stack: Fused, s: torch.Tensor, a: torch.Tensor
+) -> Callable[..., tuple[torch.Tensor, ...]] | None:
+    """The same step by the kernels of the system, of one row; None where no kernel takes this step by itself."""
+    kernels, start = stack.kernels, s[None]
+    assert kernels is not None
+    if phase == "free":
+        return lambda s, a: (stack.step(s), a)
+    if phase.startswith("nudged"):
+        nudge = torch.full_like(stack.knobs.eps, 0.02)[None]
+        step = stack.nudged_step(start, nudge, stack.step_size, asymmetric=phase == "nudged aep")
+        assert step is not None
+        return lambda s, a: (step(s[None, None])[0, 0], a)
+    if phase == "correction":
+        inputs = kernels.correction_inputs(stack.activate(start))
+        assert inputs is not None
+
+        def bend(s: torch.Tensor, a: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            kernels.fused_bent(stack._read, s[None, None], start, inputs)
+            return s, a
+
+        return bend
+    if phase == "reverse + pull":
+        summed, sums = torch.zeros_like(a), stack.pull_sums({n: p[None] for n, p in stack.theta.items()})
+
+        def back(s: torch.Tensor, a: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            stack.add_back(s[None], a[None], summed[None], sums)
+            return s, a
+
+        return back
+    return None
 
 
 def plain(phase: str, script: Script, s: torch.Tensor) -> Callable[[], object]:
@@ -162,7 +195,10 @@ def test_phase(phase: str, ledger: Ledger, benchmark: BenchmarkFixture) -> None:
                 alone = PHASES[phase](one, s[0], a[0])
                 us = seconds(lambda: loop(alone, s[0], a[0])) / STEPS * 1e6  # noqa: B023
             else:
-                run = Captured(step, s, a, compiled=engine == "compiled") if DEVICE == "cuda" else step
+                of_engine = by_kernels(phase, Fused.of(singles), s, a) if engine == "fused" else step
+                if of_engine is None:
+                    continue
+                run = Captured(of_engine, s, a, compiled=engine == "compiled") if DEVICE == "cuda" else step
                 us = seconds(lambda: loop(run, s, a)) / STEPS / CELLS * 1e6  # noqa: B023
             ledger.add(Entry(phase, engine, us, **work, ratio=script / us))
         benchmark.extra_info["ratios"] = ledger.ratios

@@ -25,7 +25,7 @@ from gradbench.systems.cet_driven import AbstractDrivenCet
 from gradbench.systems.kernels.programs import nvrtc_version
 from gradbench.vocabulary.coordinates import Knobs
 
-BACK = ("back inside of NaN", "guards of back", "back beside NaN")
+BACK = ("back inside of NaN", "guards of back", "back beside NaN", "back beside an example")
 OTHER_SIZES = (
     {"D": 32, "heads": 2, "mem": 16, "img": 28, "patch": 7, "ch": 1},
     {"D": 128, "heads": 8, "mem": 32, "img": 32, "patch": 8, "ch": 1},
@@ -56,6 +56,8 @@ def test_a_product_by_a_kernel_is_as_exact_as_one_without(system: str, told: dic
     assert seen["product of more rows"] < 2e-7
     assert seen["product inside of NaN"]
     assert seen["product beside NaN"]
+    assert seen["product beside an example"]
+    assert seen["guards of product"]
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
@@ -73,15 +75,15 @@ def test_an_energy_by_a_kernel_is_as_exact_as_one_without(system: str, told: dic
     seen = told[system]
     assert seen["energy"] < max(1e-7, 1.5 * seen["energy plainly"])
     assert seen["energy inside of NaN"]
+    assert seen["guards of energy"]
     assert seen["energy beside NaN"]
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_kernels_touch_nothing_beyond_their_cells(system: str, told: dict[str, dict[str, Any]]) -> None:
     seen = told[system]
-    assert {name: seen[name] for name in ("equal inside of NaN", "guards")} == dict.fromkeys(
-        ("equal inside of NaN", "guards"), True
-    )
+    whole = "equal inside of NaN", "guards", "beside an example"
+    assert {name: seen[name] for name in whole} == dict.fromkeys(whole, True)
     assert all(seen[f"beside {wild}"] for wild in (1e18, float("inf"), float("nan")))
 
 
@@ -97,7 +99,7 @@ def test_a_recording_of_a_kernel_serves_the_next_pack(system: str, told: dict[st
 def test_other_sizes_of_the_transformers_have_kernels_too(system: str, sizes: dict[str, int]) -> None:
     with hosted(), isolated(), torch.no_grad():
         spreads = {"bpos_std": 0.3, "bdec_std": 0.2, "benc_std": 0.1}
-        of = known_systems()[system](**spreads, **{"dh": 16, **sizes})
+        of = known_systems()[system](**spreads, **{"dh": 16, **sizes}, **({"gamma": 1} if system in ENERGIES else {}))
         assert isinstance(of, FusedSteps)
         rng = torch.Generator().manual_seed(0)
         theta = {name: v[None].float() for name, v in of.init_params(rng).items()}
@@ -141,6 +143,10 @@ def test_the_engine_of_kernels_needs_a_gpu_and_a_compiler(monkeypatch: pytest.Mo
     with pytest.raises(UserError, match="engine = 'fused' needs a CUDA device"):
         packs.resolved("fused", "cpu", ())
     monkeypatch.setattr(packs, "nvrtc_version", lambda: "13.0")
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (7, 5))
+    with pytest.raises(UserError, match="needs a GPU of compute capability 8"):
+        packs.resolved("fused", "cuda", ())
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (8, 0))
     assert packs.resolved("fused", "cuda", ()) == "fused"
     monkeypatch.setattr(packs, "nvrtc_version", lambda: None)
     assert packs.resolved("fused", "cuda", (), compiler=True) == "fused"  # the workers of a cluster have it
@@ -165,9 +171,7 @@ def test_auto_takes_kernels_where_they_were_measured_and_can_be_made(monkeypatch
 @pytest.mark.fast
 def test_without_the_package_that_calls_the_compiler_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
-    nvrtc_version.cache_clear()
-    assert nvrtc_version() is None
-    nvrtc_version.cache_clear()
+    assert nvrtc_version.__wrapped__() is None
 
 
 def engine_of(seeds: int, *, compiler: bool = True, **more: Any) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+import re
+import shutil
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import sleep
-from typing import Any
 
 import pytest
 import torch
@@ -60,6 +63,24 @@ def test_a_compiled_kernel_is_stored_and_read_where_it_is_whole(
         assert path.read_bytes()[32:] == first
     (other,) = programs.cubins(SMALL._replace(constants=(("D", 32), ("ENERGY", 0))), "sm_90")
     assert other != first
+    assert not [entry for entry in path.parent.iterdir() if entry.suffix != ".cubin"]
+
+
+@pytest.mark.parametrize("changed", ["source", "nvrtc_version"])
+def test_another_source_and_another_compiler_make_another_kernel(
+    changed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("cuda.bindings")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    compiled: list[str] = []
+    monkeypatch.setattr(programs, "compiled", lambda program, architecture, kernel: compiled.append(kernel) or b"made")
+    two = SMALL._replace(kernels=("jacobian", "step"))
+    for _ in range(2):
+        programs.cubins(two, "sm_90")
+    assert sorted(compiled) == ["jacobian", "step"]
+    monkeypatch.setattr(programs, changed, lambda *_: "another")
+    programs.cubins(two._replace(kernels=("jacobian",)), "sm_90")
+    assert len(compiled) == 3
 
 
 def test_kernels_compile_where_nothing_can_be_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,22 +88,56 @@ def test_kernels_compile_where_nothing_can_be_stored(tmp_path: Path, monkeypatch
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert programs.cubins(SMALL, "sm_90")[0].startswith(b"\x7fELF")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    assert programs.cubins(SMALL, "sm_90")[0].startswith(b"\x7fELF")
 
 
 def test_what_does_not_compile_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("cuda.bindings")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with pytest.raises(RuntimeError, match=r"toys_jacobian.cu does not compile: (.|\n)*ENERGY"):
+    with pytest.raises(RuntimeError, match=r"toys_jacobian.cu does not compile: (.|\n)*ENERGY(.|\n)*[^\0\n]$"):
         programs.cubins(SMALL._replace(constants=(("D", 32),)), "sm_90")
+
+
+COUNTED = """
+#define ROLLED
+#define WARPS 4
+static int min(int a, int b) { return a < b ? a : b; }
+struct { unsigned x; } gridDim, blockIdx, threadIdx;
+%s
+extern "C" void count(int* visits, int rows, int b, int blocks) {
+    gridDim.x = blocks;
+    for (blockIdx.x = 0; blockIdx.x < gridDim.x; blockIdx.x++)
+        for (threadIdx.x = 0; threadIdx.x < 32 * WARPS; threadIdx.x += 32) {
+            FOR_EVERY_EXAMPLE(rows, b) visits[row * b + e]++;
+        }
+}
+"""
+
+
+def test_every_example_is_taken_once(tmp_path: Path) -> None:
+    if not shutil.which("g++"):
+        pytest.skip("there is no g++")
+    loop = re.search(r"#define FOR_EVERY_EXAMPLE(.*\\\n)+.*", (programs.FOLDER / "warp.cuh").read_text())
+    assert loop is not None
+    path = str(tmp_path / "count.so")
+    command = ["g++", "-shared", "-fPIC", "-x", "c++", "-", "-o", path]
+    subprocess.run(command, input=COUNTED % loop[0], text=True, check=True)
+    count = ctypes.CDLL(path).count
+    for rows, b, blocks in ((1, 1, 1), (3, 5, 2), (2, 64, 32), (36, 64, 264), (7, 9, 1), (5, 3, 264)):
+        visits = (ctypes.c_int * (rows * b))()
+        count(visits, rows, b, blocks)
+        assert list(visits) == [1] * (rows * b)
 
 
 def test_two_packs_of_a_system_compile_its_kernels_once(monkeypatch: pytest.MonkeyPatch) -> None:
     loads: list[Program] = []
 
-    def load(program: Program, device: torch.device) -> dict[str, Any]:
+    def load(program: Program, device: torch.device) -> programs.Loaded:
         loads.append(program)
         sleep(0.05)
-        return {"step": object()}
+        return programs.Loaded({}, None)
 
     monkeypatch.setattr(programs, "_load", load)
     monkeypatch.setattr(programs, "_loaded", {})
@@ -92,10 +147,12 @@ def test_two_packs_of_a_system_compile_its_kernels_once(monkeypatch: pytest.Monk
     assert len(loads) == 1
 
 
-def test_a_kernel_takes_tensors_that_lie_in_a_run() -> None:
+def test_a_kernel_takes_no_tensor_that_it_cannot_read() -> None:
     pytest.importorskip("cuda.bindings")
-    with pytest.raises(ValueError, match="jacobian takes tensors that lie in a run"):
-        programs.launch(SMALL, "jacobian", 1, torch.zeros(2, 3).mT)
+    s = torch.zeros(2, 4)
+    for wrong in (s.mT, s.double(), s.flatten()[1:], s.to("meta")):
+        with pytest.raises(ValueError, match="jacobian takes contiguous tensors of float32 that are aligned"):
+            programs.launch(SMALL, "jacobian", 1, s, wrong)
 
 
 TRACED = [name for name in SYSTEMS if issubclass(kind := registry.known_systems()[name], ClosedForms) and kind.lifted]

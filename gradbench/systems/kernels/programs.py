@@ -14,7 +14,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,10 +26,21 @@ if TYPE_CHECKING:
 
     from gradbench.systems.base import Program
 
-WARPS, BLOCKS = 4, 2  # of a block, and of a multiprocessor: a thread may have 255 registers, and spills next to none
+# warps of a block, and blocks that a multiprocessor holds at once: a thread may use 255 registers, and hardly any spill
+WARPS, BLOCKS = 4, 2
+ENDS = "\0\n "  # of a log
+OUT_OF_MEMORY = "CUDA_ERROR_OUT_OF_MEMORY"
+ALIGNED = 16  # bytes: a lane reads four numbers at a time
 FOLDER = Path(__file__).parent
 _compiling: dict[object, threading.Lock] = {}  # by program and device: two packs of one system compile it once
-_loaded: dict[tuple[Program, torch.device], dict[str, Any]] = {}
+_loaded: dict[tuple[Program, torch.device], Loaded] = {}
+
+
+class Loaded(NamedTuple):
+    """The kernels of a program on a device, by name, and the context of the device."""
+
+    kernels: dict[str, Any]
+    context: Any
 
 
 def source(program: Program, kernel: str, warp: Path = FOLDER / "warp.cuh") -> str:
@@ -41,7 +52,7 @@ def source(program: Program, kernel: str, warp: Path = FOLDER / "warp.cuh") -> s
 def fragments(W: Float[Tensor, "c n k"]) -> Float[Tensor, "c n k"]:
     """A matrix with a row for every result of a product, in the order in which lanes read it, see `tiles.cuh`.
 
-    n is a multiple of 8, and k one of 16. A pair of tiles of 8 x 8 numbers lies in a run, four numbers of a lane.
+    n is a multiple of 8, and k one of 16. A pair of tiles of 8 x 8 numbers is contiguous, four numbers of a lane.
     """
     cells, n, k = W.shape
     tiles = W.reshape(cells, n // 8, 8, k // 16, 2, 4, 2)
@@ -51,28 +62,34 @@ def fragments(W: Float[Tensor, "c n k"]) -> Float[Tensor, "c n k"]:
 def launch(program: Program, kernel: str, items: int, *arguments: Tensor | float | None) -> None:
     """Launch a kernel for so many items, on the current stream of the device of its first argument.
 
-    None is a pointer to nothing. Raises ValueError for a tensor that does not lie in a run, and RuntimeError for what
-    CUDA refuses.
+    None is a null pointer. Raises ValueError for a tensor that a kernel cannot read, and RuntimeError for what CUDA
+    refuses.
     """
     from cuda.bindings import driver
 
     first = arguments[0]
     assert isinstance(first, Tensor)
-    if not all(argument.is_contiguous() for argument in arguments if isinstance(argument, Tensor)):
-        raise ValueError(f"{kernel} takes tensors that lie in a run")
-    function = loaded(program, first.device)[kernel]
+    values = passed(kernel, arguments)
+    loading = loaded(program, first.device)
     with torch.cuda.device_of(first):
+        _done(driver.cuCtxSetCurrent(loading.context))  # a new thread has none
         stream = torch.cuda.current_stream().cuda_stream
         blocks = min(-(-items // WARPS), BLOCKS * _multiprocessors(first.device))
-        _done(driver.cuLaunchKernel(function, blocks, 1, 1, 32 * WARPS, 1, 1, 0, stream, passed(arguments), 0))
+        _done(driver.cuLaunchKernel(loading.kernels[kernel], blocks, 1, 1, 32 * WARPS, 1, 1, 0, stream, values, 0))
 
 
-def passed(arguments: Sequence[Tensor | float | None]) -> tuple[tuple[float, ...], tuple[Any, ...]]:
-    """Arguments as a kernel takes them, and their types in C."""
+def passed(kernel: str, arguments: Sequence[Tensor | float | None]) -> tuple[tuple[float, ...], tuple[Any, ...]]:
+    """Arguments as a kernel takes them, and their types in C. Raises ValueError for a tensor that it cannot read."""
+    device = next(argument.device for argument in arguments if isinstance(argument, Tensor))
 
     def one(argument: Tensor | float | None) -> tuple[float, Any]:
-        if argument is None or isinstance(argument, Tensor):
-            return 0 if argument is None else argument.data_ptr(), ctypes.c_void_p
+        if argument is None:
+            return 0, ctypes.c_void_p
+        if isinstance(argument, Tensor):
+            whole = argument.is_contiguous() and argument.data_ptr() % ALIGNED == 0
+            if not whole or argument.dtype is not torch.float32 or argument.device != device:
+                raise ValueError(f"{kernel} takes contiguous tensors of float32 that are aligned and on one device")
+            return argument.data_ptr(), ctypes.c_void_p
         return argument, ctypes.c_int if isinstance(argument, int) else ctypes.c_float
 
     values, types = zip(*map(one, arguments), strict=True)
@@ -84,8 +101,8 @@ def _multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def loaded(program: Program, device: torch.device) -> dict[str, Any]:
-    """The kernels of a program on a device, by name; compiled where they are not yet. Raises RuntimeError."""
+def loaded(program: Program, device: torch.device) -> Loaded:
+    """The kernels of a program on a device; compiled where they are not yet. Raises RuntimeError."""
     key = program, device
     if key not in _loaded:
         with _compiling.setdefault(key, threading.Lock()):
@@ -94,7 +111,7 @@ def loaded(program: Program, device: torch.device) -> dict[str, Any]:
     return _loaded[key]
 
 
-def _load(program: Program, device: torch.device) -> dict[str, Any]:
+def _load(program: Program, device: torch.device) -> Loaded:
     from cuda.bindings import driver
 
     with torch.cuda.device(device):
@@ -102,7 +119,8 @@ def _load(program: Program, device: torch.device) -> dict[str, Any]:
         architecture = "sm_{}{}".format(*torch.cuda.get_device_capability())
         modules = [_done(driver.cuModuleLoadData(cubin)) for cubin in cubins(program, architecture)]
         pairs = zip(program.kernels, modules, strict=True)
-        return {name: _done(driver.cuModuleGetFunction(module, name.encode())) for name, module in pairs}
+        kernels = {name: _done(driver.cuModuleGetFunction(module, name.encode())) for name, module in pairs}
+        return Loaded(kernels, _done(driver.cuCtxGetCurrent()))
 
 
 def cubins(program: Program, architecture: str) -> list[bytes]:
@@ -112,9 +130,12 @@ def cubins(program: Program, architecture: str) -> list[bytes]:
 
 
 def _cubin(program: Program, architecture: str, kernel: str) -> bytes:
-    told = nvrtc_version(), _options(program, architecture), source(program, kernel)
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gradbench" / "kernels"
-    path = folder / f"{hashlib.sha256(repr(told).encode()).hexdigest()}.cubin"
+    key = nvrtc_version(), _options(program, architecture), source(program, kernel)
+    name = f"{hashlib.sha256(repr(key).encode()).hexdigest()}.cubin"
+    try:
+        path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gradbench" / "kernels" / name
+    except RuntimeError:  # there is no home
+        return compiled(program, architecture, kernel)
     stored = _stored(path)
     if stored is None:
         stored = compiled(program, architecture, kernel)
@@ -135,9 +156,10 @@ def _store(path: Path, content: bytes) -> None:
     """Store a kernel behind its digest. Where the folder cannot be written, every process compiles its own."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(hashlib.sha256(content).digest() + content)
-        os.replace(file.name, path)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            whole = Path(folder) / path.name
+            whole.write_bytes(hashlib.sha256(content).digest() + content)
+            whole.replace(path)
     except OSError:
         return
 
@@ -147,19 +169,19 @@ def compiled(program: Program, architecture: str, kernel: str) -> bytes:
     from cuda.bindings import nvrtc
 
     file = f"{program.family}_{kernel}.cu"
-    made = _done(nvrtc.nvrtcCreateProgram(source(program, kernel).encode(), file.encode(), 0, [], []))
+    handle = _done(nvrtc.nvrtcCreateProgram(source(program, kernel).encode(), file.encode(), 0, [], []))
     try:
         options = [option.encode() for option in _options(program, architecture)]
-        (failed,) = nvrtc.nvrtcCompileProgram(made, len(options), options)
+        (failed,) = nvrtc.nvrtcCompileProgram(handle, len(options), options)
         if failed:
-            said = b" " * _done(nvrtc.nvrtcGetProgramLogSize(made))
-            _done(nvrtc.nvrtcGetProgramLog(made, said))
-            raise RuntimeError(f"{file} does not compile: {said.decode().strip()}")
-        content = b" " * _done(nvrtc.nvrtcGetCUBINSize(made))
-        _done(nvrtc.nvrtcGetCUBIN(made, content))
+            log = bytes(_done(nvrtc.nvrtcGetProgramLogSize(handle)))
+            _done(nvrtc.nvrtcGetProgramLog(handle, log))
+            raise RuntimeError(f"{file} does not compile: {log.decode().rstrip(ENDS)}")
+        content = bytes(_done(nvrtc.nvrtcGetCUBINSize(handle)))
+        _done(nvrtc.nvrtcGetCUBIN(handle, content))
         return content
     finally:
-        nvrtc.nvrtcDestroyProgram(made)
+        nvrtc.nvrtcDestroyProgram(handle)
 
 
 def _options(program: Program, architecture: str) -> list[str]:
@@ -179,8 +201,9 @@ def nvrtc_version() -> str | None:
 
 
 def _done(answer: tuple[Any, ...]) -> Any:
-    """What a function of CUDA gave. Raises RuntimeError for an error."""
+    """What a function of CUDA gave. Raises torch.OutOfMemoryError where there is none, else RuntimeError."""
     failed, *results = answer
     if failed:
-        raise RuntimeError(f"CUDA: {failed.name}")
+        name = getattr(failed, "name", str(failed))
+        raise (torch.OutOfMemoryError if name == OUT_OF_MEMORY else RuntimeError)(f"CUDA: {name}")
     return results[0] if len(results) == 1 else tuple(results)

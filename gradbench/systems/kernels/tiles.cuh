@@ -9,7 +9,7 @@
 //
 // A product takes three passes of TF32 for one of float32, high high + low high + high low. Tensor cores add up eight
 // products at a time and cut the sum off to float32, towards zero. A sum of 8 n products so loses (n + 1) / 6 of 2^-23
-// of itself, whatever its numbers are. `finish` puts this back. The two small passes are added up apart.
+// of itself on average, whatever its numbers are. `finish` puts this back. The two small passes are added up apart.
 
 #define LOST (CUTS_OFF ? 1.0f / 6 / 8388608 : 0.0f)
 
@@ -30,7 +30,8 @@ FN void finish(Number (&total)[4], const Number (&main)[4], const Number (&small
 // total += a W^T: W has 8 NT rows of 8 K numbers. `apart`: between the pairs of tiles of rows; `along`: between tiles
 template <int K, int NT>
 FN void add_product(Number (&total)[NT][4], const Number (&a)[K][4], const float* W, int apart, int along) {
-    constexpr int G = NT < 2 ? NT : 2;  // more tiles at a time take more registers, and no less time
+    static_assert(NT % 2 == 0);
+    constexpr int G = 2;  // more tiles at a time take more registers, and no less time
     _Pragma("unroll") for (int first = 0; first < NT; first += G) {
         Number main[G][4], small[G][4];
         clear(main);
@@ -191,7 +192,7 @@ FN void add_features(Number (&total)[DT][4], const Number (&f)[K][4], const floa
 
 FN void copy(Number (&x)[2][4], const Number (&y)[2][4]) { EVERY_NUMBER (n, r, 2) x[n][r] = y[n][r]; }
 
-// one matrix after the other in a loop: written out, they are more code than a GPU reads quickly
+// one matrix after the other in a loop: unrolled, this is more code than a GPU reads quickly
 // f[i] = z W^T, 16 features from first + i D on
 template <int N> FN void read_in_turn(Number (&f)[N][2][4], const Number (&z)[DT][4], const float* in, int first) {
     EVERY (i, N) clear(f[i]);

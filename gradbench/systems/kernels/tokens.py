@@ -101,7 +101,7 @@ def product(
     memory: Float[Tensor, "i c b N M"],
     u: Float[Tensor, "i c b N D"],
 ) -> Float[Tensor, "i c b n"]:
-    """Pi'(u) (v + eps J v), from q, k, v (none of a gradient), P and the memories at a state."""
+    """Pi'(u) (v + eps J v), from q, k, v (no v where the attention is a gradient), P and memories at a state."""
     packed, knobs = read.packed, read.knobs
     cells, b, length = v.shape[-3:]
     rows = v.numel() // (b * length)

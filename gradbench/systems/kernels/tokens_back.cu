@@ -36,6 +36,12 @@ KERNEL back(
             clear(back);
         }
         store_rows(moved + place * 16 * D, p, D);
+        {
+            Number sum[DT][4];
+            load_rows(sum, of_sum, D);
+            EVERY_NUMBER (n, r, DT) sum[n][r] += p[n][r];
+            store_rows(of_sum, sum, D);
+        }
         if (first_row) store_rows(tokens + of_cell * 16 * D, z, D);
         {
             Number y[PT][4];
@@ -112,7 +118,7 @@ KERNEL back(
             } else {
                 Number made[3][2][4];
                 read_features<2>(x, z, in, heads + 2 * D);        // v
-                read_features<2>(y, p, turned_in, 3 * D + head);  // of what attention says
+                read_features<2>(y, p, turned_in, 3 * D + head);  // of the output of attention
                 set_product(dP, y, x);
                 softmax_back(dP, P, scale);
                 if (first_row) {
@@ -137,12 +143,7 @@ KERNEL back(
                 add_in_turn(back, made, turned_out, D + head, 4 * D);
             }
         }
-        load_rows(z, of_sum, D);
-        EVERY_NUMBER (n, r, DT) {
-            z[n][r] = z[n][r] + p[n][r];
-            p[n][r] = p[n][r] + length * (back[n][r] - pull * p[n][r]);
-        }
-        store_rows(of_sum, z, D);
+        EVERY_NUMBER (n, r, DT) p[n][r] += length * (back[n][r] - pull * p[n][r]);
         store_rows(of_a, p, D);
     }
 }

@@ -17,7 +17,7 @@ KERNEL bend(
         ROLLED for (int head = 0; head < D; head += 16) {
             const float* of_head = saved + head * 16;
             Number f[4][2][4], q[2][4], k[2][4], v[2][4], P[2][4], dP[2][4];
-            // changes of q, k and v, and a: what attention says, read as a credit
+            // f[0..2]: changes of q, k and v; f[3]: the change, read through WO
             read_in_turn(f, moved, in, head);
             load_rows(q, of_head, 16);
             load_rows(k, of_head + kind, 16);

@@ -1,4 +1,4 @@
-// Pi'(u) (v + eps J v), J at a state, from the q, k, v (none of a gradient), P and the memories there
+// Pi'(u) (v + eps J v), J at a state, from the q, k, v (no v where the attention is a gradient), P and memories there
 KERNEL jacobian(
     const float* v, float* out, const float* attention, const float* memory, const float* u, const float* ahead_in,
     const float* ahead_out, const float* sigma, const float* damp, const float* eps, int rows, int cells, int b, float well,

@@ -13,13 +13,13 @@ KERNEL step(
         float* to = out + place * LENGTH;
         const float length = eps[c];
         Number back[DT][4], z[DT][4];
+        load_rows(z, from, D);  // before the pixels: both are waited for together
         clear(back);
         {
             Number y[KT][4];
             load_pixels<KT>(y, from + 16 * D, 0);
             add_features<KT>(back, y, back_to, 0, OUT);
         }
-        load_rows(z, from, D);
         ROLLED for (int first = 0; first < PT; first += 2) {
             Number pixels[2][4], y[2][4];
             read_features<2>(pixels, z, in, 8 * first);

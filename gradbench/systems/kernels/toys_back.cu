@@ -39,31 +39,31 @@ KERNEL back(
                 read_features(k, z, in, heads + D);
                 read_features(v, z, in, heads + 2 * D);
                 read_features(x, p, turned_in, heads + 3 * D);
-                Number said[2][4];
+                Number output[2][4];
                 // q, k and v become their credits
                 EVERY (n, 2) {
-                    Number P[1][4], dP[1][4], of_v[1][4];
+                    Number P[1][4], dP[1][4], of_q[1][4];
                     set_own_product(P, HEAD(q, n), HEAD(k, n));
                     softmax(P, scale);
                     set_own_product(dP, HEAD(x, n), HEAD(v, n));
                     softmax_back(dP, P, scale);
                     transpose(HEAD(v, n));
-                    set_own_product(HEAD(said, n), P, HEAD(v, n));
+                    set_own_product(HEAD(output, n), P, HEAD(v, n));
                     transpose(P);
                     transpose(HEAD(x, n));
                     set_own_product(HEAD(v, n), P, HEAD(x, n));
                     transpose(HEAD(k, n));
-                    set_own_product(of_v, dP, HEAD(k, n));
+                    set_own_product(of_q, dP, HEAD(k, n));
                     transpose(HEAD(q, n));
                     transpose(dP);
                     set_own_product(HEAD(k, n), dP, HEAD(q, n));
-                    EVERY (r, 4) q[n][r] = of_v[0][r];
+                    EVERY (r, 4) q[n][r] = of_q[0][r];
                 }
-                scaled(said, strength);
+                scaled(output, strength);
                 scaled(q, strength);
                 scaled(k, strength);
                 scaled(v, strength);
-                if (first_row) store_examples(feature + heads, said, D, both);
+                if (first_row) store_examples(feature + heads, output, D, both);
                 store_examples(credit + heads, q, IN, both);
                 store_examples(credit + heads + D, k, IN, both);
                 store_examples(credit + heads + 2 * D, v, IN, both);

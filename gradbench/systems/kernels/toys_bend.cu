@@ -22,7 +22,7 @@ KERNEL bend(
             read_features(dk, moved, in, heads + D);
             read_features(dv, moved, in, heads + 2 * D);
             read_features(a, moved, in, heads + 3 * D);
-            // dq, dk, dv and a become what goes back through the features of v, k, q and of what attention says
+            // dq, dk, dv and a become what goes back through the features of the output, q, k and v
             EVERY (n, 2) {
                 const float* of_head = saved + (heads / 8 + n) * 64;
                 Number P[1][4], dP[1][4], q[1][4], k[1][4], v[1][4], o[1][4];

@@ -1,6 +1,7 @@
-// What the 32 lanes of a warp do on a GPU. A program of kernels is this file, `tiles.cuh` and a file of kernels.
+// What the 32 lanes of a warp do on a GPU. A kernel is compiled from this file, `tiles.cuh`, what its family shares, and
+// its own file.
 //
-// One warp computes one example: rows of a grid are the rows and cells of a stack. No warp waits for another one.
+// A warp computes one item, an example or two of a toy, and waits for no other warp.
 // `tests/kernels/warp.cuh` defines the same names for a CPU, so that tests run the kernels there.
 
 typedef float Number;  // one number of every lane
@@ -8,7 +9,7 @@ typedef unsigned Place;
 typedef bool Truth;
 
 #define FN __device__ __forceinline__
-// loops that are written out, so that arrays stay in registers
+// unrolled loops, so that arrays stay in registers
 #define EVERY(i, N) _Pragma("unroll") for (int i = 0; i < (N); i++)
 #define EVERY_NUMBER(n, r, N) \
     EVERY (n, N)              \
@@ -17,10 +18,11 @@ typedef bool Truth;
 #define OF_HALF(r, half) _Pragma("unroll") for (int r = half; r < half + 2; r++)
 #define ROLLED _Pragma("unroll 1")
 #define KERNEL extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS)
-// rows and examples e of this warp: a block takes examples that follow each other, so that its warps share weights
-#define FOR_EVERY_EXAMPLE(rows, b)                                                                      \
-    const int share = ((rows) * (b) + gridDim.x - 1) / gridDim.x, last = min(share * (blockIdx.x + 1), (rows) * (b)); \
-    ROLLED for (int item = share * blockIdx.x + threadIdx.x / 32; item < last; item += WARPS)           \
+// rows and examples e of this warp: a block takes items that follow each other, so that its warps share weights
+#define FOR_EVERY_EXAMPLE(rows, b)                                                            \
+    const int share = ((rows) * (b) + gridDim.x - 1) / gridDim.x;                             \
+    const int last = min(share * (blockIdx.x + 1), (rows) * (b));                             \
+    ROLLED for (int item = share * blockIdx.x + threadIdx.x / 32; item < last; item += WARPS) \
         for (int row = item / (b), e = item % (b), once = 1; once; once = 0)
 
 FN Place lane() { return threadIdx.x % 32; }
