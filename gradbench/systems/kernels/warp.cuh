@@ -11,10 +11,10 @@ typedef bool Truth;
 #define FN __device__ __forceinline__
 // unrolled loops, so that arrays stay in registers
 #define EVERY(i, N) _Pragma("unroll") for (int i = 0; i < (N); i++)
-#define EVERY_NUMBER(n, r, N) \
-    EVERY (n, N)              \
-        EVERY (r, 4)                                                                // of N tiles, see `tiles.cuh`
-#define EVERY_HALF(half) _Pragma("unroll") for (int half = 0; half < 4; half += 2)  // of the rows: g, and g + 8
+// the numbers r of N tiles n, see `tiles.cuh`
+#define EVERY_NUMBER(n, r, N) EVERY(n, N) EVERY(r, 4)
+// the two halves of the rows of a tile, g and g + 8, and the numbers of a half
+#define EVERY_HALF(half) _Pragma("unroll") for (int half = 0; half < 4; half += 2)
 #define OF_HALF(r, half) _Pragma("unroll") for (int r = half; r < half + 2; r++)
 #define ROLLED _Pragma("unroll 1")
 #define KERNEL extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS)
