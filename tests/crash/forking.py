@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn, TypeVar
@@ -284,8 +285,9 @@ def _kill(pid: int, kill: Kill) -> tuple[str, ...]:
     whom = kill.whom if workers else "coordinator"
     reached = []
     if whom in ("worker", "both"):
-        os.kill(random.choice(workers), signal.SIGKILL)
-        reached.append("worker")
+        with suppress(ProcessLookupError):  # the worker may have ended since it was listed
+            os.kill(random.choice(workers), signal.SIGKILL)
+            reached.append("worker")
     if whom in ("coordinator", "both"):
         os.kill(pid, signal.SIGKILL)
         reached.append("coordinator")
