@@ -21,16 +21,8 @@ from gradbench.planning.cells import digest
 from gradbench.planning.plugins import Plugin, Record, behind, title, united
 from gradbench.systems.base import AbstractSystem
 
-CHANGING = (
-    "processor",
-    "engine",
-    "python",
-    "torch",
-    "cuda",
-    "triton",
-    "nvrtc",
-    "numpy",
-)  # in the identity, and told by name
+# in the identity, and told by name
+CHANGING = ("processor", "engine", "python", "torch", "cuda", "triton", "nvrtc", "numpy")
 
 
 class Environment(Versions):

@@ -112,9 +112,10 @@ def resolved(engine: object, device: str, problems: Iterable[Problem], compiler:
         return str(engine)
     if not cuda:
         return "eager"
-    return (
-        "fused" if _kernels_pay(problems) and (makes_kernels(device) if compiler is None else compiler) else "batched"
-    )
+    if not _kernels_pay(problems):
+        return "batched"
+    made = makes_kernels(device) if compiler is None else compiler
+    return "fused" if made else "batched"
 
 
 def _kernels_pay(problems: Iterable[Problem]) -> bool:

@@ -35,6 +35,13 @@ template <int N> FN void store_pixels(float* to, const Number (&y)[N][4], int fi
     }
 }
 
+// back += the way from the pixels of an image to tokens
+FN void add_pixels(Number (&back)[DT][4], const float* from, const float* out) {
+    Number y[KT][4];
+    load_pixels<KT>(y, from, 0);
+    add_features<KT>(back, y, out, 0, OUT);
+}
+
 FN void centre(Number (&z)[DT][4]) {
     EVERY_HALF (half) {
         Number sum = 0.0f;

@@ -24,11 +24,7 @@ KERNEL back(
         load_rows(p, of_a, D);
         clear(back);
         if (PROJECTS) {
-            {
-                Number y[KT][4];
-                load_pixels<KT>(y, from + 16 * D, 0);
-                add_features<KT>(back, y, back_to, 0, OUT);
-            }
+            add_pixels(back, from + 16 * D, back_to);
             add_others(back, z, in, back_to, scale, strength);
             add_rows(back, clamped + of_cell * 16 * D, D, 1.0f);
             EVERY_NUMBER (n, r, DT) back[n][r] = z[n][r] + length * (back[n][r] - pull * z[n][r]);

@@ -44,8 +44,7 @@ KERNEL bend(
             copy(f[3], v);
             add_in_turn(total, f, back_to, head, 4 * D);
         }
-        const float strength = sigma[c];
-        EVERY_NUMBER (n, r, DT) total[n][r] = strength * total[n][r];
+        scaled(total, sigma[c]);
         store_rows(out + place * 16 * D, total, D);
     }
 }

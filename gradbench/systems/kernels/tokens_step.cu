@@ -15,11 +15,7 @@ KERNEL step(
         Number back[DT][4], z[DT][4];
         load_rows(z, from, D);  // before the pixels: both are waited for together
         clear(back);
-        {
-            Number y[KT][4];
-            load_pixels<KT>(y, from + 16 * D, 0);
-            add_features<KT>(back, y, back_to, 0, OUT);
-        }
+        add_pixels(back, from + 16 * D, back_to);
         ROLLED for (int first = 0; first < PT; first += 2) {
             Number pixels[2][4], y[2][4];
             read_features<2>(pixels, z, in, 8 * first);
