@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from gradbench.systems.products import matmul
+
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
@@ -91,4 +93,4 @@ def energy_slope_jvp(saved: Saved, dq: Tensor, dk: Tensor, gamma: float) -> tupl
 
 def outer(a: Float[Tensor, "*r b N D"], z: Float[Tensor, "*r b N K"]) -> Float[Tensor, "*r D K"]:
     """Sum over examples and tokens of a z^T: the gradient of <a, W z> with the weight W."""
-    return a.flatten(-3, -2).mT @ z.flatten(-3, -2)
+    return matmul(a.flatten(-3, -2).mT, z.flatten(-3, -2))

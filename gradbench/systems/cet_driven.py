@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from gradbench.systems.base import AbstractDrivenSystem, Data, Params, Saved
 from gradbench.systems.cet_attention import AbstractSoftmaxAttention
 from gradbench.systems.cet_derivatives import AbstractCet
+from gradbench.systems.products import matmul
 from gradbench.systems.tokens import join
 from gradbench.vocabulary.coordinates import Knobs
 
@@ -53,7 +54,7 @@ class AbstractDrivenCet(AbstractSoftmaxAttention, AbstractCet, AbstractDrivenSys
         self, theta: Params, context: Params, saved: Saved, v: Float[Tensor, "*r b n"], knobs: Knobs
     ) -> Float[Tensor, "*r b n"]:
         z, y = self._parts(v)
-        *ahead, back = self._cut(z @ context["skew_in"])
+        *ahead, back = self._cut(matmul(z, context["skew_in"]))
         attended = self._attended_jvp(saved, ahead, knobs.sigma), self._attended_vjp(saved, [back], knobs.sigma)
         return self._on_tokens(context["skew_out"], (*attended[0], *attended[1]), y)
 
@@ -74,7 +75,7 @@ class AbstractDrivenCet(AbstractSoftmaxAttention, AbstractCet, AbstractDrivenSys
 
     def _head_features(self, W: Float[Tensor, "D K"], z: Float[Tensor, "*b N D"]) -> tuple[Tensor, ...]:
         """Features of each kind of head alone."""
-        return self._cut(z @ W[:, self._first_head :])
+        return self._cut(matmul(z, W[:, self._first_head :]))
 
     def _on_tokens(self, W: Float[Tensor, "K D"], attended: tuple[Tensor, ...], y: Tensor) -> Float[Tensor, "*b n"]:
         """A force on the tokens, and none on the pixels."""

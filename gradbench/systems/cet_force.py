@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, ClassVar
 from gradbench.systems.base import Data, Params
 from gradbench.systems.cet_attention import AbstractAttention
 from gradbench.systems.cet_options import visible
+from gradbench.systems.products import matmul
 from gradbench.systems.tokens import as_one_row, image, join, patches
 from gradbench.vocabulary.coordinates import Knobs
 
@@ -32,7 +33,9 @@ class AbstractCetForce(AbstractAttention):
     well: ClassVar[float] = 2.0  # w, the weight of |z|^2
 
     def context(self, theta: Params, x: Data) -> Params:
-        return {"input": self.encoded(theta, visible(x)) + theta["benc"] + theta["bpos"]} | self._fused(theta)
+        seen = patches(visible(x), self.patch)
+        encoded = seen @ theta["Wenc"].flatten(1).mT
+        return {"input": encoded + theta["benc"] + theta["bpos"], "seen": seen} | self._fused(theta)
 
     def _fused(self, theta: Params) -> Params:
         """The matrices of F, from tokens to features (D, K) and from features to tokens (K, D), and of its transpose.
@@ -56,7 +59,7 @@ class AbstractCetForce(AbstractAttention):
         self, theta: Params, x: Data, context: Params, s: Float[Tensor, "*r b n"], knobs: Knobs
     ) -> Float[Tensor, "*r b n"]:
         z, y = self._parts(s)
-        decoded, memory, *features = self._cut(z @ context["ahead_in"], self.pixels, self.mem)
+        decoded, memory, *features = self._cut(matmul(z, context["ahead_in"]), self.pixels, self.mem)
         attended = self._attended(self._attend(features), knobs.sigma)
         returned = self._returned(context["ahead_out"], (patches(y, self.patch), memory.relu()), attended)
         tokens = self._damped(z, context["input"] + returned, knobs)
@@ -93,7 +96,7 @@ class AbstractCetForce(AbstractAttention):
         self, W: Float[Tensor, "K D"], flat: Sequence[Tensor], by_head: Sequence[Tensor]
     ) -> Float[Tensor, "*b N D"]:
         """Features taken back to tokens. W may have more rows than there are features."""
-        return as_one_row(flat, by_head, W.shape[-2]) @ W
+        return matmul(as_one_row(flat, by_head, W.shape[-2]), W)
 
     def _image(self, p: Float[Tensor, "*b N P"]) -> Float[Tensor, "*b ch img img"]:
         return image(p, self.ch, self.side, self.patch)

@@ -114,7 +114,7 @@ class EnergyTransformer(AbstractClassifier, AbstractPatches, AbstractLeaky):
         grads = {"bpos": a.sum(-3), "delta": of_norm.sum((-3, -2))}
         grads["gamma"] = (of_norm * saved["y"]).sum((-3, -2, -1))[..., None]
         grads["Wenc"] = outer(a, patches(x["x"], self.patch)).unflatten(-1, theta["Wenc"].shape[1:])
-        grads["Wmem"] = outer(a, saved["memory"]) + outer(saved["g"], (saved["memory"] > 0) * (a @ theta["Wmem"]))
+        grads["Wmem"] = outer(a, saved["memory"]) + outer(saved["g"], saved["memory"].sign() * (a @ theta["Wmem"]))
         q, k = self._read(theta, a)
         moved = energy_slope_jvp(saved, q, k, 1 / math.sqrt(self.dh))
         for name, slope, credit in zip(("WQ", "WK"), energy_slope(saved), moved, strict=True):
@@ -147,4 +147,4 @@ class EnergyTransformer(AbstractClassifier, AbstractPatches, AbstractLeaky):
         """H v."""
         q, k = self._read(theta, v)
         moved = energy_slope_jvp(saved, q, k, 1 / math.sqrt(self.dh))
-        return self._written(theta, moved, knobs) + ((saved["memory"] > 0) * (v @ theta["Wmem"])) @ theta["Wmem"].mT
+        return self._written(theta, moved, knobs) + (saved["memory"].sign() * (v @ theta["Wmem"])) @ theta["Wmem"].mT

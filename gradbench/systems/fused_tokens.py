@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 from gradbench.systems.attention import outer
 from gradbench.systems.base import AbstractDrivenSystem, FusedSteps, KernelInputs, Params, Program, Saved
 from gradbench.systems.cet_force import AbstractCetForce
-from gradbench.systems.cet_options import visible
-from gradbench.systems.tokens import patches
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -102,13 +100,12 @@ class AbstractFusedTokens(FusedSteps, AbstractCetForce):
 
     def pulled(self, read: KernelInputs, summed: Tensor, sums: Params) -> Params:
         part = self.split(summed)
-        seen = patches(visible(read.x), self.patch)
         reading, writing = (self._cut(v, self._padded, self.mem) for v in (sums["reading"], sums["writing"]))
         of_patch = slice(0, self.pixels)
         return self._grads(
             part["z"].sum(-3),
             part["y"].sum((-4, -2, -1)),
-            outer(part["z"], seen),
+            outer(part["z"], read.context["seen"]),
             (reading[0][..., of_patch], *reading[1:]),
             (writing[0][..., of_patch], *writing[1:]),
         )
