@@ -8,11 +8,13 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import warm
 from tiny import assert_same_rows
 
@@ -151,6 +153,72 @@ def test_what_cannot_be_sent_is_measured_here_and_said(tmp_path: Path, capsys: p
     assert "cannot be sent to a worker process" in capsys.readouterr().err
     with pytest.raises(UserError, match="timeout: it needs worker processes"):
         run(asked, tmp_path / "other", timeout=5)
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_a_long_plan_on_a_cpu_is_measured_by_worker_processes(
+    cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = gb.suite([{"system": "linear", "estimator": "aep", "seed": [0, 1, 2], "T1": 50, "T2": 9}], name="short")
+    _, planned = prepare(asked)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: cores)
+    monkeypatch.setattr(processes, "memory", lambda workers: 2**40)
+    setup = measuring.Setup(device="cpu", engine="eager", budget=2**32)
+    work = sum(problem.cost.work for problem in planned.problems)
+    threads = run(asked, tmp_path / "threads").cells
+    assert measuring.with_processes(planned.problems, planned, setup).crew is None, "a short plan"
+    monkeypatch.setattr(measuring, "LONG", work)
+    assert (measuring.with_processes(planned.problems, planned, setup).crew is not None) == (cores > 1)
+    processes.dismiss()
+    workers = run(asked, tmp_path / "workers").cells
+    assert bool(processes._idle) == (cores > 1), "workers stay for the next run"
+    assert_same_rows(workers, threads)
+    monkeypatch.setattr(measuring, "LONG", work + 1)
+    assert measuring.with_processes(planned.problems, planned, setup).crew is None, (
+        "a plan that is one evaluation too short"
+    )
+
+
+def test_a_long_plan_is_measured_by_threads_where_memory_is_short(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = gb.suite([{"system": "linear", "estimator": "aep", "seed": [0, 1], "T1": 50, "T2": 9}], name="short")
+    _, planned = prepare(asked)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(measuring, "LONG", 1)
+    setup = measuring.Setup(device="cpu", engine="eager", budget=2**32)
+    for room, by_processes in ((2**31 + 2**29, True), (2**31 + 2**29 - 1, False), (None, True)):
+        monkeypatch.setattr(processes, "memory", lambda workers, room=room: room)
+        assert (measuring.with_processes(planned.problems, planned, setup).crew is not None) == by_processes
+    assert measuring.with_processes(planned.problems, planned, replace(setup, alone=True)).crew is None, (
+        "a profile sees this process alone"
+    )
+
+    def lost(worker: processes.WorkerProcess, content: bytes) -> None:
+        raise error
+
+    monkeypatch.setattr(processes.WorkerProcess, "open", lost)
+    for error in (processes.WorkerLostError("ended by SIGKILL"), OSError("no more processes")):
+        assert measuring.with_processes(planned.problems, planned, setup).crew is None
+        assert f"threads measure, since no worker process could be started: {error}" in capsys.readouterr().err
+
+
+def test_a_worker_is_bounded_by_its_session_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session without a bound lifts the bound of the session before."""
+    _, planned = prepare(suite([0], healthy=(0.5,)))
+    setup = measuring.Setup(device="cpu", engine="eager", budget=2**32)
+
+    def limit(memory: int | None) -> int:
+        content = processes.packed(measuring._session(setup, planned, memory))
+        with processes.Crew(content, "cpu").lent() as worker:
+            limits = Path(f"/proc/{worker.process.pid}/limits").read_text()
+        soft = next(line for line in limits.splitlines() if line.startswith("Max data size")).split()[3]
+        return -1 if soft == "unlimited" else int(soft)
+
+    processes.dismiss()
+    before, bounded = limit(None), limit(2**34)
+    assert bounded == 2**34
+    assert limit(None) == before != bounded
 
 
 def test_no_worker_outlives_the_process_that_started_it() -> None:

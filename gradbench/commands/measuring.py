@@ -1,6 +1,7 @@
 """Measuring the problems of a plan in packs, several packs side by side: what `run` and `tune` share.
 
-Packs are measured by threads of this process, or by worker processes where something foreign or risky is measured.
+Packs are measured by threads of this process. Worker processes measure them where something foreign or risky is
+measured, and on a CPU where much is: threads hand Python's lock to each other at every operation.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from gradbench.planning.problems import Problem
     from gradbench.vocabulary.status import Thresholds
 
+LONG = 50_000  # evaluations, from which on worker processes save more time than their start takes: measured
+WORKER = 2**29  # bytes that a worker process takes besides its packs
 Attempt = Callable[[Sequence["Problem"], int, Meter], Sequence[Results]]  # of a pack, the bytes that it may take
 
 
@@ -64,12 +67,9 @@ def with_crew(setup: Setup, planned: Plan) -> Setup:
     if setup.timeout is None and not _foreign(planned):
         return setup
     number = side_by_side_in(_cut(planned.problems, setup), setup)
-    processes.prepare(number, setup.device)
     session = _session(setup, planned, None if setup.device.startswith("cuda") else processes.memory(number))
     try:
-        crew = processes.Crew(processes.packed(session), setup.device)
-        with crew.lent():
-            pass
+        return replace(setup, crew=_crew(session, number))
     except processes.CannotTravelError as error:
         what = f"cannot be sent to a worker process ({error})"
         if setup.timeout is not None:
@@ -78,7 +78,33 @@ def with_crew(setup: Setup, planned: Plan) -> Setup:
         return setup
     except processes.WorkerLostError as error:
         raise UserError(f"a system or a rule here ends the process that receives it: {error}") from None
-    return replace(setup, crew=crew)
+
+
+def with_processes(problems: Sequence[Problem], planned: Plan, setup: Setup) -> Setup:
+    """The means with a worker process a core, where these problems of a plan take long on a CPU.
+
+    Threads measure where the machine has no memory for the processes, or where one does not start, which stderr says.
+    """
+    number = side_by_side_in(_cut(problems, setup), setup) if setup.device == "cpu" else 1
+    long = sum(problem.cost.work for problem in problems) >= LONG
+    if setup.crew is not None or setup.elsewhere is not None or number == 1 or not long:
+        return setup
+    room = processes.memory(number)
+    if room is not None and room < WORKER + setup.budget // number:
+        return setup
+    try:
+        return replace(setup, crew=_crew(_session(setup, planned, None), number))
+    except (processes.CannotTravelError, processes.WorkerLostError, OSError) as error:
+        say(f"gradbench: threads measure, since no worker process could be started: {error}")
+        return setup
+
+
+def _crew(session: Session, number: int) -> processes.Crew:
+    """So many worker processes, one of which has opened the session."""
+    processes.prepare(number, session.device)
+    crew = processes.Crew(processes.packed(session), session.device)
+    with crew.lent():
+        return crew
 
 
 def _session(setup: Setup, planned: Plan, memory: int | None) -> Session:

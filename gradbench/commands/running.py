@@ -78,7 +78,8 @@ def run(
 
     Systems and rules from outside of the package are measured by worker processes: one that crashes, or fills the
     memory, costs the cells of its problem, which say `error` or `oom`. So are all where `timeout` is given: the seconds
-    that a problem may take. Cells that failed stay so, unless `retry` is "failed". After `max_failures` failed cells,
+    that a problem may take. A long plan on a CPU is measured by worker processes too, one a core, since threads would
+    wait for each other. Cells that failed stay so, unless `retry` is "failed". After `max_failures` failed cells,
     or after `stop_after`, as "8m" or a number of seconds, no further pack begins: what runs is finished and stored,
     and a later call goes on.
 
@@ -268,8 +269,9 @@ def _measure(
     watch: CellWatch,
 ) -> None:
     """Measure problems and store their records. A thread stores them while the next pack runs."""
-    from gradbench.commands.measuring import measured_or_failed
+    from gradbench.commands.measuring import measured_or_failed, with_processes
 
+    setup = with_processes(problems, planned, setup)
     with _frozen_heap(), ThreadPoolExecutor(1) as writer:
         writing: deque[Future[None]] = deque()
         all_results = measured_or_failed(

@@ -116,7 +116,7 @@ class WorkerProcess:
             self._ask(content)
         except PackFailedError as error:
             raise CannotTravelError(error.failed.reason) from None
-        self.opened = content
+        self.opened, self.bounded = content, 0  # a session brings a bound, or none
 
     def facts(self, device: str, memory: str | None, data: Sequence[str]) -> Facts:
         """What the worker is, as far as numbers depend on it. Raises PackFailedError and UserError as it tells them."""

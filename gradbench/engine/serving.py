@@ -87,6 +87,7 @@ class _Worker:
     def __init__(self, pipe: Connection) -> None:
         self.pipe, self.sending = pipe, threading.Lock()
         self.session: Session | None = None
+        self.limits = resource.getrlimit(resource.RLIMIT_DATA)  # that the process began with
 
     def answer(self) -> None:
         """Receive a message, do what it asks, and send the answer."""
@@ -122,17 +123,17 @@ class _Worker:
             os.environ.clear()
             os.environ.update(session.environment)
             sys.path[:] = session.path
-        if session.memory is not None:
-            self.bound(session.memory)
+        self.bound(session.memory)
         registry.bring(session.classes)
         checkpoint.bring(session.files)
         if session.device.startswith("cuda"):
             _use(session.device)
         self.session = session
 
-    def bound(self, memory: int) -> None:
-        """Take so many bytes of data at most."""
-        resource.setrlimit(resource.RLIMIT_DATA, (memory, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+    def bound(self, memory: int | None) -> None:
+        """Take so many bytes of data at most; None: as many as the process that started this one."""
+        soft, hard = self.limits
+        resource.setrlimit(resource.RLIMIT_DATA, (soft if memory is None else memory, hard))
 
     def facts(self, device: str, memory: str | None, data: list[str]) -> Facts:
         """What this process is, as far as numbers depend on it."""
