@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import warm
 from tiny import assert_same_rows
 
@@ -23,7 +22,7 @@ from gradbench.commands import measuring, running
 from gradbench.commands.coverage import standing
 from gradbench.commands.limits import Limits
 from gradbench.commands.running import prepare
-from gradbench.engine import hosts, processes
+from gradbench.engine import hosts, packs, processes
 from gradbench.errors import UserError
 from gradbench.tables import runs
 from gradbench.tables.disk import read_json, write_json
@@ -161,7 +160,7 @@ def test_a_long_plan_on_a_cpu_is_measured_by_worker_processes(
 ) -> None:
     asked = gb.suite([{"system": "linear", "estimator": "aep", "seed": [0, 1, 2], "T1": 50, "T2": 9}], name="short")
     _, planned = prepare(asked)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: cores)
+    monkeypatch.setattr(packs, "how_many_at_once", lambda *given: cores)
     monkeypatch.setattr(processes, "memory", lambda workers: 2**40)
     setup = measuring.Setup(device="cpu", engine="eager", budget=2**32)
     work = sum(problem.cost.work for problem in planned.problems)
@@ -184,7 +183,7 @@ def test_a_long_plan_is_measured_by_threads_where_memory_is_short(
 ) -> None:
     asked = gb.suite([{"system": "linear", "estimator": "aep", "seed": [0, 1], "T1": 50, "T2": 9}], name="short")
     _, planned = prepare(asked)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(packs, "how_many_at_once", lambda *given: 2)
     monkeypatch.setattr(measuring, "LONG", 1)
     setup = measuring.Setup(device="cpu", engine="eager", budget=2**32)
     for room, by_processes in ((2**31 + 2**29, True), (2**31 + 2**29 - 1, False), (None, True)):
@@ -198,9 +197,9 @@ def test_a_long_plan_is_measured_by_threads_where_memory_is_short(
         raise error
 
     monkeypatch.setattr(processes.WorkerProcess, "open", lost)
-    for error in (processes.WorkerLostError("ended by SIGKILL"), OSError("no more processes")):
+    for error in (processes.WorkerLostError("ended by SIGKILL"), OSError("no more"), UserError("the code changed")):
         assert measuring.with_processes(planned.problems, planned, setup).crew is None
-        assert f"threads measure, since no worker process could be started: {error}" in capsys.readouterr().err
+        assert f"threads measure, since no worker process can: {error}" in capsys.readouterr().err
 
 
 def test_a_worker_is_bounded_by_its_session_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from gradbench.planning.problems import Problem
     from gradbench.vocabulary.status import Thresholds
 
-LONG = 50_000  # evaluations, from which on worker processes save more time than their start takes: measured
+LONG = 50_000  # evaluations from which on worker processes save more time than their start takes: measured
 WORKER = 2**29  # bytes that a worker process takes besides its packs
 Attempt = Callable[[Sequence["Problem"], int, Meter], Sequence[Results]]  # of a pack, the bytes that it may take
 
@@ -85,24 +85,26 @@ def with_processes(problems: Sequence[Problem], planned: Plan, setup: Setup) -> 
 
     Threads measure where the machine has no memory for the processes, or where one does not start, which stderr says.
     """
-    number = side_by_side_in(_cut(problems, setup), setup) if setup.device == "cpu" else 1
-    long = sum(problem.cost.work for problem in problems) >= LONG
-    if setup.crew is not None or setup.elsewhere is not None or number == 1 or not long:
+    if setup.device != "cpu" or setup.elsewhere is not None or _foreign(planned) or setup.timeout is not None:
+        return setup
+    number = side_by_side_in(_cut(problems, setup), setup)
+    if number == 1 or sum(problem.cost.work for problem in problems) < LONG:
         return setup
     room = processes.memory(number)
     if room is not None and room < WORKER + setup.budget // number:
         return setup
     try:
         return replace(setup, crew=_crew(_session(setup, planned, None), number))
-    except (processes.CannotTravelError, processes.WorkerLostError, OSError) as error:
-        say(f"gradbench: threads measure, since no worker process could be started: {error}")
+    except (processes.CannotTravelError, processes.WorkerLostError, UserError, OSError) as error:
+        processes.dismiss()
+        say(f"gradbench: threads measure, since no worker process can: {error}")
         return setup
 
 
 def _crew(session: Session, number: int) -> processes.Crew:
     """So many worker processes, one of which has opened the session."""
-    processes.prepare(number, session.device)
     crew = processes.Crew(processes.packed(session), session.device)
+    processes.prepare(number, session.device)
     with crew.lent():
         return crew
 

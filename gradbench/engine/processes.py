@@ -38,9 +38,10 @@ if TYPE_CHECKING:
 
 POLL = 0.1  # seconds after which a waiting thread looks at deadlines and exceptions
 LAST = 5.0  # seconds that a process gets to end
-# the path first, since all other imports of the process go by it
+# the terminal sends SIGINT to workers, too, and their owner ends them; the path, since all other imports go by it
 PROGRAM = """
-import json, sys
+import json, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
 sys.path[:] = json.loads(sys.argv[1])
 from gradbench.engine.serving import serve
 serve(int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])

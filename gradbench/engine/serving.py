@@ -10,7 +10,6 @@ import fcntl
 import os
 import pickle
 import resource
-import signal
 import sys
 import threading
 from contextlib import suppress
@@ -64,7 +63,6 @@ def serve(pipe: int, lifeline: int, device: str) -> None:
     `lifeline` is a socket through which nothing is ever sent. When its other end is closed, the kernel ends this
     process, whatever code runs here: so no worker outlives the process that started it.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to workers, too; their owner ends them
     fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)  # SIGIO, which ends it
     # the usual allocator of Arrow reserves a GiB at first use, which would count among the bytes that `bound` allows
@@ -131,7 +129,7 @@ class _Worker:
         self.session = session
 
     def bound(self, memory: int | None) -> None:
-        """Take so many bytes of data at most; None: as many as the process that started this one."""
+        """Take so many bytes of data at most; None: the limit that this process began with."""
         soft, hard = self.limits
         resource.setrlimit(resource.RLIMIT_DATA, (soft if memory is None else memory, hard))
 

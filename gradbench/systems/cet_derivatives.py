@@ -39,7 +39,7 @@ class AbstractCet(ClosedForms, AbstractFusedTokens):
         z, y = self._parts(v)
         decoded, memory, *features = self._cut(matmul(z, context["ahead_in"]), self.pixels, self.mem)
         attended = self._attended_jvp(saved, features, knobs.sigma)
-        # the sign of a relu is its slope; a CPU multiplies by a truth value eight times as long
+        # the sign of a relu is its slope; on a CPU a product with a truth value takes eight times as long
         flat = (patches(y, self.patch), memory * saved["memory"].sign())
         returned = self._returned(context["ahead_out"], flat, attended)
         return join(self._damped(z, returned, knobs), self._image(decoded) - y)

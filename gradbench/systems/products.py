@@ -3,14 +3,17 @@
 torch multiplies by oneMKL. On processors that are not made by Intel oneMKL uses vectors of 256 bits. oneDNN, by which
 torch takes convolutions, uses the widest vectors of a processor: with AVX-512 a product takes half the time. Both
 libraries add up the terms of an entry one after the other, oneMKL in runs of at most `RUN` terms. Where oneDNN takes a
-run a call, its bits are those of oneMKL. A trial shows for every shape whether this holds. Where it does not, oneMKL
-multiplies, so that no number depends on the choice.
+run a call, its bits are those of oneMKL. A trial shows for every shape whether this holds and saves time. Where not,
+oneMKL multiplies, so that no number depends on the choice.
 """
 
 from __future__ import annotations
 
-from functools import cache
+import math
+from collections.abc import Callable
+from functools import cache, partial
 from itertools import pairwise
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 from gradbench.systems.shapes import joint_shape
@@ -21,19 +24,22 @@ if TYPE_CHECKING:
 
 RUN = 192  # terms
 LEAST = 2**21  # multiplications of a product, from which on oneDNN takes at most two thirds of the time: measured
+MOST = 2**23  # numbers that a trial may hold, in both matrices and their product
 
 
 def matmul(x: Float[Tensor, "*r m k"], W: Float[Tensor, "*q k n"]) -> Float[Tensor, "*r m n"]:
     """x W. Axes before the matrices are broadcast, as by torch."""
+    if x.ndim < 2 or W.ndim < 2:
+        return x @ W
     rows = x.numel() if W.ndim == 2 else x.shape[-2] * x.shape[-1]
     if rows * W.shape[-1] < LEAST or not (_plain(x) and _plain(W)):
         return x @ W
     transposed = x.mT.is_contiguous(), W.mT.is_contiguous()
-    return _by_runs(x, W) if _agrees(tuple(x.shape), tuple(W.shape), transposed) else x @ W
+    return _by_runs(x, W) if _pays(tuple(x.shape), tuple(W.shape), transposed) else x @ W
 
 
 def _plain(v: Tensor) -> bool:
-    """Whether a tensor holds float32 numbers of the CPU that nobody differentiates or lifts: oneDNN takes no other."""
+    """Whether a tensor holds float32 numbers of the CPU, outside of all transforms: oneDNN takes no other."""
     import torch
 
     return (
@@ -41,7 +47,9 @@ def _plain(v: Tensor) -> bool:
         and v.dtype is torch.float32
         and type(v) is torch.Tensor
         and not (v.requires_grad and torch.is_grad_enabled())
-        and not torch._C._functorch.is_functorch_wrapped_tensor(v)
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and torch.autograd.forward_ad._current_level < 0
+        and not torch.is_autocast_enabled("cpu")
     )
 
 
@@ -75,10 +83,14 @@ def _ends(terms: int) -> list[int]:
 
 
 @cache
-def _agrees(x: tuple[int, ...], W: tuple[int, ...], transposed: tuple[bool, bool]) -> bool:
-    """Whether both libraries give the same bits for matrices of these shapes, transposed in memory or not."""
+def _pays(x: tuple[int, ...], W: tuple[int, ...], transposed: tuple[bool, bool]) -> bool:
+    """Whether oneDNN gives the same bits in less time for matrices of these shapes, transposed in memory or not."""
     import torch
 
+    axes = joint_shape(x[:-2], W[:-2])
+    size = math.prod(axes) * (x[-2] * x[-1] + W[-2] * W[-1] + x[-2] * W[-1])
+    if size > MOST or x[-1] == 1:
+        return False
     source = torch.Generator().manual_seed(0)
 
     def drawn(shape: tuple[int, ...], turned: bool) -> Tensor:
@@ -87,9 +99,21 @@ def _agrees(x: tuple[int, ...], W: tuple[int, ...], transposed: tuple[bool, bool
         return v.mT if turned else v
 
     first, second = map(drawn, (x, W), transposed)
-    first[..., :1, :] = 0  # the sign of a zero is a bit too
+    if math.prod(x[:-1]) > 1:
+        first[(0,) * (len(x) - 1)] = 0  # a row: the sign of a zero is a bit too
+    ways = partial(torch.matmul, first, second), partial(_by_runs, first, second)
     try:
-        pair = first @ second, _by_runs(first, second)
+        pair = [way().view(torch.int32) for way in ways]
     except (AttributeError, RuntimeError):  # torch without oneDNN
         return False
-    return torch.equal(*(v.view(torch.int32) for v in pair))
+    return torch.equal(*pair) and _seconds(ways[1]) < _seconds(ways[0])
+
+
+def _seconds(way: Callable[[], object]) -> float:
+    """The shortest time of three calls."""
+    times = []
+    for _ in range(3):
+        start = perf_counter()
+        way()
+        times.append(perf_counter() - start)
+    return min(times)
