@@ -202,7 +202,7 @@ def test_a_long_plan_is_measured_by_threads_where_memory_is_short(
         assert f"threads measure, since no worker process can: {error}" in capsys.readouterr().err
 
 
-def test_a_worker_is_bounded_by_its_session_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_is_bounded_by_its_session_alone() -> None:
     """A session without a bound lifts the bound of the session before."""
     _, planned = prepare(suite([0], healthy=(0.5,)))
     setup = measuring.Setup(device="cpu", engine="eager", budget=2**32)

@@ -1,7 +1,7 @@
 """Measuring the problems of a plan in packs, several packs side by side: what `run` and `tune` share.
 
 Packs are measured by threads of this process. Worker processes measure them where something foreign or risky is
-measured, and on a CPU where much is: threads hand Python's lock to each other at every operation.
+measured, and on a CPU where a plan is long: threads hand Python's lock to each other at every operation.
 """
 
 from __future__ import annotations
@@ -81,9 +81,10 @@ def with_crew(setup: Setup, planned: Plan) -> Setup:
 
 
 def with_processes(problems: Sequence[Problem], planned: Plan, setup: Setup) -> Setup:
-    """The means with a worker process a core, where these problems of a plan take long on a CPU.
+    """The means with one worker process for every core, where these problems of a plan take long on a CPU.
 
-    Threads measure where the machine has no memory for the processes, or where one does not start, which stderr says.
+    Threads measure where the machine has no memory for the processes. They also do where no process can measure, and
+    stderr says why.
     """
     if setup.device != "cpu" or setup.elsewhere is not None or _foreign(planned) or setup.timeout is not None:
         return setup
@@ -102,7 +103,7 @@ def with_processes(problems: Sequence[Problem], planned: Plan, setup: Setup) -> 
 
 
 def _crew(session: Session, number: int) -> processes.Crew:
-    """So many worker processes, one of which has opened the session."""
+    """A crew of so many worker processes, one of which has opened the session."""
     crew = processes.Crew(processes.packed(session), session.device)
     processes.prepare(number, session.device)
     with crew.lent():

@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 
 POLL = 0.1  # seconds after which a waiting thread looks at deadlines and exceptions
 LAST = 5.0  # seconds that a process gets to end
-# the terminal sends SIGINT to workers, too, and their owner ends them; the path, since all other imports go by it
+# SIGINT is ignored first: the terminal sends it to workers, too, and their owner ends them. All other imports go by
+# the path.
 PROGRAM = """
 import json, signal, sys
 signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from gradbench.systems.activations import relu_slope
 from gradbench.systems.attention import outer
 from gradbench.systems.base import ClosedForms, Data, Params, Saved
 from gradbench.systems.fused_tokens import AbstractFusedTokens
@@ -39,8 +40,7 @@ class AbstractCet(ClosedForms, AbstractFusedTokens):
         z, y = self._parts(v)
         decoded, memory, *features = self._cut(matmul(z, context["ahead_in"]), self.pixels, self.mem)
         attended = self._attended_jvp(saved, features, knobs.sigma)
-        # the sign of a relu is its slope; on a CPU a product with a truth value takes eight times as long
-        flat = (patches(y, self.patch), memory * saved["memory"].sign())
+        flat = (patches(y, self.patch), memory * relu_slope(saved["memory"]))
         returned = self._returned(context["ahead_out"], flat, attended)
         return join(self._damped(z, returned, knobs), self._image(decoded) - y)
 
@@ -72,7 +72,7 @@ class AbstractCet(ClosedForms, AbstractFusedTokens):
         """Credits of the features as one row, and the patches that the credit of the tokens decodes to."""
         decoded, memory, *features = self._cut(matmul(z, context["back_in"]), self.pixels, self.mem)
         by_head = self._attended_vjp(saved, features, knobs.sigma)
-        return as_one_row((patches(y, self.patch), memory * saved["memory"].sign()), by_head), decoded
+        return as_one_row((patches(y, self.patch), memory * relu_slope(saved["memory"])), by_head), decoded
 
     def _vjp(
         self, context: Params, z: Tensor, y: Tensor, credits: Tensor, decoded: Tensor, knobs: Knobs

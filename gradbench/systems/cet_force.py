@@ -33,9 +33,9 @@ class AbstractCetForce(AbstractAttention):
     well: ClassVar[float] = 2.0  # w, the weight of |z|^2
 
     def context(self, theta: Params, x: Data) -> Params:
-        seen = patches(visible(x), self.patch)
-        encoded = seen @ theta["Wenc"].flatten(1).mT
-        return {"input": encoded + theta["benc"] + theta["bpos"], "seen": seen} | self._fused(theta)
+        seen = visible(x)
+        tokens = self.encoded(theta, seen) + theta["benc"] + theta["bpos"]
+        return {"input": tokens, "seen": patches(seen, self.patch)} | self._fused(theta)
 
     def _fused(self, theta: Params) -> Params:
         """The matrices of F, from tokens to features (D, K) and from features to tokens (K, D), and of its transpose.

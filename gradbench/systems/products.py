@@ -32,24 +32,28 @@ def matmul(x: Float[Tensor, "*r m k"], W: Float[Tensor, "*q k n"]) -> Float[Tens
     if x.ndim < 2 or W.ndim < 2:
         return x @ W
     rows = x.numel() if W.ndim == 2 else x.shape[-2] * x.shape[-1]
-    if rows * W.shape[-1] < LEAST or not (_plain(x) and _plain(W)):
+    if rows * W.shape[-1] < LEAST or not (_plain(x) and _plain(W)) or _transformed():
         return x @ W
     transposed = x.mT.is_contiguous(), W.mT.is_contiguous()
     return _by_runs(x, W) if _pays(tuple(x.shape), tuple(W.shape), transposed) else x @ W
 
 
 def _plain(v: Tensor) -> bool:
-    """Whether a tensor holds float32 numbers of the CPU, outside of all transforms: oneDNN takes no other."""
+    """Whether a tensor holds float32 numbers of the CPU without a derivative: oneDNN takes no other."""
+    import torch
+
+    needs_grad = v.requires_grad and torch.is_grad_enabled()
+    return v.is_cpu and v.dtype is torch.float32 and type(v) is torch.Tensor and not needs_grad
+
+
+def _transformed() -> bool:
+    """Whether torch lifts, differentiates or rounds what is computed here. oneDNN would not notice."""
     import torch
 
     return (
-        v.is_cpu
-        and v.dtype is torch.float32
-        and type(v) is torch.Tensor
-        and not (v.requires_grad and torch.is_grad_enabled())
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and torch.autograd.forward_ad._current_level < 0
-        and not torch.is_autocast_enabled("cpu")
+        torch._C._functorch.peek_interpreter_stack() is not None
+        or torch.autograd.forward_ad._current_level >= 0
+        or torch.is_autocast_enabled("cpu")
     )
 
 
