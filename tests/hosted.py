@@ -7,16 +7,16 @@ import hashlib
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
 from torch import Tensor
 
 from gradbench.systems.base import Program
-from gradbench.systems.kernels.programs import passed, source
+from gradbench.systems.kernels.programs import passed, replace, source
 
 WARP = Path(__file__).parent / "kernels" / "warp.cuh"
 COMPILER = ["g++", "-O2", "-march=native", "-std=c++17", "-shared", "-fPIC", "-w", "-x", "c++", "-"]
@@ -26,23 +26,27 @@ COMPILER = ["g++", "-O2", "-march=native", "-std=c++17", "-shared", "-fPIC", "-w
 def hosted(*, cuts: bool = False) -> Iterator[None]:
     """Launches run on the CPU meanwhile. `cuts`: products lose what tensor cores of an H100 cut off."""
 
-    def launch(program: Program, kernel: str, items: int, *arguments: Tensor | float | None) -> None:
-        assert kernel in program.kernels
-        assert items > 0
-        launched(program, kernel, arguments, cuts=cuts)
-
     with pytest.MonkeyPatch.context() as patch:
         for module in ("tokens", "toys"):
-            patch.setattr(f"gradbench.systems.kernels.{module}.launch", launch)
+            patch.setattr(f"gradbench.systems.kernels.{module}.Launch", partial(Hosted, cuts=cuts))
         yield
 
 
-def launched(program: Program, kernel: str, arguments: Sequence[Tensor | float | None], *, cuts: bool) -> None:
-    """Run a kernel for all of its items."""
-    library = built(program, kernel)
-    ctypes.c_int.in_dll(library, "cuts").value = cuts
-    values, types = passed(kernel, arguments)
-    getattr(library, kernel)(*(kind(value) for value, kind in zip(values, types, strict=True)))
+class Hosted:
+    """A kernel with its arguments, as `Launch`, for all of its items on the CPU."""
+
+    def __init__(
+        self, program: Program, kernel: str, items: int, *arguments: Tensor | float | None, cuts: bool
+    ) -> None:
+        assert kernel in program.kernels
+        assert items > 0
+        self._library, self._kernel, self._cuts = built(program, kernel), kernel, cuts
+        self._values, self._arguments = passed(kernel, arguments), arguments
+
+    def __call__(self, *others: Tensor) -> None:
+        replace(self._kernel, self._values, self._arguments, others)
+        ctypes.c_int.in_dll(self._library, "cuts").value = self._cuts
+        getattr(self._library, self._kernel)(*self._values)
 
 
 @cache

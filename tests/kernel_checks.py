@@ -18,7 +18,7 @@ from gradbench.engine.draws import build
 from gradbench.estimators.phases.reverse import ReversePhase, step_back
 from gradbench.planning.plans import plan
 from gradbench.planning.suites import parse
-from gradbench.systems.base import AbstractEnergySystem, Params
+from gradbench.systems.base import AbstractEnergySystem, Advance, Params
 
 SIZES = {"cet": {"img": 28, "ch": 1, "patch": 7, "D": 64, "dh": 16, "mem": 128}}
 TRANSFORMERS = ("cet_real", "cet_energy", "cet_projected", "cet")
@@ -85,6 +85,13 @@ def swept(field: Any, states: Tensor, a: Tensor, like: Params) -> dict[str, Tens
     return {"a": a, "summed": summed} | field.pulled(summed, sums)
 
 
+def ahead(advance: Advance, s: Tensor) -> Tensor:
+    """The state after a step by kernels."""
+    out = torch.empty_like(s)
+    advance(s, out)
+    return out
+
+
 def apart(a: Tensor, b: Tensor) -> float:
     return ((a.double() - b).norm() / b.norm()).item()
 
@@ -97,7 +104,7 @@ def credits(field: Fused, start: Tensor, beta: float) -> tuple[float, float]:
     by_kernels = plainly = start[:, None].repeat_interleave(2, 1)
     exact = by_kernels.double()
     for _ in range(15):
-        by_kernels, plainly = step(by_kernels), plain(field, start, plainly, nudge)
+        by_kernels, plainly = ahead(step, by_kernels), plain(field, start, plainly, nudge)
         exact = plain(field.wide, start.double(), exact, nudge.double())
     credit, without, expected = ((v[:, 1] - v[:, 0]).double() / (2 * beta) for v in (by_kernels, plainly, exact))
     return apart(credit, expected), apart(without, expected)
@@ -157,9 +164,9 @@ def seen(system: str) -> dict[str, Any]:
     start, states, nudge = moved(field)
     step = field.nudged_step(start, nudge, field.step_size, asymmetric=True)
     assert step is not None
-    exact, ahead = plain(wide, start.double(), states.double(), nudge.double()), step(states)
+    exact, moved_on = plain(wide, start.double(), states.double(), nudge.double()), ahead(step, states)
     told: dict[str, Any] = {
-        "nudged": apart(ahead, exact),
+        "nudged": apart(moved_on, exact),
         "nudged plainly": apart(plain(field, start, states, nudge), exact),
         "free": apart(field.step(states), wide.step(states.double())),
         "free plainly": apart(super(Fused, field).step(states), wide.step(states.double())),
@@ -167,19 +174,24 @@ def seen(system: str) -> dict[str, Any]:
     # numbers beyond the tensors of all examples are neither read nor written
     guarded, _ = inside_guards(states, float("nan"))
     with outputs_inside_guards() as buffers:
-        told["equal inside of NaN"] = torch.equal(step(guarded), ahead)
+        told["equal inside of NaN"] = torch.equal(ahead(step, guarded), moved_on)
     told["guards"] = untouched(buffers, least=1 if field.system.name in ("cet", "cet_energy", "toy_cons") else 2)
+    in_place, buffer = inside_guards(states, MARK)
+    step(in_place, in_place)
+    told["in place"] = torch.equal(in_place, moved_on)
+    told["guards in place"] = untouched([buffer], least=1)
+    told["free in place"] = freely(field, states[:, 0])
     # an example without a bound leaves the others alone
     worse, from_worse, others = states.clone(), start.clone(), [0, 2, 3, 4]
     worse[..., 1, :] = from_worse[..., 1, :] = float("nan")
     harmed = field.nudged_step(from_worse, nudge, field.step_size, asymmetric=True)
     assert harmed is not None
-    told["beside an example"] = torch.equal(harmed(worse)[..., others, :], ahead[..., others, :])
+    told["beside an example"] = torch.equal(ahead(harmed, worse)[..., others, :], moved_on[..., others, :])
     # a cell without a bound leaves its neighbour alone
     for wild in (1e18, float("inf"), float("nan")):
         worse = states.clone()
         worse[:, :, 1] = wild
-        told[f"beside {wild}"] = torch.equal(step(worse)[:, :, 0], ahead[:, :, 0])
+        told[f"beside {wild}"] = torch.equal(ahead(step, worse)[:, :, 0], moved_on[:, :, 0])
     # the function of one stack with the tensors of another one is that of the other one, as recordings need it
     other = stack(system, seed=1)
     others = moved(other)
@@ -187,7 +199,7 @@ def seen(system: str) -> dict[str, Any]:
     assert theirs is not None
     structure, tensors = parted(theirs)
     told["same structure"] = parted(step)[0] == structure
-    told["serves again"] = torch.equal(with_tensors(step, tensors)(others[1]), theirs(others[1]))
+    told["serves again"] = torch.equal(ahead(with_tensors(step, tensors), others[1]), ahead(theirs, others[1]))
     told |= serving_again(field, other, start)
     told |= seen_product(field, start) | seen_back(field, start) | {"phase": reverse_phase(field)}
     told |= seen_energy(field, states) if isinstance(field.system, AbstractEnergySystem) else {}
@@ -199,8 +211,23 @@ def seen(system: str) -> dict[str, Any]:
     start, states, nudge = moved(alone)
     step = alone.nudged_step(start, nudge, alone.step_size, asymmetric=True)
     assert step is not None
-    told["one example"] = apart(step(states), plain(alone.wide, start.double(), states.double(), nudge.double()))
+    told["one example"] = apart(ahead(step, states), plain(alone.wide, start.double(), states.double(), nudge.double()))
     return told
+
+
+def freely(field: Fused, states: Tensor) -> bool:
+    """Whether a free step that is prepared once takes any state into any tensor, the same one among them."""
+    expected = [field.step(s) for s in states]
+    advance, out = field.advance(states[0]), torch.full_like(states, MARK)
+    for s, into in zip(states, out, strict=True):
+        advance(s, into)
+    return all(map(torch.equal, out, expected)) and torch.equal(_in_place(advance, states[1]), expected[1])
+
+
+def _in_place(advance: Advance, s: Tensor) -> Tensor:
+    s = s.clone()
+    advance(s, s)
+    return s
 
 
 def reverse_phase(field: Fused) -> float:

@@ -34,6 +34,8 @@ from gradbench.vocabulary.solver import Solver
 if TYPE_CHECKING:
     from jaxtyping import Float
 
+    from gradbench.systems.base import Advance
+
 
 TOGETHER = 8  # steps in one backward pass: of a small system 5 to 10 take about a third of the time of single ones
 FEW = 12  # calls that take about as long as to record a function that serves once
@@ -206,10 +208,22 @@ class Field:
         """G(s) = Pi(s + eps F(s))."""
         return self.project(self.ahead(s))
 
+    def advance(self, s: Float[Tensor, "*r b n"]) -> Advance:
+        """G from a state of this shape into another tensor, made ready for many calls."""
+        step = self.repeated(lambda s: (self.step(s),), s)
+
+        def advance(s: Tensor, out: Tensor) -> None:
+            out.copy_(step(s)[0])
+
+        return advance
+
     def nudged_step(
         self, start: Float[Tensor, "i *c b n"], nudge: Float[Tensor, "m *c"], eps: Tensor, *, asymmetric: bool
-    ) -> Callable[[Float[Tensor, "i m *c b n"]], Float[Tensor, "i m *c b n"]] | None:
-        """Pi(s + eps (F(s) - nudge dC/ds - 2 A (s - s*))) by a kernel, A at s* = `start`; None where there is none."""
+    ) -> Advance | None:
+        """Pi(s + eps (F(s) - nudge dC/ds - 2 A (s - s*))) by a kernel, A at s* = `start`; None where there is none.
+
+        The states, of shape (i, m, *c, b, n), are contiguous.
+        """
         return None
 
     def step_product(self, force: Linear, u: Float[Tensor, "*r b n"]) -> Callable[[Tensor], Tensor] | None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from gradbench.dynamics.field import Field, Step
+    from gradbench.systems.base import Advance
 
     Iteration = Callable[[Tensor], Tensor]
     Columns = Float[Tensor, "*c b n m"]
@@ -35,15 +36,24 @@ STILL = 16  # units of round-off of |s| up to which f is noise, and the step is 
 RIDGE = 10  # units of round-off: the ridge of a least-squares problem whose columns have length 1
 
 
-def euler(field: Field, step: Step) -> Iteration:
-    """s <- G(s): the relaxation itself."""
+def iteration(field: Field, s: Tensor, advance: Advance) -> Advance:
+    """One iteration of the solver of a field, from a state of the shape of s into another tensor.
 
-    def advance(s: Tensor) -> Tensor:
-        (s,) = step(s)
-        launched(force=1)
-        return s
+    `advance` is that of the field: for Euler the relaxation itself.
+    """
+    if field.solver is Solver.EULER:
 
-    return advance
+        def iterate(s: Tensor, out: Tensor) -> None:
+            advance(s, out)
+            launched(force=1)
+
+    else:
+        following = SOLVERS[field.solver](field, field.repeated(lambda s: (field.step(s),), s))
+
+        def iterate(s: Tensor, out: Tensor) -> None:
+            out.copy_(following(s))
+
+    return iterate
 
 
 def newton(field: Field, step: Step) -> Iteration:
@@ -130,7 +140,6 @@ def updated(dS: Columns, dF: Columns, f: Float[Tensor, "*c b n 1"]) -> Weights:
 
 
 SOLVERS: Mapping[Solver, Callable[[Field, Step], Iteration]] = {  # by a field and its G, made ready for many calls
-    Solver.EULER: euler,
     Solver.ANDERSON: partial(secant, most=WINDOW, weights=mixed),
     Solver.BROYDEN: partial(secant, most=MEMORY, weights=updated),
     Solver.NEWTON: newton,

@@ -21,7 +21,7 @@ from gradbench.vocabulary.coordinates import Knobs
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-    from gradbench.systems.base import AbstractSystem, Params, Saved
+    from gradbench.systems.base import AbstractSystem, Advance, Params, Saved
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,8 +123,20 @@ class Fused(Stack):
 
     def step(self, s: Float[Tensor, "*r c b n"]) -> Float[Tensor, "*r c b n"]:
         """G(s) in one launch."""
+        if self.kernels is None:
+            return super().step(s)
+        s = s.contiguous()
+        out = torch.empty_like(s)
+        self.kernels.fused_step(self._read, s, out, self.knobs.eps)()
+        return out
+
+    def advance(self, s: Float[Tensor, "c b n"]) -> Advance:
+        """G by a launch that is prepared once: it writes to where a state is stored, and nothing is copied."""
         kernels = self.kernels
-        return kernels.fused_step(self._read, s, self.knobs.eps) if kernels else super().step(s)
+        if kernels is None:
+            return super().advance(s)
+        s = s.contiguous()
+        return kernels.fused_step(self._read, s, s, self.knobs.eps)
 
     def energy(self, s: Float[Tensor, "*r c b n"]) -> Float[Tensor, "*r c b"]:
         """E of every example, in one launch where there is a kernel for it."""
@@ -133,18 +145,18 @@ class Fused(Stack):
 
     def nudged_step(
         self, start: Float[Tensor, "i c b n"], nudge: Float[Tensor, "m c"], eps: Tensor, *, asymmetric: bool
-    ) -> Callable[[Float[Tensor, "i m c b n"]], Float[Tensor, "i m c b n"]] | None:
+    ) -> Advance | None:
         """A nudged step in one launch, or in two with the correction."""
         kernels = self.kernels
         if kernels is None:
             return None
         inputs, eps = kernels.correction_inputs(self.activate(start)) if asymmetric else None, eps.flatten()
 
-        def ahead(s: Tensor) -> Tensor:
+        def advance(s: Tensor, out: Tensor) -> None:
             bent = None if inputs is None else kernels.fused_bent(self._read, s, start, inputs)
-            return kernels.fused_step(self._read, s, eps, nudge, bent)
+            kernels.fused_step(self._read, s, out, eps, nudge, bent)()
 
-        return ahead
+        return advance
 
     def step_product(
         self, force: Linear, u: Float[Tensor, "*r c b n"]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from gradbench.dynamics.solvers import SOLVERS
+from gradbench.dynamics.solvers import iteration
 from gradbench.systems.base import AbstractEnergySystem
 from gradbench.vocabulary.solver import Solver
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-    from gradbench.dynamics.field import Field, Step
-    from gradbench.systems.base import Params
+    from gradbench.dynamics.field import Field
+    from gradbench.systems.base import Advance, Params
 
 # elements of the states whose norms and energies are taken at once: enough to fill the device, small beside its memory
 SPAN = {"cpu": 2**21, "cuda": 2**26}
@@ -42,7 +42,7 @@ class Trajectory:
     energies: Float[Tensor, "T+1 *c"] | None  # E(s_t) summed over examples, in float64; None: no energy, or a solver
     states: Float[Tensor, "k *c b n"]  # s_0, s_every, s_2every ...
     every: int
-    step: Step
+    advance: Advance  # G from a state into another tensor
     _views: dict[tuple[int, ...], Trajectory] = dataclasses.field(default_factory=dict)
 
     def at(self, T1s: tuple[int, ...]) -> Trajectory:
@@ -71,7 +71,7 @@ class Trajectory:
             norms=of_cell(self.norms, 1)[: T1 + 1],
             energies=None if self.energies is None else of_cell(self.energies, 1)[: T1 + 1],
             states=of_cell(self.states, 1)[:stored] if states else s,
-            step=lambda s: (field.step(s),),
+            advance=_plainly(field),
             _views={},
         )
 
@@ -84,7 +84,7 @@ class Trajectory:
             field=field,
             ends=self.ends.double(),
             states=self.states.double(),
-            step=lambda s: (field.step(s),),
+            advance=_plainly(field),
             _views={},
         )
 
@@ -113,7 +113,7 @@ class Trajectory:
         states[0] = self.states[low // self.every]
         with torch.no_grad():
             for t in range(1, high - low):
-                (states[t],) = self.step(states[t - 1])
+                self.advance(states[t - 1], states[t])
         return states
 
     @cached_property
@@ -130,6 +130,15 @@ class Trajectory:
 def chosen(v: Float[Tensor, "i ..."], rows: Sequence[int]) -> Float[Tensor, "k ..."]:
     """Some rows of v, stacked: an index made of numbers would be copied to the device, which would be waited for."""
     return v if list(rows) == list(range(len(v))) else torch.stack([v[i] for i in rows])
+
+
+def _plainly(field: Field) -> Advance:
+    """G by plain calls."""
+
+    def advance(s: Tensor, out: Tensor) -> None:
+        out.copy_(field.step(s))
+
+    return advance
 
 
 def relax(field: Field, T1s: tuple[int, ...], hold: int | None = None) -> Trajectory:
@@ -149,13 +158,16 @@ def relax(field: Field, T1s: tuple[int, ...], hold: int | None = None) -> Trajec
     norms, energies = [], []
     block = stored if every == 1 else s.new_empty((min(every, T + 1), *s.shape))
     with torch.no_grad():
-        step = field.repeated(lambda s: (field.step(s),), s)
-        advance = SOLVERS[field.solver](field, step)
+        advance = field.advance(s) if field.solver is Solver.EULER else _plainly(field)
+        iterate = iteration(field, s, advance)
         for low in range(0, T + 1, run):
             high = min(low + run, T + 1)
             here = block[low:high] if every == 1 else block[: high - low]
             for t in range(low, high):
-                here[t - low] = advance(s) if t else s
+                if t:
+                    iterate(s, here[t - low])
+                else:
+                    here[0] = s
                 s = here[t - low]
             if every > 1:
                 stored[low // every] = here[0]
@@ -167,4 +179,4 @@ def relax(field: Field, T1s: tuple[int, ...], hold: int | None = None) -> Trajec
                 if low <= T1 < high:
                     ends[i] = here[T1 - low]
     measured = torch.cat(norms), torch.cat(energies) if conservative else None
-    return Trajectory(field, tuple(sorted(T1s)), ends, *measured, stored, every, step)
+    return Trajectory(field, tuple(sorted(T1s)), ends, *measured, stored, every, advance)

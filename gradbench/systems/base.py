@@ -313,6 +313,9 @@ class ClosedForms(ABC):
         return 0.5 * (self.swirl_jvp(theta, context, saved, v, knobs) - transposed)
 
 
+Advance = Callable[..., None]  # a step that is taken from a state into another tensor, which may be the same one
+
+
 class KernelInputs(NamedTuple):
     """What kernels read of a stack besides states: tensors with a leading cell axis c."""
 
@@ -360,11 +363,15 @@ class FusedSteps(ABC):
         self,
         read: KernelInputs,
         s: Float[Tensor, "*r c b n"],
+        out: Float[Tensor, "*r c b n"],
         eps: Float[Tensor, "c"],
         nudge: Float[Tensor, "m c"] | None = None,
         bent: Tensor | None = None,
-    ) -> Float[Tensor, "*r c b n"]:
-        """Pi(s + eps (F(s) - nudge dC/ds - bent)). With a nudge the rows of s are (T1, nudge)."""
+    ) -> Advance:
+        """Pi(s + eps (F(s) - nudge dC/ds - bent)) into `out`, which may be s; rows of s are (T1, nudge) with a nudge.
+
+        What is returned takes the step whenever it is called, also with another s and another `out` of the same shape.
+        """
 
     def fused_energy(self, read: KernelInputs, s: Float[Tensor, "*r c b n"]) -> Float[Tensor, "*r c b"] | None:
         """E of every example; None where there is no kernel for it."""

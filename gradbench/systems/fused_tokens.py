@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from gradbench.systems.attention import outer
-from gradbench.systems.base import AbstractDrivenSystem, FusedSteps, KernelInputs, Params, Program, Saved
+from gradbench.systems.base import AbstractDrivenSystem, Advance, FusedSteps, KernelInputs, Params, Program, Saved
 from gradbench.systems.cet_force import AbstractCetForce
 
 if TYPE_CHECKING:
@@ -54,11 +54,17 @@ class AbstractFusedTokens(FusedSteps, AbstractCetForce):
         return torch.stack([saved[name].movedim(0, 1) for name in ("q", "k", "v", "P")], 2).contiguous()
 
     def fused_step(
-        self, read: KernelInputs, s: Tensor, eps: Tensor, nudge: Tensor | None = None, bent: Tensor | None = None
-    ) -> Tensor:
+        self,
+        read: KernelInputs,
+        s: Tensor,
+        out: Tensor,
+        eps: Tensor,
+        nudge: Tensor | None = None,
+        bent: Tensor | None = None,
+    ) -> Advance:
         from gradbench.systems.kernels import tokens
 
-        return tokens.step(read, self._kind, s, eps, nudge, bent)
+        return tokens.step(read, self._kind, s, out, eps, nudge, bent)
 
     def fused_energy(self, read: KernelInputs, s: Tensor) -> Tensor | None:
         from gradbench.systems.kernels import tokens

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import TYPE_CHECKING
 
-from gradbench.systems.base import AbstractDrivenSystem, FusedSteps, KernelInputs, Params, Program, Saved
+from gradbench.systems.base import AbstractDrivenSystem, Advance, FusedSteps, KernelInputs, Params, Program, Saved
 from gradbench.systems.toy import AbstractToy
 
 if TYPE_CHECKING:
@@ -26,11 +26,17 @@ class AbstractFusedToy(FusedSteps, AbstractToy):
         return Program("toys", kernels, (("D", self.D), ("ENERGY", int(not driven))))
 
     def fused_step(
-        self, read: KernelInputs, s: Tensor, eps: Tensor, nudge: Tensor | None = None, bent: Tensor | None = None
-    ) -> Tensor:
+        self,
+        read: KernelInputs,
+        s: Tensor,
+        out: Tensor,
+        eps: Tensor,
+        nudge: Tensor | None = None,
+        bent: Tensor | None = None,
+    ) -> Advance:
         from gradbench.systems.kernels import toys
 
-        return toys.step(read, self.program, s, eps, nudge, bent)
+        return toys.step(read, self.program, s, out, eps, nudge, bent)
 
     def fused_bent(self, read: KernelInputs, s: Tensor, start: Tensor, inputs: Tensor) -> Tensor:
         from gradbench.systems.kernels import toys

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Callable
 from time import perf_counter
@@ -27,7 +28,8 @@ from gradbench.planning.suites import parse
 # the usual sizes of cet_real; on a CPU fewer, which says as much about it
 CELLS, BATCH = (32, 64) if DEVICE == "cuda" else (4, 16)
 ENGINES = ["eager", "batched", *(["compiled", "fused"] if DEVICE == "cuda" else [])]
-STEPS = 10  # of one timing
+# steps of one timing, as many as such a phase usually takes
+STEPS = {"free": 100, "reverse": 100, "reverse + pull": 100, "nudged ep": 15, "correction": 15, "nudged aep": 15}
 
 Phase = Callable[[Field, torch.Tensor, torch.Tensor], Callable[..., tuple[torch.Tensor, ...]]]
 
@@ -80,16 +82,31 @@ def nudged_asymmetric(field: Field, s: torch.Tensor, a: torch.Tensor) -> Callabl
 def by_kernels(
     phase: str, stack: Fused, s: torch.Tensor, a: torch.Tensor
 ) -> Callable[..., tuple[torch.Tensor, ...]] | None:
-    """The same step by the kernels of the system, of one row; None where no kernel takes this step by itself."""
+    """The same step by the kernels of the system, of one row, made ready as a run makes it ready.
+
+    None where no kernel takes this step by itself.
+    """
     kernels, start = stack.kernels, s[None]
     assert kernels is not None
-    if phase == "free":
-        return lambda s, a: (stack.step(s), a)
+    if phase == "free":  # every state goes to where the trajectory stores it
+        advance, places = stack.advance(s), itertools.cycle(s.new_empty((STEPS[phase], *s.shape)))
+
+        def along(s: torch.Tensor, a: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            out = next(places)
+            advance(s, out)
+            return out, a
+
+        return along
     if phase.startswith("nudged"):
         nudge = torch.full_like(stack.knobs.eps, 0.02)[None]
         step = stack.nudged_step(start, nudge, stack.step_size, asymmetric=phase == "nudged aep")
         assert step is not None
-        return lambda s, a: (step(s[None, None])[0, 0], a)
+
+        def in_place(s: torch.Tensor, a: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            step(s[None, None], s[None, None])
+            return s, a
+
+        return Captured(in_place, s, a)
     if phase == "correction":
         inputs = kernels.correction_inputs(stack.activate(start))
         assert inputs is not None
@@ -98,29 +115,31 @@ def by_kernels(
             kernels.fused_bent(stack._read, s[None, None], start, inputs)
             return s, a
 
-        return bend
+        return Captured(bend, s, a)
     if phase == "reverse + pull":
         summed, sums = torch.zeros_like(a), stack.pull_sums({n: p[None] for n, p in stack.theta.items()})
 
         def back(s: torch.Tensor, a: torch.Tensor) -> tuple[torch.Tensor, ...]:
             stack.add_back(s[None], a[None], summed[None], sums)
-            return s, a
+            return (a,)
 
-        return back
+        recorded = Captured(back, s, a)
+        return lambda s, a: (s, *recorded(s, a))  # every step reads another state of the trajectory
     return None
 
 
 def plain(phase: str, script: Script, s: torch.Tensor) -> Callable[[], object]:
     """The same steps of one cell as the script takes them."""
+    steps = STEPS[phase]
     if phase == "free":
-        return lambda: script.relax(STEPS)
+        return lambda: script.relax(steps)
     if phase in ("reverse", "reverse + pull"):
-        return lambda: script.bptt(STEPS)
+        return lambda: script.bptt(steps)
     if phase == "correction":
         from torch.autograd.functional import jvp, vjp
 
-        return lambda: [(jvp(script.swirl, s, s)[1], vjp(script.swirl, s, s)[1]) for _ in range(STEPS)]
-    return lambda: script.nudged(s, STEPS, 0.02, asymmetric=phase == "nudged aep")
+        return lambda: [(jvp(script.swirl, s, s)[1], vjp(script.swirl, s, s)[1]) for _ in range(steps)]
+    return lambda: script.nudged(s, steps, 0.02, asymmetric=phase == "nudged aep")
 
 
 PHASES: dict[str, Phase] = {
@@ -165,6 +184,7 @@ def seconds(function: Callable[[], object], rounds: int = 7) -> float:
 @pytest.mark.benchmark(group="phases")
 @pytest.mark.parametrize("phase", PHASES)
 def test_phase(phase: str, ledger: Ledger, benchmark: BenchmarkFixture) -> None:
+    steps = STEPS[phase]
     with isolated(), torch.no_grad():
         singles = fields()
         stack, one = Stack.of(singles), singles[0]
@@ -183,23 +203,26 @@ def test_phase(phase: str, ledger: Ledger, benchmark: BenchmarkFixture) -> None:
             "kernels": traffic.operations,
         }
         with torch.enable_grad():
-            script = seconds(plain(phase, Script(one), s[0]), rounds=3) / STEPS * 1e6
+            script = seconds(plain(phase, Script(one), s[0]), rounds=3) / steps * 1e6
         ledger.add(Entry(phase, "script", script, **work, ratio=1.0))
 
         def loop(step: Callable[..., tuple[torch.Tensor, ...]], s: torch.Tensor, a: torch.Tensor) -> None:
-            for _ in range(STEPS):
+            for _ in range(steps):
                 s, a = step(s, a)
 
         for engine in ENGINES:
             if engine == "eager":
                 alone = PHASES[phase](one, s[0], a[0])
-                us = seconds(lambda: loop(alone, s[0], a[0])) / STEPS * 1e6  # noqa: B023
+                us = seconds(lambda: loop(alone, s[0], a[0])) / steps * 1e6  # noqa: B023
             else:
-                of_engine = by_kernels(phase, Fused.of(singles), s, a) if engine == "fused" else step
-                if of_engine is None:
+                run: Callable[..., tuple[torch.Tensor, ...]] | None = step
+                if engine == "fused":
+                    run = by_kernels(phase, Fused.of(singles), s, a)
+                elif DEVICE == "cuda":
+                    run = Captured(step, s, a, compiled=engine == "compiled")
+                if run is None:
                     continue
-                run = Captured(of_engine, s, a, compiled=engine == "compiled") if DEVICE == "cuda" else step
-                us = seconds(lambda: loop(run, s, a)) / STEPS / CELLS * 1e6  # noqa: B023
+                us = seconds(lambda: loop(run, s, a)) / steps / CELLS * 1e6  # noqa: B023
             ledger.add(Entry(phase, engine, us, **work, ratio=script / us))
         benchmark.extra_info["ratios"] = ledger.ratios
         benchmark.pedantic(loop, (step, s, a), rounds=1)

@@ -114,5 +114,5 @@ def test_a_mutant_of_a_weight_is_caught(weights: str) -> None:
     assert gap(estimate(registry.estimator("adjoint"), free, 300, 0), expected) < 1e-12
     field.theta[weights] *= 1.001
     moved = relax(field, (1,))
-    wrong = type(free)(field, free.T1s, free.ends, free.norms, free.energies, free.states, free.every, moved.step)
+    wrong = type(free)(field, free.T1s, free.ends, free.norms, free.energies, free.states, free.every, moved.advance)
     assert gap(estimate(registry.estimator("adjoint"), wrong, 300, 0), expected) > 1e-5

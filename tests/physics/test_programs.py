@@ -152,7 +152,20 @@ def test_a_kernel_takes_no_tensor_that_it_cannot_read() -> None:
     s = torch.zeros(2, 4)
     for wrong in (s.mT, s.double(), s.flatten()[1:], s.to("meta")):
         with pytest.raises(ValueError, match="jacobian takes contiguous tensors of float32 that are aligned"):
-            programs.launch(SMALL, "jacobian", 1, s, wrong)
+            programs.Launch(SMALL, "jacobian", 1, s, wrong)
+
+
+def test_a_prepared_kernel_takes_no_other_tensor_that_it_cannot_read() -> None:
+    s = torch.zeros(4, 4)
+    values = programs.passed("step", (s, s, 1))
+    out = torch.ones(4, 4)
+    programs.replace("step", values, (s, s, 1), (s, out))
+    assert [value.value for value in values] == [s.data_ptr(), out.data_ptr(), 1]
+    for wrong in (s.double(), out.mT, s[:2]):
+        with pytest.raises(ValueError, match="step takes"):
+            programs.replace("step", values, (s, s, 1), (s, wrong))
+    with pytest.raises(ValueError, match="step takes another tensor only of the shape"):
+        programs.replace("step", values, (s, s, 1), (s, out, out))
 
 
 TRACED = [name for name in SYSTEMS if issubclass(kind := registry.known_systems()[name], ClosedForms) and kind.lifted]
@@ -178,4 +191,4 @@ def test_every_loop_of_closed_forms_can_be_traced(system: str, monkeypatch: pyte
     with isolated():
         solve(problems, Stack.of([build(problem, "cpu") for problem in problems]), Thresholds())
     places = {name.split(".")[0] for name in traced}
-    assert places == {"relax", "step_back", "_linear", "AdjointPhase", "NudgedPhase"}
+    assert places == {"Field", "step_back", "_linear", "AdjointPhase", "NudgedPhase"}

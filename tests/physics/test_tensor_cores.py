@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hosted import hosted, launched
+from hosted import Hosted, hosted
 from kernel_checks import SYSTEMS, along, apart, credits, smooth, stack, swept
 
 from gradbench.dynamics.stack import Fused
@@ -38,7 +38,7 @@ def share_lost(length: int, *, positive: bool, family: str) -> float:
     program = Program(family, ("product",), (("D", length),))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("hosted.source", of_product)
-        launched(program, "product", (a, fragments(W), out, 1, items), cuts=True)
+        Hosted(program, "product", items, a, fragments(W), out, 1, items, cuts=True)()
     exact = a.double() @ W.double().mT
     return float(1 - (out * exact).sum() / exact.square().sum()) / LOST
 

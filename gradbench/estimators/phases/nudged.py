@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from gradbench.dynamics.trajectory import Trajectory
-    from gradbench.systems.base import AbstractSystem
+    from gradbench.systems.base import AbstractSystem, Advance
 
 Nudge = Literal["centred", "positive", "negative"]
 Clip = Literal["none", "batch", "sample"]
@@ -101,7 +101,7 @@ class NudgedPhase(AbstractPhase):
         if over is None and not self.every:
             by_kernel = field.nudged_step(start[:, 0], nudge[..., 0, 0], eps, asymmetric=self.asymmetric)
         if by_kernel is not None:
-            return _step_by(by_kernel)
+            return _in_place(by_kernel)
         frozen = field.frozen(field.swirl_at, start.expand_as(like)) if self.asymmetric and not self.every else None
 
         def step(s: Tensor, largest: Tensor, clipped: Tensor, turned: Tensor) -> Nudged:
@@ -285,14 +285,14 @@ class NudgedPhase(AbstractPhase):
         return Count(force=1, jvp=products, vjp=products) * depth
 
 
-def _step_by(kernel: Callable[[Tensor], Tensor]) -> Callable[..., Nudged]:
-    """The step of a nudged batch whose states a kernel moves."""
+def _in_place(advance: Advance) -> Callable[..., Nudged]:
+    """The step of a nudged batch whose states kernels move in place: a recording of it copies no states."""
     import torch
 
     def step(s: Tensor, largest: Tensor, clipped: Tensor, turned: Tensor) -> Nudged:
-        ahead = kernel(s)
-        torch.maximum(largest, ahead.flatten(-2).norm(dim=-1), out=largest)
-        return Nudged(ahead, largest, clipped, turned)
+        advance(s, s)
+        torch.maximum(largest, s.flatten(-2).norm(dim=-1), out=largest)
+        return Nudged(s, largest, clipped, turned)
 
     return step
 

@@ -59,41 +59,68 @@ def fragments(W: Float[Tensor, "c n k"]) -> Float[Tensor, "c n k"]:
     return tiles.permute(0, 1, 3, 2, 5, 4, 6).contiguous().view(cells, n, k)
 
 
-def launch(program: Program, kernel: str, items: int, *arguments: Tensor | float | None) -> None:
-    """Launch a kernel for so many items, on the current stream of the device of its first argument.
+class Launch:
+    """A kernel with its arguments for so many items, ready for many launches.
 
     None is a null pointer. Raises ValueError for a tensor that a kernel cannot read, and RuntimeError for what CUDA
     refuses.
     """
-    from cuda.bindings import driver
 
-    first = arguments[0]
-    assert isinstance(first, Tensor)
-    values = passed(kernel, arguments)
-    loading = loaded(program, first.device)
-    with torch.cuda.device_of(first):
-        _done(driver.cuCtxSetCurrent(loading.context))  # a new thread has none
-        stream = torch.cuda.current_stream().cuda_stream
-        blocks = min(-(-items // WARPS), BLOCKS * _multiprocessors(first.device))
-        _done(driver.cuLaunchKernel(loading.kernels[kernel], blocks, 1, 1, 32 * WARPS, 1, 1, 0, stream, values, 0))
+    def __init__(self, program: Program, kernel: str, items: int, *arguments: Tensor | float | None) -> None:
+        first = arguments[0]
+        assert isinstance(first, Tensor)
+        self._values = passed(kernel, arguments)
+        self._places = (ctypes.c_void_p * len(arguments))(*map(ctypes.addressof, self._values))
+        self._arguments = arguments  # keeps the tensors alive
+        self._kernel, self._device = kernel, first.device
+        self._loaded = loaded(program, first.device)
+        self._blocks = min(-(-items // WARPS), BLOCKS * _multiprocessors(first.device))
+
+    def __call__(self, *others: Tensor) -> None:
+        """Launch the kernel on the current stream of the device. `others` take the places of its first arguments.
+
+        They have the shapes of the arguments whose places they take.
+        """
+        from cuda.bindings import driver
+
+        replace(self._kernel, self._values, self._arguments, others)
+        with torch.cuda.device(self._device):
+            _done(driver.cuCtxSetCurrent(self._loaded.context))  # a new thread has none
+            stream = torch.cuda.current_stream().cuda_stream
+            kernel, places = self._loaded.kernels[self._kernel], ctypes.addressof(self._places)
+            _done(driver.cuLaunchKernel(kernel, self._blocks, 1, 1, 32 * WARPS, 1, 1, 0, stream, places, 0))
 
 
-def passed(kernel: str, arguments: Sequence[Tensor | float | None]) -> tuple[tuple[float, ...], tuple[Any, ...]]:
-    """Arguments as a kernel takes them, and their types in C. Raises ValueError for a tensor that it cannot read."""
+def passed(kernel: str, arguments: Sequence[Tensor | float | None]) -> list[Any]:
+    """Arguments in C, as a kernel takes them. Raises ValueError for a tensor that it cannot read."""
     device = next(argument.device for argument in arguments if isinstance(argument, Tensor))
 
-    def one(argument: Tensor | float | None) -> tuple[float, Any]:
+    def one(argument: Tensor | float | None) -> Any:
         if argument is None:
-            return 0, ctypes.c_void_p
+            return ctypes.c_void_p()
         if isinstance(argument, Tensor):
-            whole = argument.is_contiguous() and argument.data_ptr() % ALIGNED == 0
-            if not whole or argument.dtype is not torch.float32 or argument.device != device:
-                raise ValueError(f"{kernel} takes contiguous tensors of float32 that are aligned and on one device")
-            return argument.data_ptr(), ctypes.c_void_p
-        return argument, ctypes.c_int if isinstance(argument, int) else ctypes.c_float
+            return ctypes.c_void_p(_address(kernel, argument, device))
+        return ctypes.c_int(argument) if isinstance(argument, int) else ctypes.c_float(argument)
 
-    values, types = zip(*map(one, arguments), strict=True)
-    return values, types
+    return list(map(one, arguments))
+
+
+def replace(
+    kernel: str, values: Sequence[Any], arguments: Sequence[Tensor | float | None], others: Sequence[Tensor]
+) -> None:
+    """Put other tensors in the places of the first arguments. Raises ValueError for one that a kernel cannot read."""
+    for value, argument, other in zip(values, arguments, others, strict=False):
+        if not isinstance(argument, Tensor) or other.shape != argument.shape:
+            raise ValueError(f"{kernel} takes another tensor only of the shape of the one before")
+        value.value = _address(kernel, other, argument.device)
+
+
+def _address(kernel: str, v: Tensor, device: torch.device) -> int:
+    """Where v lies."""
+    place = v.data_ptr()
+    if place % ALIGNED or v.dtype is not torch.float32 or v.device != device or not v.is_contiguous():
+        raise ValueError(f"{kernel} takes contiguous tensors of float32 that are aligned and on one device")
+    return place
 
 
 @cache

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from gradbench.systems.kernels.programs import launch
+from gradbench.systems.kernels.programs import Launch
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -41,23 +41,25 @@ def step(
     read: KernelInputs,
     kind: Kind,
     s: Float[Tensor, "*r c b n"],
+    out: Float[Tensor, "*r c b n"],
     eps: Float[Tensor, "c"],
     nudge: Float[Tensor, "m c"] | None,
     bent: Float[Tensor, "i m c b d"] | None,
-) -> Float[Tensor, "*r c b n"]:
-    """Pi(s + eps (F(s) - nudge dC/ds - bent)) of a stack. With a nudge the rows of s are (T1, nudge)."""
+) -> Launch:
+    """Pi(s + eps (F(s) - nudge dC/ds - bent)) of a stack, into `out`. With a nudge the rows of s are (T1, nudge).
+
+    `out` may be s. The launch may take another s and another `out`.
+    """
     packed, theta, x, context, knobs = read
     cells, b, length = s.shape[-3:]
     rows = s.numel() // (b * length)
-    s, out = s.contiguous(), torch.empty_like(s, memory_format=torch.contiguous_format)
-    launch(
+    return Launch(
         kind.program, "step", rows * b,
         s, out, packed["ahead_in"], packed["ahead_out"], context["input"].contiguous(), theta["bdec"].contiguous(),
         x["mask"].contiguous(), x["x"].contiguous(), None if nudge is None else nudge.contiguous(), bent,
         knobs.sigma.contiguous(), knobs.damp.contiguous(), eps.contiguous(),
         rows, cells, 1 if nudge is None else len(nudge), b, kind.well, kind.scale,
     )  # fmt: skip
-    return out
 
 
 def energy(read: KernelInputs, kind: Kind, s: Float[Tensor, "*r c b n"]) -> Float[Tensor, "*r c b"]:
@@ -66,12 +68,12 @@ def energy(read: KernelInputs, kind: Kind, s: Float[Tensor, "*r c b n"]) -> Floa
     cells, b, length = s.shape[-3:]
     rows = s.numel() // (b * length)
     s, out = s.contiguous(), s.new_empty(s.shape[:-1])
-    launch(
+    Launch(
         kind.program, "energy", rows * b,
         s, out, packed["ahead_in"], packed["ahead_out"], read.context["input"].contiguous(),
         read.theta["bdec"].contiguous(), knobs.sigma.contiguous(), knobs.damp.contiguous(),
         rows, cells, b, kind.well, kind.scale,
-    )  # fmt: skip
+    )()  # fmt: skip
     return out
 
 
@@ -85,11 +87,11 @@ def bent(
     """2 A (z - z*) of ordinary attention at the tokens z* of `start`, from q, k, v and P there."""
     packed, (i, m, cells, b, _) = read.packed, s.shape
     out = s.new_empty((i, m, cells, b, TOKENS * read.theta["Wmem"].shape[-2]))
-    launch(
+    Launch(
         kind.program, "bend", i * m * cells * b,
         s.contiguous(), start.contiguous(), attention, packed["skew_in"], packed["skew_out"], out,
         read.knobs.sigma.contiguous(), i * m * cells, cells, m, b, kind.scale,
-    )  # fmt: skip
+    )()  # fmt: skip
     return out
 
 
@@ -106,12 +108,12 @@ def product(
     cells, b, length = v.shape[-3:]
     rows = v.numel() // (b * length)
     v, out = v.contiguous(), torch.empty_like(v, memory_format=torch.contiguous_format)
-    launch(
+    Launch(
         kind.program, "jacobian", rows * b,
         v, out, attention, memory, u, packed["ahead_in"], packed["ahead_out"],
         knobs.sigma.contiguous(), knobs.damp.contiguous(), knobs.eps.contiguous(),
         rows, cells, b, kind.well, kind.scale,
-    )  # fmt: skip
+    )()  # fmt: skip
     return out
 
 
@@ -132,13 +134,13 @@ def back(
     rows, cells, b, _ = a.shape
     tokens, features = (a.new_empty((cells, b * TOKENS, n)) for n in writing.shape[-2:])
     moved, credits = (a.new_empty((rows, cells, b * TOKENS, n)) for n in reading.shape[-2:])
-    launch(
+    Launch(
         kind.program, "back", rows * cells * b,
         s.contiguous(), a, summed, tokens, moved, credits, features, packed["ahead_in"], packed["ahead_out"],
         packed.get("skew_in"), packed.get("skew_out"), read.context["input"].contiguous(),
         knobs.sigma.contiguous(), knobs.damp.contiguous(), knobs.eps.contiguous(),
         rows * cells, cells, b, kind.well, kind.scale,
-    )  # fmt: skip
+    )()  # fmt: skip
     add_pulls(reading, writing, tokens, moved, credits, features)
 
 

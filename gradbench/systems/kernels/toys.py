@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from gradbench.systems.kernels.programs import launch
+from gradbench.systems.kernels.programs import Launch
 from gradbench.systems.kernels.tokens import add_pulls
 
 if TYPE_CHECKING:
@@ -30,17 +30,21 @@ def step(
     read: KernelInputs,
     program: Program,
     s: Float[Tensor, "*r c b n"],
+    out: Float[Tensor, "*r c b n"],
     eps: Float[Tensor, "c"],
     nudge: Float[Tensor, "m c"] | None,
     bent: Float[Tensor, "i m c b n"] | None,
-) -> Float[Tensor, "*r c b n"]:
-    """s + eps (F(s) - nudge dC/ds - bent); with a nudge the rows of s are (T1, nudge)."""
+) -> Launch:
+    """s + eps (F(s) - nudge dC/ds - bent), into `out`; with a nudge the rows of s are (T1, nudge).
+
+    `out` may be s. The launch may take another s and another `out`.
+    """
     packed, x, knobs = read.packed, read.x, read.knobs
     cells, b, length = s.shape[-3:]
     rows = s.numel() // (b * length)
-    s, clamped = s.contiguous(), read.context["input"].contiguous()
-    out, driven = torch.empty_like(s), clamped.ndim > 2
-    launch(
+    clamped = read.context["input"].contiguous()
+    driven = clamped.ndim > 2
+    return Launch(
         program, "step", rows * _pairs(b),
         s, out, packed["ahead_in"], packed["ahead_out"], clamped, x["R"].contiguous(), x["target"].contiguous(),
         None if nudge is None else nudge.contiguous(), bent,
@@ -48,7 +52,6 @@ def step(
         rows, cells, 1 if nudge is None else len(nudge), b,
         WIDTH if driven else 0, b * length if driven else WIDTH, SCALE,
     )  # fmt: skip
-    return out
 
 
 def bent(
@@ -61,11 +64,11 @@ def bent(
     """2 A (s - s*) at the state s* of `start`, from q, k, v and P there."""
     packed, s, (i, m, cells, b, _) = read.packed, s.contiguous(), s.shape
     out = torch.empty_like(s)
-    launch(
+    Launch(
         program, "bend", i * m * cells * _pairs(b),
         s, start.contiguous(), attention, packed["skew_in"], packed["skew_out"], out,
         read.knobs.sigma.contiguous(), i * m * cells, cells, m, b, SCALE,
-    )  # fmt: skip
+    )()  # fmt: skip
     return out
 
 
@@ -78,11 +81,11 @@ def product(
     rows = v.numel() // (b * length)
     v = v.contiguous()
     out = torch.empty_like(v)
-    launch(
+    Launch(
         program, "jacobian", rows * _pairs(b),
         v, out, saved, packed["ahead_in"], packed["ahead_out"],
         knobs.sigma.contiguous(), knobs.damp.contiguous(), knobs.eps.contiguous(), rows, cells, b, SCALE,
-    )  # fmt: skip
+    )()  # fmt: skip
     return out
 
 
@@ -103,13 +106,13 @@ def back(
     s = s.contiguous()
     features = a.new_empty((cells, b * TOKENS, writing.shape[-1]))
     moved, credits = (a.new_empty((rows, cells, b * TOKENS, n)) for n in (WIDTH, reading.shape[-1]))
-    launch(
+    Launch(
         program, "back", rows * cells * _pairs(b),
         s, a, summed, moved, credits, features, packed["ahead_in"], packed["ahead_out"],
         packed.get("skew_in"), packed.get("skew_out"),
         knobs.sigma.contiguous(), knobs.damp.contiguous(), knobs.eps.contiguous(),
         rows * cells, cells, b, SCALE,
-    )  # fmt: skip
+    )()  # fmt: skip
     add_pulls(reading, writing, s.view(cells, b * TOKENS, WIDTH), moved, credits, features)
 
 
