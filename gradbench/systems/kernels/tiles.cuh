@@ -27,9 +27,12 @@ FN void finish(Number (&total)[4], const Number (&main)[4], const Number (&small
     }
 }
 
-// total += a W^T: W has 8 NT rows of 8 K numbers. `apart`: between the pairs of tiles of rows; `along`: between tiles
+// total += a W^T: W has 8 NT rows of 8 K numbers. `apart`: from a pair of tiles of rows to the next one; `along`: from one
+// tile of a pair to the other; `next`: from a pair of tiles of columns to the next one
 template <int K, int NT>
-FN void add_product(Number (&total)[NT][4], const Number (&a)[K][4], const float* W, int apart, int along) {
+FN void add_product(
+    Number (&total)[NT][4], const Number (&a)[K][4], const float* W, int apart, int along, int next = 128
+) {
     static_assert(NT % 2 == 0);
     constexpr int G = 2;  // more tiles at a time take more registers, and no less time
     _Pragma("unroll") for (int first = 0; first < NT; first += G) {
@@ -38,7 +41,7 @@ FN void add_product(Number (&total)[NT][4], const Number (&a)[K][4], const float
         clear(small);
         EVERY (pair, (K + 1) / 2) {
             Number w[G][4];
-            EVERY (n, G) load_four(W + (first + n) / 2 * apart + (first + n) % 2 * along + pair * 128, 4 * lane(), w[n]);
+            EVERY (n, G) load_four(W + (first + n) / 2 * apart + (first + n) % 2 * along + pair * next, 4 * lane(), w[n]);
             EVERY (half, 2) {
                 const int k = 2 * pair + half;
                 if (k < K) {
@@ -192,22 +195,16 @@ FN void add_features(Number (&total)[DT][4], const Number (&f)[K][4], const floa
 
 FN void copy(Number (&x)[2][4], const Number (&y)[2][4]) { EVERY_NUMBER (n, r, 2) x[n][r] = y[n][r]; }
 
-// one matrix after the other in a loop: unrolled, this is more code than a GPU reads quickly
-// f[i] = z W^T, 16 features from first + i D on
-template <int N> FN void read_in_turn(Number (&f)[N][2][4], const Number (&z)[DT][4], const float* in, int first) {
-    EVERY (i, N) clear(f[i]);
-    ROLLED for (int kind = 0; kind < N * D; kind += D) {
-        EVERY (i, N - 1) copy(f[i], f[i + 1]);
-        read_features<2>(f[N - 1], z, in, first + kind);
-    }
-}
-
-// total += the way back of f[i], 16 features from first + i D on; f is used up
+// total += the way back of f[i], 16 features from first + i D on; f is used up. An even number of matrices is taken two at
+// a time, so that half as many sums are finished. Unrolled, this is more code than a GPU reads quickly.
 template <int N> FN void add_in_turn(
     Number (&total)[DT][4], Number (&f)[N][2][4], const float* out, int first, int width
 ) {
-    ROLLED for (int kind = 0; kind < N * D; kind += D) {
-        add_features<2>(total, f[0], out, first + kind, width);
-        EVERY (i, N - 1) copy(f[i], f[i + 1]);
+    constexpr int G = N % 2 ? 1 : 2;
+    ROLLED for (int i = 0; i < N; i += G) {
+        const Number(&of_group)[2 * G][4] = reinterpret_cast<const Number(&)[2 * G][4]>(f);
+        const float* W = to_tokens(out, first + i * D);
+        add_product<2 * G, DT>(total, of_group, W, width / 16 * 256, width / 16 * 128, D / 16 * 128);
+        EVERY (k, N - G) copy(f[k], f[k + G]);
     }
 }

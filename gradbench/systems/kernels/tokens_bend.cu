@@ -18,7 +18,7 @@ KERNEL bend(
             const float* of_head = saved + head * 16;
             Number f[4][2][4], q[2][4], k[2][4], v[2][4], P[2][4], dP[2][4];
             // f[0..2]: changes of q, k and v; f[3]: the change, read through WO
-            read_in_turn(f, moved, in, head);
+            EVERY (i, 4) read_features<2>(f[i], moved, in, head + i * D);
             load_rows(q, of_head, 16);
             load_rows(k, of_head + kind, 16);
             load_rows(v, of_head + 2 * kind, 16);
