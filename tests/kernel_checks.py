@@ -180,7 +180,8 @@ def seen(system: str) -> dict[str, Any]:
     step(in_place, in_place)
     told["in place"] = torch.equal(in_place, moved_on)
     told["guards in place"] = untouched([buffer], least=1)
-    told["free in place"] = freely(field, states[:, 0])
+    told["free in place"] = takes_any_place(field, states[:, 0])
+    told["stored in part"] = stored_in_part(field)
     # an example without a bound leaves the others alone
     worse, from_worse, others = states.clone(), start.clone(), [0, 2, 3, 4]
     worse[..., 1, :] = from_worse[..., 1, :] = float("nan")
@@ -215,10 +216,10 @@ def seen(system: str) -> dict[str, Any]:
     return told
 
 
-def freely(field: Fused, states: Tensor) -> bool:
+def takes_any_place(field: Fused, states: Tensor) -> bool:
     """Whether a free step that is prepared once takes any state into any tensor, the same one among them."""
     expected = [field.step(s) for s in states]
-    advance, out = field.advance(states[0]), torch.full_like(states, MARK)
+    advance, out = field.prepared_step(states[0]), torch.full_like(states, MARK)
     for s, into in zip(states, out, strict=True):
         advance(s, into)
     return all(map(torch.equal, out, expected)) and torch.equal(_in_place(advance, states[1]), expected[1])
@@ -228,6 +229,13 @@ def _in_place(advance: Advance, s: Tensor) -> Tensor:
     s = s.clone()
     advance(s, s)
     return s
+
+
+def stored_in_part(field: Fused) -> bool:
+    """Whether a trajectory of which every second state is stored has the states of one that is stored whole."""
+    whole, part = relax(field, (2, 4)), relax(field, (2, 4), hold=3)
+    again = torch.cat([states for _, states in part.backwards()][::-1])
+    return part.every == 2 and torch.equal(again, whole.states[:-1]) and torch.equal(part.ends, whole.ends)
 
 
 def reverse_phase(field: Fused) -> float:

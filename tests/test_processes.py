@@ -154,8 +154,8 @@ def test_what_cannot_be_sent_is_measured_here_and_said(tmp_path: Path, capsys: p
         run(asked, tmp_path / "other", timeout=5)
 
 
-@pytest.mark.parametrize("cores", [1, 2])
-def test_a_long_plan_on_a_cpu_is_measured_by_worker_processes(
+@pytest.mark.parametrize("cores", [1, 2, 3])
+def test_a_long_plan_on_a_cpu_is_measured_by_worker_processes_and_by_this_one(
     cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = gb.suite([{"system": "linear", "estimator": "aep", "seed": [0, 1, 2], "T1": 50, "T2": 9}], name="short")
@@ -169,8 +169,22 @@ def test_a_long_plan_on_a_cpu_is_measured_by_worker_processes(
     monkeypatch.setattr(measuring, "LONG", work)
     assert (measuring.with_processes(planned.problems, planned, setup).crew is not None) == (cores > 1)
     processes.dismiss()
+    tables, by_worker, here, begun = measuring._tables, processes.WorkerProcess.measure, list[int](), threading.Event()
+
+    def measured_here(*given: Any) -> Any:
+        here.append(len(given[2]))
+        begun.set()
+        return tables(*given)
+
+    def measured_there(*given: Any) -> Any:
+        assert begun.wait(60), "this process measures, too"
+        return by_worker(*given)
+
+    monkeypatch.setattr(measuring, "_tables", measured_here)
+    monkeypatch.setattr(processes.WorkerProcess, "measure", measured_there)
     workers = run(asked, tmp_path / "workers").cells
-    assert bool(processes._idle) == (cores > 1), "workers stay for the next run"
+    assert len(processes._idle) == cores - 1, "workers stay for the next run"
+    assert (sum(here) < 3) == (cores > 1), "workers measure, too"
     assert_same_rows(workers, threads)
     monkeypatch.setattr(measuring, "LONG", work + 1)
     assert measuring.with_processes(planned.problems, planned, setup).crew is None, (
@@ -186,7 +200,7 @@ def test_a_long_plan_is_measured_by_threads_where_memory_is_short(
     monkeypatch.setattr(packs, "how_many_at_once", lambda *given: 2)
     monkeypatch.setattr(measuring, "LONG", 1)
     setup = measuring.Setup(device="cpu", engine="eager", budget=2**32)
-    for room, by_processes in ((2**31 + 2**29, True), (2**31 + 2**29 - 1, False), (None, True)):
+    for room, by_processes in ((2**31 + 2**28, True), (2**31 + 2**28 - 1, False), (None, True)):
         monkeypatch.setattr(processes, "memory", lambda workers, room=room: room)
         assert (measuring.with_processes(planned.problems, planned, setup).crew is not None) == by_processes
     assert measuring.with_processes(planned.problems, planned, replace(setup, alone=True)).crew is None, (
@@ -209,7 +223,7 @@ def test_a_worker_is_bounded_by_its_session_alone() -> None:
 
     def limit(memory: int | None) -> int:
         content = processes.packed(measuring._session(setup, planned, memory))
-        with processes.Crew(content, "cpu").lent() as worker:
+        with processes.Crew(content, "cpu", 1).lent() as worker:
             limits = Path(f"/proc/{worker.process.pid}/limits").read_text()
         soft = next(line for line in limits.splitlines() if line.startswith("Max data size")).split()[3]
         return -1 if soft == "unlimited" else int(soft)

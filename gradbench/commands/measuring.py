@@ -1,7 +1,8 @@
 """Measuring the problems of a plan in packs, several packs side by side: what `run` and `tune` share.
 
 Packs are measured by threads of this process. Worker processes measure them where something foreign or risky is
-measured, and on a CPU where a plan is long: threads hand Python's lock to each other at every operation.
+measured. On a CPU, where a plan is long, one thread of this process measures, and a worker process on each of the
+remaining cores: two threads would hand Python's lock to each other at every operation.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class Setup:
     alone: bool = False  # no two packs side by side
     timeout: float | None = None  # seconds for a problem, of a pack their sum
     crew: processes.Crew | None = None  # the worker processes that measure; None: threads of this process do
+    joined: bool = False  # whether a thread of this process measures where no worker of the crew is free
     elsewhere: Callable[[], Lanes] | None = None  # the lanes of a cluster, where that measures
     threads: int = 1  # that the workers of the cluster have together at the start
 
@@ -81,10 +83,11 @@ def with_crew(setup: Setup, planned: Plan) -> Setup:
 
 
 def with_processes(problems: Sequence[Problem], planned: Plan, setup: Setup) -> Setup:
-    """The means with one worker process for every core, where these problems of a plan take long on a CPU.
+    """The means with a worker process on every core but one, where these problems of a plan take long on a CPU.
 
-    Threads measure where the machine has no memory for the processes. They also do where no process can measure, and
-    stderr says why.
+    A thread of this process measures on the last core: this process has torch in its memory, and each worker imports
+    torch anew. Threads measure everything where the machine has no memory for the workers. They also do where no
+    worker can measure, and stderr says why.
     """
     if setup.device != "cpu" or setup.elsewhere is not None or _foreign(planned) or setup.timeout is not None:
         return setup
@@ -92,10 +95,10 @@ def with_processes(problems: Sequence[Problem], planned: Plan, setup: Setup) -> 
     if number == 1 or sum(problem.cost.work for problem in problems) < LONG:
         return setup
     room = processes.memory(number)
-    if room is not None and room < WORKER + setup.budget // number:
+    if room is not None and number * room < (number - 1) * WORKER + setup.budget:
         return setup
     try:
-        return replace(setup, crew=_crew(_session(setup, planned, None), number))
+        return replace(setup, crew=_crew(_session(setup, planned, None), number - 1), joined=True)
     except (processes.CannotTravelError, processes.WorkerLostError, UserError, OSError) as error:
         processes.dismiss()
         say(f"gradbench: threads measure, since no worker process can: {error}")
@@ -104,7 +107,7 @@ def with_processes(problems: Sequence[Problem], planned: Plan, setup: Setup) -> 
 
 def _crew(session: Session, number: int) -> processes.Crew:
     """A crew of so many worker processes, one of which has opened the session."""
-    crew = processes.Crew(processes.packed(session), session.device)
+    crew = processes.Crew(processes.packed(session), session.device, number)
     processes.prepare(number, session.device)
     with crew.lent():
         return crew
@@ -172,8 +175,16 @@ def measured_or_failed(
 
     A UserError is raised, unless it is the fault of one system. For `meters`, `over` and `told` see `execute`.
     """
-    attempt: Attempt = partial(_tables, thresholds, setup) if setup.crew is None else partial(_rows, setup)
-    return _by_pack(partial(_results_or_failure, attempt), problems, setup, meters, over, told)
+    rows: Attempt = partial(_rows, setup)
+    attempt: Attempt = rows if setup.crew is not None else partial(_tables, thresholds, setup)
+    if setup.joined:
+        attempt = partial(_rows_or_tables, thresholds, setup)
+
+    def answer(job: Job, budget: int) -> Answer:
+        # a problem that has ended a worker must not end this process
+        return _results_or_failure(rows if job.again else attempt, job, budget)
+
+    return _by_pack(answer, problems, setup, meters, over, told)
 
 
 def _cut(problems: Sequence[Problem], setup: Setup) -> list[list[Problem]]:
@@ -224,6 +235,17 @@ def _rows(setup: Setup, pack: Sequence[Problem], budget: int, meter: Meter) -> S
     seconds = None if setup.timeout is None else setup.timeout * len(pack)
     with setup.crew.lent() as worker:
         return worker.measure(pack, budget, seconds, meter)
+
+
+def _rows_or_tables(
+    thresholds: Thresholds, setup: Setup, pack: Sequence[Problem], budget: int, meter: Meter
+) -> Sequence[Results]:
+    """The rows of every problem of a pack, measured by a worker that is free, or their records, by this thread."""
+    assert setup.crew is not None
+    with setup.crew.lent_if_free() as worker:
+        if worker is not None:
+            return worker.measure(pack, budget, None, meter)
+    return _tables(thresholds, setup, pack, budget, meter)
 
 
 def _results_or_failure(attempt: Attempt, job: Job, budget: int) -> Answer:

@@ -208,7 +208,7 @@ class Field:
         """G(s) = Pi(s + eps F(s))."""
         return self.project(self.ahead(s))
 
-    def advance(self, s: Float[Tensor, "*r b n"]) -> Advance:
+    def prepared_step(self, s: Float[Tensor, "*r b n"]) -> Advance:
         """G from a state of this shape into another tensor, made ready for many calls."""
         step = self.repeated(lambda s: (self.step(s),), s)
 

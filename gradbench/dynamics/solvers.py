@@ -36,10 +36,10 @@ STILL = 16  # units of round-off of |s| up to which f is noise, and the step is 
 RIDGE = 10  # units of round-off: the ridge of a least-squares problem whose columns have length 1
 
 
-def iteration(field: Field, s: Tensor, advance: Advance) -> Advance:
+def stepper(field: Field, s: Tensor, advance: Advance) -> Advance:
     """One iteration of the solver of a field, from a state of the shape of s into another tensor.
 
-    `advance` is that of the field: for Euler the relaxation itself.
+    An iteration of Euler is G, which `advance` takes. The other solvers prepare G for themselves.
     """
     if field.solver is Solver.EULER:
 

@@ -130,11 +130,11 @@ class Fused(Stack):
         self.kernels.fused_step(self._read, s, out, self.knobs.eps)()
         return out
 
-    def advance(self, s: Float[Tensor, "c b n"]) -> Advance:
+    def prepared_step(self, s: Float[Tensor, "c b n"]) -> Advance:
         """G by a launch that is prepared once: it writes to where a state is stored, and nothing is copied."""
         kernels = self.kernels
         if kernels is None:
-            return super().advance(s)
+            return super().prepared_step(s)
         s = s.contiguous()
         return kernels.fused_step(self._read, s, s, self.knobs.eps)
 

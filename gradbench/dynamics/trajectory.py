@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from gradbench.dynamics.solvers import iteration
+from gradbench.dynamics.solvers import stepper
 from gradbench.systems.base import AbstractEnergySystem
 from gradbench.vocabulary.solver import Solver
 
@@ -158,8 +158,8 @@ def relax(field: Field, T1s: tuple[int, ...], hold: int | None = None) -> Trajec
     norms, energies = [], []
     block = stored if every == 1 else s.new_empty((min(every, T + 1), *s.shape))
     with torch.no_grad():
-        advance = field.advance(s) if field.solver is Solver.EULER else _plainly(field)
-        iterate = iteration(field, s, advance)
+        advance = field.prepared_step(s) if field.solver is Solver.EULER else _plainly(field)
+        iterate = stepper(field, s, advance)
         for low in range(0, T + 1, run):
             high = min(low + run, T + 1)
             here = block[low:high] if every == 1 else block[: high - low]

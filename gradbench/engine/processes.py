@@ -216,9 +216,10 @@ class WorkerProcess:
 class Crew:
     """The worker processes of a run. They stay for the next run of the session."""
 
-    def __init__(self, content: bytes, device: str) -> None:
+    def __init__(self, content: bytes, device: str, number: int) -> None:
         self.content = content  # of the session, as `packed` made it
         self.device = device
+        self._free = threading.Semaphore(number)  # for `lent_if_free`
 
     @contextmanager
     def lent(self) -> Iterator[WorkerProcess]:
@@ -229,6 +230,18 @@ class Crew:
         with lent(self.device) as worker:
             worker.open(self.content)
             yield worker
+
+    @contextmanager
+    def lent_if_free(self) -> Iterator[WorkerProcess | None]:
+        """A worker as `lent` gives it; None while all workers of the crew are lent in this way."""
+        if not self._free.acquire(blocking=False):
+            yield None
+            return
+        try:
+            with self.lent() as worker:
+                yield worker
+        finally:
+            self._free.release()
 
 
 @contextmanager

@@ -313,7 +313,8 @@ class ClosedForms(ABC):
         return 0.5 * (self.swirl_jvp(theta, context, saved, v, knobs) - transposed)
 
 
-Advance = Callable[..., None]  # a step that is taken from a state into another tensor, which may be the same one
+# a step from a state to where the next state is written, which may be the tensor of the state itself: (s, out) -> None
+Advance = Callable[..., None]
 
 
 class KernelInputs(NamedTuple):
@@ -368,7 +369,9 @@ class FusedSteps(ABC):
         nudge: Float[Tensor, "m c"] | None = None,
         bent: Tensor | None = None,
     ) -> Advance:
-        """Pi(s + eps (F(s) - nudge dC/ds - bent)) into `out`, which may be s; rows of s are (T1, nudge) with a nudge.
+        """Pi(s + eps (F(s) - nudge dC/ds - bent)) into `out`, which may be s: both are contiguous.
+
+        With a nudge the rows of s are (T1, nudge).
 
         What is returned takes the step whenever it is called, also with another s and another `out` of the same shape.
         """

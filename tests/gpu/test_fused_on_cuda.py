@@ -47,7 +47,10 @@ def test_a_step_is_as_exact_as_one_without_a_kernel(system: str, batch: int) -> 
         wide = field.wide.step(states.double())
         assert apart(field.step(states), wide) < 1.5 * apart(super(Fused, field).step(states), wide)
         assert torch.equal(ahead(step, states), ahead(step, states))
-        advance = field.advance(states[0, 0])
+        in_place = states.clone()
+        step(in_place, in_place)
+        assert torch.equal(in_place, ahead(step, states))
+        advance = field.prepared_step(states[0, 0])
         assert torch.equal(ahead(advance, states[1, 2]), field.step(states[1, 2]))
 
 
@@ -146,7 +149,7 @@ def test_all_kernels_are_compiled_ahead(system: str, monkeypatch: pytest.MonkeyP
             step = field.nudged_step(start, nudge, field.step_size, asymmetric=asymmetric)
             assert step is not None
             step(states, states)
-        field.advance(start[0])(start[0], start[1])
+        field.prepared_step(start[0])(start[0], start[1])
         field.step_at(start).jvp(start)
         swept(field, start, field.cost_slope(start), field.cost_grads(start))
 

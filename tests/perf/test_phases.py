@@ -89,7 +89,7 @@ def by_kernels(
     kernels, start = stack.kernels, s[None]
     assert kernels is not None
     if phase == "free":  # every state goes to where the trajectory stores it
-        advance, places = stack.advance(s), itertools.cycle(s.new_empty((STEPS[phase], *s.shape)))
+        advance, places = stack.prepared_step(s), itertools.cycle(s.new_empty((STEPS[phase], *s.shape)))
 
         def along(s: torch.Tensor, a: torch.Tensor) -> tuple[torch.Tensor, ...]:
             out = next(places)

@@ -82,9 +82,16 @@ def test_an_energy_by_a_kernel_is_as_exact_as_one_without(system: str, told: dic
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_kernels_touch_nothing_beyond_their_cells(system: str, told: dict[str, dict[str, Any]]) -> None:
     seen = told[system]
-    whole = "equal inside of NaN", "guards", "beside an example", "in place", "guards in place", "free in place"
+    whole = "equal inside of NaN", "guards", "beside an example"
     assert {name: seen[name] for name in whole} == dict.fromkeys(whole, True)
     assert all(seen[f"beside {wild}"] for wild in (1e18, float("inf"), float("nan")))
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_a_step_writes_into_any_tensor_and_into_its_state(system: str, told: dict[str, dict[str, Any]]) -> None:
+    seen = told[system]
+    places = "in place", "guards in place", "free in place", "stored in part"
+    assert {name: seen[name] for name in places} == dict.fromkeys(places, True)
 
 
 @pytest.mark.parametrize("system", SYSTEMS)

@@ -79,7 +79,8 @@ class Launch:
     def __call__(self, *others: Tensor) -> None:
         """Launch the kernel on the current stream of the device. `others` take the places of its first arguments.
 
-        They have the shapes of the arguments whose places they take.
+        They have the shapes of the arguments whose places they take, and stay in these places. The caller keeps them
+        alive.
         """
         from cuda.bindings import driver
 

@@ -27,8 +27,8 @@ FN void finish(Number (&total)[4], const Number (&main)[4], const Number (&small
     }
 }
 
-// total += a W^T: W has 8 NT rows of 8 K numbers. `apart`: from a pair of tiles of rows to the next one; `along`: from one
-// tile of a pair to the other; `next`: from a pair of tiles of columns to the next one
+// total += a W^T: W has 8 NT rows of 8 K numbers. `apart`: from a pair of tiles of rows to the next one; `along`: from
+// one tile of a pair to the other; `next`: from a pair of tiles of columns to the next one
 template <int K, int NT>
 FN void add_product(
     Number (&total)[NT][4], const Number (&a)[K][4], const float* W, int apart, int along, int next = 128
@@ -195,8 +195,8 @@ FN void add_features(Number (&total)[DT][4], const Number (&f)[K][4], const floa
 
 FN void copy(Number (&x)[2][4], const Number (&y)[2][4]) { EVERY_NUMBER (n, r, 2) x[n][r] = y[n][r]; }
 
-// total += the way back of f[i], 16 features from first + i D on; f is used up. An even number of matrices is taken two at
-// a time, so that half as many sums are finished. Unrolled, this is more code than a GPU reads quickly.
+// total += the way back of f[i], 16 features from first + i D on; f is used up. An even number of matrices is taken two
+// at a time, so that half as many sums are finished. Unrolled, this is more code than a GPU reads quickly.
 template <int N> FN void add_in_turn(
     Number (&total)[DT][4], Number (&f)[N][2][4], const float* out, int first, int width
 ) {
