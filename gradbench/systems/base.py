@@ -371,9 +371,8 @@ class FusedSteps(ABC):
     ) -> Advance:
         """Pi(s + eps (F(s) - nudge dC/ds - bent)) into `out`, which may be s: both are contiguous.
 
-        With a nudge the rows of s are (T1, nudge).
-
-        What is returned takes the step whenever it is called, also with another s and another `out` of the same shape.
+        With a nudge the rows of s are (T1, nudge). What is returned takes the step whenever it is called, also with
+        another s and another `out` of the same shape.
         """
 
     def fused_energy(self, read: KernelInputs, s: Float[Tensor, "*r c b n"]) -> Float[Tensor, "*r c b"] | None:

@@ -6,17 +6,20 @@ import math
 from typing import TYPE_CHECKING
 
 from gradbench.systems.attention import outer
-from gradbench.systems.base import AbstractDrivenSystem, Advance, FusedSteps, KernelInputs, Params, Program, Saved
+from gradbench.systems.base import AbstractDrivenSystem, KernelInputs, Params, Program, Saved
+from gradbench.systems.by_kernels import AbstractByKernels
 from gradbench.systems.cet_force import AbstractCetForce
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from jaxtyping import Float
     from torch import Tensor
 
     from gradbench.systems.kernels.tokens import Kind
 
 
-class AbstractFusedTokens(FusedSteps, AbstractCetForce):
+class AbstractFusedTokens(AbstractByKernels, AbstractCetForce):
     """Kernels for 16 tokens of up to 128 numbers in heads of 16, patches of up to 64 pixels, memories in sixteens."""
 
     @property
@@ -53,28 +56,10 @@ class AbstractFusedTokens(FusedSteps, AbstractCetForce):
             return None  # A = 0: the attention is a gradient
         return torch.stack([saved[name].movedim(0, 1) for name in ("q", "k", "v", "P")], 2).contiguous()
 
-    def fused_step(
-        self,
-        read: KernelInputs,
-        s: Tensor,
-        out: Tensor,
-        eps: Tensor,
-        nudge: Tensor | None = None,
-        bent: Tensor | None = None,
-    ) -> Advance:
-        from gradbench.systems.kernels import tokens
-
-        return tokens.step(read, self._kind, s, out, eps, nudge, bent)
-
     def fused_energy(self, read: KernelInputs, s: Tensor) -> Tensor | None:
         from gradbench.systems.kernels import tokens
 
         return None if isinstance(self, AbstractDrivenSystem) else tokens.energy(read, self._kind, s)
-
-    def fused_bent(self, read: KernelInputs, s: Tensor, start: Tensor, inputs: Tensor) -> Tensor:
-        from gradbench.systems.kernels import tokens
-
-        return tokens.bent(read, self._kind, s, start, inputs)
 
     def product_inputs(self, saved: Saved, u: Tensor) -> dict[str, Tensor]:
         """q, k, v and P at a state, stacked, the memories there, and the tokens of u."""
@@ -85,24 +70,11 @@ class AbstractFusedTokens(FusedSteps, AbstractCetForce):
         tokens = self.split(u)["z"].contiguous()
         return {"attention": torch.stack(attention, 2), "memory": by_row["memory"].contiguous(), "u": tokens}
 
-    def fused_product(self, read: KernelInputs, inputs: dict[str, Tensor], v: Tensor) -> Tensor:
-        from gradbench.systems.kernels import tokens
-
-        return tokens.product(read, self._kind, v, **inputs)
-
-    def pull_sums(self, rows: int, cells: int, like: Tensor) -> Params:
-        """z^T credits of the features, and p^T features: both (rows of T1, c, D, features)."""
+    @property
+    def widths(self) -> dict[str, int]:
         reading, writing = (3, 1) if isinstance(self, AbstractDrivenSystem) else (2, 2)  # kinds of head
-        widths = {
-            "reading": self._padded + self.mem + self.D * reading,
-            "writing": self._padded + self.mem + self.D * writing,
-        }
-        return {name: like.new_zeros((rows, cells, self.D, width)) for name, width in widths.items()}
-
-    def fused_back(self, read: KernelInputs, s: Tensor, a: Tensor, summed: Tensor, sums: Params) -> None:
-        from gradbench.systems.kernels import tokens
-
-        tokens.back(read, self._kind, s, a, summed, **sums)
+        flat = self._padded + self.mem
+        return {"reading": flat + self.D * reading, "writing": flat + self.D * writing}
 
     def pulled(self, read: KernelInputs, summed: Tensor, sums: Params) -> Params:
         part = self.split(summed)
@@ -123,6 +95,12 @@ class AbstractFusedTokens(FusedSteps, AbstractCetForce):
         constants |= {"ENERGY": int(energy), "PROJECTS": int(self.projects)}
         kernels = "step", "jacobian", "back", "energy" if energy else "bend"
         return Program("tokens", kernels, tuple(constants.items()))
+
+    @property
+    def _family(self) -> ModuleType:
+        from gradbench.systems.kernels import tokens
+
+        return tokens
 
     @property
     def _kind(self) -> Kind:

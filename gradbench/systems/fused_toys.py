@@ -5,14 +5,17 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import TYPE_CHECKING
 
-from gradbench.systems.base import AbstractDrivenSystem, Advance, FusedSteps, KernelInputs, Params, Program, Saved
+from gradbench.systems.base import AbstractDrivenSystem, KernelInputs, Params, Program, Saved
+from gradbench.systems.by_kernels import AbstractByKernels
 from gradbench.systems.toy import AbstractToy
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from torch import Tensor
 
 
-class AbstractFusedToy(FusedSteps, AbstractToy):
+class AbstractFusedToy(AbstractByKernels, AbstractToy):
     """Kernels for 8 tokens of 32 numbers with 16 readouts."""
 
     @property
@@ -25,45 +28,18 @@ class AbstractFusedToy(FusedSteps, AbstractToy):
         kernels = "step", "jacobian", "back", *(["bend"] if driven else [])
         return Program("toys", kernels, (("D", self.D), ("ENERGY", int(not driven))))
 
-    def fused_step(
-        self,
-        read: KernelInputs,
-        s: Tensor,
-        out: Tensor,
-        eps: Tensor,
-        nudge: Tensor | None = None,
-        bent: Tensor | None = None,
-    ) -> Advance:
+    @property
+    def _family(self) -> ModuleType:
         from gradbench.systems.kernels import toys
 
-        return toys.step(read, self.program, s, out, eps, nudge, bent)
+        return toys
 
-    def fused_bent(self, read: KernelInputs, s: Tensor, start: Tensor, inputs: Tensor) -> Tensor:
-        from gradbench.systems.kernels import toys
-
-        return toys.bent(read, self.program, s, start, inputs)
-
-    def fused_product(self, read: KernelInputs, inputs: dict[str, Tensor], v: Tensor) -> Tensor:
-        from gradbench.systems.kernels import toys
-
-        return toys.product(read, self.program, v, **inputs)
-
-    def pull_sums(self, rows: int, cells: int, like: Tensor) -> Params:
-        """z^T credits of the features, and p^T features: both (rows of T1, c, D, features)."""
-        return {name: like.new_zeros((rows, cells, self.D, width)) for name, width in self.widths.items()}
-
-    def fused_back(self, read: KernelInputs, s: Tensor, a: Tensor, summed: Tensor, sums: Params) -> None:
-        from gradbench.systems.kernels import toys
-
-        toys.back(read, self.program, s, a, summed, **sums)
+    @property
+    def _kind(self) -> Program:
+        return self.program
 
     def pulled(self, read: KernelInputs, summed: Tensor, sums: Params) -> Params:
         return self.weight_grads(sums) | {"b": self.split(summed)["z"].sum((-3, -2))}
-
-    @property
-    @abstractmethod
-    def widths(self) -> dict[str, int]:
-        """How many features are read from tokens and written to them."""
 
     @abstractmethod
     def weight_grads(self, sums: Params) -> Params:
