@@ -1,8 +1,8 @@
 """Measuring the problems of a plan in packs, several packs side by side: what `run` and `tune` share.
 
 Packs are measured by threads of this process. Worker processes measure them where something foreign or risky is
-measured. On a CPU, where a plan is long, one thread of this process measures, and a worker process on each of the
-remaining cores: two threads would hand Python's lock to each other at every operation.
+measured. On a CPU of several cores, where a plan is long, one thread of this process measures, and a worker process on
+each of the remaining cores: threads hand Python's lock to each other at every operation.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from gradbench.planning.problems import Problem
     from gradbench.vocabulary.status import Thresholds
 
+CORES = 3  # from which on worker processes pay: on two a worker saves a fifth of the time, for a third more memory
 LONG = 50_000  # evaluations from which on worker processes save more time than their start takes: measured
 WORKER = 2**29  # bytes that a worker process takes besides its packs
 Attempt = Callable[[Sequence["Problem"], int, Meter], Sequence[Results]]  # of a pack, the bytes that it may take
@@ -83,7 +84,7 @@ def with_crew(setup: Setup, planned: Plan) -> Setup:
 
 
 def with_processes(problems: Sequence[Problem], planned: Plan, setup: Setup) -> Setup:
-    """The means with a worker process on every core but one, where these problems of a plan take long on a CPU.
+    """The means with a worker process on every core but one, where these problems of a plan take long on many cores.
 
     A thread of this process measures on the last core: this process has torch in its memory, and each worker imports
     torch anew. Threads measure everything where the machine has no memory for the workers. They also do where no
@@ -92,7 +93,7 @@ def with_processes(problems: Sequence[Problem], planned: Plan, setup: Setup) -> 
     if setup.device != "cpu" or setup.elsewhere is not None or _foreign(planned) or setup.timeout is not None:
         return setup
     number = side_by_side_in(_cut(problems, setup), setup)
-    if number == 1 or sum(problem.cost.work for problem in problems) < LONG:
+    if number < CORES or sum(problem.cost.work for problem in problems) < LONG:
         return setup
     room = processes.memory(number)
     if room is not None and number * room < (number - 1) * WORKER + setup.budget:

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor
 
+from gradbench.data import origins
 from gradbench.dynamics.linear import Linear
+from gradbench.dynamics.replay import LARGEST, Replayed
 from gradbench.systems.base import (
     AbstractDrivenSystem,
     AbstractEnergySystem,
@@ -172,9 +174,13 @@ class Field:
         """`function`, made ready for many calls on tensors of these shapes; with `few`, for at most `FEW` of them.
 
         The result of a call may be overwritten by the next call, and may be an argument of the next call. `function`
-        may write into its arguments; whether the tensors of the caller then change is left open.
+        may write into its arguments; whether the tensors of the caller then change is left open. On a CPU the
+        operations of a system of the package with closed forms are recorded.
         """
-        return function
+        recordable = self.closed and self.system.lifted and origins.is_of_package(type(self.system))
+        if few or not recordable or examples[0].is_cuda or sum(v.numel() for v in examples) > LARGEST:
+            return function
+        return Replayed(function, *examples)
 
     def frozen(self, at: Callable[[Tensor], Result], s: Tensor) -> Callable[[], Result]:
         """The linearisation `at` a state that stays the same, for use inside of a function given to `repeated`."""

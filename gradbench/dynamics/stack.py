@@ -79,7 +79,9 @@ class Stack(Field):
         Only loops of systems with closed forms are compiled first: torch.compile traces no backward pass of others.
         """
         compiled = self.compiled and self.closed is not None
-        return recorded(function, *examples, compiled=compiled, few=few) if examples[0].is_cuda else function
+        if examples[0].is_cuda:
+            return recorded(function, *examples, compiled=compiled, few=few)
+        return super().repeated(function, *examples, few=few)
 
     def frozen(self, at: Callable[[Tensor], Result], s: Tensor) -> Callable[[], Result]:
         """On CUDA autograd linearises anew in every call: a graph cannot hold a backward pass of another stream."""
