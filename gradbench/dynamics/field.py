@@ -174,13 +174,13 @@ class Field:
         """`function`, made ready for many calls on tensors of these shapes; with `few`, for at most `FEW` of them.
 
         The result of a call may be overwritten by the next call, and may be an argument of the next call. `function`
-        may write into its arguments; whether the tensors of the caller then change is left open. On a CPU the
-        operations of a system of the package with closed forms are recorded.
+        may write into its arguments; whether the tensors of the caller then change is left open. Calls may be recorded,
+        so besides its arguments `function` reads nothing that changes but the numbers of tensors that stay in place.
         """
         recordable = self.closed and self.system.lifted and origins.is_of_package(type(self.system))
         if few or not recordable or examples[0].is_cuda or sum(v.numel() for v in examples) > LARGEST:
             return function
-        return Replayed(function, *examples)
+        return Replayed(function)
 
     def frozen(self, at: Callable[[Tensor], Result], s: Tensor) -> Callable[[], Result]:
         """The linearisation `at` a state that stays the same, for use inside of a function given to `repeated`."""

@@ -1,4 +1,4 @@
-"""What a function of tensors does on a CPU, operation by operation, as torch is about to compute it."""
+"""The operations of torch that a function of tensors runs on a CPU, as a dispatch mode of torch sees them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 BLANK = frozenset({"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"})  # make what is not set
 FILLED = frozenset(name for kind in ("zeros", "ones", "full") for name in (kind, f"{kind}_like", f"new_{kind}"))
-UNFIT = frozenset({torch.Tag.nondeterministic_seeded, torch.Tag.inplace_view})
+# draws, changes of the form of a tensor, and results whose form depends on numbers
+UNFIT = frozenset(
+    getattr(torch.Tag, name)
+    for name in ("nondeterministic_seeded", "inplace_view", "dynamic_output_shape", "data_dependent_output")
+)
 
 
 class UnfitError(Exception):
-    """A function whose operations alone do not tell what it computes."""
+    """A function that a list of its operations cannot stand for: it draws, branches on numbers, takes derivatives."""
 
 
 class View(NamedTuple):
@@ -53,17 +57,17 @@ class Operation:
 
     @cached_property
     def reads(self) -> set[int]:
-        """The storages of its arguments, where it needs more of them than their form."""
+        """The storages of its arguments, unless it needs their form alone."""
         return set() if self.name in BLANK else {view.storage for view in self.views}
 
     @cached_property
     def touched(self) -> set[int]:
-        """All storages that must exist meanwhile."""
+        """The storages that it reads, writes into or makes."""
         return self.reads | {view.storage for view in self.made}
 
 
 class Watch(TorchDispatchMode):
-    """Notes the operations that run inside of it, but for those that only look at a storage in another form."""
+    """Notes the operations that run inside of it, except views."""
 
     def __init__(self, inputs: Sequence[Tensor]) -> None:
         super().__init__()
@@ -89,8 +93,8 @@ class Watch(TorchDispatchMode):
     def __torch_dispatch__(self, overload: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation, and note it.
 
-        Raises UnfitError where it draws, tells a number to Python, changes the form of a tensor, or writes into what
-        neither is an argument of the function nor was made by it.
+        Raises UnfitError where it draws, tells a number to Python, changes the form of a tensor, or writes into a
+        tensor that the function neither has as an argument nor made.
         """
         kwargs = kwargs or {}
         if _looks(overload):
@@ -106,13 +110,15 @@ class Watch(TorchDispatchMode):
         if not all(isinstance(v, Tensor) for v in results):
             raise UnfitError(str(overload))
         made = [view for view in (self.view(v, outer=False) for v in results) if view.storage >= known]
+        if made and (isinstance(out, list) or len({view.storage for view in made}) != len(results)):
+            raise UnfitError(f"{overload}: a list of results, or some that are views")
         if made or written:
             self.operations.append(Operation(overload, *seen, tuple(made), written))
         return out
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Not in this way, which imports 900 modules."""
+        """False: the default imports torch._dynamo, 900 modules."""
         return False
 
     def _seen(self, value: Any) -> Any:

@@ -1,19 +1,19 @@
 """Functions recorded on a CPU: the operations of a call are called again, on memory that stays.
 
-A step of small tensors spends a quarter of its time around its operations: in Python, in views, and in memory for what
-it computes on the way. A recording is a list of the operations, each a line of Python. They are the operations of a
-plain call, on tensors of the same forms, so that all numbers are equal to the bit.
+Much of the time of a step of small tensors is not arithmetic but Python, views and allocation: a quarter for 64
+examples of a transformer, half and more for toys. A recording is a list of the operations that a call ran, each a line
+of Python, for tensors of the same shapes, strides and dtypes.
 """
 
 from __future__ import annotations
 
-import math
 import threading
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from functools import cache
-from types import CodeType
+from functools import cache, lru_cache
+from time import perf_counter
+from types import BuiltinFunctionType, CodeType
 from typing import Any
 
 import torch
@@ -22,93 +22,114 @@ from torch import Tensor
 from gradbench.dynamics.operations import BLANK, Operation, UnfitError, View, Watch, written_by
 
 Function = Callable[..., tuple[Tensor, ...]]
-PLAIN = 8  # calls before a recording, which takes as long as three of them
-LARGEST = 2**20  # numbers in the arguments, above which the operations themselves take nearly all of the time
-COPIES = frozenset({"clone", "_to_copy"})  # what these make is copied to where it stays
+SPENT = 5e-3  # seconds of plain calls before a recording, which takes 2 to 10 ms: a short loop is not worth one
+LARGEST = 2**18  # numbers in the arguments: above, arithmetic takes nearly all of the time, and a recording much memory
+TRIAL = 2.0**-7  # relative change of the arguments of a trial
+KINDS = 1000  # of recordings that are remembered
+COPIES = frozenset({"clone", "_to_copy"})  # their result is their argument: it is copied to where the result stays
 
 _of_thread = threading.local()
 _agreed: set[Hashable] = set()  # kinds of recordings that have given what a plain call gave
 
 
 class Replayed:
-    """A function of tensors. After `PLAIN` calls its operations are called in place of the function.
+    """A function of tensors that is recorded once its plain calls have taken `SPENT` seconds.
 
-    Every call reads its arguments, and those tensors that the function reads without taking them as arguments, at the
-    addresses that these had when the function was recorded. The function may read nothing else that changes. Calls
-    with arguments of other forms and calls by another thread are plain, and so are all calls of a function that
-    cannot be recorded. The outputs are new tensors, or arguments that were written into.
+    Tensors that the function reads without taking them as arguments are read where they lay when it was recorded. The
+    function may read nothing else that changes. Calls are plain where arguments have other forms than those of the
+    recording, in another thread, and inside of a mode or a transform of torch. So are all calls of a function that
+    cannot be recorded, or whose recording does not agree with a plain call to the bit. Every output is a new tensor, an
+    argument that was written into, or a view of either.
     """
 
-    def __init__(self, function: Function, *examples: Tensor) -> None:
+    def __init__(self, function: Function) -> None:
         self._function = function
-        self._forms = [_form(v) for v in examples]
         self._thread = threading.get_ident()
-        self._plain: float = PLAIN  # calls that are still plain
+        self._forms: Sequence[Hashable] = []  # of the arguments of the recording, before it of the last call
+        self._spent = 0.0
+        self._fit = True
         self._program: Program | None = None
 
     def __call__(self, *values: Tensor) -> tuple[Tensor, ...]:
         """The outputs for these arguments."""
-        if self._plain > 0:
-            self._plain -= 1
+        if not self._fit or threading.get_ident() != self._thread or _altered():
             return self._function(*values)
-        if threading.get_ident() != self._thread or [_form(v) for v in values] != self._forms or _watched():
-            return self._function(*values)
-        if self._program is None:
+        forms = [_form(v) for v in values]
+        if forms == self._forms and (self._program or self._spent >= SPENT):
             try:
-                self._program = self._recorded(values)
-            except UnfitError:
-                self._plain = math.inf
+                self._program = self._program or self._recorded(values)
+            except Exception:  # where the function itself is wrong, a plain call tells
+                self._fit = False
                 return self._function(*values)
-        return self._program.run(*values)
+            return self._program.run(*values)
+        if self._program:
+            return self._function(*values)
+        begun = perf_counter()
+        outputs = self._function(*values)
+        self._spent += perf_counter() - begun
+        self._forms = forms
+        return outputs
 
     def _recorded(self, values: Sequence[Tensor]) -> Program:
-        """Raises UnfitError where the operations cannot be told, or give something else than a plain call gave."""
+        """Raises UnfitError where the operations cannot be told, or where a trial gives something else.
+
+        The trial is on other numbers than the recording, so that a number that was kept is noticed.
+        """
         inputs = [v.clone() for v in values]
         if [_form(v) for v in inputs] != self._forms:
-            raise UnfitError("an argument with gaps in memory")
+            raise UnfitError("an argument whose copy has other strides")
         watch = Watch(inputs)
-        _of_thread.watched = True
-        try:
-            with watch:
-                outputs = self._function(*inputs)
-        finally:
-            _of_thread.watched = False
+        with watch:
+            outputs = self._function(*inputs)
         program = Program(watch, [watch.view(v) for v in outputs])
-        kind = program.source, *map(str, self._forms)
-        if kind not in _agreed:
-            again = [v.clone() for v in values]
-            if not all(map(_equal, (*program.run(*again), *again), (*outputs, *inputs))):
+        if program.kind not in _agreed:
+            others = [v * (1 + TRIAL) if v.is_floating_point() else v.clone() for v in values]
+            copies = [v.clone() for v in others]
+            if not all(map(_equal, (*program.run(*others), *others), (*self._function(*copies), *copies))):
                 raise UnfitError("another result than that of a plain call")
-            _agreed.add(kind)
+            if len(_agreed) == KINDS:
+                _agreed.clear()
+            _agreed.add(program.kind)
         return program
 
 
 def _form(v: Tensor) -> tuple[Hashable, ...]:
-    return v.shape, v.stride(), v.dtype
+    return v.shape, v.stride(), v.dtype, v.requires_grad
 
 
-def _watched() -> bool:
-    """Whether this thread is inside of a function that is being recorded: that recording needs operations on views."""
-    return getattr(_of_thread, "watched", False)
+def _altered() -> bool:
+    """Whether torch does something else here than compute operations on their tensors. A recording is made in a mode.
+
+    So a recorded function that another function calls while that one is recorded is called plainly.
+    """
+    return (
+        torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._len_torch_function_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch.is_inference_mode_enabled()
+    )
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors are equal to the bit."""
-    return _form(a) == _form(b) and torch.equal(*(v.flatten().view(torch.uint8) for v in (a, b)))
+    return _form(a) == _form(b) and torch.equal(*(v.flatten().contiguous().view(torch.uint8) for v in (a, b)))
 
 
 class Program:
-    """The operations of a function, written down as a function of Python: `source` is its text, `run` calls it.
+    """The operations of a function, written down as a function of Python, `run`.
 
-    Tensors that stay have the names k0, k1, ... of constants. Arguments are a0, a1, ..., what a call makes is t..., and
-    views of these are v...
+    Names: a0 is the first argument, t5 the tensor of the storage of number 5, which every call makes anew, v7 a view of
+    an argument or of such a tensor, and k9 what stays from call to call: an operation, scratch, a tensor that is read.
+    `kind` is equal for programs that do the same with tensors of the same forms.
     """
 
     def __init__(self, watch: Watch, outputs: Sequence[View]) -> None:
         filled, self._handed_out = watch.filled(outputs), {view.storage for view in outputs}
+        if self._handed_out & watch.outer - {view.storage for view in watch.inputs}:
+            raise UnfitError("a result that is read, and not made")
         operations = [op for op in watch.needed(outputs) if not {view.storage for view in op.made} & filled]
         arguments = {view.storage: f"a{i}" for i, view in enumerate(watch.inputs)}
-        # storages that stay: those that the function reads besides its arguments, those that are filled, and scratch
+        # storages that stay from call to call: those that are read besides the arguments, filled ones, and scratch
         self._staying = {n: watch.tensors[n].untyped_storage() for n in (watch.outer | filled) - arguments.keys()}
         self._scratch = _scratch()
         self._staying |= self._scratch.shared_out(*self._spans(operations, watch))
@@ -125,8 +146,9 @@ class Program:
                 self._lines.append(f"del {', '.join(names)}")
         returned = ", ".join(self._name(view) for view in outputs)
         body = "\n    ".join([*self._lines, f"return ({returned},)"])
-        self.source = f"def run({', '.join(arguments.values())}):\n    {body}\n"
-        exec(_compiled(self.source), self._constants)
+        source = f"def run({', '.join(arguments.values())}):\n    {body}\n"
+        self.kind: Hashable = source, *map(_kind, (*watch.inputs, *self._constants.values()))
+        exec(_compiled(source), self._constants)
         # a function in its own globals would be a cycle, which only the garbage collector frees
         self.run: Function = self._constants.pop("run")
 
@@ -162,8 +184,6 @@ class Program:
             into = self._text(_into(op.overload))
             self._lines.append(f"{into}({', '.join([*arguments, f'out={self._name(op.made[0])}'])})")
         else:
-            if op.made and len(op.made) != len(op.overload._schema.returns):
-                raise UnfitError(f"{op.overload}: some of its results are views")
             call = f"{self._text(_function(op.overload))}({', '.join(arguments)})"
             made = ", ".join(map(self._begin, op.made))
             self._lines.append(f"{made} = {call}" if made else call)
@@ -210,7 +230,7 @@ class Program:
 
 
 class Scratch:
-    """The memory of a thread for what recordings compute on the way. One recording at a time uses it."""
+    """The memory of a thread for intermediate results of recordings. One recording at a time uses it."""
 
     def __init__(self) -> None:
         self._storages: list[torch.UntypedStorage] = []
@@ -236,7 +256,7 @@ class Scratch:
 
 
 def _scratch() -> Scratch:
-    """The scratch of this thread, which goes with the last recording that uses it."""
+    """The scratch of this thread, which is freed with the last recording that uses it."""
     living: weakref.ref[Scratch] | None = getattr(_of_thread, "scratch", None)
     scratch = living() if living else None
     if scratch is None:
@@ -245,14 +265,19 @@ def _scratch() -> Scratch:
     return scratch
 
 
-@cache
+def _kind(value: Any) -> Hashable:
+    """What decides a program, of a constant."""
+    return _form(value) if isinstance(value, Tensor) else repr(value)
+
+
+@lru_cache(KINDS)
 def _compiled(source: str) -> CodeType:
     return compile(source, "<recording>", "exec")
 
 
 @cache
 def _into(overload: Any) -> Any:
-    """An operation in the form that writes into a tensor; None where it has none, or one that computes and copies."""
+    """An operation in the form that writes into a tensor; None where it has none, or a generated one, which copies."""
     packet = overload.overloadpacket
 
     def arguments(of: Any) -> list[tuple[str, str]]:
@@ -267,6 +292,7 @@ def _into(overload: Any) -> Any:
 
 @cache
 def _function(overload: Any) -> Any:
-    """What calls an operation: a function or a method of torch takes half of the time of the overload."""
+    """What calls an operation: a built-in function or a method of torch has half the overhead of an overload."""
     in_place = any(place == 0 for place, _ in written_by(overload))
-    return getattr(Tensor if in_place else torch, overload.overloadpacket.__name__, overload._op)
+    called = getattr(Tensor if in_place else torch, overload.overloadpacket.__name__, None)
+    return called if called and (in_place or isinstance(called, BuiltinFunctionType)) else overload._op
