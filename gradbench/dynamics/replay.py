@@ -23,7 +23,7 @@ from gradbench.dynamics.operations import BLANK, Operation, UnfitError, View, Wa
 
 Function = Callable[..., tuple[Tensor, ...]]
 SPENT = 5e-3  # seconds of plain calls before a recording, which takes 2 to 10 ms: a short loop is not worth one
-LARGEST = 2**18  # numbers in the arguments: above, arithmetic takes nearly all of the time, and a recording much memory
+LARGEST = 2**19  # numbers in the arguments: above, arithmetic takes nearly all of the time, and a recording much memory
 TRIAL = 2.0**-7  # relative change of the arguments of a trial
 KINDS = 1000  # of recordings that are remembered
 COPIES = frozenset({"clone", "_to_copy"})  # their result is their argument: it is copied to where the result stays
