@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from gradbench.dynamics import replay
 from gradbench.engine.precision import isolated
 
 HERE = Path(__file__).parent
@@ -31,6 +32,12 @@ LONG = (
 def _precision() -> Iterator[None]:
     with isolated():
         yield
+
+
+@pytest.fixture
+def plain_loops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every call of a loop is a call of its function, as a test needs that counts calls: nothing is recorded."""
+    monkeypatch.setattr(replay, "SPENT", math.inf)
 
 
 def doubles() -> set[str]:

@@ -119,6 +119,7 @@ def test_a_large_system_has_its_eigenvalues_from_a_krylov_space() -> None:
     assert found.rightmost == pytest.approx(true.rightmost, rel=1e-6)
 
 
+@pytest.mark.usefixtures("plain_loops")
 def test_a_large_batch_is_certified_by_a_bounded_number_of_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """As residual_mlp at b = 128 is, whose matrices are too large: a space of bounded size, pairs, a solve."""
     field = live_field("residual_mlp", batch=16)

@@ -314,6 +314,7 @@ def test_clip_share_counts_the_steps_that_were_clipped(clip: str) -> None:
     assert 0 < float(last.evidence["clip_share"]) < 1  # on approach, correction and force become equal
 
 
+@pytest.mark.usefixtures("plain_loops")
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_counts_are_what_one_cell_evaluates(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = {"jvp": 0, "vjp": 0}

@@ -235,6 +235,7 @@ def test_a_stack_has_one_solver_and_its_cells_have_it_too() -> None:
         Stack.of([field, by(field, Solver.NEWTON)])
 
 
+@pytest.mark.usefixtures("plain_loops")
 @pytest.mark.parametrize("solver", Solver)
 @pytest.mark.parametrize("name", ["toy_cons", "cet_real"])
 def test_the_work_of_an_iteration_is_what_is_told_beforehand(
