@@ -1,8 +1,8 @@
 """Measuring the problems of a plan in packs, several packs side by side: what `run` and `tune` share.
 
 Packs are measured by threads of this process. Worker processes measure them where something foreign or risky is
-measured. On a CPU of several cores, where a plan is long, one thread of this process measures, and a worker process on
-each of the remaining cores: threads hand Python's lock to each other at every operation.
+measured. On a CPU of `CORES` or more, where a plan is long, one thread of this process measures, and a worker process
+on each of the remaining cores: threads hand Python's lock to each other at every operation.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from gradbench.planning.problems import Problem
     from gradbench.vocabulary.status import Thresholds
 
-CORES = 3  # from which on worker processes pay: on two a worker saves a fifth of the time, for a third more memory
+CORES = 3  # from which on there are worker processes: on two, one saves a fifth of the time for a third more memory
 LONG = 50_000  # evaluations from which on worker processes save more time than their start takes: measured
 WORKER = 2**29  # bytes that a worker process takes besides its packs
 Attempt = Callable[[Sequence["Problem"], int, Meter], Sequence[Results]]  # of a pack, the bytes that it may take
@@ -84,7 +84,7 @@ def with_crew(setup: Setup, planned: Plan) -> Setup:
 
 
 def with_processes(problems: Sequence[Problem], planned: Plan, setup: Setup) -> Setup:
-    """The means with a worker process on every core but one, where these problems of a plan take long on many cores.
+    """The means with a worker process on every core but one, where there are `CORES` and these problems take long.
 
     A thread of this process measures on the last core: this process has torch in its memory, and each worker imports
     torch anew. Threads measure everything where the machine has no memory for the workers. They also do where no

@@ -78,10 +78,10 @@ def run(
 
     Systems and rules from outside of the package are measured by worker processes: one that crashes, or fills the
     memory, costs the cells of its problem, which say `error` or `oom`. So are all where `timeout` is given: the seconds
-    that a problem may take. A long plan on a CPU is measured by this process and by a worker process on each of the
-    remaining cores, since threads would wait for each other. Cells that failed stay so, unless `retry` is "failed".
-    After `max_failures` failed cells, or after `stop_after`, as "8m" or a number of seconds, no further pack begins:
-    what runs is finished and stored, and a later call goes on.
+    that a problem may take. On a CPU of three cores or more a long plan is measured by this process and by a worker
+    process on each of the remaining cores, since threads would wait for each other. Cells that failed stay so, unless
+    `retry` is "failed". After `max_failures` failed cells, or after `stop_after`, as "8m" or a number of seconds, no
+    further pack begins: what runs is finished and stored, and a later call goes on.
 
     `cluster` measures on the workers of dask.distributed: "local" (a worker for every GPU, or every core), the address
     of a scheduler, its scheduler file, or a client or a cluster of dask. This process alone writes. `shard` is a share

@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradbench.dynamics.capture import TRIAL
 from gradbench.dynamics.operations import BLANK, Operation, UnfitError, View, Watch, written_by
 
 Function = Callable[..., tuple[Tensor, ...]]
 SPENT = 5e-3  # seconds of plain calls before a recording, which takes 2 to 10 ms: a short loop is not worth one
 LARGEST = 2**19  # numbers in the arguments: above, arithmetic takes nearly all of the time, and a recording much memory
-TRIAL = 2.0**-7  # relative change of the arguments of a trial
 KINDS = 1000  # of recordings that are remembered
 COPIES = frozenset({"clone", "_to_copy"})  # their result is their argument: it is copied to where the result stays
 
@@ -98,9 +98,9 @@ def _form(v: Tensor) -> tuple[Hashable, ...]:
 
 
 def _altered() -> bool:
-    """Whether torch does something else here than compute operations on their tensors. A recording is made in a mode.
+    """Whether a mode or a transform of torch is active here, or inference mode: torch then may compute something else.
 
-    So a recorded function that another function calls while that one is recorded is called plainly.
+    A recording is made in a mode. So a recorded function is called plainly while a function that calls it is recorded.
     """
     return (
         torch._C._len_torch_dispatch_stack() > 0
